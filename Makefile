@@ -1,0 +1,52 @@
+# flowbench: `make help` explains every target.
+PYTHON ?= python3
+EXP ?= starflow_vs_wcfm
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# One intra-op thread: two threads on a busy two-core machine spin and run several times slower than one.
+export OMP_NUM_THREADS ?= 1
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.DEFAULT_GOAL := help
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+.PHONY: help setup bench fit test test-slow lint format tensorboard clean
+
+help: ## Show this help
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@echo "  Benches: $(basename $(notdir $(wildcard experiments/*.yaml)))"
+
+setup: $(STAMP) ## Create .venv and install flowbench with its development tools; does nothing twice
+
+bench: $(STAMP) ## Run a bench and write its report: make bench EXP=starflow_vs_wcfm
+	@env -u OMP_NUM_THREADS $(BIN)/flowbench bench -c experiments/$(EXP).yaml
+
+fit: $(STAMP) ## Train one experiment: make fit EXP=digits/wcfm
+	@$(BIN)/flowbench fit -c experiments/$(EXP).yaml
+
+test: $(STAMP) ## Run the tests (the slow ones excepted)
+	@$(BIN)/python -m pytest -q
+
+test-slow: $(STAMP) ## Run the slow tests too: several processes, whole benches, trained densities
+	@$(BIN)/python -m pytest -q -m "slow or not slow"
+
+lint: $(STAMP) ## Check style and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(STAMP) ## Format the code
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+tensorboard: $(STAMP) ## Compare runs in the browser
+	@$(BIN)/tensorboard --logdir runs
+
+clean: ## Remove runs, caches and build leftovers; keeps .venv and data/
+	rm -rf runs data/cache build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -type d -prune -exec rm -rf {} +

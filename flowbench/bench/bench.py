@@ -1,0 +1,103 @@
+"""The bench command: plan, run, gather, judge, report."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from flowbench.bench.plan import Plan, make_plan, plan_table
+from flowbench.bench.progress import make_display
+from flowbench.bench.runner import PROGRAM, Interrupted, Runner
+from flowbench.bench.store import collect
+from flowbench.evaluation.rows import write_atomic
+
+__all__ = ["run_bench"]
+
+
+def run_bench(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    jobs: int | None = None,
+    dry_run: bool = False,
+    *,
+    program: Sequence[str] = PROGRAM,
+    console: Console | None = None,
+) -> int:
+    """Run a bench file, or continue it: finished cells are kept, failed ones are tried again.
+
+    Args:
+        path: the bench file.
+        overrides: ``key=value`` changes of the bench file.
+        jobs: cells at once; None takes the bench file's ``jobs``.
+        dry_run: print the plan and stop; nothing is written.
+        program: command line that runs a cell; the subcommand is appended.
+        console: where to print.
+
+    Returns:
+        0 when every cell is finished; 1 when one failed or the results could not be written; 128 + signal
+        when interrupted.
+
+    Raises:
+        ValueError: one line, for what the user got wrong.
+    """
+    console = console or Console()
+    plan = make_plan(path, overrides, jobs)
+    console.print(plan_table(plan))
+    if dry_run:
+        return 0
+    try:
+        with _only_one(plan.directory):
+            return _run(plan, program, console)
+    except Interrupted as stop:
+        console.print("interrupted; the same command continues", highlight=False)
+        return 128 + stop.number
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        where = error.filename or plan.directory
+        remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
+        console.print(
+            f"{error.strerror}: {where}; {remedy}, then the same command continues", highlight=False
+        )
+        return 1
+
+
+def _run(plan: Plan, program: Sequence[str], console: Console) -> int:
+    from flowbench.bench.report import build_report, print_summary
+
+    write_atomic(plan.directory / "plan.json", json.dumps(plan.describe(), indent=2) + "\n")
+    with make_display(console) as display:
+        complete = Runner(plan, display, program).run()
+    collect(plan.directory)
+    report = build_report(plan.directory)
+    print_summary(plan.directory, console)
+    console.print(f"report: {report}", highlight=False, soft_wrap=True)
+    return 0 if complete else 1
+
+
+@contextmanager
+def _only_one(directory: Path) -> Iterator[None]:
+    """Hold the bench's lock.
+
+    Raises:
+        ValueError: when another bench works in the same directory.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    handle = os.open(directory / "bench.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another bench is at work in {directory}; wait for it, or choose another run_dir"
+            ) from None
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,291 @@
+"""The bench file: parsed, checked, and nothing silently ignored."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from flowbench.bench.claims import Claim, parse_claim
+from flowbench.bench.mappings import flatten, load_mapping, nest
+from flowbench.bench.store import REFERENCES
+
+__all__ = ["BUDGETS", "BenchFile", "Contender", "Task", "load_bench_file"]
+
+BUDGETS = ("train_flops", "train_seconds", "steps", "samples_seen", "epochs")
+_KEYS = ("question", "contenders", "seeds", "budget", "sweep", "tasks", "claims", "jobs", "name", "run_dir")
+_RESERVED = ("base", "seed", "budget", "run")
+_NAME = re.compile(r"[A-Za-z0-9][\w-]*")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One family with one configuration: an experiment file and what the bench changes in it."""
+
+    name: str
+    experiment: Path
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A problem given to all contenders, or to those in ``only``; ``reason`` says why not to the rest."""
+
+    name: str = ""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    only: tuple[str, ...] | None = None
+    reason: str = ""
+
+    def has(self, contender: str) -> bool:
+        """Whether the contender takes part."""
+        return self.only is None or contender in self.only
+
+
+@dataclass(frozen=True)
+class BenchFile:
+    """A checked bench file; paths are absolute."""
+
+    path: Path
+    name: str
+    question: str
+    contenders: tuple[Contender, ...]
+    seeds: tuple[int, ...]
+    budget: Mapping[str, float]
+    sweep: Mapping[str, list[int]]
+    tasks: tuple[Task, ...]
+    claims: tuple[Claim, ...]
+    jobs: int | str
+    run_dir: Path | None
+
+
+def load_bench_file(path: str | Path, overrides: Sequence[str] = ()) -> BenchFile:
+    """Read and check a bench file.
+
+    Args:
+        path: YAML file; experiment files are named relative to it.
+        overrides: ``key=value`` changes; an override of the budget replaces the file's budget.
+
+    Raises:
+        ValueError: one line that names the key, the value and what to write instead.
+    """
+    path = Path(path)
+    content = _override(load_mapping(path), overrides)
+    where = str(path)
+    _known(content, _KEYS, where)
+    contenders = _contenders(content.get("contenders"), path.resolve().parent, where)
+    names = [contender.name for contender in contenders]
+    tasks = _tasks(content.get("tasks"), contenders, where)
+    sweep = _sweep(content.get("sweep"), where)
+    name = str(content.get("name") or path.stem)
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{where}: name is {name!r}; use letters, digits, - and _")
+    run_dir = content.get("run_dir")
+    return BenchFile(
+        path=path.resolve(),
+        name=name,
+        question=" ".join(str(content.get("question") or "").split()),
+        contenders=contenders,
+        seeds=_seeds(content.get("seeds", [0]), where),
+        budget=_budget(content.get("budget"), where),
+        sweep=sweep,
+        tasks=tasks,
+        claims=_claims(content.get("claims"), names, [task.name for task in tasks], sweep, where),
+        jobs=content.get("jobs", "auto"),
+        run_dir=Path(str(run_dir)) if run_dir else None,
+    )
+
+
+def _override(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    for text in overrides:
+        if "=" not in text:
+            raise ValueError(f"override {text!r}; write key=value")
+    try:
+        changes = OmegaConf.from_dotlist(list(overrides))
+        if "budget" in changes:
+            content.pop("budget", None)
+        merged = OmegaConf.merge(OmegaConf.create(content), changes)
+        return _resolve_top(merged)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"overrides {list(overrides)}: {' '.join(str(error).split())}") from None
+
+
+def _resolve_top(merged: Any) -> dict[str, Any]:
+    """Resolve ${...} in the bench's own keys; in overrides they belong to the experiment and stay."""
+    out: dict[str, Any] = {}
+    for key in merged:
+        node = merged._get_node(key) if key in ("contenders", "tasks") else merged[key]
+        late = key in ("contenders", "tasks")
+        out[str(key)] = (
+            OmegaConf.to_container(node, resolve=not late) if OmegaConf.is_config(node) else merged[key]
+        )
+    return out
+
+
+def _known(mapping: Mapping[str, Any], allowed: Iterable[str], where: str) -> None:
+    for key in mapping:
+        if key not in allowed:
+            raise ValueError(f"{where}: unknown key {key!r}{_nearest(str(key), allowed)}")
+
+
+def _nearest(name: str, allowed: Iterable[str]) -> str:
+    allowed = list(allowed)
+    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(allowed)}"
+
+
+def _check_overrides(value: Any, where: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where}: overrides is {value!r}; write a mapping of dotted keys to values")
+    nested = nest(value)
+    for key in nested:
+        if key in _RESERVED:
+            raise ValueError(f"{where}: overrides may not set {key!r}; the bench sets it for every cell")
+    return nested
+
+
+def _contenders(value: Any, folder: Path, where: str) -> tuple[Contender, ...]:
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError(
+            f"{where}: contenders is {value!r}; name at least one, e.g. contenders: {{cfm: cfm.yaml}}"
+        )
+    return tuple(_contender(str(name), entry, folder, where) for name, entry in value.items())
+
+
+def _contender(name: str, entry: Any, folder: Path, where: str) -> Contender:
+    where = f"{where}: contender {name!r}"
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{where}: use letters, digits, - and _")
+    if name in (*REFERENCES, "reference"):
+        raise ValueError(f"{where}: the name belongs to the reference rows; choose another")
+    if isinstance(entry, str):
+        entry = {"experiment": entry}
+    if not isinstance(entry, Mapping) or "experiment" not in entry:
+        raise ValueError(f"{where}: write a path, or {{experiment: path, overrides: {{key: value}}}}")
+    _known(entry, ("experiment", "overrides"), where)
+    experiment = folder / str(entry["experiment"])
+    if not experiment.is_file():
+        near = difflib.get_close_matches(
+            experiment.name, [p.name for p in experiment.parent.glob("*.yaml")], n=1
+        )
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{where}: {experiment} does not exist{hint}")
+    return Contender(name, experiment.resolve(), _check_overrides(entry.get("overrides"), where))
+
+
+def _seeds(value: Any, where: str) -> tuple[int, ...]:
+    whole = isinstance(value, list) and all(isinstance(s, int) and not isinstance(s, bool) for s in value)
+    if not whole or not value:
+        raise ValueError(f"{where}: seeds is {value!r}; write a list of whole numbers, e.g. [0, 1, 2]")
+    if len(set(value)) < len(value):
+        twice = sorted({seed for seed in value if value.count(seed) > 1})
+        raise ValueError(
+            f"{where}: seeds {value} name {twice[0]} more than once; a repeated seed adds no evidence"
+        )
+    return tuple(value)
+
+
+def _budget(value: Any, where: str) -> dict[str, float]:
+    if not isinstance(value, Mapping) or len(value) != 1:
+        raise ValueError(f"{where}: budget is {value!r}; give exactly one of {', '.join(BUDGETS)}")
+    _known(value, BUDGETS, f"{where}: budget")
+    ((key, amount),) = value.items()
+    if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not 0 < amount < float("inf"):
+        raise ValueError(f"{where}: budget.{key} is {amount!r}; give a positive number")
+    if key in ("steps", "samples_seen", "epochs") and amount != int(amount):
+        raise ValueError(f"{where}: budget.{key} is {amount!r}; give a whole number")
+    return {str(key): amount}
+
+
+def _sweep(value: Any, where: str) -> dict[str, list[int]]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where}: sweep is {value!r}; write {{network_evaluations: [1, 2, 4]}}")
+    _known(value, ("network_evaluations",), f"{where}: sweep")
+    counts = value.get("network_evaluations")
+    good = isinstance(counts, list) and all(
+        isinstance(c, int) and not isinstance(c, bool) and c > 0 for c in counts
+    )
+    if not good or not counts or len(set(counts)) < len(counts):
+        raise ValueError(
+            f"{where}: sweep.network_evaluations is {counts!r}; write distinct positive whole numbers"
+        )
+    return {"network_evaluations": counts}
+
+
+def _tasks(value: Any, contenders: tuple[Contender, ...], where: str) -> tuple[Task, ...]:
+    if value is None:
+        return (Task(),)
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError(
+            f"{where}: tasks is {value!r}; write {{name: {{overrides: {{data.dataset: moons}}}}}}"
+        )
+    tasks = tuple(_task(str(name), entry, contenders, where) for name, entry in value.items())
+    unused = [c.name for c in contenders if not any(task.has(c.name) for task in tasks)]
+    if unused:
+        raise ValueError(
+            f"{where}: contender {unused[0]!r} takes part in no task; add it to one or remove it"
+        )
+    return tasks
+
+
+def _task(name: str, entry: Any, contenders: tuple[Contender, ...], where: str) -> Task:
+    where = f"{where}: task {name!r}"
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{where}: use letters, digits, - and _")
+    if entry is not None and not isinstance(entry, Mapping):
+        raise ValueError(f"{where}: write {{overrides: {{key: value}}, only: [contender]}}")
+    entry = entry or {}
+    _known(entry, ("overrides", "only", "reason"), where)
+    overrides = _check_overrides(entry.get("overrides"), where)
+    for contender in contenders:
+        both = flatten(overrides).keys() & flatten(contender.overrides).keys()
+        if both:
+            raise ValueError(
+                f"{where}: {min(both)} is also set by contender {contender.name!r}; set it in one place"
+            )
+    only = entry.get("only")
+    if only is None:
+        if entry.get("reason"):
+            raise ValueError(f"{where}: reason explains who is left out by `only`; there is no `only` here")
+        return Task(name, overrides)
+    if not isinstance(only, list) or not only:
+        raise ValueError(f"{where}: only is {only!r}; write a list of contenders")
+    for contender_name in only:
+        _known({contender_name: None}, [c.name for c in contenders], f"{where}: only")
+    return Task(name, overrides, tuple(only), str(entry.get("reason") or "left out by the bench file"))
+
+
+def _claims(
+    value: Any, contenders: list[str], tasks: list[str], sweep: Mapping[str, list[int]], where: str
+) -> tuple[Claim, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise ValueError(f"{where}: claims is {value!r}; write a list of lines")
+    claims = tuple(parse_claim(text) for text in value)
+    for claim in claims:
+        for side in claim.quantities:
+            name = f"{where}: claim {claim.text!r}"
+            if side.contender not in (*contenders, *REFERENCES):
+                raise ValueError(
+                    f"{name}: unknown contender {side.contender!r}{_nearest(side.contender, contenders)}"
+                )
+            if side.task is not None and side.task not in tasks:
+                raise ValueError(
+                    f"{name}: unknown task {side.task!r}{_nearest(side.task, filter(None, tasks))}"
+                )
+            swept = sweep.get("network_evaluations", [])
+            if side.evaluations is not None and side.evaluations not in swept:
+                raise ValueError(
+                    f"{name}: @{side.evaluations} is not swept; sweep.network_evaluations is {swept}"
+                )
+    return claims

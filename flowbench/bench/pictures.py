@@ -1,0 +1,189 @@
+"""Pictures of samples: grids on the same noise, trajectories in the plane, film strips of images."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowbench.bench.plots import colours, new_figure, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["draw_samples", "draw_strips", "draw_trajectories", "load_array", "tile"]
+
+Array = NDArray[Any]
+_DATA = "held-out data"
+
+
+def load_array(path: Path, key: str) -> Array | None:
+    """One array of an npz file; None when the file or the key is absent.
+
+    Raises:
+        ValueError: when the file is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return np.asarray(archive[key]) if key in archive.files else None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); delete the cell's rows.jsonl and run the bench again"
+        ) from None
+
+
+def tile(images: Array, columns: int, gap: int = 1, scale: int = 1) -> Array:
+    """Put images side by side.
+
+    Args:
+        images: uint8, shape (N, C, H, W), C = 1 or 3.
+        columns: images per row.
+        gap: white pixels between images, before scaling of the images.
+        scale: whole-number enlargement without interpolation.
+
+    Returns:
+        uint8 picture of shape (rows, width, 3).
+    """
+    images = np.repeat(np.repeat(images, scale, axis=2), scale, axis=3)
+    if images.shape[1] == 1:
+        images = np.repeat(images, 3, axis=1)
+    number, _, height, width = images.shape
+    rows = -(-number // columns)
+    picture = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, dtype=np.uint8)
+    for index in range(number):
+        top, left = (index // columns) * (height + gap), (index % columns) * (width + gap)
+        picture[top : top + height, left : left + width] = images[index].transpose(1, 2, 0)
+    return picture
+
+
+def draw_samples(plan: Mapping[str, Any], directory: Path, path: Path, per_side: int = 6) -> Path | None:
+    """Samples of all contenders from the same noise: a row per task, a panel per contender (first seed).
+
+    Returns:
+        The picture's path, or None when no cell wrote samples.
+    """
+    rows = {task: _sources(plan, directory, task, "samples.npz", "x") for task in plan["tasks"]}
+    rows = {task: found for task, found in rows.items() if found}
+    if not rows:
+        return None
+    columns = max(len(found) for found in rows.values())
+    figure, axes = new_figure(len(rows), columns, (2.4, 2.65))
+    palette = colours(plan["contenders"])
+    for panels, (task, found) in zip(axes, rows.items(), strict=True):
+        limits = _limits([x for x in found.values() if x.ndim == 2])
+        for axis, name in _panels(panels, found):
+            x = found[name]
+            if x.ndim == 2:
+                _scatter(axis, x[:2000], palette.get(name, "#444444"), limits)
+            else:
+                axis.imshow(tile(x[: per_side * per_side], per_side, gap=2, scale=4), interpolation="nearest")
+                axis.set_axis_off()
+            axis.set_title(
+                _panel_title(name, task, panels[0] is axis), fontsize=10, color=palette.get(name, "#333333")
+            )
+    return save_figure(figure, path)
+
+
+def draw_trajectories(plan: Mapping[str, Any], directory: Path, path: Path, lines: int = 150) -> Path | None:
+    """Ways of points in the plane from the source (grey) to the samples (coloured), 2-D only."""
+    rows = {}
+    for task in plan["tasks"]:
+        found = _sources(plan, directory, task, "trajectories.npz", "states")
+        flat = {name: states for name, states in found.items() if states.ndim == 3 and states.shape[-1] == 2}
+        if flat:
+            rows[task] = flat
+    if not rows:
+        return None
+    figure, axes = new_figure(len(rows), max(len(found) for found in rows.values()), (2.8, 3.05))
+    palette = colours(plan["contenders"])
+    for panels, (task, found) in zip(axes, rows.items(), strict=True):
+        limits = _limits([states.reshape(-1, 2) for states in found.values()])
+        for axis, name in _panels(panels, found):
+            _draw_ways(axis, found[name][:, :lines], palette.get(name, "#444444"), limits)
+            axis.set_title(
+                _panel_title(name, task, panels[0] is axis), fontsize=10, color=palette.get(name, "#333333")
+            )
+    return save_figure(figure, path)
+
+
+def draw_strips(plan: Mapping[str, Any], directory: Path, path: Path, frames: int = 9) -> Path | None:
+    """Images on their way from noise (left) to sample (right), three per contender."""
+    rows: list[tuple[str, Array]] = []
+    for task in plan["tasks"]:
+        found = _sources(plan, directory, task, "trajectories.npz", "states")
+        for name, states in found.items():
+            if states.ndim == 5 and states.shape[2] in (1, 3):
+                rows.append((f"{task}\n{name}" if task else name, states))
+    if not rows:
+        return None
+    figure, axes = new_figure(len(rows), 1, (6.2, 2.2))
+    palette = colours(plan["contenders"])
+    for (axis,), (title, states) in zip(axes, rows, strict=True):
+        steps = np.linspace(0, len(states) - 1, min(frames, len(states))).round().astype(int)
+        chosen = states[steps][:, :3].swapaxes(0, 1)
+        levels = np.clip((np.nan_to_num(chosen) + 1) * 127.5, 0, 255).astype(np.uint8)
+        axis.imshow(
+            tile(levels.reshape(-1, *levels.shape[2:]), len(steps), gap=2, scale=4), interpolation="nearest"
+        )
+        axis.set_title(title, fontsize=10, color=palette.get(title.split("\n")[-1], "#333333"), loc="left")
+        axis.set_axis_off()
+    return save_figure(figure, path)
+
+
+def _sources(plan: Mapping[str, Any], directory: Path, task: str, file: str, key: str) -> dict[str, Array]:
+    """Array per panel: held-out data first, then every contender's first seed that has one."""
+    found: dict[str, Array] = {}
+    for cell in plan["cells"]:
+        name = _DATA if cell["kind"] == "reference" else cell["contender"]
+        if cell["task"] != task or name in found:
+            continue
+        array = load_array(directory / cell["directory"] / file, key)
+        if array is not None and array.size:
+            found[name] = array
+    return found
+
+
+def _panels(panels: Sequence[Axes], names: Mapping[str, Array]) -> list[tuple[Axes, str]]:
+    for axis in panels[len(names) :]:
+        axis.set_axis_off()
+    return list(zip(panels, names, strict=False))
+
+
+def _panel_title(name: str, task: str, first: bool) -> str:
+    return f"{task}: {name}" if task and first else name
+
+
+def _limits(clouds: Sequence[Array]) -> tuple[float, float, float, float]:
+    """Common limits that hold 99.8 % of every cloud, so that a stray point does not shrink the rest."""
+    if not clouds:
+        return (-1.0, 1.0, -1.0, 1.0)
+    ends = np.array([np.nanquantile(c[np.isfinite(c).all(axis=1)], [0.001, 0.999], axis=0) for c in clouds])
+    (left, bottom), (right, top) = ends[:, 0].min(axis=0), ends[:, 1].max(axis=0)
+    half = 0.54 * max(right - left, top - bottom, 1e-6)
+    x, y = (left + right) / 2, (bottom + top) / 2
+    return float(x - half), float(x + half), float(y - half), float(y + half)
+
+
+def _scatter(axis: Axes, points: Array, colour: str, limits: tuple[float, float, float, float]) -> None:
+    axis.scatter(points[:, 0], points[:, 1], s=2.5, color=colour, alpha=0.5, linewidths=0, rasterized=True)
+    _plane(axis, limits)
+
+
+def _draw_ways(axis: Axes, states: Array, colour: str, limits: tuple[float, float, float, float]) -> None:
+    axis.plot(states[:, :, 0], states[:, :, 1], color=colour, alpha=0.28, linewidth=0.7)
+    axis.scatter(states[0, :, 0], states[0, :, 1], s=5, color="#9a9a9a", linewidths=0, zorder=3)
+    axis.scatter(states[-1, :, 0], states[-1, :, 1], s=7, color=colour, linewidths=0, zorder=4)
+    _plane(axis, limits)
+
+
+def _plane(axis: Axes, limits: tuple[float, float, float, float]) -> None:
+    axis.set(xlim=limits[:2], ylim=limits[2:], aspect="equal", xticks=[], yticks=[])
+    axis.grid(visible=False)
+    for spine in axis.spines.values():
+        spine.set(visible=True, color="#cccccc")

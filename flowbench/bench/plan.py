@@ -1,0 +1,241 @@
+"""The plan of a bench: every cell with its directory and experiment, settled before anything runs."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+from rich.table import Table
+
+from flowbench.bench.benchfile import BenchFile, Contender, Task, load_bench_file
+from flowbench.bench.machine import Policy, choose_policy
+from flowbench.bench.mappings import merge
+from flowbench.bench.status import read_status
+from flowbench.config import compose, fingerprint
+
+__all__ = ["Cell", "Plan", "make_plan", "plan_table"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One process of the bench: a contender with one seed, or the reference rows of a task.
+
+    Attributes:
+        kind: ``fit`` (fit then test) or ``reference``; the subcommand the process runs.
+        task: task name, empty where the bench has one unnamed task.
+        contender: name in the bench file; ``reference`` for the reference rows.
+        seed: training seed.
+        directory: the cell's run directory.
+        config: content of its ``cell.yaml``.
+        config_hash: fingerprint of the composed experiment; another one means other results.
+        preparation: cells with the same value share one ``prepare`` (same data, evaluator and prerequisites).
+    """
+
+    kind: Literal["fit", "reference"]
+    task: str
+    contender: str
+    seed: int
+    directory: Path
+    config: Mapping[str, Any]
+    config_hash: str
+    preparation: str
+
+    @property
+    def label(self) -> str:
+        """Name for people: ``task/contender seed 0``."""
+        prefix = f"{self.task}/" if self.task else ""
+        return f"{prefix}{self.contender}" + (f" seed {self.seed}" if self.kind == "fit" else " rows")
+
+    @property
+    def config_path(self) -> Path:
+        """The file that ``flowbench fit -c`` is given."""
+        return self.directory / "cell.yaml"
+
+    def config_text(self) -> str:
+        """``cell.yaml`` as YAML."""
+        return _yaml(self.config)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A bench file with everything that follows from it."""
+
+    bench: BenchFile
+    directory: Path
+    cells: tuple[Cell, ...]
+    references: tuple[Cell, ...]
+    policy: Policy
+
+    @property
+    def tasks(self) -> dict[str, list[str]]:
+        """Task name -> contenders that take part, in the order of the bench file."""
+        return {t.name: [c.name for c in self.bench.contenders if t.has(c.name)] for t in self.bench.tasks}
+
+    def describe(self) -> dict[str, Any]:
+        """What the report needs, as JSON values; directories relative to the bench's."""
+        return {
+            "name": self.bench.name,
+            "question": self.bench.question,
+            "contenders": [c.name for c in self.bench.contenders],
+            "seeds": list(self.bench.seeds),
+            "budget": dict(self.bench.budget),
+            "sweep": dict(self.bench.sweep),
+            "claims": [claim.text for claim in self.bench.claims],
+            "tasks": self.tasks,
+            "reasons": {t.name: t.reason for t in self.bench.tasks if t.only is not None},
+            "policy": self.policy.describe(),
+            "jobs": self.policy.jobs,
+            "threads": self.policy.threads,
+            "cells": [
+                {
+                    "kind": cell.kind,
+                    "task": cell.task,
+                    "contender": cell.contender,
+                    "seed": cell.seed,
+                    "directory": str(cell.directory.relative_to(self.directory)),
+                }
+                for cell in (*self.references, *self.cells)
+            ],
+        }
+
+
+def make_plan(path: str | Path, overrides: Sequence[str] = (), jobs: int | None = None) -> Plan:
+    """Read a bench file and settle its cells; nothing is written to the bench's directory.
+
+    Args:
+        path: the bench file.
+        overrides: ``key=value`` changes of the bench file.
+        jobs: cells at once; None takes the bench file's ``jobs`` (default ``auto``).
+
+    Raises:
+        ValueError: one line, for everything that is wrong in the bench file or its experiment files.
+    """
+    bench = load_bench_file(path, overrides)
+    root = Path(os.environ.get("FLOWBENCH_RUNS") or "runs")
+    directory = (bench.run_dir or root / bench.name).absolute()
+    pairs = [(task, c) for task in bench.tasks for c in bench.contenders if task.has(c.name)]
+    contents = {
+        (t.name, c.name): _compose(_cell_config(bench, c, t, bench.seeds[0], directory)) for t, c in pairs
+    }
+    cells = tuple(
+        _cell(_cell_config(bench, contender, task, seed, directory), contents[task.name, contender.name])
+        for seed in bench.seeds
+        for task, contender in pairs
+    )
+    references = tuple(_reference(next(c for c in cells if c.task == t.name), directory) for t in bench.tasks)
+    cpu_only = all(
+        (content.get("trainer") or {}).get("accelerator") == "cpu" for content in contents.values()
+    )
+    policy = choose_policy(bench.jobs if jobs is None else jobs, len(cells), cpu_only=cpu_only)
+    return Plan(bench, directory, cells, references, policy)
+
+
+def _cell_config(bench: BenchFile, contender: Contender, task: Task, seed: int, root: Path) -> dict[str, Any]:
+    """Content of a cell.yaml: the experiment, the task, and what the bench sets."""
+    own = merge(task.overrides, contender.overrides)
+    own = merge(own, {"seed": seed, "budget": dict(bench.budget)})
+    if bench.sweep:
+        own = merge(own, {"evaluator": {"sweep": dict(bench.sweep)}})
+    run = {
+        "dir": str(root / "cells" / task.name / contender.name / f"seed-{seed}"),
+        "name": f"{contender.name}-seed-{seed}",
+        "bench": bench.name,
+        "task": task.name,
+        "contender": contender.name,
+    }
+    return {"base": [str(contender.experiment)], **own, "run": run}
+
+
+def _compose(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration a cell will see, composed exactly as its process will compose it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "cell.yaml"
+        path.write_text(_yaml(config), encoding="utf-8")
+        return compose([path]).resolved
+
+
+def _yaml(config: Mapping[str, Any]) -> str:
+    return OmegaConf.to_yaml(OmegaConf.create(dict(config)))
+
+
+def _cell(config: Mapping[str, Any], content: Mapping[str, Any]) -> Cell:
+    run = config["run"]
+    return Cell(
+        kind="fit",
+        task=run["task"],
+        contender=run["contender"],
+        seed=config["seed"],
+        directory=Path(run["dir"]),
+        config=config,
+        config_hash=fingerprint({**content, "seed": config["seed"]}),
+        preparation=fingerprint(
+            {key: content[key] for key in ("data", "evaluator", "requires") if key in content}
+        ),
+    )
+
+
+def _reference(first: Cell, root: Path) -> Cell:
+    """The reference rows of a task: only the data and the evaluator count in their hash."""
+    directory = root / "reference" / first.task
+    run = {**first.config["run"], "dir": str(directory), "name": "reference", "contender": "reference"}
+    return replace(
+        first,
+        kind="reference",
+        contender="reference",
+        directory=directory,
+        config={**first.config, "run": run},
+        config_hash=f"{first.preparation}-{first.seed}",
+    )
+
+
+def plan_table(plan: Plan) -> Table:
+    """The plan as a Rich table: one line per contender and task."""
+    bench = plan.bench
+    ((kind, amount),) = bench.budget.items()
+    number = len(plan.cells)
+    table = Table(
+        title=f"{bench.name}: {number} cell{'s' * (number > 1)}", title_justify="left", caption_justify="left"
+    )
+    named = any(task.name for task in bench.tasks)
+    for column in (["task"] if named else []) + ["contender", "experiment", "seeds", "budget", "state"]:
+        table.add_column(column, overflow="fold")
+    seeds = ", ".join(map(str, bench.seeds))
+    for task in bench.tasks:
+        for contender in bench.contenders:
+            first = [task.name] if named else []
+            if not task.has(contender.name):
+                table.add_row(
+                    *first, contender.name, "", "", "", f"not applicable: {task.reason}", style="dim"
+                )
+                continue
+            mine = [c for c in plan.cells if c.contender == contender.name and c.task == task.name]
+            table.add_row(
+                *first,
+                contender.name,
+                _short(contender.experiment),
+                seeds,
+                f"{kind} {amount:g}",
+                _state(mine),
+            )
+    lines = [f"cells run {plan.policy.describe()}", f"results in {_short(plan.directory)}"]
+    if kind == "train_seconds" and plan.policy.jobs > 1:
+        lines.append(f"training seconds are taken under {plan.policy.jobs} concurrent cells")
+    table.caption = "\n".join(lines)
+    return table
+
+
+def _state(cells: Sequence[Cell]) -> str:
+    done = sum(read_status(c.directory).is_done(c.config_hash) for c in cells)
+    return f"{done}/{len(cells)} done" if done else "to do"
+
+
+def _short(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

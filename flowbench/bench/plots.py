@@ -1,0 +1,288 @@
+"""Pictures of numbers: quality against network evaluations and training time, and bars."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowbench.bench.statistics import summarise
+from flowbench.bench.store import REFERENCES, Results
+from flowbench.bench.vocabulary import quality_metric
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "colours",
+    "load_curve",
+    "new_figure",
+    "plot_bars",
+    "plot_evaluations",
+    "plot_training",
+    "save_figure",
+]
+
+_PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C564B", "#4D4D4D")
+_MARKERS = "osD^vPX*h"
+_LINES = {"floor": "--", "noise": ":", "gaussian": "-.", "gmm": (0, (5, 1, 1, 1, 1, 1))}
+_STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "axes.edgecolor": "#666666",
+    "axes.titlesize": 11,
+    "legend.frameon": False,
+}
+
+Curve = dict[int, tuple[float, float]]
+"""Step -> (training seconds, value)."""
+
+
+def colours(contenders: Sequence[str]) -> dict[str, str]:
+    """One colour per contender, the same in every picture of a report."""
+    return {name: _PALETTE[position % len(_PALETTE)] for position, name in enumerate(contenders)}
+
+
+def new_figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[list[Axes]]]:
+    """A figure with rows x columns panels of ``size`` inches each, drawn without pyplot's global state."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False)
+    return figure, [list(row) for row in axes]
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a PNG with 150 dpi, cropped to its content."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, bbox_inches="tight", facecolor="white")
+    return path
+
+
+def load_curve(path: Path, metric: str) -> Curve:
+    """Quality against training of one cell; a repeated step (a resumed run) keeps its last value.
+
+    Raises:
+        ValueError: for a damaged line; a last line cut short by a crash is passed over.
+    """
+    if not path.is_file():
+        return {}
+    curve: Curve = {}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            point = json.loads(line)
+            if point["metric"] == metric and point["value"] is not None:
+                curve[int(point["step"])] = (float(point["train_seconds"]), float(point["value"]))
+        except (ValueError, KeyError, TypeError) as error:
+            if number < len(lines):
+                raise ValueError(f"{path}, line {number}: not a point of a curve ({error})") from None
+    return curve
+
+
+def plot_evaluations(plan: Mapping[str, Any], results: Results, path: Path) -> Path | None:
+    """Quality against network evaluations per sample, one panel per task; None when nothing was swept."""
+    panels = {task: metric for task in plan["tasks"] if (metric := _swept_metric(plan, results, task))}
+    if not panels:
+        return None
+    figure, axes = new_figure(1, len(panels), (5.0 if len(panels) > 1 else 6.6, 4.0))
+    for axis, (task, metric) in zip(axes[0], panels.items(), strict=True):
+        for name in plan["tasks"][task]:
+            _draw_sweep(axis, plan, results, task, name, metric)
+        _draw_references(axis, results, task, metric)
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        _finish(axis, task, "network evaluations per sample", metric, results.unit(metric))
+    _legend(figure, axes[0])
+    return save_figure(figure, path)
+
+
+def _swept_metric(plan: Mapping[str, Any], results: Results, task: str) -> str | None:
+    names = plan["tasks"][task]
+    return quality_metric(m for m in results.metrics(task) if any(results.sweep(task, n, m) for n in names))
+
+
+def _draw_sweep(
+    axis: Axes, plan: Mapping[str, Any], results: Results, task: str, name: str, metric: str
+) -> None:
+    """A line where the contender was swept; else one point at the evaluations that it always needs."""
+    style = _style(plan, name)
+    sweep = results.sweep(task, name, metric)
+    if len(sweep) > 1:
+        x = list(sweep)
+        _line_and_band(axis, x, [list(sweep[count].values()) for count in x], name, style)
+        return
+    (count, values), *_ = [*sweep.items()] or [_fixed_point(results, task, name, metric)]
+    if values and count:
+        summary = summarise(list(values.values()))
+        axis.errorbar(
+            [count],
+            [summary.mean],
+            yerr=[_spread(list(values.values()))[0], _spread(list(values.values()))[1]],
+            label=f"{name} (fixed)",
+            linestyle="none",
+            markersize=8,
+            capsize=3,
+            **style,
+        )
+
+
+def _fixed_point(results: Results, task: str, name: str, metric: str) -> tuple[float, dict[int, float]]:
+    rows = results.main_rows(task, name, metric)
+    counts = [row.network_evaluations for row in rows if row.network_evaluations]
+    return (sum(counts) / len(counts) if counts else 0.0), results.values(task, name, metric)
+
+
+def _spread(values: list[float]) -> tuple[list[float], list[float]]:
+    mean = sum(values) / len(values)
+    return [mean - min(values)], [max(values) - mean]
+
+
+def plot_training(plan: Mapping[str, Any], results: Results, directory: Path, path: Path) -> Path | None:
+    """Quality against training seconds, one panel per task; None when no cell wrote a curve."""
+    curves = {task: _task_curves(plan, results, directory, task) for task in plan["tasks"]}
+    panels = {task: found for task, found in curves.items() if found[1]}
+    if not panels:
+        return None
+    figure, axes = new_figure(1, len(panels), (5.0 if len(panels) > 1 else 6.6, 4.0))
+    for axis, (task, (metric, by_name)) in zip(axes[0], panels.items(), strict=True):
+        for name, seeds in by_name.items():
+            _draw_curves(axis, seeds, name, _style(plan, name))
+        _draw_references(axis, results, task, metric)
+        _finish(axis, task, "training time (s)", metric, results.unit(metric))
+    _legend(figure, axes[0])
+    return save_figure(figure, path)
+
+
+def _task_curves(
+    plan: Mapping[str, Any], results: Results, directory: Path, task: str
+) -> tuple[str, dict[str, list[Curve]]]:
+    cells = [c for c in plan["cells"] if c["task"] == task and c["kind"] == "fit"]
+    metric = quality_metric(_curve_metrics(directory, cells)) or ""
+    by_name: dict[str, list[Curve]] = defaultdict(list)
+    for cell in cells:
+        curve = load_curve(directory / cell["directory"] / "curve.jsonl", metric)
+        if len(curve) > 1:
+            by_name[cell["contender"]].append(curve)
+    return metric, dict(by_name)
+
+
+def _curve_metrics(directory: Path, cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    names: dict[str, None] = {}
+    for cell in cells:
+        path = directory / cell["directory"] / "curve.jsonl"
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+            try:
+                names[str(json.loads(line)["metric"])] = None
+            except (ValueError, KeyError, TypeError):
+                continue  # load_curve reports damaged lines
+    return list(names)
+
+
+def _draw_curves(axis: Axes, seeds: Sequence[Curve], name: str, style: Mapping[str, Any]) -> None:
+    steps = sorted(set.intersection(*(set(curve) for curve in seeds)))
+    x = [sum(curve[step][0] for curve in seeds) / len(seeds) for step in steps]
+    _line_and_band(axis, x, [[curve[step][1] for curve in seeds] for step in steps], name, style)
+
+
+def plot_bars(plan: Mapping[str, Any], results: Results, metric: str, path: Path) -> Path | None:
+    """Bars of one metric with 95 % intervals, one panel per task; None when it was not measured."""
+    found = {
+        task: {name: v for name in names if (v := results.values(task, name, metric))}
+        for task, names in plan["tasks"].items()
+    }
+    panels = {task: values for task, values in found.items() if values}
+    if not panels:
+        return None
+    tallest = max(len(values) for values in panels.values())
+    figure, axes = new_figure(1, len(panels), (4.6 if len(panels) > 1 else 6.6, 1.0 + 0.45 * tallest))
+    for axis, (task, by_name) in zip(axes[0], panels.items(), strict=True):
+        _draw_bars(axis, plan, by_name)
+        axis.set_title(task, loc="left")
+        unit = results.unit(metric)
+        axis.set_xlabel(f"{metric}{f' ({unit})' if unit else ''}")
+    return save_figure(figure, path)
+
+
+def _draw_bars(axis: Axes, plan: Mapping[str, Any], by_name: Mapping[str, Mapping[int, float]]) -> None:
+    palette = colours(plan["contenders"])
+    names = list(by_name)
+    summaries = [summarise(list(by_name[name].values())) for name in names]
+    means, halves = [s.mean for s in summaries], [s.half or 0.0 for s in summaries]
+    axis.barh(
+        names, means, xerr=halves, color=[palette[n] for n in names], height=0.62, ecolor="#333333", capsize=3
+    )
+    axis.invert_yaxis()
+    axis.grid(axis="y", visible=False)
+    axis.axvline(0, color="#666666", linewidth=0.8)
+    for position, (mean, half) in enumerate(zip(means, halves, strict=True)):
+        end = mean + half if mean >= 0 else mean - half
+        axis.annotate(
+            f"{mean:.3g}",
+            (end, position),
+            xytext=(5 if mean >= 0 else -5, 0),
+            textcoords="offset points",
+            va="center",
+            ha="left" if mean >= 0 else "right",
+            fontsize=9,
+        )
+    axis.margins(x=0.16)
+
+
+def _style(plan: Mapping[str, Any], name: str) -> dict[str, Any]:
+    position = plan["contenders"].index(name)
+    return {"color": colours(plan["contenders"])[name], "marker": _MARKERS[position % len(_MARKERS)]}
+
+
+def _line_and_band(
+    axis: Axes, x: Sequence[float], values: Sequence[Sequence[float]], name: str, style: Mapping[str, Any]
+) -> None:
+    """Mean over seeds, with the range of the seeds as a band."""
+    means = [sum(group) / len(group) for group in values]
+    axis.plot(x, means, label=name, linewidth=1.8, markersize=5, **style)
+    axis.fill_between(
+        x, [min(g) for g in values], [max(g) for g in values], color=style["color"], alpha=0.18, linewidth=0
+    )
+
+
+def _draw_references(axis: Axes, results: Results, task: str, metric: str) -> None:
+    for name in REFERENCES:
+        values = list(results.values(task, name, metric).values())
+        if values:
+            axis.axhline(
+                sum(values) / len(values),
+                color="#777777",
+                linewidth=1.2,
+                linestyle=_LINES[name],
+                label=name,
+                zorder=1,
+            )
+
+
+def _finish(axis: Axes, task: str, x_label: str, metric: str, unit: str) -> None:
+    axis.set_title(task, loc="left")
+    axis.set_xlabel(x_label)
+    axis.set_ylabel(f"{metric}{f' ({unit})' if unit else ''}")
+    low, high = axis.dataLim.intervaly
+    if low > 0 and high / low > 15:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+
+
+def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
+    """One legend to the right of all panels, each name once."""
+    entries: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    figure.legend(list(entries.values()), list(entries), loc="outside right upper", frameon=False, fontsize=9)

@@ -1,0 +1,110 @@
+"""Starting and ending the processes of a bench, so that none outlives it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+__all__ = ["last_line", "start_process", "stop_processes"]
+
+_PR_SET_PDEATHSIG = 1
+
+
+def start_process(
+    arguments: Sequence[str], log: Path, environment: Mapping[str, str], title: str
+) -> subprocess.Popen[bytes]:
+    """Start a process whose output goes to the end of a log file.
+
+    The process leads its own group (so that a Ctrl-C reaches it through the bench, once) and, on Linux, is
+    killed by the kernel when the bench dies, even by SIGKILL.
+
+    Args:
+        arguments: the command line.
+        log: file the output is appended to.
+        environment: added to this process's environment.
+        title: heading written to the log.
+
+    Raises:
+        ValueError: when the program does not exist.
+        OSError: when the log cannot be written, e.g. on a full disk.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as handle:
+        _write_heading(handle, title, arguments)
+        try:
+            return subprocess.Popen(
+                list(arguments),
+                stdin=subprocess.DEVNULL,
+                stdout=handle,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment},
+                start_new_session=True,
+                preexec_fn=_die_with_parent(),
+            )
+        except FileNotFoundError:
+            raise ValueError(
+                f"{arguments[0]} does not exist; install flowbench in this environment"
+            ) from None
+
+
+def _write_heading(handle: IO[bytes], title: str, arguments: Sequence[str]) -> None:
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+    handle.write(f"=== {title}, {stamp}: {' '.join(arguments)}\n".encode())
+    handle.flush()
+
+
+def _die_with_parent() -> Callable[[], None] | None:
+    """A hook for the child that asks Linux to kill it when this thread's process ends; None elsewhere."""
+    if not sys.platform.startswith("linux"):
+        return None
+    libc = ctypes.CDLL(None, use_errno=True)
+    parent = os.getpid()
+
+    def ask() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:  # the bench died between fork and prctl
+            os._exit(1)
+
+    return ask
+
+
+def stop_processes(processes: Iterable[subprocess.Popen[bytes]], grace_seconds: float = 10.0) -> None:
+    """End processes and their groups: SIGTERM, and SIGKILL for those still alive after the grace period."""
+    processes = list(processes)
+    for process in processes:
+        _signal_group(process, signal.SIGTERM)
+    deadline = time.monotonic() + grace_seconds
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            _signal_group(process, signal.SIGKILL)
+            process.wait()
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    if process.poll() is None:
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            pass
+
+
+def last_line(log: Path, limit: int = 300) -> str:
+    """The last line of a log that says something, shortened to ``limit`` characters."""
+    try:
+        with log.open("rb") as handle:
+            handle.seek(0, os.SEEK_END)
+            handle.seek(max(0, handle.tell() - 8192))
+            text = handle.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("=== ")]
+    return lines[-1][:limit] if lines else ""

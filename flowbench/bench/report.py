@@ -1,0 +1,235 @@
+"""The report of a bench: tables and pictures from results.jsonl, plan.json and the cells' files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from flowbench.bench.claims import Verdict, judge, parse_claim
+from flowbench.bench.pictures import draw_samples, draw_strips, draw_trajectories
+from flowbench.bench.plots import plot_bars, plot_evaluations, plot_training
+from flowbench.bench.provenance import provenance_lines
+from flowbench.bench.store import Results, load_plan, load_rows
+from flowbench.bench.tables import difference_table, metric_table, seed_table
+from flowbench.bench.vocabulary import GROUPS
+from flowbench.evaluation.rows import write_atomic
+
+__all__ = ["build_report", "print_summary"]
+
+
+def build_report(bench_dir: str | Path) -> Path:
+    """Write report.md and its pictures from what the bench directory holds; nothing is trained or measured.
+
+    Args:
+        bench_dir: directory of a bench, finished or not.
+
+    Returns:
+        Path of report.md.
+
+    Raises:
+        ValueError: when the directory holds no bench, or its rows are damaged.
+    """
+    directory = Path(bench_dir)
+    plan = load_plan(directory)
+    results = Results(load_rows(directory))
+    parts = [
+        f"# {plan['name']}",
+        plan["question"],
+        _failures(plan, results),
+        _claims(plan, results),
+        *_result_sections(plan, results),
+        *_pictures(plan, results, directory),
+        _per_seed(plan, results),
+        _protocol(plan, results),
+    ]
+    report = directory / "report.md"
+    write_atomic(report, "\n\n".join(part for part in parts if part) + "\n")
+    return report
+
+
+def print_summary(bench_dir: str | Path, console: Console) -> None:
+    """Print the quality and transport tables, the claims and the failures of a bench."""
+    directory = Path(bench_dir)
+    plan = load_plan(directory)
+    results = Results(load_rows(directory))
+    for task in plan["tasks"]:
+        for group in GROUPS[:2]:
+            table = metric_table(plan, results, task, group)
+            if table is not None:
+                console.print(table.to_rich())
+    verdicts = _verdicts(plan, results)
+    if verdicts:
+        console.print(_claims_rich(verdicts))
+    for row in results.failures():
+        console.print(
+            f"FAILED {_where(row.task, row.contender)} seed {row.seed}: {row.provenance['message']}",
+            markup=False,
+        )
+        console.print(f"  log: {row.provenance['log']}", markup=False, soft_wrap=True, highlight=False)
+
+
+def _where(task: str, contender: str) -> str:
+    return f"{task}/{contender}" if task else contender
+
+
+def _verdicts(plan: Mapping[str, Any], results: Results) -> list[Verdict]:
+    return [
+        verdict for text in plan["claims"] for verdict in judge(parse_claim(text), results, plan["tasks"])
+    ]
+
+
+def _claims_rich(verdicts: list[Verdict]) -> Table:
+    table = Table(title="Claims", title_justify="left")
+    for name in ("claim", "task", "verdict", "why"):
+        table.add_column(name, overflow="fold")
+    styles = {"holds": "green", "fails": "red", "undecided": "yellow"}
+    for v in verdicts:
+        table.add_row(
+            Text(v.claim.text), Text(v.task), Text(v.verdict, style=styles[v.verdict]), Text(v.reason)
+        )
+    return table
+
+
+def _claims(plan: Mapping[str, Any], results: Results) -> str:
+    verdicts = _verdicts(plan, results)
+    if not verdicts:
+        return ""
+    named = any(v.task for v in verdicts)
+    lines = [
+        "## Claims",
+        "",
+        f"| claim |{' task |' if named else ''} verdict | why |",
+        "|:---|" + ":---|" * (2 + named),
+    ]
+    for v in verdicts:
+        cells = [
+            f"`{v.claim.text}`",
+            *([v.task] if named else []),
+            f"**{v.verdict}**",
+            v.reason.replace("|", "\\|"),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _failures(plan: Mapping[str, Any], results: Results) -> str:
+    failed = results.failures()
+    lines = [
+        f"- {_where(row.task, row.contender)} seed {row.seed} ({row.provenance['attempts']} attempts): "
+        f"{row.provenance['message']} Log: `{row.provenance['log']}`"
+        for row in failed
+    ]
+    seen = {(row.task, row.contender, row.seed) for row in results.rows if row.status != "failed"}
+    fits = [c for c in plan["cells"] if c["kind"] == "fit"]
+    gone = {(row.task, row.contender, row.seed) for row in failed}
+    missing = [c for c in fits if (c["task"], c["contender"], c["seed"]) not in seen | gone]
+    if missing:
+        lines.append(
+            f"- {len(missing)} of {len(fits)} cells are not finished; run the bench again to continue."
+        )
+    return (
+        "\n".join(["> **Incomplete.** The tables below hold what is finished.", "", *lines]) if lines else ""
+    )
+
+
+def _result_sections(plan: Mapping[str, Any], results: Results) -> list[str]:
+    parts = ["## Results", _reading_guide(plan)]
+    for task in plan["tasks"]:
+        tables = [metric_table(plan, results, task, group) for group in GROUPS]
+        tables.append(difference_table(plan, results, task))
+        for table in tables:
+            if table is not None:
+                parts += [f"### {table.title}", table.to_markdown()]
+    if results.notes:
+        parts.append("\n".join(f"- {note}" for note in results.notes))
+    return parts
+
+
+def _reading_guide(plan: Mapping[str, Any]) -> str:
+    number = len(plan["seeds"])
+    if number == 1:
+        spread = "One seed: there are no intervals, so no difference below is shown to be real."
+    else:
+        spread = f"Mean ± half width of the 95 % t-interval over {number} training seeds."
+    return (
+        f"{spread} Arrows point to the better value; bold: the best contender and those whose paired "
+        "difference to it cannot be told from 0. `≤`: an upper bound. _floor_: held-out real data scored as "
+        "if generated; _noise_: the source; _gaussian_, _gmm_: classical baselines fitted on the same split. "
+        "Differences are paired by seed; bold: the interval excludes 0."
+    )
+
+
+def _pictures(plan: Mapping[str, Any], results: Results, directory: Path) -> list[str]:
+    folder = directory / "pictures"
+    band = "Bands: range of the seeds." if len(plan["seeds"]) > 1 else ""
+    drawn = [
+        ("Samples from the same noise", draw_samples(plan, directory, folder / "samples.png")),
+        (
+            f"Quality against network evaluations. {band}",
+            plot_evaluations(plan, results, folder / "evaluations.png"),
+        ),
+        (
+            f"Quality against training time. {band}",
+            plot_training(plan, results, directory, folder / "training.png"),
+        ),
+        (
+            "Ways of the samples, from the source (grey)",
+            draw_trajectories(plan, directory, folder / "trajectories.png"),
+        ),
+        (
+            "Ways of the samples, noise (left) to image (right)",
+            draw_strips(plan, directory, folder / "strips.png"),
+        ),
+        (
+            "Straightness S (0: every sample travels on a straight line at constant speed)",
+            plot_bars(plan, results, "straightness", folder / "straightness.png"),
+        ),
+    ]
+    shown = [(caption.strip(), path) for caption, path in drawn if path is not None]
+    if not shown:
+        return []
+    return [
+        "## Pictures",
+        *(f"![{caption}]({path.relative_to(directory)})\n\n*{caption}*" for caption, path in shown),
+    ]
+
+
+def _per_seed(plan: Mapping[str, Any], results: Results) -> str:
+    tables = [table for task in plan["tasks"] if (table := seed_table(plan, results, task)) is not None]
+    if not tables:
+        return ""
+    body = "\n\n".join(f"**{table.title}**\n\n{table.to_markdown()}" for table in tables)
+    return f"<details>\n<summary>Values of every seed</summary>\n\n{body}\n\n</details>"
+
+
+def _protocol(plan: Mapping[str, Any], results: Results) -> str:
+    ((kind, amount),) = plan["budget"].items()
+    lines = [
+        "## Protocol and provenance",
+        "",
+        f"- budget of every contender: {kind} = {amount:g}",
+        f"- seeds: {', '.join(map(str, plan['seeds']))}",
+        f"- cells ran {plan['policy']}",
+    ]
+    if plan["sweep"]:
+        counts = ", ".join(map(str, plan["sweep"]["network_evaluations"]))
+        lines.append(f"- swept network evaluations: {counts}")
+    if kind == "train_seconds" and plan["jobs"] > 1:
+        lines.append(f"- training seconds were taken under {plan['jobs']} concurrent cells")
+    return "\n".join([*lines, *_protocol_lines(results), *provenance_lines(plan, results)])
+
+
+def _protocol_lines(results: Results) -> list[str]:
+    """Per metric, its protocols and sample counts; different ones make numbers incomparable."""
+    found: dict[str, dict[str, None]] = {}
+    for row in results.rows:
+        if row.status != "failed" and "sweep" not in row.protocol:
+            text = f"`{row.protocol}`" if row.protocol else "no protocol"
+            found.setdefault(row.metric, {})[f"{text}{f' (n = {row.n})' if row.n else ''}"] = None
+    lines = [f"  - {metric}: {'; '.join(protocols)}" for metric, protocols in found.items()]
+    return ["- protocols:", *lines] if lines else []

@@ -1,0 +1,306 @@
+"""Runs the cells of a plan as processes; the same plan again continues where the last run stopped."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from flowbench.bench.plan import Cell, Plan
+from flowbench.bench.process import last_line, start_process, stop_processes
+from flowbench.bench.progress import Display
+from flowbench.bench.status import (
+    Status,
+    lock_is_held,
+    move_aside,
+    read_progress,
+    read_status,
+    write_status,
+)
+from flowbench.bench.store import cell_rows, collect
+from flowbench.evaluation.rows import write_atomic
+
+__all__ = ["PROGRAM", "Interrupted", "Runner"]
+
+PROGRAM = (sys.executable, "-m", "flowbench.cli")
+"""The program that runs a cell; a subcommand and ``-c cell.yaml`` are appended."""
+
+_POLL_SECONDS = 0.1
+
+
+class Interrupted(BaseException):
+    """The bench was asked to stop by a signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@dataclass
+class _Attempt:
+    """A running cell; ``process`` is None for a cell that an earlier bench started and that still lives."""
+
+    cell: Cell
+    process: subprocess.Popen[bytes] | None
+    started: float
+
+
+class Runner:
+    """Prepares and runs the cells of a plan, with up to ``plan.policy.jobs`` at a time.
+
+    Everything happens in the calling thread: on Linux a child's death signal is bound to the thread that
+    started it.
+
+    Args:
+        plan: what to run.
+        display: where progress is shown.
+        program: command line that a subcommand is appended to.
+    """
+
+    def __init__(self, plan: Plan, display: Display, program: Sequence[str] = PROGRAM) -> None:
+        self.plan = plan
+        self.display = display
+        self.program = tuple(program)
+        self.running: dict[Path, _Attempt] = {}
+        self.preparing: subprocess.Popen[bytes] | None = None
+        self.finished = 0
+
+    def run(self) -> bool:
+        """Run what is not finished; True when every cell is DONE.
+
+        Raises:
+            Interrupted: after SIGINT or SIGTERM; all children have ended by then.
+            ValueError: when the program does not exist.
+            OSError: when the bench's own files cannot be written.
+        """
+        everything = [*self.plan.references, *self.plan.cells]
+        with _signals():
+            try:
+                todo = deque(cell for cell in everything if not self._settle(cell))
+                self.finished = len(everything) - len(todo)
+                if self.finished:
+                    self.display.say(f"{self.finished} of {len(everything)} finished before; they are kept")
+                todo = self._prepare(todo)
+                self._run_pool(todo)
+            except BaseException:
+                self._stop()
+                raise
+        return all(read_status(c.directory).is_done(c.config_hash) for c in everything)
+
+    def _settle(self, cell: Cell) -> bool:
+        """Make the cell's directory fit the plan; True when the cell is finished."""
+        status = read_status(cell.directory)
+        held = lock_is_held(cell.directory)
+        if status.is_stale(cell.config_hash) and held:
+            raise ValueError(
+                f"{cell.label}: a process still runs an older experiment in {cell.directory}; "
+                "wait for it or end it"
+            )
+        if status.is_stale(cell.config_hash):
+            aside = move_aside(cell.directory)
+            self.display.say(f"{cell.label}: its experiment changed; the old results are kept in {aside}")
+            status = Status()
+        elif status.is_done(cell.config_hash):
+            return self._has_rows(cell)
+        elif status.state == "RUNNING" and not held and self._ended_well(cell, status):
+            self._mark(cell, replace(status, state="DONE", exit_code=0))
+            return True
+        if not held:
+            cell.directory.mkdir(parents=True, exist_ok=True)
+            write_atomic(cell.config_path, cell.config_text())
+        return False
+
+    def _has_rows(self, cell: Cell) -> bool:
+        """Whether a DONE cell still has its rows; one whose files were damaged or deleted is run again."""
+        try:
+            self._check_rows(cell)
+        except ValueError as error:
+            self.display.say(f"{cell.label}: {error}; it is run again")
+            return False
+        return True
+
+    def _check_rows(self, cell: Cell) -> None:
+        entry = {"kind": cell.kind, "task": cell.task, "contender": cell.contender, "seed": cell.seed}
+        cell_rows(cell.directory, entry, self.plan.bench.name)
+
+    def _ended_well(self, cell: Cell, status: Status) -> bool:
+        """Whether a cell whose bench died finished on its own: done, with rows younger than its start."""
+        rows = cell.directory / "rows.jsonl"
+        if read_progress(cell.directory).get("phase") != "done" or not rows.is_file():
+            return False
+        if rows.stat().st_mtime < (status.started or 0.0):
+            return False
+        try:
+            self._check_rows(cell)
+        except ValueError:
+            return False
+        return True
+
+    def _prepare(self, todo: deque[Cell]) -> deque[Cell]:
+        """Train what the cells share, once, before they run; cells without their prerequisites fail."""
+        groups: dict[str, list[Cell]] = {}
+        for cell in todo:
+            groups.setdefault(cell.preparation, []).append(cell)
+        failed: set[str] = set()
+        for number, (key, cells) in enumerate(groups.items(), start=1):
+            first = next((cell for cell in cells if cell.kind == "fit"), cells[0])
+            log = (
+                self.plan.directory
+                / "prepare"
+                / f"{'-'.join(filter(None, (first.task, first.contender)))}.log"
+            )
+            self.display.say(
+                f"preparing {number}/{len(groups)}: data, feature network, prerequisites of {first.label}"
+            )
+            code = self._prepare_one(first, log)
+            if code != 0:
+                failed.add(key)
+                message = last_line(log)
+                self.display.say(f"preparation failed (exit {code}): {message} (log: {log})")
+                for cell in cells:
+                    self._fail_unprepared(cell, code, message, log)
+        return deque(cell for cell in todo if cell.preparation not in failed)
+
+    def _prepare_one(self, cell: Cell, log: Path) -> int:
+        arguments = [*self.program, "prepare", "-c", str(cell.config_path)]
+        self.preparing = start_process(arguments, log, self.plan.policy.environment, f"prepare {cell.label}")
+        while (code := self.preparing.poll()) is None:
+            self.display.update({f"prepare {cell.label}": {"phase": "preparing"}}, self.finished, self._total)
+            time.sleep(_POLL_SECONDS)
+        self.preparing = None
+        return code
+
+    def _fail_unprepared(self, cell: Cell, code: int, message: str, log: Path) -> None:
+        status = read_status(cell.directory)
+        self._mark(
+            cell,
+            replace(status, state="FAILED", exit_code=code, message=f"preparation: {message}", log=str(log)),
+        )
+        self.finished += 1
+
+    @property
+    def _total(self) -> int:
+        return len(self.plan.references) + len(self.plan.cells)
+
+    def _run_pool(self, todo: deque[Cell]) -> None:
+        while todo or self.running:
+            while todo and len(self.running) < self.plan.policy.jobs:
+                self._start(todo.popleft())
+            for attempt in list(self.running.values()):
+                if self._poll(attempt):
+                    collect(self.plan.directory)
+            shown = {a.cell.label: read_progress(a.cell.directory) for a in self.running.values()}
+            self.display.update(shown, self.finished, self._total)
+            if self.running:
+                time.sleep(_POLL_SECONDS)
+
+    def _start(self, cell: Cell) -> None:
+        if lock_is_held(cell.directory):
+            self.display.say(f"{cell.label}: a process from an earlier run is still at work; waiting for it")
+            started = read_status(cell.directory).started or 0.0
+            self.running[cell.directory] = _Attempt(cell, None, started)
+            return
+        status = read_status(cell.directory)
+        started, attempts = time.time(), status.attempts + 1
+        policy = self.plan.policy
+        self._mark(
+            cell,
+            Status("RUNNING", attempts=attempts, started=started, jobs=policy.jobs, threads=policy.threads),
+        )
+        arguments = [*self.program, cell.kind, "-c", str(cell.config_path)]
+        if cell.kind == "fit":
+            arguments.append("--test")
+        log = cell.directory / "log.txt"
+        process = start_process(arguments, log, policy.environment, f"{cell.label}, attempt {attempts}")
+        self.running[cell.directory] = _Attempt(cell, process, started)
+        again = "" if attempts == 1 else f" (attempt {attempts})"
+        self.display.say(f"start {cell.label}{again}")
+
+    def _poll(self, attempt: _Attempt) -> bool:
+        """Whether the attempt has ended; its status is written then."""
+        if attempt.process is None:
+            return self._poll_adopted(attempt)
+        code = attempt.process.poll()
+        if code is None:
+            return False
+        del self.running[attempt.cell.directory]
+        self._finish(attempt, code)
+        return True
+
+    def _poll_adopted(self, attempt: _Attempt) -> bool:
+        cell = attempt.cell
+        if lock_is_held(cell.directory):
+            return False
+        del self.running[cell.directory]
+        if self._ended_well(cell, read_status(cell.directory)):
+            self._finish(attempt, 0)
+            return True
+        self._start(cell)
+        return False
+
+    def _finish(self, attempt: _Attempt, code: int) -> None:
+        cell, seconds = attempt.cell, time.time() - attempt.started
+        log = cell.directory / "log.txt"
+        message = "" if code == 0 else last_line(log)
+        if code == 0:
+            try:
+                self._check_rows(cell)
+            except ValueError as error:
+                message = str(error)
+        state: Any = "FAILED" if code or message else "DONE"
+        status = read_status(cell.directory)
+        self._mark(cell, replace(status, state=state, exit_code=code, wall_seconds=seconds, message=message))
+        self.finished += 1
+        if state == "DONE":
+            self.display.say(f"done  {cell.label} in {seconds:.0f} s")
+        else:
+            self.display.say(
+                f"FAILED {cell.label} after {seconds:.0f} s ({_ending(code)}): {message} (log: {log})"
+            )
+
+    def _mark(self, cell: Cell, status: Status) -> None:
+        write_status(cell.directory, replace(status, config_hash=cell.config_hash))
+
+    def _stop(self) -> None:
+        """End all children; their cells continue from their checkpoints next time."""
+        children = [a.process for a in self.running.values() if a.process is not None]
+        if self.preparing is not None:
+            children.append(self.preparing)
+        stop_processes(children)
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"exit {code}"
+    try:
+        return f"ended by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"ended by signal {-code}"
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into :class:`Interrupted`; only the main thread may do so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    old = [signal.signal(number, interrupt) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, old, strict=True):
+            signal.signal(number, handler)

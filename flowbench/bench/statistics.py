@@ -1,0 +1,91 @@
+"""Means, intervals and paired differences over training seeds.
+
+Intervals are Student's t at 95 %. Contenders share data order and noise at equal seeds, so differences are
+formed seed by seed (paired), which removes the variance that both share.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from scipy.special import stdtrit
+
+__all__ = ["Goal", "Summary", "best_and_ties", "paired_difference", "summarise"]
+
+Goal = Literal["lower", "higher", "zero", "none"]
+"""Which value of a metric is better; ``zero``: the smaller magnitude."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean, standard deviation and half width of the t-interval of ``n`` values; None where n = 1."""
+
+    n: int
+    mean: float
+    sd: float | None
+    half: float | None
+
+    @property
+    def is_tie(self) -> bool | None:
+        """Whether the interval contains 0; None without an interval."""
+        return None if self.half is None else abs(self.mean) <= self.half
+
+
+def summarise(values: Sequence[float], level: float = 0.95) -> Summary:
+    """Mean and t-interval of independent values.
+
+    Args:
+        values: at least one finite number.
+        level: coverage of the interval, in (0, 1).
+
+    Raises:
+        ValueError: without values.
+    """
+    n = len(values)
+    if n == 0:
+        raise ValueError("no values to summarise")
+    mean = math.fsum(values) / n
+    if n == 1:
+        return Summary(1, mean, None, None)
+    sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    quantile = float(stdtrit(n - 1, 0.5 + level / 2))
+    return Summary(n, mean, sd, quantile * sd / math.sqrt(n))
+
+
+def paired_difference(left: Mapping[int, float], right: Mapping[int, float]) -> Summary | None:
+    """Summary of left - right over the seeds that both have; None when they share no seed."""
+    seeds = sorted(left.keys() & right.keys())
+    return summarise([left[seed] - right[seed] for seed in seeds]) if seeds else None
+
+
+def best_and_ties(values: Mapping[str, Mapping[int, float]], goal: Goal) -> set[str]:
+    """The contender with the best mean, and those whose paired difference to it cannot be told from 0.
+
+    Args:
+        values: contender -> seed -> value; contenders without values are passed over.
+        goal: which direction is better.
+
+    Returns:
+        Names; empty when the goal is ``none`` or fewer than two contenders have values. With one seed there
+        is no interval and only the best is returned.
+    """
+    present = {name: _as_cost(by_seed, goal) for name, by_seed in values.items() if by_seed}
+    if goal == "none" or len(present) < 2:
+        return set()
+    means = {name: summarise(list(by_seed.values())).mean for name, by_seed in present.items()}
+    best = min(means, key=lambda name: means[name])
+    winners = {best} | {name for name in means if means[name] == means[best]}
+    for name, by_seed in present.items():
+        difference = paired_difference(by_seed, present[best])
+        if difference is not None and difference.is_tie:
+            winners.add(name)
+    return winners
+
+
+def _as_cost(by_seed: Mapping[int, float], goal: Goal) -> dict[int, float]:
+    if goal == "zero":
+        return {seed: abs(value) for seed, value in by_seed.items()}
+    return {seed: -value if goal == "higher" else value for seed, value in by_seed.items()}

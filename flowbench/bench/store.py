@@ -1,0 +1,242 @@
+"""Results: rows of all cells gathered into results.jsonl and results.csv, and looked up in memory."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from flowbench.bench.status import read_status
+from flowbench.evaluation.rows import Row, read_rows, write_atomic, write_rows
+
+__all__ = ["REFERENCES", "Results", "cell_rows", "collect", "csv_text", "load_plan", "load_rows"]
+
+REFERENCES = ("floor", "noise", "gaussian", "gmm")
+"""Contenders that nobody trains: held-out data, noise, and two classical baselines."""
+
+_WEIGHT_ORDER = {"ema": 0, "none": 1, "raw": 2}
+
+
+def load_plan(directory: Path) -> dict[str, Any]:
+    """Read plan.json of a bench directory.
+
+    Raises:
+        ValueError: when the directory holds no bench.
+    """
+    path = directory / "plan.json"
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(
+            f"{directory} holds no bench (no plan.json); run `flowbench bench -c FILE` first"
+        ) from None
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); run the bench again, finished cells are kept"
+        ) from None
+    return dict(plan)
+
+
+def load_rows(directory: Path) -> list[Row]:
+    """The rows of a bench directory (results.jsonl) or of one run (rows.jsonl).
+
+    Raises:
+        ValueError: when there are none or a line is not a row.
+    """
+    for name in ("results.jsonl", "rows.jsonl"):
+        if (directory / name).is_file():
+            return read_rows(directory / name)
+    raise ValueError(
+        f"{directory} holds neither results.jsonl nor rows.jsonl; give the directory of a run or a bench"
+    )
+
+
+def cell_rows(directory: Path, cell: Mapping[str, Any], bench: str) -> list[Row]:
+    """The rows that one finished cell wrote.
+
+    Args:
+        directory: the cell's run directory.
+        cell: its entry in plan.json.
+        bench: name of the bench.
+
+    Raises:
+        ValueError: when the file is missing, empty, damaged, or belongs to another cell.
+    """
+    path = directory / "rows.jsonl"
+    rows = read_rows(path)
+    if not rows:
+        raise ValueError(f"{path} is empty; the cell measured nothing")
+    reference = cell["kind"] == "reference"
+    for number, row in enumerate(rows, start=1):
+        got = (row.bench, row.task, row.contender)
+        names = REFERENCES if reference else (cell["contender"],)
+        wanted = (bench, cell["task"], row.contender if row.contender in names else cell["contender"])
+        if got != wanted or (not reference and row.seed != cell["seed"]):
+            raise ValueError(
+                f"{path}, row {number}: belongs to {'/'.join(filter(None, got))} seed {row.seed}, "
+                f"expected {'/'.join(filter(None, wanted))} seed {cell['seed']}"
+            )
+    return rows
+
+
+def collect(directory: Path) -> list[Row]:
+    """Gather the rows of all cells into results.jsonl and results.csv, replacing both atomically.
+
+    A failed cell becomes one row with metric ``cell``, status ``failed`` and the path of its log in the
+    provenance.
+
+    Raises:
+        ValueError: when a finished cell's rows are damaged.
+    """
+    plan = load_plan(directory)
+    rows: list[Row] = []
+    for cell in plan["cells"]:
+        folder = directory / cell["directory"]
+        status = read_status(folder)
+        if status.state == "DONE":
+            rows += cell_rows(folder, cell, plan["name"])
+        elif status.state == "FAILED":
+            rows.append(_failed_row(plan["name"], cell, folder))
+    write_rows(directory / "results.jsonl", rows)
+    write_atomic(directory / "results.csv", csv_text(rows))
+    return rows
+
+
+def _failed_row(bench: str, cell: Mapping[str, Any], folder: Path) -> Row:
+    status = read_status(folder)
+    provenance = {
+        "log": str((folder / status.log).resolve()),
+        "exit_code": status.exit_code,
+        "attempts": status.attempts,
+        "message": status.message,
+    }
+    return Row(
+        bench=bench,
+        task=cell["task"],
+        contender=cell["contender"],
+        family="",
+        dataset="",
+        seed=cell["seed"],
+        metric="cell",
+        value=None,
+        n=None,
+        protocol="",
+        unit="",
+        network_evaluations=None,
+        weights="none",
+        status="failed",
+        provenance=provenance,
+    )
+
+
+def csv_text(rows: Iterable[Row]) -> str:
+    """Rows as CSV, one column per field and per provenance entry (nested entries as JSON)."""
+    rows = list(rows)
+    names = [f.name for f in fields(Row) if f.name != "provenance"]
+    extra = sorted({key for row in rows for key in row.provenance})
+    handle = io.StringIO()
+    writer = csv.writer(handle, lineterminator="\n")
+    writer.writerow([*names, *(f"provenance.{key}" for key in extra)])
+    for row in rows:
+        values = (row.provenance.get(key) for key in extra)
+        cells = (json.dumps(v, sort_keys=True) if isinstance(v, (dict, list)) else v for v in values)
+        writer.writerow([*(getattr(row, name) for name in names), *cells])
+    return handle.getvalue()
+
+
+class Results:
+    """Lookup of rows by task, contender, metric, seed and swept network evaluations.
+
+    Rows of EMA weights are preferred over raw ones. Where a metric was measured under several protocols, the
+    first in alphabetical order is shown and the others are named in ``notes``.
+    """
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self.rows = list(rows)
+        self.notes: list[str] = []
+        self._main: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
+        self._swept: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
+        for row in self.rows:
+            if row.status == "failed":
+                continue
+            table = self._swept if "sweep" in row.protocol else self._main
+            table[row.task, row.contender, row.metric].append(row)
+        self._main = {key: self._prefer(key, group) for key, group in self._main.items()}
+
+    def _prefer(self, key: tuple[str, str, str], group: list[Row]) -> list[Row]:
+        group = _preferred_weights(group)
+        protocols = sorted({row.protocol for row in group})
+        if len(protocols) > 1:
+            task, contender, metric = key
+            where = f"{task}/{contender}" if task else contender
+            self.notes.append(
+                f"{where}.{metric}: shown under {protocols[0]}; also measured: {', '.join(protocols[1:])}"
+            )
+        return [row for row in group if row.protocol == protocols[0]]
+
+    def contenders(self, task: str) -> list[str]:
+        """Contenders that have rows in a task, in order of appearance."""
+        return list(
+            dict.fromkeys(row.contender for row in self.rows if row.task == task and row.status != "failed")
+        )
+
+    def metrics(self, task: str, contender: str | None = None) -> list[str]:
+        """Metrics measured in a task, in order of appearance."""
+        return list(
+            dict.fromkeys(
+                metric
+                for (t, c, metric) in (*self._main, *self._swept)
+                if t == task and contender in (None, c)
+            )
+        )
+
+    def main_rows(self, task: str, contender: str, metric: str) -> list[Row]:
+        """The rows of a metric outside any sweep, one per seed."""
+        return self._main.get((task, contender, metric), [])
+
+    def values(
+        self, task: str, contender: str, metric: str, evaluations: int | None = None
+    ) -> dict[int, float]:
+        """Finite values per seed.
+
+        Args:
+            task: task name, empty for the unnamed one.
+            contender: name in the bench file or of a reference.
+            metric: metric name.
+            evaluations: None for the main rows, else the swept number of network evaluations.
+        """
+        if evaluations is not None:
+            return self.sweep(task, contender, metric).get(float(evaluations), {})
+        rows = self.main_rows(task, contender, metric)
+        return {row.seed: row.value for row in rows if row.value is not None}
+
+    def sweep(self, task: str, contender: str, metric: str) -> dict[float, dict[int, float]]:
+        """Network evaluations -> seed -> value, from the rows of the sweep."""
+        out: dict[float, dict[int, float]] = defaultdict(dict)
+        for row in _preferred_weights(self._swept.get((task, contender, metric), [])):
+            if row.value is not None and row.network_evaluations is not None:
+                out[row.network_evaluations][row.seed] = row.value
+        return dict(sorted(out.items()))
+
+    def protocol(self, task: str, contender: str, metric: str) -> str:
+        """Protocol of a metric's main rows, empty when there are none."""
+        rows = self.main_rows(task, contender, metric)
+        return rows[0].protocol if rows else ""
+
+    def unit(self, metric: str) -> str:
+        """Unit of a metric; the units of several data sets are joined."""
+        return " or ".join(dict.fromkeys(row.unit for row in self.rows if row.metric == metric and row.unit))
+
+    def failures(self) -> list[Row]:
+        """Rows of failed cells."""
+        return [row for row in self.rows if row.status == "failed"]
+
+
+def _preferred_weights(rows: list[Row]) -> list[Row]:
+    best = min((_WEIGHT_ORDER[row.weights] for row in rows), default=0)
+    return [row for row in rows if _WEIGHT_ORDER[row.weights] == best]

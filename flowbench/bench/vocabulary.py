@@ -1,0 +1,82 @@
+"""What a reader is told about each metric: its table, its place there, and which value is better."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from flowbench.bench.statistics import Goal
+
+__all__ = ["GROUPS", "Group", "MetricInfo", "heading", "info", "order_metrics", "quality_metric"]
+
+Group = Literal["quality", "transport", "cost"]
+GROUPS: tuple[Group, ...] = ("quality", "transport", "cost")
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """Table and direction of a metric."""
+
+    group: Group
+    goal: Goal
+
+
+_INFO: dict[str, MetricInfo] = {
+    "fd": MetricInfo("quality", "lower"),
+    "kid": MetricInfo("quality", "lower"),
+    "w2": MetricInfo("quality", "lower"),
+    "sliced_w2": MetricInfo("quality", "lower"),
+    "mmd": MetricInfo("quality", "lower"),
+    "nll": MetricInfo("quality", "lower"),
+    "precision": MetricInfo("quality", "higher"),
+    "recall": MetricInfo("quality", "higher"),
+    "density": MetricInfo("quality", "higher"),
+    "coverage": MetricInfo("quality", "higher"),
+    "straightness": MetricInfo("transport", "lower"),
+    "path_energy": MetricInfo("transport", "lower"),
+    "displacement": MetricInfo("transport", "none"),
+    "npe": MetricInfo("transport", "zero"),
+    "path_length_ratio": MetricInfo("transport", "lower"),
+    "network_evaluations": MetricInfo("cost", "lower"),
+    "samples_per_second": MetricInfo("cost", "higher"),
+    "train_seconds": MetricInfo("cost", "lower"),
+    "train_flops": MetricInfo("cost", "none"),
+    "peak_memory": MetricInfo("cost", "lower"),
+    "parameters": MetricInfo("cost", "none"),
+}
+_ORDER = list(_INFO)
+_ARROWS = {"lower": " ↓", "higher": " ↑", "zero": " → 0", "none": ""}
+_QUALITY_FIRST = ("fd", "w2", "sliced_w2", "mmd", "kid", "nll")
+
+
+def info(metric: str) -> MetricInfo:
+    """Table and direction of ``metric``; a metric unknown here is shown under quality without a direction."""
+    return _INFO.get(_base(metric), MetricInfo("quality", "none"))
+
+
+def order_metrics(metrics: Iterable[str], group: Group) -> list[str]:
+    """The metrics of one table in the order of this page, unknown ones last."""
+    mine = [metric for metric in metrics if info(metric).group == group]
+    return sorted(
+        mine, key=lambda metric: _ORDER.index(_base(metric)) if _base(metric) in _ORDER else len(_ORDER)
+    )
+
+
+def heading(metric: str, unit: str) -> str:
+    """Column heading: name, unit, and an arrow towards the better value."""
+    return f"{metric}{f' ({unit})' if unit else ''}{_ARROWS[info(metric).goal]}"
+
+
+def quality_metric(metrics: Iterable[str]) -> str | None:
+    """The metric that pictures show: fd for images, w2 for low dimension; None when nothing suits."""
+    metrics = list(metrics)
+    for base in _QUALITY_FIRST:
+        for metric in metrics:
+            if _base(metric) == base:
+                return metric
+    return None
+
+
+def _base(metric: str) -> str:
+    return metric.split("[", 1)[0]

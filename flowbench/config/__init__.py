@@ -1,0 +1,9 @@
+"""Configuration: OmegaConf composes, jsonargparse validates and builds."""
+
+from __future__ import annotations
+
+from flowbench.config.compose import Composed, compose, fingerprint, to_yaml
+from flowbench.config.errors import ConfigError
+from flowbench.config.experiment import Built, Experiment
+
+__all__ = ["Built", "Composed", "ConfigError", "Experiment", "compose", "fingerprint", "to_yaml"]

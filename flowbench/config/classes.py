@@ -1,0 +1,284 @@
+"""Validation and construction of the objects a configuration names, through jsonargparse's public API.
+
+jsonargparse decides what is valid. Its messages nest one block per level of ``class_path``, so the tree is
+walked leaves first and every node is validated alone: the first complaint is then about one key of one class.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import inspect
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import PurePath
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from flowbench.config.errors import ConfigError, one_line, suggestion
+from flowbench.config.imports import import_class
+
+__all__ = ["Arguments", "Object", "accepted_names", "constructor_hints", "takes_path"]
+
+_SPEC_KEYS = frozenset({"class_path", "init_args"})
+
+
+class Arguments:
+    """Validated arguments of a class the configuration does not choose: ``data``, ``trainer``, ``evaluator``.
+
+    Args:
+        key: where the arguments stand, for errors.
+        cls: the class they are for.
+        arguments: plain containers; None is the empty mapping.
+
+    Raises:
+        ConfigError: an argument the class does not accept, a wrong type, a missing argument.
+    """
+
+    def __init__(self, key: str, cls: type, arguments: Any) -> None:
+        self.key = key
+        self.given = _mapping(key, arguments)
+        _check_arguments(key, cls, self.given, 0)
+        self._parser = _parser()
+        self._parser.add_class_arguments(cls, "object", instantiate=False, fail_untyped=False)
+        self._cls = cls
+        self._config = _parse(self._parser, {"object": self.given}, key, cls)
+
+    def values(self) -> dict[str, Any]:
+        """The given arguments, with the objects among them built; defaults are left to the class."""
+        built = self._parser.instantiate(self._config)
+        return {name: getattr(built.object, name) for name in self.given}
+
+    def build(self) -> Any:
+        """Construct the class."""
+        return self._cls(**self.values())
+
+
+class Object:
+    """A validated ``class_path`` / ``init_args`` mapping.
+
+    Args:
+        key: where it stands, for errors.
+        hint: the base class of the object, or ``Callable[[A, B], Base]`` for a factory called with A and B.
+        spec: the mapping.
+
+    Raises:
+        ConfigError: whatever is wrong with it, at any depth.
+    """
+
+    def __init__(self, key: str, hint: Any, spec: Any) -> None:
+        if not isinstance(spec, Mapping) or "class_path" not in spec:
+            raise ConfigError(f"{key} must be a mapping with class_path and init_args, got {_shown(spec)}")
+        self.cls = _check_spec(key, spec, _arity(hint))
+        self._check_base(key, hint)
+        self._parser = _parser()
+        self._parser.add_argument("--object", type=hint, required=True)
+        self._config = _parse(self._parser, {"object": dict(spec)}, key, self.cls)
+
+    def _check_base(self, key: str, hint: Any) -> None:
+        base = typing.get_args(hint)[-1] if _arity(hint) else hint
+        if isinstance(base, type) and not issubclass(self.cls, base):
+            raise ConfigError(f"{key}.class_path: {self.cls.__name__} is not a {base.__name__}")
+
+    def build(self) -> Any:
+        """The object, or the factory that makes it when called."""
+        return self._parser.instantiate(self._config).object
+
+
+def accepted_names(cls: type) -> list[str]:
+    """Names of the arguments that a class accepts, those it forwards to a parent included."""
+    return _parser().add_class_arguments(cls, fail_untyped=False)
+
+
+def _parser() -> ArgumentParser:
+    return ArgumentParser(exit_on_error=False, add_help=False)
+
+
+def _parse(parser: ArgumentParser, tree: dict[str, Any], key: str, cls: type) -> Namespace:
+    try:
+        return parser.parse_object(tree)
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise ConfigError(_condensed(str(error), key, cls)) from error
+
+
+def _mapping(key: str, value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key} must hold 'name: value' lines, got {_shown(value)}")
+    return dict(value)
+
+
+# ---- the walk --------------------------------------------------------------------------------------------
+
+
+def _check_spec(key: str, spec: Mapping[str, Any], arity: int | None) -> type:
+    for name in spec:
+        if name not in _SPEC_KEYS:
+            raise ConfigError(
+                f"{key}: unknown key '{name}' beside class_path{suggestion(str(name), _SPEC_KEYS)}"
+            )
+    cls = import_class(key, spec["class_path"])
+    arguments = _mapping(f"{key}.init_args", spec.get("init_args"))
+    _check_arguments(f"{key}.init_args", cls, arguments, arity)
+    _check_calls(key, cls, arity)
+    return cls
+
+
+def _check_arguments(key: str, cls: type, arguments: dict[str, Any], arity: int | None) -> None:
+    """Names, then the objects inside, then types.
+
+    ``arity`` is how many leading arguments the caller passes, None when the annotation does not tell.
+    """
+    parser = _parser()
+    accepted = parser.add_class_arguments(cls, fail_untyped=False, skip={arity} if arity else None)
+    for name in arguments:
+        if name not in accepted:
+            passed = name in accepted_names(cls)
+            end = " here, flowbench passes it; remove it" if passed else suggestion(str(name), accepted)
+            raise ConfigError(f"{key}: {cls.__name__} does not accept '{name}'{end}")
+    hints = constructor_hints(cls)
+    for name, value in arguments.items():
+        hint = hints.get(name)
+        for inner, spec, inner_arity in _specs(f"{key}.{name}", value, hint):
+            _check_spec(inner, spec, inner_arity)
+        if value is None and hint is not None and not _accepts_none(hint):
+            raise ConfigError(_expected(f"{key}.{name}", cls, hint, None))
+    try:
+        parser.parse_object(arguments)
+    except (ArgumentError, TypeError, ValueError) as error:
+        if arity is None and "arguments are required" in str(error):
+            return
+        raise ConfigError(_type_error(str(error), key, cls, arguments, hints)) from error
+
+
+def _check_calls(key: str, cls: type, arity: int | None) -> None:
+    try:
+        inspect.signature(cls).bind_partial(*[None] * (arity or 0))
+    except TypeError as error:
+        reason = f"it does not take the {arity} arguments that are passed to it"
+        raise ConfigError(f"{key}.class_path: {cls.__name__} cannot stand here, {reason}") from error
+
+
+def _specs(key: str, value: Any, hint: Any) -> Iterator[tuple[str, Mapping[str, Any], int | None]]:
+    """The class_path mappings directly inside a value, with the number of arguments each is called with."""
+    if isinstance(value, Mapping) and "class_path" in value:
+        yield key, value, _arity(hint)
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _specs(f"{key}.{name}", item, _element(hint))
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _specs(f"{key}[{index}]", item, _element(hint))
+
+
+# ---- annotations -----------------------------------------------------------------------------------------
+
+
+def constructor_hints(cls: type) -> dict[str, Any]:
+    """Annotations of the constructor, its parents' below it (for options a class forwards)."""
+    hints: dict[str, Any] = {}
+    for parent in reversed(cls.__mro__):
+        init = vars(parent).get("__init__")
+        try:
+            hints.update(typing.get_type_hints(init) if inspect.isfunction(init) else {})
+        except (
+            NameError,
+            TypeError,
+        ):  # a name that exists only for type checkers: jsonargparse resolves it itself
+            continue
+    return {k: v for k, v in hints.items() if k != "return"}
+
+
+def takes_path(hint: Any) -> bool:
+    """Whether an argument with this annotation can be a path."""
+    return any(
+        option is str or (isinstance(option, type) and issubclass(option, PurePath))
+        for option in _options(hint)
+    )
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if union else (hint,)
+
+
+def _arity(hint: Any) -> int | None:
+    """How many arguments a factory annotation passes; 0 for a class, None when it cannot be told."""
+    for option in _options(hint):
+        if typing.get_origin(option) is collections.abc.Callable:
+            arguments = typing.get_args(option)[0]
+            return len(arguments) if isinstance(arguments, list) else None
+        if isinstance(option, type) and option not in (str, type(None)):
+            return 0
+    return None
+
+
+def _element(hint: Any) -> Any:
+    for option in _options(hint):
+        arguments = [a for a in typing.get_args(option) if a is not Ellipsis]
+        if arguments and typing.get_origin(option) is not collections.abc.Callable:
+            return arguments[-1]
+    return None
+
+
+def _accepts_none(hint: Any) -> bool:
+    return any(o in (None, type(None), Any, object) or isinstance(o, typing.TypeVar) for o in _options(hint))
+
+
+# ---- messages --------------------------------------------------------------------------------------------
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    text = one_line(repr(value))
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+
+
+def _type_name(hint: Any) -> str:
+    if hint is None or hint is type(None):
+        return "null"
+    if isinstance(hint, type) and not typing.get_args(hint):
+        return hint.__name__
+    if typing.get_origin(hint) is typing.Literal:
+        return "one of " + ", ".join(repr(a) for a in typing.get_args(hint))
+    if len(_options(hint)) > 1:
+        return " or ".join(_type_name(o) for o in _options(hint))
+    return re.sub(r"\b(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])", "", str(hint))
+
+
+def _expected(key: str, cls: type, hint: Any, value: Any) -> str:
+    choices = [
+        a for o in _options(hint) if typing.get_origin(o) is typing.Literal for a in typing.get_args(o)
+    ]
+    near = suggestion(value, choices) if choices and isinstance(value, str) else ""
+    near = near if near.startswith("; did") else ""
+    return f"{key}: {cls.__name__} expects {_type_name(hint)}, got {_shown(value)}{near}"
+
+
+def _type_error(message: str, key: str, cls: type, arguments: dict[str, Any], hints: dict[str, Any]) -> str:
+    named = re.match(r'Parser key "([^"]+)"', message)
+    name = named.group(1).split(".")[0] if named else ""
+    subclass = re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", message)
+    if name not in arguments or "required" in message:
+        return _condensed(message, key, cls)
+    if subclass:
+        return f"{key}.{name}.class_path: {subclass.group(1)} is not a {subclass.group(2)}"
+    if name in hints and "class_path" not in str(arguments[name]):
+        return _expected(f"{key}.{name}", cls, hints[name], arguments[name])
+    return _condensed(message, key, cls)
+
+
+def _condensed(message: str, key: str, cls: type) -> str:
+    """One line of a jsonargparse message: the path of its innermost key and the reason given there."""
+    path = [n.removeprefix("object").lstrip(".") for n in re.findall(r'Parser key "([^"]+)"', message)]
+    where = ".".join([key, *(f"{'init_args.' if i else ''}{n}" for i, n in enumerate(p for p in path if p))])
+    missing = re.search(r"the following arguments are required: ([\w., ]+?)(?:\.\s|\.?$)", message)
+    if missing:
+        who = cls.__name__ if where == key else "the class there"
+        return f"{where}: {who} needs {missing.group(1).replace('object.', '')}"
+    reason = re.split(r'Parser key "[^"]+":', message)[-1].split(". Got value")[0]
+    return f"{where}: {one_line(reason)}"

@@ -1,0 +1,358 @@
+"""An experiment: a configuration that is known to be valid, and how to build what it describes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowbench.config.budget import check_trainer, read_budget
+from flowbench.config.classes import Arguments, Object, accepted_names, constructor_hints, takes_path
+from flowbench.config.compose import Composed, compose, fingerprint, to_yaml
+from flowbench.config.errors import ConfigError, suggestion
+from flowbench.config.imports import import_class
+
+if TYPE_CHECKING:
+    from lightning import Callback, LightningDataModule, LightningModule
+    from lightning.pytorch.loggers import Logger
+
+__all__ = ["Built", "Experiment"]
+
+SECTIONS = (
+    "seed",
+    "data",
+    "model",
+    "trainer",
+    "budget",
+    "evaluator",
+    "callbacks",
+    "loggers",
+    "requires",
+    "run",
+)
+RUN_KEYS = ("dir", "name", "bench", "task", "contender")
+_RUN_FILES = ("config", "config.source")
+
+
+@dataclass(frozen=True)
+class Built:
+    """The objects of one run.
+
+    Attributes:
+        datamodule: the data, seeded with the run's seed.
+        model: the family, made for the data's specification.
+        trainer_arguments: what ``trainer:`` gives, for ``lightning.Trainer``; defaults are left to it.
+        evaluator: the evaluator, None when the experiment has none.
+        callbacks: by name, the order of the configuration.
+        loggers: by name.
+        budget: ``{kind: amount}``; None when ``trainer.max_steps`` is the limit or there is none.
+    """
+
+    datamodule: LightningDataModule
+    model: LightningModule
+    trainer_arguments: dict[str, Any]
+    evaluator: Callback | None
+    callbacks: dict[str, Callback]
+    loggers: dict[str, Logger]
+    budget: dict[str, float] | None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A validated configuration.
+
+    Attributes:
+        resolved: plain containers, required experiments inlined: enough to repeat the run.
+        source_yaml: the merged configuration before interpolation.
+        fingerprint: names the result (see ``compose.fingerprint``).
+        seed: the run's seed.
+        run_dir: ``run.dir``, else ``runs/<run.name>``, else ``runs/<file>-<fingerprint>``: the same
+            configuration is the same run.
+        requirements: experiments whose checkpoints the model needs, by the name of the model's argument.
+    """
+
+    resolved: dict[str, Any]
+    source_yaml: str
+    fingerprint: str
+    seed: int
+    run_dir: Path
+    requirements: dict[str, Experiment]
+    _parts: _Parts = field(repr=False, compare=False)
+
+    @classmethod
+    def from_files(cls, files: Sequence[str | Path], overrides: Iterable[str] = ()) -> Experiment:
+        """Compose files and overrides, and validate every key, class and type; nothing is built.
+
+        Args:
+            files: experiment files, later ones win.
+            overrides: ``key=value`` texts.
+
+        Raises:
+            ConfigError: one line about the first thing that is wrong.
+        """
+        return cls.from_composed(compose(files, overrides))
+
+    @classmethod
+    def from_composed(cls, composed: Composed) -> Experiment:
+        """Validate a composed configuration.
+
+        Raises:
+            ConfigError: one line about the first thing that is wrong.
+        """
+        file = composed.files[0]
+        stem = file.parent.name if file.stem in _RUN_FILES else file.stem
+        return cls._from_resolved(composed.resolved, composed.source_yaml, stem)
+
+    @classmethod
+    def _from_resolved(cls, resolved: dict[str, Any], source_yaml: str, stem: str) -> Experiment:
+        _check_sections(resolved)
+        name = fingerprint(resolved)
+        seed = _seed(resolved.get("seed", 0))
+        run_dir = _run_dir(resolved.get("run"), stem, name)
+        requirements = {k: _requirement(k, v) for k, v in (resolved.get("requires") or {}).items()}
+        parts = _Parts.validate(resolved, seed, run_dir, tuple(requirements))
+        return cls(resolved, source_yaml, name, seed, run_dir, requirements, parts)
+
+    @property
+    def budget(self) -> dict[str, float] | None:
+        """``{kind: amount}``; None when ``trainer.max_steps`` is the limit or there is none."""
+        return self._parts.budget
+
+    def require_budget(self) -> None:
+        """Check that training has an end.
+
+        Raises:
+            ConfigError: neither a budget nor ``trainer.max_steps``.
+        """
+        trainer = self.resolved.get("trainer") or {}
+        if self.budget is None and trainer.get("max_steps") in (None, -1) and not trainer.get("fast_dev_run"):
+            raise ConfigError(
+                "training has no end: give budget.steps=N (or another budget) or trainer.max_steps=N"
+            )
+
+    def summary(self) -> str:
+        """What would run, for ``--dry-run``: a few lines of text."""
+        trainer, evaluator = self.resolved.get("trainer") or {}, self.resolved.get("evaluator") or {}
+        limit = self.budget or {k: v for k, v in trainer.items() if k == "max_steps" and v not in (None, -1)}
+        lines = {
+            "run": str(self.run_dir),
+            "family": self.resolved["model"]["class_path"],
+            "data": str(self.resolved["data"].get("dataset", "digits")),
+            "seed": str(self.seed),
+            "budget": ", ".join(f"{k} = {v:g}" for k, v in limit.items()) or "none",
+            "metrics": ", ".join(evaluator.get("metrics") or {}) or "none",
+            "requires": ", ".join(f"{k} ({v.fingerprint})" for k, v in self.requirements.items())
+            or "nothing",
+            "fingerprint": self.fingerprint,
+        }
+        return "\n".join(f"{name:<12} {value}" for name, value in lines.items())
+
+    def save(self, run_dir: Path) -> None:
+        """Write ``config.source.yaml`` and ``config.yaml``, each atomically; call it on one process."""
+        run_dir.mkdir(parents=True, exist_ok=True)
+        _write(run_dir / "config.source.yaml", self.source_yaml)
+        _write(run_dir / "config.yaml", to_yaml(self.resolved))
+
+    def build(self, checkpoints: Mapping[str, Path] | None = None) -> Built:
+        """Seed, then build data, model, evaluator, callbacks and loggers, in this order.
+
+        Args:
+            checkpoints: for every name in ``requires`` the checkpoint file of that experiment. The model's
+                argument of that name gets the path when it is annotated as one, else the trained model.
+
+        Raises:
+            ConfigError: a required checkpoint is not given, or one is given that nothing requires.
+            ValueError: what a class says about its arguments.
+        """
+        given = {k: Path(v) for k, v in (checkpoints or {}).items()}
+        for name in self.requirements.keys() - given.keys():
+            raise ConfigError(f"requires.{name} has no checkpoint yet; run: flowbench prepare -c FILE")
+        for name in given.keys() - self.requirements.keys():
+            raise ConfigError(f"checkpoint '{name}' is given, but the experiment does not require it")
+        return self._parts.build({k: _Checkpoint(self.requirements[k], path) for k, path in given.items()})
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """A required experiment and the checkpoint it left."""
+
+    experiment: Experiment
+    path: Path
+
+    def load(self) -> LightningModule:
+        """The trained model, with its averaged weights."""
+        from flowbench.families import load_autoencoder
+
+        parts = self.experiment._parts
+        model = parts.model.build()(parts.data.build().spec)
+        return load_autoencoder(model, self.path)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The validated sections, ready to build."""
+
+    seed: int
+    model: Object
+    data: Arguments
+    trainer: Arguments
+    evaluator: Arguments | None
+    callbacks: dict[str, Object]
+    loggers: dict[str, Object]
+    budget: dict[str, float] | None
+
+    @classmethod
+    def validate(
+        cls, resolved: Mapping[str, Any], seed: int, run_dir: Path, required: tuple[str, ...]
+    ) -> _Parts:
+        from flowbench.torchvision_guard import ensure_importable
+
+        ensure_importable()
+        from lightning import Callback, LightningModule, Trainer
+        from lightning.pytorch.loggers import Logger
+
+        from flowbench.data import DataSpec, FlowDataModule
+
+        trainer = _section(resolved, "trainer")
+        check_trainer(trainer)
+        budget = read_budget(resolved.get("budget"), trainer)
+        data = _section(resolved, "data")
+        if data.get("seed") is None:
+            data["seed"] = seed
+        data_arguments = Arguments("data", FlowDataModule, data)
+        model = Object("model", Callable[[DataSpec], LightningModule], resolved["model"])
+        _check_required(model.cls, resolved["model"], required)
+        return cls(
+            seed=seed,
+            model=model,
+            data=data_arguments,
+            trainer=Arguments("trainer", Trainer, trainer),
+            evaluator=_evaluator(resolved.get("evaluator")),
+            callbacks=_named(resolved, "callbacks", Callback, {}),
+            loggers=_named(resolved, "loggers", Logger, {"save_dir": str(run_dir)}),
+            budget=budget,
+        )
+
+    def build(self, checkpoints: Mapping[str, _Checkpoint]) -> Built:
+        # Nothing may be built before the seed: initial weights are drawn in constructors.
+        self._seed()
+        datamodule = self.data.build()
+        hints = constructor_hints(self.model.cls)
+        required = {
+            name: str(checkpoint.path) if takes_path(hints.get(name)) else checkpoint.load()
+            for name, checkpoint in checkpoints.items()
+        }
+        self._seed()  # so that a contender's initial weights do not depend on what its prerequisites drew
+        model = self.model.build()(datamodule.spec, **required)
+        return Built(
+            datamodule=datamodule,
+            model=model,
+            trainer_arguments=self.trainer.values(),
+            evaluator=self.evaluator.build() if self.evaluator else None,
+            callbacks={name: part.build() for name, part in self.callbacks.items()},
+            loggers={name: part.build() for name, part in self.loggers.items()},
+            budget=self.budget,
+        )
+
+    def _seed(self) -> None:
+        from lightning import seed_everything
+
+        from flowbench.seeds import derive_seed
+
+        seed_everything(derive_seed(self.seed, "init") % 2**32, verbose=False)  # Lightning takes 32 bits
+
+
+def _check_sections(resolved: Mapping[str, Any]) -> None:
+    for key in resolved:
+        if key not in SECTIONS:
+            raise ConfigError(f"unknown key '{key}' in the experiment{suggestion(str(key), SECTIONS)}")
+    for key in ("data", "model"):
+        if not resolved.get(key):
+            raise ConfigError(f"the experiment has no '{key}'; see the files in experiments/ for the form")
+    run = resolved.get("run") or {}
+    if not isinstance(run, Mapping):
+        raise ConfigError(f"run must hold dir and name, got {run!r}")
+    for key in run:
+        if key not in RUN_KEYS:
+            raise ConfigError(f"run: unknown key '{key}'{suggestion(str(key), RUN_KEYS)}")
+
+
+def _seed(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigError(f"seed must be a whole number >= 0, got {value!r}")
+    return value
+
+
+def _run_dir(run: Mapping[str, Any] | None, stem: str, name: str) -> Path:
+    run = run or {}
+    if run.get("dir"):
+        return Path(str(run["dir"])).expanduser()
+    if run.get("name"):
+        return Path("runs") / str(run["name"])
+    return Path("runs") / (stem if stem.endswith(name) else f"{stem}-{name}")
+
+
+def _requirement(name: str, resolved: dict[str, Any]) -> Experiment:
+    try:
+        experiment = Experiment._from_resolved(resolved, to_yaml(resolved), name)
+        experiment.require_budget()
+    except ConfigError as error:
+        raise ConfigError(f"requires.{name}: {error}") from error
+    return experiment
+
+
+def _section(resolved: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = resolved.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key} must hold 'name: value' lines, got {value!r}")
+    return dict(value)
+
+
+def _check_required(cls: type, spec: Mapping[str, Any], required: Iterable[str]) -> None:
+    accepted = accepted_names(cls)
+    for name in required:
+        if name not in accepted:
+            hint = suggestion(name, accepted)
+            raise ConfigError(f"requires.{name}: {cls.__name__} does not accept '{name}'{hint}")
+        if (spec.get("init_args") or {}).get(name) is not None:
+            raise ConfigError(
+                f"model.init_args.{name} is given and required at once; keep it and add requires.{name}=null"
+            )
+
+
+def _evaluator(section: Any) -> Arguments | None:
+    if section is None:
+        return None
+    from flowbench.evaluation import Evaluator
+
+    return Arguments("evaluator", Evaluator, section)
+
+
+def _named(
+    resolved: Mapping[str, Any], key: str, base: type, defaults: Mapping[str, Any]
+) -> dict[str, Object]:
+    """The objects of a named mapping; ``defaults`` fill the arguments that a class accepts and is not given."""
+    section = resolved.get(key) or {}
+    if not isinstance(section, Mapping):
+        raise ConfigError(
+            f"{key} must be named: {key}: {{my_name: {{class_path: ...}}}}, got a {type(section).__name__}"
+        )
+    parts = {}
+    for name, spec in section.items():
+        if isinstance(spec, Mapping) and "class_path" in spec:
+            accepted = accepted_names(import_class(f"{key}.{name}", spec["class_path"]))
+            fill = {k: v for k, v in defaults.items() if k in accepted}
+            spec = {**spec, "init_args": {**fill, **(spec.get("init_args") or {})}}
+        parts[str(name)] = Object(f"{key}.{name}", base, spec)
+    return parts
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,93 @@
+"""The catalogue: datasets by name, and the door for a user's own data."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from flowbench.data.densities import DENSITIES, density_entry
+from flowbench.data.digits import DIGITS
+from flowbench.data.entry import DatasetEntry
+from flowbench.data.user_data import USER_FORMATS, open_user_data
+
+__all__ = ["check", "get", "list_datasets", "register"]
+
+_entries: dict[str, DatasetEntry] = {}
+
+
+def register(entry: DatasetEntry) -> DatasetEntry:
+    """Add a dataset to the catalogue.
+
+    Args:
+        entry: the dataset.
+
+    Returns:
+        The entry.
+
+    Raises:
+        ValueError: when the name is taken.
+    """
+    if entry.name in _entries or entry.name in USER_FORMATS:
+        raise ValueError(f"dataset: the name {entry.name!r} is taken; choose another one")
+    _entries[entry.name] = entry
+    return entry
+
+
+def list_datasets() -> list[DatasetEntry]:
+    """All entries by name; a user's own data come under the names in ``USER_FORMATS``."""
+    return [_entries[name] for name in sorted(_entries)]
+
+
+def check(name: str, path: str | Path | None = None, image_size: int | None = None) -> None:
+    """Refuse a request that :func:`get` could not serve, without reading data.
+
+    Args:
+        name: a name of the catalogue or of ``USER_FORMATS``.
+        path: the user's file or folder.
+        image_size: see :func:`flowbench.data.image_folder.read_image_folder`.
+
+    Raises:
+        ValueError: for an unknown name, a missing path, or an option that the dataset does not use.
+    """
+    known = [*sorted(_entries), *USER_FORMATS]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"dataset: unknown name {name!r}; {hint}known: {', '.join(known)}")
+    if name in _entries and path is not None:
+        raise ValueError(f"path: the dataset {name!r} takes none, got {str(path)!r}; remove it")
+    if name in USER_FORMATS and path is None:
+        raise ValueError(
+            f"path: the dataset {name!r} is your own data; set path to your {USER_FORMATS[name]}"
+        )
+    if path is not None and not Path(path).exists():
+        raise ValueError(f"path: {str(path)!r} does not exist (working directory {str(Path.cwd())!r})")
+    if image_size is not None and name != "image_folder":
+        raise ValueError(f"image_size: only 'image_folder' resizes, {name!r} does not; remove it")
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"image_size: must be at least 1 pixel, got {image_size}")
+
+
+def get(name: str, path: str | Path | None = None, image_size: int | None = None) -> DatasetEntry:
+    """The entry of a dataset; a user's own data are read and checked here.
+
+    Args:
+        name: a name of the catalogue, or ``npz``, ``npy``, ``pt`` or ``image_folder``.
+        path: the user's file or folder, only with those four.
+        image_size: side of the square images in pixels, only with ``image_folder``.
+
+    Returns:
+        The entry.
+
+    Raises:
+        ValueError: see :func:`check`, and :func:`flowbench.data.user_data.open_user_data` for what data may
+            hold.
+    """
+    check(name, path, image_size)
+    if path is not None:
+        return open_user_data(name, Path(path), image_size)
+    return _entries[name]
+
+
+for _entry in (DIGITS, *(density_entry(density) for density in DENSITIES.values())):
+    register(_entry)

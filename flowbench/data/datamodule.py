@@ -1,0 +1,197 @@
+"""The one datamodule."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from flowbench.data import catalogue
+from flowbench.data.batch import Batch
+from flowbench.data.entry import DatasetEntry
+from flowbench.data.samplers import BatchIndex, EndlessSampler, ShardedSampler
+from flowbench.data.spec import DataSpec
+from flowbench.data.split import SPLITS, Split
+from flowbench.data.split_dataset import SplitDataset
+
+__all__ = ["FlowDataModule"]
+
+
+class FlowDataModule(LightningDataModule):
+    """Loads a dataset of the catalogue, or the user's own, and serves batches in model space.
+
+    Training is an endless stream whose order is a function of (seed, samples drawn): a run resumed from
+    ``trainer.global_step`` sees the batches it would have seen. Give the trainer ``max_steps`` and an integer
+    ``val_check_interval`` with ``check_val_every_n_epoch=None``; an epoch never ends. (Automatic optimisation
+    with one optimiser is assumed: ``global_step`` counts its steps.) Evaluation covers a split exactly once,
+    without padding, on any number of processes.
+
+    Args:
+        dataset: a name of the catalogue, or ``npz``, ``npy``, ``pt``, ``image_folder`` for your own data at
+            ``path``.
+        path: your file or folder.
+        image_size: ``image_folder`` only: shorter side scaled to this many pixels, centre square kept.
+        batch_size: samples per training batch over all processes.
+        eval_batch_size: most samples per evaluation batch and process; does not change results.
+        num_workers: worker processes per loader; does not change batches.
+        dequantize: ``uniform``: grey levels get uniform noise within their bin, as likelihoods in bits/dim
+            require. ``none``: bin centres; a density fitted to them concentrates on a lattice, so likelihoods
+            mean nothing. Continuous data are never changed.
+        seed: keys the order and the dequantisation; None means 0.
+
+    Raises:
+        ValueError: for an unknown dataset or an option out of range.
+    """
+
+    def __init__(
+        self,
+        dataset: str = "digits",
+        path: str | None = None,
+        image_size: int | None = None,
+        batch_size: int = 128,
+        eval_batch_size: int = 512,
+        num_workers: int = 0,
+        dequantize: Literal["uniform", "none"] = "uniform",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        catalogue.check(dataset, path, image_size)
+        for option, value, least in (
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{option}: must be at least {least}, got {value}")
+        if dequantize not in ("uniform", "none"):
+            raise ValueError(f"dequantize: must be 'uniform' or 'none', got {dequantize!r}")
+        self.dataset = dataset
+        self.path = path
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.dequantize = dequantize
+        self.seed = 0 if seed is None else seed
+
+    @cached_property
+    def entry(self) -> DatasetEntry:
+        """The dataset's entry; the user's own data are read at the first access."""
+        return catalogue.get(self.dataset, self.path, self.image_size)
+
+    @property
+    def spec(self) -> DataSpec:
+        """Shape, classes and value grid; available before ``setup``."""
+        return self.entry.spec
+
+    @cached_property
+    def _splits(self) -> dict[str, Split]:
+        return self.entry.load(Path(os.environ.get("FLOWBENCH_DATA", "data")))
+
+    def split(self, name: str) -> Split:
+        """The samples of ``train``, ``val`` or ``test``; ValueError for another name."""
+        if name not in SPLITS:
+            raise ValueError(f"split: must be one of {', '.join(SPLITS)}, got {name!r}")
+        return self._splits[name]
+
+    def model_values(self, name: str) -> Tensor:
+        """A whole split in model space: exactly what evaluation batches hold.
+
+        Dequantised by (seed, split, sample index). Computed at each call: keep it if you need it twice.
+
+        Args:
+            name: ``train``, ``val`` or ``test``.
+
+        Returns:
+            float32, shape (N, *D).
+        """
+        split = self.split(name)
+        return self._dataset(name).model_values(split.values, BatchIndex(torch.arange(len(split))))
+
+    @property
+    def samples_seen(self) -> int:
+        """Samples drawn from the training stream by all processes so far; 0 without a trainer."""
+        if self.trainer is None:
+            return 0
+        return self.trainer.global_step * self.trainer.accumulate_grad_batches * self.batch_size
+
+    def train_batch_at(self, position: int) -> Batch:
+        """This process's part of the training batch that begins at ``position`` samples of the stream."""
+        sampler = self._stream()
+        return self._train_dataset(sampler)[sampler.batch_at(position)]
+
+    def setup(self, stage: str) -> None:
+        """Load the data and refuse trainer settings that would break the promises above.
+
+        Args:
+            stage: Lightning's name of the stage; all splits are loaded for each.
+
+        Raises:
+            ValueError: when the trainer would replace the samplers, or batches cannot be shared evenly.
+        """
+        _ = self._splits
+        if self.trainer is None:
+            return
+        injects = self.trainer._accelerator_connector.use_distributed_sampler
+        if self.trainer.world_size > 1 and injects:
+            raise ValueError(
+                "trainer.use_distributed_sampler: True would pad evaluation with repeats; set it to False"
+            )
+        # Lightning sets this attribute without declaring it.
+        overfit = getattr(self.trainer, "overfit_batches", 0)
+        if overfit:
+            raise ValueError(
+                f"trainer.overfit_batches: {overfit} does not fit an endless stream; "
+                "train on a small npz instead"
+            )
+        self._stream()
+        # True of data read from disk by the sample; here a batch is one indexing operation in memory.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """The endless stream, from :attr:`samples_seen` on; it has no length."""
+        sampler = self._stream()
+        return self._loader(self._train_dataset(sampler), sampler)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """The validation split, once."""
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """The test split, once."""
+        return self._eval_loader("test")
+
+    def _shard(self) -> tuple[int, int]:
+        """This process's rank and the number of processes."""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _stream(self) -> EndlessSampler:
+        return EndlessSampler(
+            len(self.split("train")),
+            self.batch_size,
+            self.seed,
+            *self._shard(),
+            start=lambda: self.samples_seen,
+        )
+
+    def _dataset(self, name: str, batch_size: int = 0, rows: slice = slice(None)) -> SplitDataset:
+        uniform = self.dequantize == "uniform"
+        return SplitDataset(self.spec, self.split(name), name, self.seed, uniform, batch_size, rows)
+
+    def _train_dataset(self, sampler: EndlessSampler) -> SplitDataset:
+        return self._dataset("train", sampler.batch_size, sampler.rows)
+
+    def _eval_loader(self, name: str) -> DataLoader[Batch]:
+        dataset = self._dataset(name)
+        return self._loader(dataset, ShardedSampler(len(dataset), self.eval_batch_size, *self._shard()))
+
+    def _loader(self, dataset: SplitDataset, sampler: EndlessSampler | ShardedSampler) -> DataLoader[Batch]:
+        # batch_size=None: the sampler yields whole batches and the dataset gathers them, nothing is collated.
+        return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers)

@@ -1,0 +1,143 @@
+"""Which samples form which batch: an endless stream for training, shards without padding for evaluation.
+
+Both yield whole batches of indices, because data in memory are indexed a batch at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from flowbench.seeds import generator
+
+__all__ = ["BatchIndex", "EndlessSampler", "ShardedSampler"]
+
+
+@dataclass(frozen=True)
+class BatchIndex:
+    """Which samples this process takes.
+
+    Attributes:
+        indices: positions in the split, int64, shape (B,).
+        position: place of the global batch in the stream, in samples; None in evaluation.
+    """
+
+    indices: Tensor
+    position: int | None = None
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(num_samples: int, seed: int, epoch: int) -> Tensor:
+    """The permutation of one epoch, keyed by (seed, "order", epoch)."""
+    return torch.randperm(num_samples, generator=generator(seed, "order", epoch))
+
+
+def _check_rank(rank: int, world_size: int) -> None:
+    if not 0 <= rank < world_size:
+        raise ValueError(f"sampler: rank must be in 0..{world_size - 1}, got {rank}")
+
+
+class EndlessSampler(Sampler[BatchIndex]):
+    """An endless stream of shuffled samples, epoch after epoch, as a pure function of (seed, position).
+
+    The stream is cut into global batches; a process takes its contiguous share of each. So the world size
+    does not change which samples form a batch, and a run resumed at a position sees what it would have seen.
+
+    Args:
+        num_samples: size of the split.
+        batch_size: size of the global batch, over all processes.
+        seed: seed of the order.
+        rank: this process.
+        world_size: number of processes.
+        start: gives the position (samples drawn by all processes so far) when an iteration begins.
+
+    Raises:
+        ValueError: for an empty split, or a batch that the processes cannot share evenly.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        start: Callable[[], int] = int,
+    ) -> None:
+        _check_rank(rank, world_size)
+        if num_samples < 1:
+            raise ValueError(f"sampler: the training split is empty ({num_samples} samples)")
+        if batch_size < 1 or batch_size % world_size:
+            raise ValueError(
+                f"batch_size: {batch_size} (over all processes) must be a positive multiple of the "
+                f"{world_size} processes; change batch_size or trainer.devices"
+            )
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.start = start
+        local = batch_size // world_size
+        self.rows = slice(rank * local, (rank + 1) * local)
+
+    def stream(self, position: int, num: int) -> Tensor:
+        """The samples at positions ``position .. position + num - 1`` of the stream, int64, shape (num,)."""
+        parts = []
+        while num > 0:
+            epoch, offset = divmod(position, self.num_samples)
+            parts.append(_epoch_order(self.num_samples, self.seed, epoch)[offset : offset + num])
+            position, num = position + len(parts[-1]), num - len(parts[-1])
+        return torch.cat(parts)
+
+    def batch_at(self, position: int) -> BatchIndex:
+        """This process's share of the global batch that begins at ``position``."""
+        return BatchIndex(self.stream(position, self.batch_size)[self.rows], position)
+
+    def __iter__(self) -> Iterator[BatchIndex]:
+        position = self.start()
+        while True:
+            yield self.batch_at(position)
+            position += self.batch_size
+
+
+class ShardedSampler(Sampler[BatchIndex]):
+    """Every sample exactly once over all processes, in the same number of batches on each.
+
+    Process r takes samples r, r + W, r + 2 W, ... Nothing is padded or repeated, so sums over all processes
+    are exact; batch counts agree, so collectives inside a step meet. Where the division leaves a rest,
+    batches differ by at most one sample, spread evenly. (With ``batch_size=1`` a batch may hold two samples:
+    a process short of one could not fill the last batch otherwise.)
+
+    Args:
+        num_samples: size of the split.
+        batch_size: largest number of samples of one process in one batch.
+        rank: this process.
+        world_size: number of processes W.
+
+    Raises:
+        ValueError: for fewer samples than processes, or a batch size below one.
+    """
+
+    def __init__(self, num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        _check_rank(rank, world_size)
+        if batch_size < 1:
+            raise ValueError(f"eval_batch_size: must be at least 1, got {batch_size}")
+        if num_samples < world_size:
+            raise ValueError(
+                f"sampler: {num_samples} samples are too few for {world_size} processes; use fewer devices"
+            )
+        self.indices = torch.arange(rank, num_samples, world_size)
+        largest = math.ceil(num_samples / world_size)
+        self.num_batches = min(math.ceil(largest / batch_size), num_samples // world_size)
+
+    def __len__(self) -> int:
+        """Number of batches, the same on every process."""
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[BatchIndex]:
+        return (BatchIndex(part) for part in self.indices.tensor_split(self.num_batches))

@@ -1,0 +1,90 @@
+"""One split of a dataset in memory, and the rule that cuts a dataset into splits."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["SPLITS", "Split", "cut", "stratified_order"]
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Samples of one split.
+
+    Attributes:
+        values: grey levels uint8 (N, C, H, W) of quantised data, else float32 (N, *D) in model space.
+        label: class ids int64 (N,), or None.
+
+    Raises:
+        ValueError: when values and labels differ in number.
+    """
+
+    values: Tensor
+    label: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.label is not None and len(self.label) != len(self.values):
+            raise ValueError(
+                f"split: {len(self.values)} samples but {len(self.label)} labels; give one per sample"
+            )
+
+    def __len__(self) -> int:
+        """Number of samples N."""
+        return self.values.shape[0]
+
+    def take(self, indices: Tensor) -> Split:
+        """The samples at ``indices`` (int64, shape (M,)), in that order."""
+        return Split(self.values[indices], None if self.label is None else self.label[indices])
+
+
+def stratified_order(num: int, key: str, label: Tensor | None = None) -> Tensor:
+    """A fixed order of samples whose every prefix holds the classes in proportion.
+
+    Samples of a class are ordered by the BLAKE2 hash of (key, index) and spread evenly over the whole order.
+    Hashes rather than a random generator: the order is the same for every version of every library.
+
+    Args:
+        num: number of samples N.
+        key: names the order; another key gives another one.
+        label: class ids (N,), or None for one class.
+
+    Returns:
+        A permutation of 0..N-1, int64, shape (N,). Any prefix of length m holds n_c m / N samples of a class
+        of size n_c, to within one (two for prefixes cut from the middle).
+    """
+    digests = [hashlib.blake2b(f"{key}/{i}".encode(), digest_size=8).digest() for i in range(num)]
+    classes = [0] * num if label is None else label.tolist()
+    members: dict[int, list[int]] = {}
+    for index, cls in enumerate(classes):
+        members.setdefault(cls, []).append(index)
+    placed: list[tuple[float, bytes, int]] = []
+    for indices in members.values():
+        indices.sort(key=lambda i: digests[i])
+        placed += [((rank + 0.5) / len(indices), digests[i], i) for rank, i in enumerate(indices)]
+    return torch.tensor([index for _, _, index in sorted(placed)], dtype=torch.int64)
+
+
+def cut(whole: Split, key: str, num_val: int, num_test: int) -> dict[str, Split]:
+    """Cut a dataset into train, val and test, stratified by class.
+
+    Args:
+        whole: all samples.
+        key: names the order, see :func:`stratified_order`.
+        num_val: size of the validation split.
+        num_test: size of the test split.
+
+    Returns:
+        The three splits; within a split samples keep their original order.
+    """
+    order = stratified_order(len(whole), key, whole.label)
+    parts = order.split([num_test, num_val, len(whole) - num_test - num_val])
+    return {
+        name: whole.take(part.sort().values)
+        for name, part in zip(("test", "val", "train"), parts, strict=True)
+    }

@@ -1,0 +1,388 @@
+"""The one evaluator, for every family."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowbench.data import FlowDataModule
+from flowbench.evaluation.extractors import get_extractor
+from flowbench.evaluation.gather import gather_by_index, shard
+from flowbench.evaluation.metrics import Metric, PathStraightness
+from flowbench.evaluation.pictures import log_hyperparameters, log_samples
+from flowbench.evaluation.provenance import environment, peak_memory_mb
+from flowbench.evaluation.reference import reference_subjects, score
+from flowbench.evaluation.rows import Row, write_rows
+from flowbench.evaluation.subject import Cost, Measurement, SampleSet, Subject
+from flowbench.families import Budget, FlowModule
+from flowbench.metrics import FeatureExtractor, PathGeometry, block_geometry, path_geometry, wasserstein2_squared
+from flowbench.seeds import derive_seed
+
+__all__ = ["Evaluator", "Identity"]
+
+# Points on either side of the reference W2 between source and data.
+TRANSPORT_POINTS = 2048
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who is measured, for the rows.
+
+    Attributes:
+        bench: name of the bench, or empty.
+        task: name of the task, or empty.
+        contender: name of the contender.
+        seed: training seed.
+        config_hash: fingerprint of the resolved configuration.
+    """
+
+    bench: str = ""
+    task: str = ""
+    contender: str = ""
+    seed: int = 0
+    config_hash: str = ""
+
+
+class Evaluator(L.Callback):
+    """Scores a flow after training, and a little during it.
+
+    All noise is keyed by (seed, sample index): contenders share it, and one process or several draw the same samples.
+    Features are gathered in the order of their indices and every statistic is computed once, on process 0.
+
+    Args:
+        metrics: what to measure, by any name.
+        num_samples: samples to draw for the sample metrics.
+        batch_size: samples drawn at a time by one process; does not change results.
+        reference: split that samples are compared with.
+        held_out: split that the row `floor` scores as if it were generated.
+        seed: the evaluation seed.
+        weights: `ema` for the averaged weights, `raw` for the live ones.
+        sweep: `{network_evaluations: [1, 2, 4, ...]}`: budgets to sample with from the same weights, for families
+            that can choose.
+        curve: names of metrics to measure at every validation during training, with the averaged weights.
+        num_trajectories: paths for the geometry metrics.
+        trajectory_points: states along each path of a continuous flow.
+        num_pictures: samples to keep for pictures.
+
+    Raises:
+        ValueError: for counts below 1, or a curve of a metric that is not there.
+    """
+
+    def __init__(
+        self,
+        metrics: dict[str, Metric] | None = None,
+        *,
+        num_samples: int = 360,
+        batch_size: int = 256,
+        reference: Literal["train", "val", "test"] = "train",
+        held_out: Literal["train", "val", "test"] = "test",
+        seed: int = 0,
+        weights: Literal["ema", "raw"] = "ema",
+        sweep: dict[str, list[int]] | None = None,
+        curve: list[str] | None = None,
+        num_trajectories: int = 256,
+        trajectory_points: int = 33,
+        num_pictures: int = 64,
+    ) -> None:
+        for name, value in (("num_samples", num_samples), ("batch_size", batch_size), ("num_pictures", num_pictures)):
+            if value < 1:
+                raise ValueError(f"evaluator.{name} must be >= 1, got {value}")
+        if reference == held_out:
+            raise ValueError(f"evaluator.reference and held_out are both {reference}: the floor would be zero")
+        if set(sweep or {}) - {"network_evaluations"}:
+            raise ValueError(f"evaluator.sweep goes over network_evaluations alone, got {', '.join(sweep or {})}")
+        self.metrics: dict[str, Metric] = dict(metrics or {})
+        self.curve = list(curve or [])
+        for name in self.curve:
+            if name not in self.metrics:
+                raise ValueError(f"evaluator.curve names {name}, which is not in evaluator.metrics")
+        self.num_samples, self.batch_size, self.num_pictures = num_samples, batch_size, num_pictures
+        self.reference, self.held_out = reference, held_out
+        self.seed = seed
+        self.weights: Literal["ema", "raw"] = weights
+        self.sweep = list((sweep or {}).get("network_evaluations", []))
+        self.num_trajectories, self.trajectory_points = num_trajectories, trajectory_points
+        self.identity = Identity()
+        self.budget: Budget | None = None
+        self.rows: list[Row] = []
+        self._stack = ExitStack()
+        self._log_prob: list[tuple[Tensor, Tensor]] = []
+        self._real: SampleSet | None = None
+
+    # ---- hooks --------------------------------------------------------------------------------------------------
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """A point of quality against training, and a picture in TensorBoard."""
+        if trainer.sanity_checking or not self.curve or not isinstance(module, FlowModule):
+            return
+        with torch.no_grad(), module.evaluating(self.weights):
+            samples, evaluations, _ = self._draw(module, trainer)
+            if trainer.is_global_zero:
+                subject = self._subject(module, trainer, samples, evaluations)
+                chosen = {name: self.metrics[name] for name in self.curve}
+                measured = list(score(subject, chosen))
+                self._append_curve(trainer, measured)
+                log_samples(trainer, samples[: self.num_pictures], module.spec, "val/samples")
+        trainer.strategy.barrier("flowbench.curve")
+
+    def on_test_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Put the chosen weights in place until the test ends, however it ends.
+
+        Raises:
+            ValueError: when the trainer forbids the gradients that likelihoods need.
+        """
+        if torch.is_inference_mode_enabled():
+            raise ValueError("likelihoods of continuous flows need gradients: set trainer.inference_mode=false")
+        self._stack = ExitStack()
+        self._stack.enter_context(_flow(module).evaluating(self.weights))
+        self._log_prob = []
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the log-densities of the batch."""
+        self._log_prob.append((outputs["index"].cpu(), outputs["log_prob"].cpu()))
+
+    def on_test_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Draw, measure, write."""
+        flow = _flow(module)
+        with torch.no_grad():
+            self._evaluate(trainer, flow)
+        trainer.strategy.barrier("flowbench.test")
+
+    def on_test_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Give the live weights back."""
+        self._stack.close()
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        """Give the live weights back."""
+        self._stack.close()
+
+    # ---- evaluation ---------------------------------------------------------------------------------------------
+
+    def _evaluate(self, trainer: L.Trainer, flow: FlowModule) -> None:
+        index = torch.cat([i for i, _ in self._log_prob])
+        log_prob = gather_by_index(index, torch.cat([v for _, v in self._log_prob]))
+        samples, evaluations, rate = self._draw(flow, trainer)
+        geometry, states, times = self._paths(flow, trainer)
+        sweep = [self._draw(flow, trainer, n)[:2] for n in self.sweep if flow.sweeps]
+        if not trainer.is_global_zero:
+            return
+        main = self._subject(flow, trainer, samples, evaluations)
+        main.log_prob, main.likelihood = log_prob, flow.likelihood
+        main.geometry, main.space = geometry, _space_name(flow)
+        main.transport_cost = self._transport_cost(flow, trainer)
+        main.cost = self._cost(flow, rate)
+        subjects = [main]
+        for swept, n in sweep:
+            subject = self._subject(flow, trainer, swept, n)
+            subject.swept = True
+            subjects.append(subject)
+        provenance = {**self._provenance(trainer), **asdict(main.cost)}
+        self.rows = [
+            self._row(self.identity.contender, type(flow).__name__, subject, m, self.weights, provenance)
+            for subject in subjects
+            for m in score(subject, self.metrics)
+        ]
+        run_dir = Path(trainer.default_root_dir)
+        self._save_pictures(run_dir, samples, states, times)
+        write_rows(run_dir / "rows.jsonl", self.rows)
+        log_samples(trainer, samples[: self.num_pictures], flow.spec, "test/samples")
+        log_hyperparameters(trainer, self.rows, asdict(self.identity))
+
+    def _draw(
+        self, flow: FlowModule, trainer: L.Trainer, network_evaluations: int | None = None
+    ) -> tuple[Tensor, float, float]:
+        """Samples by index, evaluations per sample, samples per second of this process."""
+        index = shard(self.num_samples, trainer.global_rank, trainer.world_size)
+        labels = self._labels(flow, trainer)
+        flow.sample(flow.draw_noise(index[:2], self.seed), labels[index[:2]] if labels is not None else None)
+        parts, seconds, evaluations = [], 0.0, 0.0
+        for chunk in index.split(self.batch_size):
+            condition = labels[chunk].to(flow.device) if labels is not None else None
+            noise = flow.draw_noise(chunk, self.seed)
+            drawn = flow.sample(noise, condition, network_evaluations=network_evaluations)
+            parts.append(drawn.x)
+            seconds += drawn.seconds
+            evaluations = drawn.network_evaluations
+        samples = gather_by_index(index, torch.cat(parts))
+        return samples, evaluations, len(index) / seconds
+
+    def _labels(self, flow: FlowModule, trainer: L.Trainer) -> Tensor | None:
+        """Labels of a conditional flow's samples: drawn from the reference split by the evaluation seed."""
+        if flow.num_classes is None:
+            return None
+        label = _data(trainer).split(self.reference).label
+        assert label is not None, "a conditional flow has labelled data"
+        rng = torch.Generator().manual_seed(derive_seed(self.seed, "labels"))
+        return label[torch.randint(len(label), (self.num_samples,), generator=rng)]
+
+    def _paths(self, flow: FlowModule, trainer: L.Trainer) -> tuple[PathGeometry | None, Tensor, Tensor]:
+        """Geometry of the flow's paths; states (T, B, *D) of the first ones for pictures, and their times."""
+        if not any(isinstance(metric, PathStraightness) for metric in self.metrics.values()):
+            return None, torch.empty(0), torch.empty(0)
+        index = shard(self.num_trajectories, trainer.global_rank, trainer.world_size)
+        labels = self._labels(flow, trainer)
+        geometries, states = [], []
+        times = torch.empty(0)
+        for chunk in index.split(self.batch_size):
+            condition = labels[chunk % self.num_samples].to(flow.device) if labels is not None else None
+            path = flow.trajectory(flow.draw_noise(chunk, self.seed), condition, self.trajectory_points)
+            if path.velocities is None:
+                geometries.append(block_geometry(path.states, path.times))
+            else:
+                geometries.append(path_geometry(path.states, path.velocities, path.times))
+            states.append(path.states.transpose(0, 1))
+            times = path.times
+        local = PathGeometry.concatenate(geometries)
+        fields = {name: gather_by_index(index, value) for name, value in vars(local).items()}
+        return PathGeometry(**fields), gather_by_index(index, torch.cat(states)).transpose(0, 1), times
+
+    def _subject(
+        self, flow: FlowModule, trainer: L.Trainer, samples: Tensor, evaluations: float
+    ) -> Subject:
+        data = _data(trainer)
+        if self._real is None:
+            self._real = SampleSet(data.model_values(self.reference), data.spec, self.reference)
+        generated = SampleSet(samples, data.spec, "generated")
+        return Subject(
+            data.spec, generated, self._real, network_evaluations=evaluations, extractors=self.extractors(data)
+        )
+
+    def extractors(self, data: FlowDataModule) -> dict[str, FeatureExtractor]:
+        """The feature extractors that the metrics name, with their weights."""
+        names = {metric.features for metric in self.metrics.values() if metric.features is not None}
+        return {name: get_extractor(name, data) for name in sorted(names)}
+
+    def _transport_cost(self, flow: FlowModule, trainer: L.Trainer) -> float | None:
+        """Squared W2 between source and data for points; in many dimensions its estimate is mostly bias."""
+        if flow.spec.modality != "vector":
+            return None
+        real = _data(trainer).model_values("train")[:TRANSPORT_POINTS]
+        noise = flow.draw_noise(torch.arange(len(real)), derive_seed(self.seed, "transport"))
+        return wasserstein2_squared(noise.cpu(), real)
+
+    def _cost(self, flow: FlowModule, rate: float) -> Cost:
+        budget = self.budget
+        return Cost(
+            parameters=sum(p.numel() for p in flow.parameters() if p.requires_grad),
+            train_seconds=budget.train_seconds if budget else 0.0,
+            train_flops=budget.train_flops if budget else 0.0,
+            samples_seen=budget.samples_seen if budget else 0,
+            peak_memory_mb=peak_memory_mb(flow.device),
+            samples_per_second=rate,
+        )
+
+    # ---- records ------------------------------------------------------------------------------------------------
+
+    def _provenance(self, trainer: L.Trainer) -> dict[str, Any]:
+        data = _data(trainer)
+        return {
+            **environment(),
+            "config_hash": self.identity.config_hash,
+            "world_size": trainer.world_size,
+            "global_batch": data.batch_size * trainer.accumulate_grad_batches,
+            "precision": str(trainer.precision),
+            "evaluation_seed": self.seed,
+            "dataset_version": data.spec.version,
+            "extractors": {name: e.checksum[:16] for name, e in self.extractors(data).items()},
+        }
+
+    def _row(
+        self, contender: str, family: str, subject: Subject, m: Measurement, weights: str, provenance: dict[str, Any]
+    ) -> Row:
+        return Row(
+            bench=self.identity.bench,
+            task=self.identity.task,
+            contender=contender,
+            family=family,
+            dataset=subject.spec.name,
+            seed=self.identity.seed,
+            metric=m.metric,
+            value=m.value,
+            n=m.n,
+            protocol=m.protocol,
+            unit=m.unit,
+            network_evaluations=subject.network_evaluations,
+            weights=weights,
+            provenance=provenance,
+        )
+
+    def reference_rows(self, data: FlowDataModule) -> Iterator[Row]:
+        """Rows of `floor`, `noise`, `gaussian` and `gmm`: they belong to the data, not to a contender or a seed."""
+        provenance = {**environment(), "evaluation_seed": self.seed, "dataset_version": data.spec.version}
+        subjects = reference_subjects(
+            data,
+            self.extractors(data),
+            num_samples=self.num_samples,
+            reference=self.reference,
+            held_out=self.held_out,
+            seed=self.seed,
+        )
+        for name, subject in subjects:
+            for m in score(subject, self.metrics):
+                yield self._row(name, "reference", subject, m, "none", provenance)
+
+    def _append_curve(self, trainer: L.Trainer, measured: list[Measurement]) -> None:
+        """Append to curve.jsonl; a resumed run drops what lies beyond its checkpoint."""
+        path = Path(trainer.default_root_dir) / "curve.jsonl"
+        budget = self.budget
+        point: dict[str, Any] = {"step": trainer.global_step}
+        if budget is not None:
+            point |= {
+                "samples_seen": budget.samples_seen,
+                "train_seconds": budget.train_seconds,
+                "train_flops": budget.train_flops,
+            }
+        lines = path.read_text().splitlines() if path.is_file() else []
+        kept = [line for line in lines if json.loads(line)["step"] < trainer.global_step]
+        kept += [json.dumps({**point, "metric": m.metric, "value": m.value}) for m in measured]
+        path.write_text("\n".join(kept) + "\n")
+        if trainer.logger is not None:
+            values: Mapping[str, float] = {f"val/{m.metric}": m.value for m in measured}
+            trainer.logger.log_metrics(dict(values), step=trainer.global_step)
+
+    def _save_pictures(self, run_dir: Path, samples: Tensor, states: Tensor, times: Tensor) -> None:
+        data_is_image = samples.ndim == 4
+        kept = samples[: self.num_pictures] if data_is_image else samples
+        assert self._real is not None
+        values = self._real.spec.to_uint8(kept) if data_is_image else kept
+        run_dir.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(run_dir / "samples.npz", x=values.numpy())
+        if len(states):
+            shown = states[:, : self.num_pictures].float().cpu().numpy()
+            np.savez_compressed(run_dir / "trajectories.npz", states=shown, times=times.cpu().numpy())
+
+
+def _flow(module: L.LightningModule) -> FlowModule:
+    if not isinstance(module, FlowModule):
+        raise ValueError(f"the evaluator measures flows, got {type(module).__name__}: remove the section evaluator")
+    return module
+
+
+def _data(trainer: L.Trainer) -> FlowDataModule:
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, FlowDataModule):
+        raise ValueError("the evaluator needs a FlowDataModule: pass datamodule=FlowDataModule(...) to the trainer")
+    return data
+
+
+def _space_name(flow: FlowModule) -> str:
+    if flow.likelihood != "bound":
+        return "data"
+    return "latent " + "x".join(str(size) for size in flow.flow_shape)

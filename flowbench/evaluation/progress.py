@@ -1,0 +1,81 @@
+"""A small file that says how far a run is, for whoever watches from outside."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from flowbench.evaluation.rows import write_atomic
+from flowbench.families import Budget
+
+__all__ = ["ProgressFile", "read_phase"]
+
+# Seconds between two writes during training.
+INTERVAL = 1.0
+
+
+class ProgressFile(L.Callback):
+    """Writes ``progress.json`` in the run's folder, about once a second.
+
+    Args:
+        path: the file.
+        budget: says which share of the training is done.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(self, path: Path, budget: Budget | None, clock: Callable[[], float] = time.time) -> None:
+        self.path = path
+        self.budget = budget
+        self._clock = clock
+        self._last = 0.0
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write when a second has passed."""
+        if self._clock() - self._last >= INTERVAL:
+            self.write(trainer, "fit", outputs)
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Training is over; the budget says whether it is used up."""
+        self.write(trainer, "fit")
+
+    def on_test_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Measuring."""
+        self.write(trainer, "test")
+
+    def write(self, trainer: L.Trainer, phase: str, outputs: Any = None) -> None:
+        """Write the file on process 0, atomically.
+
+        Args:
+            trainer: for the step.
+            phase: `fit`, `test` or `done`.
+            outputs: what the training step returned, for the loss.
+        """
+        if not trainer.is_global_zero:
+            return
+        self._last = self._clock()
+        loss = outputs.get("loss") if isinstance(outputs, dict) else None
+        record = {
+            "phase": phase,
+            "step": self.budget.steps if self.budget else trainer.global_step,
+            "max_steps": self.budget.max_steps if self.budget else None,
+            "fraction": self.budget.progress if self.budget else 0.0,
+            "loss": float(loss.detach()) if isinstance(loss, torch.Tensor) else None,
+            "updated": self._last,
+        }
+        write_atomic(self.path, json.dumps(record))
+
+
+def read_phase(path: Path) -> str | None:
+    """The phase that a run has reached, or None when it has not begun."""
+    try:
+        return str(json.loads(path.read_text())["phase"])
+    except (OSError, ValueError, KeyError):
+        return None

@@ -1,0 +1,195 @@
+"""Rows: one tidy record per measured number, the only thing that passes from a cell to the bench.
+
+A row names what was measured (bench, task, contender, family, dataset, seed, metric), the number with
+everything that makes it comparable (n, protocol, unit, network evaluations, which weights), how the
+measurement ended (status), and the cell's provenance. The file format is JSON Lines. The schema carries a
+version; a reader refuses another one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+__all__ = ["SCHEMA", "STATUSES", "WEIGHTS", "Row", "read_rows", "write_atomic", "write_rows"]
+
+SCHEMA = 1
+STATUSES = ("ok", "failed", "nonfinite", "skipped")
+WEIGHTS = ("ema", "raw", "none")
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "schema": (int,),
+    "bench": (str,),
+    "task": (str,),
+    "contender": (str,),
+    "family": (str,),
+    "dataset": (str,),
+    "seed": (int,),
+    "metric": (str,),
+    "value": (float, int, type(None)),
+    "n": (int, type(None)),
+    "protocol": (str,),
+    "unit": (str,),
+    "network_evaluations": (float, int, type(None)),
+    "weights": (str,),
+    "status": (str,),
+    "provenance": (dict,),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One measured number and what makes it comparable.
+
+    A value that is not finite becomes ``None`` with status ``"nonfinite"``: JSON has no NaN, and a diverged
+    metric must not cost the other numbers of its cell.
+
+    Attributes:
+        schema: version of this record.
+        bench: name of the bench, empty outside a bench.
+        task: name of the task, empty where the bench has only one.
+        contender: name in the bench file, or ``floor``, ``noise``, ``gaussian``, ``gmm``.
+        family: class name of the flow family, or ``reference``.
+        dataset: name of the dataset.
+        seed: training seed.
+        metric: e.g. ``fd[digits-cnn]``, ``nll``, ``straightness``.
+        value: the number, or None where there is none.
+        n: number of samples behind the value.
+        protocol: extractor, resize, split, N; rows of a sweep carry the word ``sweep``.
+        unit: e.g. ``bits/dim``; empty for pure numbers.
+        network_evaluations: per sample.
+        weights: ``ema``, ``raw`` or ``none``.
+        status: ``ok``, ``failed``, ``nonfinite`` or ``skipped``.
+        provenance: git sha, config hash, versions, hardware, counts and costs of the cell; JSON values only.
+
+    Raises:
+        ValueError: for a field of the wrong type, or an unknown status or weights.
+    """
+
+    schema: int = SCHEMA
+    bench: str
+    task: str
+    contender: str
+    family: str
+    dataset: str
+    seed: int
+    metric: str
+    value: float | None
+    n: int | None
+    protocol: str
+    unit: str
+    network_evaluations: float | None
+    weights: str
+    status: Literal["ok", "failed", "nonfinite", "skipped"] = "ok"
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, kinds in _TYPES.items():
+            value = getattr(self, name)
+            if not isinstance(value, kinds) or (isinstance(value, bool)):
+                expected = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
+                raise ValueError(f"row field {name!r} is {value!r}; it must be {expected}")
+        if self.schema != SCHEMA:
+            raise ValueError(f"row schema {self.schema}; this flowbench reads and writes schema {SCHEMA}")
+        if self.status not in STATUSES:
+            raise ValueError(f"row status {self.status!r}; use one of {', '.join(STATUSES)}")
+        if self.weights not in WEIGHTS:
+            raise ValueError(f"row weights {self.weights!r}; use one of {', '.join(WEIGHTS)}")
+        if self.value is not None and not math.isfinite(self.value):
+            object.__setattr__(self, "value", None)
+            object.__setattr__(self, "status", "nonfinite")
+        if self.network_evaluations is not None and not math.isfinite(self.network_evaluations):
+            raise ValueError(
+                f"row field 'network_evaluations' is {self.network_evaluations}; it must be finite"
+            )
+
+    def to_json(self) -> str:
+        """The row as one line of JSON, fields in declared order."""
+        record = {f.name: getattr(self, f.name) for f in fields(self)}
+        return json.dumps(_plain(record), allow_nan=False, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Row:
+        """Read one line written by :meth:`to_json`.
+
+        Raises:
+            ValueError: when the text is not a JSON object, or a field is missing, unknown or of the wrong
+                type.
+        """
+        try:
+            record = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
+        if not isinstance(record, dict):
+            raise ValueError(f"a row is a JSON object, not {type(record).__name__}")
+        if record.get("schema") != SCHEMA:
+            raise ValueError(f"row schema {record.get('schema')!r}; this flowbench reads schema {SCHEMA}")
+        names = {f.name for f in fields(cls)}
+        if missing := sorted(names - record.keys()):
+            raise ValueError(f"row without {', '.join(missing)}")
+        if unknown := sorted(record.keys() - names):
+            raise ValueError(f"row with unknown field {', '.join(unknown)}")
+        return cls(**record)
+
+
+def write_atomic(path: str | Path, text: str) -> None:
+    """Write a text file so that a reader, or a crash, sees the old file or the new one and never a part.
+
+    Raises:
+        OSError: when the disk is full or the folder cannot be written; the old file is left as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with partial.open("w", encoding="utf-8") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_rows(path: str | Path, rows: Iterable[Row]) -> None:
+    """Write rows as JSON Lines, atomically, replacing the file."""
+    write_atomic(path, "".join(row.to_json() + "\n" for row in rows))
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """Read a JSON Lines file of rows.
+
+    Raises:
+        ValueError: when the file is missing or a line is not a row; the line's number is named.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; run the bench or `flowbench test` first")
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(Row.from_json(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+    return rows
+
+
+def _plain(value: Any) -> Any:
+    """JSON values only: numpy scalars and paths are unpacked, non-finite floats become None."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    return _plain(value.item()) if hasattr(value, "item") else str(value)

@@ -1,0 +1,114 @@
+"""What a metric looks at: samples, a reference, and what else is known about the one who made them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from flowbench.data import DataSpec
+from flowbench.metrics import FeatureExtractor, PathGeometry, extract
+
+__all__ = ["Cost", "Measurement", "SampleSet", "Subject"]
+
+
+class SampleSet:
+    """Samples in model space with their features, computed once per extractor.
+
+    Args:
+        x: samples in model space, shape (N, *D), on the CPU.
+        spec: the data's shape and value grid.
+        name: what they are, for the protocol: a split's name or `generated`.
+    """
+
+    def __init__(self, x: Tensor, spec: DataSpec, name: str) -> None:
+        self.x = x.detach().cpu()
+        self.spec = spec
+        self.name = name
+        self._features: dict[str, Tensor] = {}
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.x)
+
+    def features(self, extractor: FeatureExtractor) -> Tensor:
+        """Features (N, F) of the samples as the extractor sees them: uint8 images, or the points themselves.
+
+        Generated images are put on the data's value grid first, as they would be in a file.
+        """
+        if extractor.name not in self._features:
+            images = self.spec.to_uint8(self.x) if self.spec.modality == "image" else self.x
+            self._features[extractor.name] = extract(extractor, images)
+        return self._features[extractor.name]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a contender cost.
+
+    Attributes:
+        parameters: trainable parameters of the contender.
+        train_seconds: wall time inside training steps.
+        train_flops: floating-point operations of training.
+        samples_seen: training samples, repeats included.
+        peak_memory_mb: highest memory of the process (resident on a CPU, allocated on a GPU), MiB.
+        samples_per_second: samples drawn per second by this process's shard, decoding included.
+    """
+
+    parameters: int
+    train_seconds: float
+    train_flops: float
+    samples_seen: int
+    peak_memory_mb: float
+    samples_per_second: float
+
+
+@dataclass
+class Subject:
+    """Somebody whose samples are scored: a flow, a classical baseline, held-out data or noise.
+
+    Attributes:
+        spec: the data's shape and value grid.
+        samples: what was generated.
+        reference: real data that the samples are compared with.
+        network_evaluations: per sample; None where there is no network.
+        swept: whether the evaluations were imposed by a sweep.
+        log_prob: log-densities of the test split in nats, shape (N,), or None.
+        likelihood: `exact`, `ode` or `bound`.
+        geometry: geometry of the paths from source to data, or None.
+        space: where those paths run: `data`, or `latent` with its shape.
+        transport_cost: squared W2 between source and data, summed over dimensions, or None.
+        cost: what training and sampling cost, or None.
+    """
+
+    spec: DataSpec
+    samples: SampleSet
+    reference: SampleSet
+    network_evaluations: float | None = None
+    swept: bool = False
+    log_prob: Tensor | None = None
+    likelihood: str = "exact"
+    geometry: PathGeometry | None = None
+    space: str = "data"
+    transport_cost: float | None = None
+    cost: Cost | None = None
+    extractors: dict[str, FeatureExtractor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number with what makes it comparable.
+
+    Attributes:
+        metric: e.g. `fd[digits-cnn]`.
+        value: the number.
+        n: samples behind it.
+        protocol: extractor, split, N and whatever else the number depends on.
+        unit: e.g. `bits/dim`; empty for pure numbers.
+    """
+
+    metric: str
+    value: float
+    n: int
+    protocol: str
+    unit: str = ""

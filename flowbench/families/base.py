@@ -1,0 +1,266 @@
+"""The contract that every contender keeps, so that the evaluator never asks which family it holds."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from flowbench.data import Batch, DataSpec
+from flowbench.families.optimization import OptimizerConfig
+from flowbench.families.space import LatentSpace, PixelSpace, Space
+from flowbench.families.training import Loss, TrainingModule
+from flowbench.flows import GaussianSource, Source
+
+__all__ = ["FlowModule", "LikelihoodKind", "NetworkFactory", "Samples", "Trajectory"]
+
+LikelihoodKind = Literal["exact", "ode", "bound"]
+NetworkFactory = Callable[[tuple[int, ...], int | None], nn.Module]
+
+
+@dataclass
+class Samples:
+    """What a sampler made.
+
+    Attributes:
+        x: samples in data space, shape (B, *D).
+        network_evaluations: evaluations of the network that each sample cost; a guided one counts twice.
+        seconds: wall time of the batch.
+    """
+
+    x: Tensor
+    network_evaluations: float
+    seconds: float
+
+
+@dataclass
+class Trajectory:
+    """The way from source to data, in the space where the flow lives.
+
+    Attributes:
+        states: shape (T, B, *D); the first is the source point, the last the flow's output.
+        times: shape (T,), from 0 to 1 (a path that is singular at 1 ends just before); block flows give each block an equal share.
+        velocities: of a continuous flow at those states, shape (T, B, *D); None for a block flow.
+    """
+
+    states: Tensor
+    times: Tensor
+    velocities: Tensor | None = None
+
+
+class FlowModule(TrainingModule):
+    """A flow between a source and the data, possibly in the latent space of an autoencoder.
+
+    Subclasses model the flow in the flow's own space (:meth:`flow_loss`, :meth:`flow_sample`, :meth:`flow_log_prob`,
+    :meth:`trajectory`); this class carries data in and out of it.
+
+    Args:
+        spec: the data's shape, classes and value grid.
+        space: where the flow lives; None means the data space itself.
+        conditional: condition on class labels.
+        label_dropout: share of training labels replaced by the null label, in [0, 1); it makes guidance possible.
+        optimizer: AdamW and its schedule.
+        ema_decay: decay of the averaged weights, in [0, 1); 0 turns averaging off.
+        compile: compile the networks with ``torch.compile`` before training.
+
+    Raises:
+        ValueError: when labels are asked for and the data has none, or a value is out of range.
+    """
+
+    density: ClassVar[Literal["exact", "ode"]]
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        *,
+        space: Space | None = None,
+        conditional: bool = False,
+        label_dropout: float = 0.1,
+        optimizer: OptimizerConfig | None = None,
+        ema_decay: float = 0.999,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(spec, optimizer=optimizer, ema_decay=ema_decay, compile=compile)
+        if conditional and spec.num_classes is None:
+            raise ValueError(f"conditional=true, but {spec.name} has no labels: set conditional=false")
+        if not 0.0 <= label_dropout < 1.0:
+            raise ValueError(f"label_dropout must lie in [0, 1), got {label_dropout}")
+        self.space: Space = space or PixelSpace(spec.shape)
+        self.source: Source = GaussianSource()
+        self.num_classes = spec.num_classes if conditional else None
+        self.label_dropout = label_dropout
+
+    @property
+    def flow_shape(self) -> tuple[int, ...]:
+        """Shape of one point where the flow lives."""
+        return self.space.shape
+
+    @property
+    def likelihood(self) -> LikelihoodKind:
+        """What :meth:`log_prob` is: exact, through an ODE solver, or a lower bound through an autoencoder."""
+        return "bound" if isinstance(self.space, LatentSpace) else self.density
+
+    # ---- what a family gives ------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def flow_loss(self, x: Tensor, label: Tensor | None, rng: torch.Generator) -> Loss:
+        """Training loss of points `x` (B, *flow_shape); dropped labels are already the null label."""
+
+    @abstractmethod
+    def flow_sample(
+        self, noise: Tensor, label: Tensor | None, network_evaluations: int | None, guidance: float | None
+    ) -> tuple[Tensor, float]:
+        """Carry noise to the flow's data end; returns the points and the evaluations per sample."""
+
+    @abstractmethod
+    def flow_log_prob(self, x: Tensor, label: Tensor | None, index: Tensor, seed: int) -> Tensor:
+        """Log-density of points `x` (B, *flow_shape) in nats, shape (B,)."""
+
+    @abstractmethod
+    def trajectory(self, noise: Tensor, condition: Tensor | None = None, num_points: int = 33) -> Trajectory:
+        """States between source and data.
+
+        Args:
+            noise: source points, shape (B, *flow_shape).
+            condition: labels, shape (B,), or None.
+            num_points: states to return along a continuous flow; a block flow returns one per block.
+        """
+
+    @property
+    def sweeps(self) -> bool:
+        """Whether the number of network evaluations per sample can be chosen."""
+        return False
+
+    # ---- what every family does ---------------------------------------------------------------------------------
+
+    def training_loss(self, batch: Batch, generator: torch.Generator) -> Loss:
+        """The family's loss of one batch.
+
+        Args:
+            batch: data in model space with labels when the family is conditional.
+            generator: source of every random number of the step.
+
+        Raises:
+            ValueError: when the batch carries a condition that this family cannot use.
+        """
+        if batch.condition is not None:
+            raise ValueError(f"{type(self).__name__} is conditioned on class labels only, but the batch has a condition")
+        x = self.space.encode(batch.x, generator)
+        return self.flow_loss(x, self._dropped(batch.label, generator), generator)
+
+    def _dropped(self, label: Tensor | None, generator: torch.Generator) -> Tensor | None:
+        """Replace a share of the labels by the null label, which is the index `num_classes`."""
+        if self.num_classes is None or label is None:
+            return None
+        drop = torch.rand(label.shape, generator=generator, device=label.device) < self.label_dropout
+        return label.masked_fill(drop, self.num_classes)
+
+    def check_condition(self, condition: Tensor | None, num: int) -> Tensor | None:
+        """Labels as the networks take them.
+
+        Raises:
+            ValueError: for labels given to an unconditional model, of the wrong number or out of range.
+        """
+        if condition is None:
+            return None
+        if self.num_classes is None:
+            raise ValueError("labels were given to an unconditional model: train with conditional=true")
+        if condition.shape != (num,):
+            raise ValueError(f"expected {num} labels, got shape {tuple(condition.shape)}")
+        if condition.numel() and not (0 <= int(condition.min()) and int(condition.max()) <= self.num_classes):
+            raise ValueError(
+                f"labels must lie in 0..{self.num_classes} (the last is the null label), got "
+                f"{int(condition.min())}..{int(condition.max())}"
+            )
+        return condition.long()
+
+    def draw_noise(self, index: Tensor, seed: int) -> Tensor:
+        """Source points keyed by sample index, so that all contenders and any number of processes share them.
+
+        Args:
+            index: sample indices, shape (B,).
+            seed: the evaluation seed.
+
+        Returns:
+            Source points of shape (B, *flow_shape) on the module's device.
+        """
+        return self.source.sample_indexed(index, self.flow_shape, seed, "sample", device=self.device)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        noise: Tensor,
+        condition: Tensor | None = None,
+        *,
+        network_evaluations: int | None = None,
+        guidance: float | None = None,
+    ) -> Samples:
+        """Draw samples.
+
+        Args:
+            noise: source points, shape (B, *flow_shape).
+            condition: labels, shape (B,), or None for unconditional samples.
+            network_evaluations: evaluations per sample, for families whose solver can choose; None keeps the
+                family's own sampler.
+            guidance: scale of classifier-free guidance; 1 is none; None keeps the family's own.
+
+        Returns:
+            Samples in data space with their cost.
+
+        Raises:
+            ValueError: when the family cannot choose its evaluations, or guidance is asked of an unconditional model.
+        """
+        label = self.check_condition(condition, len(noise))
+        if network_evaluations is not None and not self.sweeps:
+            raise ValueError(f"{type(self).__name__} has a fixed cost per sample: leave network_evaluations out")
+        if guidance not in (None, 1.0) and label is None:
+            raise ValueError(f"guidance={guidance} needs labels: train with conditional=true and give a condition")
+        start = time.perf_counter()
+        z, evaluations = self.flow_sample(noise, label, network_evaluations, guidance)
+        x = self.space.decode(z)
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+        return Samples(x, evaluations, time.perf_counter() - start)
+
+    def log_prob(
+        self, x: Tensor, condition: Tensor | None = None, *, index: Tensor | None = None, seed: int = 0
+    ) -> Tensor:
+        """Log-density of data, or its lower bound; see :attr:`likelihood`.
+
+        Args:
+            x: points in model space, shape (B, *shape).
+            condition: labels, shape (B,), or None for the unconditional density.
+            index: sample indices that key the probes and posterior draws; 0..B-1 when None.
+            seed: the evaluation seed.
+
+        Returns:
+            Nats, shape (B,).
+        """
+        if x.shape[1:] != torch.Size(self.spec.shape):
+            raise ValueError(f"expected points of shape {self.spec.shape}, got {tuple(x.shape[1:])}")
+        label = self.check_condition(condition, len(x))
+        index = torch.arange(len(x)) if index is None else index
+
+        def flow_density(z: Tensor) -> Tensor:
+            return self.flow_log_prob(z, label, index, seed)
+
+        return self.space.log_prob(x, flow_density, index, seed)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Log-densities of one test batch, for the evaluator."""
+        label = batch.label if self.num_classes is not None else None
+        assert batch.index is not None, "the datamodule numbers its samples"
+        value = self.log_prob(batch.x, label, index=batch.index)
+        return {"index": batch.index, "log_prob": value.detach()}
+
+    @contextmanager
+    def full_precision(self) -> Iterator[None]:
+        """Turn autocast off: likelihoods are computed in the precision of their inputs."""
+        with torch.autocast(self.device.type, enabled=False):
+            yield

@@ -1,0 +1,180 @@
+"""What a contender may spend on training, and how much of it is spent."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+__all__ = ["Budget", "BudgetKind", "BudgetLimit", "count_flops"]
+
+BudgetKind = Literal["train_flops", "train_seconds", "steps", "samples_seen", "epochs"]
+
+
+def count_flops(loss: Callable[[], Tensor]) -> int:
+    """Floating-point operations of one forward and backward pass.
+
+    Attention runs through its plain matrix products while it is counted, because the fused kernels of some devices
+    are invisible to the counter; so the count depends on the model and the batch, not on the machine.
+
+    Args:
+        loss: computes a scalar with a gradient; called once.
+
+    Returns:
+        Multiplications and additions of matrix products and convolutions, two per multiply-add.
+    """
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        loss().backward()
+    return int(counter.get_total_flops())
+
+
+@dataclass(frozen=True)
+class BudgetLimit:
+    """One limit on training, the same for all contenders of a bench.
+
+    Attributes:
+        kind: floating-point operations, seconds inside training steps, optimiser steps, samples or passes over the
+            training split.
+        amount: how much, > 0.
+    """
+
+    kind: BudgetKind
+    amount: float
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, float]) -> BudgetLimit:
+        """Read ``{kind: amount}``.
+
+        Raises:
+            ValueError: when there is not exactly one known kind with a positive amount.
+        """
+        kinds = get_args(BudgetKind)
+        if len(mapping) != 1 or next(iter(mapping)) not in kinds:
+            raise ValueError(f"budget must name exactly one of {', '.join(kinds)}, got {dict(mapping)}")
+        kind, amount = next(iter(mapping.items()))
+        if not isinstance(amount, int | float) or not amount > 0 or math.isinf(amount):
+            raise ValueError(f"budget.{kind} must be a positive number, got {amount!r}")
+        return cls(kind, float(amount))  # type: ignore[arg-type]
+
+    def max_steps(self, flops_per_step: int, batch_size: int, num_train: int) -> int | None:
+        """The limit in optimiser steps; None for a limit in seconds.
+
+        Args:
+            flops_per_step: operations of one step over the global batch.
+            batch_size: samples per optimiser step over all processes.
+            num_train: size of the training split.
+
+        Raises:
+            ValueError: when the budget does not pay for a single step.
+        """
+        per_step = {
+            "train_flops": float(flops_per_step),
+            "steps": 1.0,
+            "samples_seen": float(batch_size),
+            "epochs": batch_size / num_train,
+        }
+        if self.kind == "train_seconds":
+            return None
+        steps = round(self.amount / per_step[self.kind], 9)
+        if steps < 1:
+            raise ValueError(
+                f"budget.{self.kind}={self.amount:g} does not pay for one step, which costs "
+                f"{per_step[self.kind]:g}: raise the budget or lower data.batch_size"
+            )
+        return int(steps)
+
+
+class Budget(L.Callback):
+    """Meters training and stops it when the limit is reached; its state travels in the checkpoint.
+
+    Args:
+        limit: what may be spent.
+        flops_per_step: operations of one optimiser step over the global batch.
+        samples_per_step: samples of one optimiser step over all processes.
+        max_steps: the limit in steps, or None when it is one of time.
+        clock: seconds, monotonic; tests pass their own.
+    """
+
+    def __init__(
+        self,
+        limit: BudgetLimit,
+        *,
+        flops_per_step: int,
+        samples_per_step: int,
+        max_steps: int | None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.limit = limit
+        self.flops_per_step = flops_per_step
+        self.samples_per_step = samples_per_step
+        self.max_steps = max_steps
+        self.steps = 0
+        self.train_seconds = 0.0
+        self._clock = clock
+        self._batch_start = 0.0
+
+    @property
+    def samples_seen(self) -> int:
+        """Training samples over all processes, repeats included."""
+        return self.steps * self.samples_per_step
+
+    @property
+    def train_flops(self) -> float:
+        """Operations spent in training steps, over all processes."""
+        return float(self.steps) * self.flops_per_step
+
+    @property
+    def progress(self) -> float:
+        """Share of the limit that is used up, in [0, 1]."""
+        if self.max_steps is not None:
+            return min(1.0, self.steps / self.max_steps)
+        return min(1.0, self.train_seconds / self.limit.amount)
+
+    def progress_within(self, step: int) -> float:
+        """Progress in the middle of step number `step`, counted from 0, as the learning-rate schedule wants it."""
+        if self.max_steps is not None:
+            return min(1.0, (step + 0.5) / self.max_steps)
+        per_step = self.train_seconds / self.steps if self.steps else 0.0
+        return min(1.0, (self.train_seconds + 0.5 * per_step) / self.limit.amount)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing is left."""
+        return self.progress >= 1.0
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Start the clock; validation and checkpoints in between do not count."""
+        self._batch_start = self._clock()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop the clock, count the step, stop the training when the limit is reached on any process."""
+        if module.device.type == "cuda":
+            torch.cuda.synchronize(module.device)
+        self.train_seconds += self._clock() - self._batch_start
+        self.steps = trainer.global_step
+        if self.max_steps is None and trainer.strategy.reduce_boolean_decision(self.exhausted, all=False):
+            trainer.should_stop = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is spent, and on which limit."""
+        return {
+            "steps": self.steps,
+            "train_seconds": self.train_seconds,
+            "kind": self.limit.kind,
+            "amount": self.limit.amount,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.steps = int(state_dict["steps"])
+        self.train_seconds = float(state_dict["train_seconds"])

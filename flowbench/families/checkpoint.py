@@ -1,0 +1,59 @@
+"""Reading checkpoints: plain tensors only, and one clear line when a file is not what it should be."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowbench.families.training import TrainingModule
+
+__all__ = ["load_checkpoint", "read_checkpoint"]
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint with ``weights_only=True``.
+
+    Args:
+        path: a file that ``flowbench fit`` wrote.
+
+    Returns:
+        The checkpoint's dictionary, tensors on the CPU.
+
+    Raises:
+        ValueError: when the file is missing, cut short, or holds anything but tensors and plain types.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no checkpoint at {path}: give the path of a .ckpt file, e.g. RUN/checkpoints/last.ckpt")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise ValueError(f"the checkpoint {path} cannot be read, it is cut short or corrupt: {reason}") from error
+    if not isinstance(state, dict) or "state_dict" not in state:
+        raise ValueError(f"{path} is not a flowbench checkpoint: it has no state_dict")
+    return state
+
+
+def load_checkpoint(module: TrainingModule, path: str | Path) -> dict[str, Any]:
+    """Load live and averaged weights into a module built from the configuration beside the checkpoint.
+
+    Returns:
+        The checkpoint's dictionary, for its counters.
+
+    Raises:
+        ValueError: when the file is unreadable, or of another family, shape or architecture.
+    """
+    state = read_checkpoint(path)
+    module.on_load_checkpoint(state)
+    try:
+        module.load_state_dict(state["state_dict"])
+    except RuntimeError as error:
+        detail = str(error).splitlines()
+        reason = (detail[1] if len(detail) > 1 else detail[0]).strip()[:160]
+        raise ValueError(f"the checkpoint {path} does not fit the configured model: {reason}") from error
+    return state

@@ -1,0 +1,32 @@
+"""Latent CFM: flow matching in the latent space of a frozen autoencoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flowbench.data import DataSpec
+from flowbench.families.autoencoder import Autoencoder
+from flowbench.families.base import NetworkFactory
+from flowbench.families.flow_matching import FlowMatching
+from flowbench.families.space import latent_space
+
+__all__ = ["LatentCFM"]
+
+
+class LatentCFM(FlowMatching):
+    """Flow matching on latents of a trained autoencoder.
+
+    References:
+        Dao et al. (2023), Flow Matching in Latent Space, arXiv 2307.08698.
+
+    Args:
+        spec: the data's shape, classes and value grid.
+        network: builds the velocity network from the latents' shape.
+        autoencoder: trained; an experiment file names it under ``requires``.
+        options: the other axes of :class:`FlowMatching`.
+    """
+
+    def __init__(
+        self, spec: DataSpec, network: NetworkFactory, *, autoencoder: Autoencoder | None = None, **options: Any
+    ) -> None:
+        super().__init__(spec, network, space=latent_space(autoencoder, "LatentCFM"), **options)

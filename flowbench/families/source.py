@@ -1,0 +1,64 @@
+"""A source that is itself a data set: flows from one density to another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from flowbench.data import get_density
+from flowbench.flows import Source
+from flowbench.seeds import derive_seed
+
+__all__ = ["DatasetSource"]
+
+
+class DatasetSource(Source):
+    """One of the two-dimensional densities of the catalogue as the source, e.g. moons -> eight_gaussians.
+
+    Args:
+        dataset: name of a 2-D density.
+
+    Raises:
+        ValueError: when the catalogue has no density of that name.
+    """
+
+    def __init__(self, dataset: str) -> None:
+        self.dataset = dataset
+        self.density = get_density(dataset)
+
+    def sample(
+        self, num: int, shape: tuple[int, ...], generator: torch.Generator, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """Draw points on the CPU, from a CPU generator seeded by `generator`, and move them to `device`.
+
+        Raises:
+            ValueError: when the flow does not live in the plane.
+        """
+        if shape != (2,):
+            raise ValueError(f"the source {self.dataset} has points of shape (2,), the flow wants {shape}")
+        if generator.device.type != "cpu":
+            seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+            generator = torch.Generator().manual_seed(int(seed))
+        return self.density.sample(num, generator).to(device)
+
+    def sample_indexed(
+        self,
+        indices: Iterable[int] | Tensor,
+        shape: tuple[int, ...],
+        seed: int,
+        *names: str | int,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """One point per sample index, the same for any batch size or number of processes."""
+        rng = torch.Generator()
+        rows = [self.sample(1, shape, rng.manual_seed(derive_seed(seed, *names, int(i)))) for i in indices]
+        return torch.cat(rows).to(device)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Exact log-density in nats, float64, shape (B,), where the density has one."""
+        return self.density.log_prob(x)
+
+    def __repr__(self) -> str:
+        return f"DatasetSource({self.dataset!r})"

@@ -1,0 +1,189 @@
+"""What every trained module shares: optimiser, schedule, averaging, the NaN guard and the checkpoint's identity."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from flowbench.data import Batch, DataSpec
+from flowbench.families.budget import Budget
+from flowbench.families.ema import ExponentialMovingAverage
+from flowbench.families.optimization import OptimizerConfig, build_optimizer, learning_rate_factor
+from flowbench.seeds import generator
+
+__all__ = ["Loss", "NonFiniteLossError", "TrainingModule", "WeightsName"]
+
+WeightsName = Literal["ema", "raw"]
+
+
+class NonFiniteLossError(RuntimeError):
+    """The training loss became NaN or infinite; the message names the step, the samples and the checkpoint."""
+
+
+@dataclass
+class Loss:
+    """A scalar to minimise and named parts to log.
+
+    Attributes:
+        total: scalar with a gradient.
+        parts: detached scalars, logged as ``train/<name>``.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+class TrainingModule(L.LightningModule):
+    """Base of everything that is trained; a subclass gives :meth:`training_loss`.
+
+    Randomness of a step is keyed by (seed, step, rank), so a resumed run draws what the uninterrupted run would have.
+
+    Args:
+        spec: the data's shape, classes and value grid.
+        optimizer: AdamW and its schedule.
+        ema_decay: decay of the averaged weights, in [0, 1); 0 turns averaging off.
+        compile: compile the networks with ``torch.compile`` before training.
+    """
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        *,
+        optimizer: OptimizerConfig | None = None,
+        ema_decay: float = 0.999,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= ema_decay < 1.0:
+            raise ValueError(f"ema_decay must lie in [0, 1), got {ema_decay}: try 0.999, or 0 for none")
+        self.spec = spec
+        self.optimizer_config = optimizer or OptimizerConfig()
+        self.ema_decay = ema_decay
+        self.compile_networks = compile
+        self.seed = 0
+        self.budget: Budget | None = None
+        self._ema: ExponentialMovingAverage | None = None
+
+    @abstractmethod
+    def training_loss(self, batch: Batch, generator: torch.Generator) -> Loss:
+        """The loss of one batch; every random number comes from `generator`."""
+
+    # ---- weights ------------------------------------------------------------------------------------------------
+
+    @property
+    def ema(self) -> ExponentialMovingAverage | None:
+        """The averaged weights; made on first use, when all parameters exist."""
+        if self._ema is None and self.ema_decay > 0:
+            self._ema = ExponentialMovingAverage(self, self.ema_decay)
+        return self._ema
+
+    @contextlib.contextmanager
+    def evaluating(self, weights: WeightsName = "ema") -> Iterator[None]:
+        """Evaluation mode with the named weights; mode and weights are restored on the way out."""
+        was_training = self.training
+        self.eval()
+        try:
+            with self.ema.applied() if weights == "ema" and self.ema else contextlib.nullcontext():
+                yield
+        finally:
+            self.train(was_training)
+
+    # ---- Lightning hooks ----------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Compile the networks in place: the names in checkpoints do not change."""
+        if self.compile_networks:
+            for child in self.children():
+                child.compile()
+
+    def step_generator(self, batch_idx: int) -> torch.Generator:
+        """The generator of one training micro-batch, keyed by step, micro-batch and rank."""
+        micro = batch_idx % max(1, self.trainer.accumulate_grad_batches)
+        return generator(
+            self.seed, "noise", self.trainer.global_step, micro, self.global_rank, device=self.device
+        )
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One loss, guarded: a non-finite value stops the run before it reaches the optimiser.
+
+        Raises:
+            NonFiniteLossError: names the step, the samples and the last checkpoint.
+        """
+        loss = self.training_loss(batch, self.step_generator(batch_idx))
+        if not torch.isfinite(loss.total):
+            raise NonFiniteLossError(self._divergence_message(loss.total, batch))
+        size = len(batch)
+        self.log("train/loss", loss.total.detach(), prog_bar=True, batch_size=size)
+        self.log_dict({f"train/{name}": value for name, value in loss.parts.items()}, batch_size=size)
+        return loss.total
+
+    def _divergence_message(self, value: Tensor, batch: Batch) -> str:
+        samples = "unknown" if batch.index is None else ", ".join(str(int(i)) for i in batch.index[:8]) + ", ..."
+        saved = getattr(self.trainer.checkpoint_callback, "best_model_path", "") or "none yet"
+        return (
+            f"the loss became {float(value)} at step {self.trainer.global_step} (samples {samples}); "
+            f"last good checkpoint: {saved}; lower model.init_args.optimizer.lr or set trainer.gradient_clip_val"
+        )
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then average: a checkpoint written at the end of the batch holds both or neither."""
+        super().optimizer_step(*args, **kwargs)
+        if self.ema:
+            self.ema.update()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """The training objective on held-out data, with the averaged weights and noise that never changes."""
+        rng = generator(self.seed, "validation", batch_idx, self.global_rank, device=self.device)
+        with self.evaluating():
+            loss = self.training_loss(batch, rng)
+        self.log("val/loss", loss.total, prog_bar=True, sync_dist=True, batch_size=len(batch))
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW; the schedule follows the budget's progress, be it steps, samples or seconds."""
+        optimizer = build_optimizer(self, self.optimizer_config)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda _: learning_rate_factor(self.optimizer_config, self._next_progress())
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _next_progress(self) -> float:
+        """Share of the training budget used up in the middle of the step to come: no step has a rate of zero."""
+        step = self.trainer.global_step
+        if self.budget is not None:
+            return self.budget.progress_within(step)
+        total = self.trainer.max_steps
+        return (step + 0.5) / total if total > 0 else 0.5
+
+    # ---- checkpoints --------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store who wrote the file beside the averaged weights; plain types only, so `weights_only` can load it."""
+        checkpoint["flowbench"] = {"family": type(self).__name__, "shape": list(self.spec.shape)}
+        if self.ema:
+            checkpoint["ema"] = self.ema.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another family or of other data before any tensor is touched.
+
+        Raises:
+            ValueError: names what the file holds and what is expected.
+        """
+        found = checkpoint.get("flowbench")
+        if found is None:
+            raise ValueError("this file is not a flowbench checkpoint: it does not say which family wrote it")
+        expected = {"family": type(self).__name__, "shape": list(self.spec.shape)}
+        for key, value in expected.items():
+            if found.get(key) != value:
+                raise ValueError(
+                    f"the checkpoint's {key} is {found.get(key)}, but the configuration builds {value}: "
+                    "pass the configuration saved beside the checkpoint"
+                )
+        if self.ema and "ema" in checkpoint:
+            self.ema.load_state_dict(checkpoint["ema"])

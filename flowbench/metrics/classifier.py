@@ -1,0 +1,266 @@
+"""A small classifier whose penultimate layer serves as a feature space for small images."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flowbench.metrics.storage import write_atomic
+from flowbench.seeds import generator
+
+__all__ = [
+    "DigitsCNN",
+    "classification_accuracy",
+    "load_classifier",
+    "save_classifier",
+    "train_classifier",
+    "weights_checksum",
+]
+
+
+class DigitsCNN(nn.Module):
+    """Three convolutions and a feature layer, for images from 4 x 4 pixels.
+
+    Args:
+        shape: (C, H, W) of the images.
+        num_classes: number of classes.
+        dimension: width of the penultimate layer, the feature dimension.
+        width: channels of the first convolution.
+
+    Raises:
+        ValueError: a shape that is not (C, H, W) with sides of at least 4, or fewer than two classes.
+    """
+
+    def __init__(
+        self, shape: tuple[int, int, int], num_classes: int, *, dimension: int = 64, width: int = 32
+    ) -> None:
+        super().__init__()
+        if len(shape) != 3 or shape[0] < 1 or min(shape[1:]) < 4:
+            raise ValueError(f"shape must be (C, H, W) with H, W >= 4, got {tuple(shape)}; resize the images")
+        if num_classes < 2:
+            raise ValueError(
+                f"num_classes must be at least 2, got {num_classes}; features need a labelled data set"
+            )
+        self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
+        self.num_classes = num_classes
+        self.dimension = dimension
+        self.width = width
+        self.trunk = nn.Sequential(
+            nn.Conv2d(shape[0], width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(2 * width, 2 * width, 3, padding=1),
+            nn.SiLU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(8 * width, dimension),
+        )
+        self.head = nn.Linear(dimension, num_classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Penultimate features.
+
+        Args:
+            images: uint8 (B, C, H, W) in 0..255.
+
+        Returns:
+            Shape (B, dimension), before the last activation (so no direction is cut off).
+
+        Raises:
+            ValueError: another dtype or shape.
+        """
+        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != self.shape:
+            raise ValueError(
+                f"images must be uint8 of shape (B, {', '.join(map(str, self.shape))}), "
+                f"got {images.dtype} {tuple(images.shape)}"
+            )
+        return self.trunk(images.to(self.head.weight.dtype) / 127.5 - 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, num_classes) of uint8 images (B, C, H, W)."""
+        return self.head(F.silu(self.features(images)))
+
+
+def train_classifier(
+    images: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    seed: int,
+    *,
+    num_steps: int = 400,
+    batch_size: int = 128,
+    learning_rate: float = 3e-3,
+    dimension: int = 64,
+    width: int = 32,
+) -> DigitsCNN:
+    """Train :class:`DigitsCNN` with AdamW and a cosine schedule; the same arguments give the same weights.
+
+    Runs on the CPU in float32 on one thread with its own generator, whatever the caller's threads, default
+    dtype, autocast, global seed or gradient mode are.
+
+    Args:
+        images: uint8 (N, C, H, W) in 0..255; the training split only.
+        labels: integers in 0..num_classes - 1, shape (N,).
+        num_classes: number of classes.
+        seed: seed of initialisation and order.
+        num_steps: optimiser steps.
+        batch_size: samples in a step.
+        learning_rate: of the first step; falls to 0.
+        dimension: width of the feature layer.
+        width: channels of the first convolution.
+
+    Returns:
+        The trained module on the CPU, in evaluation mode, its parameters without gradient.
+
+    Raises:
+        ValueError: images that are not uint8 (N, C, H, W), labels that do not fit, or counts below 1.
+    """
+    if images.ndim != 4 or images.dtype != torch.uint8:
+        raise ValueError(
+            f"images must be uint8 of shape (N, C, H, W), got {images.dtype} {tuple(images.shape)}"
+        )
+    if labels.shape != (len(images),) or labels.is_floating_point() or not len(images):
+        raise ValueError(
+            f"labels must be integers of shape ({len(images)},), got {labels.dtype} {tuple(labels.shape)}"
+        )
+    if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
+        raise ValueError(
+            f"labels must lie in 0..{num_classes - 1}, got {int(labels.min())}..{int(labels.max())}"
+        )
+    if min(num_steps, batch_size) < 1:
+        raise ValueError(f"num_steps and batch_size must be at least 1, got {num_steps} and {batch_size}")
+    with _reproducible():
+        # Clones, because tensors made in the caller's inference mode take no part in autograd.
+        images, labels = images.cpu().clone(), labels.cpu().long().clone()
+        model = _initialised(tuple(images.shape[1:]), num_classes, seed, dimension=dimension, width=width)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-2)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
+        draw = generator(seed, "classifier", "order")
+        for _ in range(num_steps):
+            index = torch.randint(len(images), (batch_size,), generator=draw)
+            optimizer.zero_grad(set_to_none=True)
+            F.cross_entropy(model(images[index]), labels[index], label_smoothing=0.05).backward()
+            optimizer.step()
+            schedule.step()
+    return model.eval().requires_grad_(False)
+
+
+def classification_accuracy(model: DigitsCNN, images: Tensor, labels: Tensor, batch_size: int = 512) -> float:
+    """Share of uint8 images (N, C, H, W) whose label (N,) the classifier finds."""
+    device = model.head.weight.device
+    with torch.no_grad():
+        predicted = [model(part.to(device)).argmax(dim=1).cpu() for part in images.split(batch_size)]
+    return float((torch.cat(predicted) == labels.cpu()).double().mean())
+
+
+def weights_checksum(model: nn.Module) -> str:
+    """SHA-256 (hex) of all parameters and buffers with names, dtypes and shapes; the same on every device."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_classifier(path: str | Path, model: DigitsCNN) -> str:
+    """Write weights, architecture and checksum to one file, atomically.
+
+    Returns:
+        The weights' SHA-256.
+    """
+    checksum = weights_checksum(model)
+    content = {
+        "shape": list(model.shape),
+        "num_classes": model.num_classes,
+        "dimension": model.dimension,
+        "width": model.width,
+        "sha256": checksum,
+        "weights": {name: value.cpu() for name, value in model.state_dict().items()},
+    }
+    write_atomic(path, lambda file: torch.save(content, file))
+    return checksum
+
+
+def load_classifier(path: str | Path, expected_checksum: str | None = None) -> DigitsCNN:
+    """Read what :func:`save_classifier` wrote, without running code from the file.
+
+    Args:
+        path: the file.
+        expected_checksum: SHA-256 that the weights must have; None checks only the file against itself.
+
+    Returns:
+        The module on the CPU, in evaluation mode, its parameters without gradient.
+
+    Raises:
+        ValueError: the file is missing, damaged or not a classifier, or the checksum does not agree.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"no classifier weights at {path}; train them with train_classifier")
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        model = _empty(
+            tuple(content["shape"]), content["num_classes"], content["dimension"], content["width"]
+        )
+        model.load_state_dict(content["weights"])
+        stored = content["sha256"]
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        KeyError,
+        TypeError,
+        ValueError,
+        pickle.UnpicklingError,
+    ) as error:
+        raise ValueError(
+            f"cannot read classifier weights {path} ({type(error).__name__}); delete and retrain"
+        ) from None
+    checksum = weights_checksum(model)
+    if checksum != stored or expected_checksum not in (None, checksum):
+        wanted = expected_checksum or stored
+        raise ValueError(
+            f"classifier weights {path} have sha256 {checksum}, expected {wanted}; delete and retrain"
+        )
+    return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def _reproducible() -> Iterator[None]:
+    """One thread, gradients on, autocast and inference mode off; the caller's settings come back."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _empty(shape: tuple[int, ...], num_classes: int, dimension: int, width: int) -> DigitsCNN:
+    """A float32 module with undefined weights; made on meta, so the global generator is not touched."""
+    channels, height, breadth = shape
+    with torch.device("meta"):
+        model = DigitsCNN((channels, height, breadth), num_classes, dimension=dimension, width=width)
+    return model.to(torch.float32).to_empty(device="cpu")
+
+
+def _initialised(
+    shape: tuple[int, ...], num_classes: int, seed: int, *, dimension: int, width: int
+) -> DigitsCNN:
+    model = _empty(shape, num_classes, dimension, width)
+    draw = generator(seed, "classifier", "init")
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.kaiming_normal_(parameter, generator=draw)
+        else:
+            nn.init.zeros_(parameter)
+    return model

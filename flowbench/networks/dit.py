@@ -1,0 +1,141 @@
+"""Diffusion transformer for images.
+
+Shape suffixes: B batch, N tokens (patches), D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, silu
+
+from flowbench.networks.blocks import SelfAttention, zeroed
+from flowbench.networks.embedding import grid_features
+from flowbench.networks.velocity import VelocityNetwork
+
+__all__ = ["DiT"]
+
+
+def _modulate(x_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
+    return torch.addcmul(shift_B1D, x_BND, 1 + scale_B1D)
+
+
+def _norm(width: int) -> nn.LayerNorm:
+    return nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+
+
+class DiTBlock(nn.Module):
+    """Attention and MLP branches, each shifted, scaled and gated by the conditioning (adaLN-Zero)."""
+
+    def __init__(self, width: int, num_heads: int, mlp_width: int) -> None:
+        super().__init__()
+        self.norm_attention = _norm(width)
+        self.attention = SelfAttention(width, num_heads)
+        self.norm_mlp = _norm(width)
+        self.mlp_in = nn.Linear(width, mlp_width)
+        self.mlp_out = nn.Linear(mlp_width, width)
+        self.modulation = nn.Linear(width, 6 * width)
+
+    def forward(self, x_BND: Tensor, condition_BD: Tensor) -> Tensor:
+        """Tokens (B, N, D) and activated conditioning (B, D) -> tokens (B, N, D)."""
+        modulation = self.modulation(condition_BD)[:, None].chunk(6, dim=-1)
+        shift_attention, scale_attention, gate_attention, shift_mlp, scale_mlp, gate_mlp = modulation
+        attended = self.attention(_modulate(self.norm_attention(x_BND), shift_attention, scale_attention))
+        x_BND = torch.addcmul(x_BND, gate_attention, attended)
+        hidden = self.mlp_in(_modulate(self.norm_mlp(x_BND), shift_mlp, scale_mlp))
+        return torch.addcmul(x_BND, gate_mlp, self.mlp_out(gelu(hidden, approximate="tanh")))
+
+
+class DiT(VelocityNetwork):
+    """Transformer over image patches with adaLN-Zero conditioning and fixed sine-cosine positions.
+
+    Starts with zero velocity; every block starts as the identity.
+
+    Args:
+        shape: (C, H, W).
+        num_classes: number of labels, or None for an unconditional network.
+        width: token size, a multiple of 4.
+        depth: number of blocks.
+        num_heads: attention heads; divides ``width``.
+        patch_size: side of a square patch in pixels; divides H and W.
+        mlp_ratio: hidden size of the block's MLP over ``width``.
+
+    Raises:
+        ValueError: ``shape`` is not (C, H, W), patch or heads do not divide, or a size is not positive.
+
+    References:
+        Peebles and Xie (2022), "Scalable Diffusion Models with Transformers", arXiv:2212.09748, section 3.2.
+    """
+
+    positions: Tensor
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        num_classes: int | None,
+        *,
+        width: int = 128,
+        depth: int = 4,
+        num_heads: int = 4,
+        patch_size: int = 2,
+        mlp_ratio: float = 4.0,
+    ) -> None:
+        super().__init__(shape, num_classes, embedding_width=width)
+        if len(self.shape) != 3:
+            raise ValueError(f"shape is {self.shape}; DiT takes images (C, H, W), use MLP for vectors")
+        channels, height, image_width = self.shape
+        if patch_size < 1 or height % patch_size or image_width % patch_size:
+            raise ValueError(
+                f"patch_size is {patch_size}; give a divisor of H = {height} and W = {image_width}"
+            )
+        if depth < 1 or mlp_ratio * width < 1:
+            raise ValueError(
+                f"depth is {depth} and mlp_ratio {mlp_ratio}; DiT needs at least 1 block and a positive MLP"
+            )
+        self.patch_size = patch_size
+        self.grid = (height // patch_size, image_width // patch_size)
+        patch_dim = channels * patch_size**2
+        self.input = nn.Linear(patch_dim, width)
+        self.blocks = nn.ModuleList(DiTBlock(width, num_heads, int(mlp_ratio * width)) for _ in range(depth))
+        self.norm = _norm(width)
+        self.modulation = nn.Linear(width, 2 * width)
+        self.output = nn.Linear(width, patch_dim)
+        # Not persistent: the table follows from the sizes, so checkpoints need not hold it.
+        self.register_buffer(
+            "positions", grid_features(*self.grid, width).to(self.input.weight), persistent=False
+        )
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+        for layer in self.embedding.time:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
+        for block in self.blocks:
+            zeroed(block.get_submodule("modulation"))
+        zeroed(self.modulation)
+        zeroed(self.output)
+
+    def velocity(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """See :meth:`VelocityNetwork.velocity`."""
+        condition_BD = silu(embedding)
+        x_BND = self.input(self.patchify(x)) + self.positions
+        for block in self.blocks:
+            x_BND = block(x_BND, condition_BD)
+        shift, scale = self.modulation(condition_BD)[:, None].chunk(2, dim=-1)
+        return self.unpatchify(self.output(_modulate(self.norm(x_BND), shift, scale)))
+
+    def patchify(self, x: Tensor) -> Tensor:
+        """Cut images (B, C, H, W) into row-major patches (B, N, C * patch_size**2)."""
+        (rows, columns), size, channels = self.grid, self.patch_size, self.shape[0]
+        patches = x.reshape(-1, channels, rows, size, columns, size).permute(0, 2, 4, 1, 3, 5)
+        return patches.reshape(-1, rows * columns, channels * size**2)
+
+    def unpatchify(self, patches: Tensor) -> Tensor:
+        """Join patches (B, N, C * patch_size**2) to images (B, C, H, W); the inverse of :meth:`patchify`."""
+        (rows, columns), size, channels = self.grid, self.patch_size, self.shape[0]
+        grid = patches.reshape(-1, rows, columns, channels, size, size).permute(0, 3, 1, 4, 2, 5)
+        return grid.reshape(-1, *self.shape)

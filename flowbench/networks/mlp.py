@@ -1,0 +1,75 @@
+"""Residual MLP for vectors."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from flowbench.networks.velocity import VelocityNetwork
+
+__all__ = ["MLP"]
+
+
+class ResidualLayer(nn.Module):
+    """``h + B silu(A silu(h) + E c)``: a residual branch of two layers, conditioned in between."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(width, width)
+        self.condition = nn.Linear(width, width)
+        self.second = nn.Linear(width, width)
+
+    def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
+        """Hidden states and conditioning (B, width) -> (B, width)."""
+        update: Tensor = self.second(silu(self.first(silu(hidden)) + self.condition(embedding)))
+        return hidden + update
+
+
+class MLP(VelocityNetwork):
+    """Residual MLP conditioned on time and label, for data of shape (d,).
+
+    Without normalisation layers, so that the velocity stays (piecewise) linear far from the data, where a
+    trajectory from the tail of the source starts.
+
+    Args:
+        shape: (d,).
+        num_classes: number of labels, or None for an unconditional network.
+        width: hidden size.
+        depth: number of residual layers.
+        zero_output: start with zero output weights, hence with zero velocity.
+
+    Raises:
+        ValueError: ``shape`` is not (d,), or a size is not positive.
+
+    References:
+        He et al. (2015), "Deep Residual Learning", arXiv:1512.03385; pre-activation as in arXiv:1603.05027.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        num_classes: int | None,
+        *,
+        width: int = 128,
+        depth: int = 3,
+        zero_output: bool = True,
+    ) -> None:
+        super().__init__(shape, num_classes, embedding_width=width)
+        if len(self.shape) != 1:
+            raise ValueError(f"shape is {self.shape}; MLP takes vectors (d,), use DiT or UNet for (C, H, W)")
+        if depth < 1:
+            raise ValueError(f"depth is {depth}; MLP needs at least 1 residual layer")
+        self.input = nn.Linear(self.shape[0], width)
+        self.layers = nn.ModuleList(ResidualLayer(width) for _ in range(depth))
+        self.output = nn.Linear(width, self.shape[0])
+        if zero_output:
+            nn.init.zeros_(self.output.weight)
+            nn.init.zeros_(self.output.bias)
+
+    def velocity(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """See :meth:`VelocityNetwork.velocity`."""
+        hidden, embedding = self.input(x), silu(embedding)
+        for layer in self.layers:
+            hidden = layer(hidden, embedding)
+        velocity: Tensor = self.output(silu(hidden))
+        return velocity

@@ -1,0 +1,385 @@
+"""What the commands do: fit, validate, test, predict, reference, prepare."""
+
+from __future__ import annotations
+
+import copy
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from filelock import FileLock
+from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
+
+from flowbench.config import Built, Experiment, compose, fingerprint
+from flowbench.evaluation import Evaluator, Identity, cache_dir
+from flowbench.evaluation.pictures import image_grid
+from flowbench.evaluation.progress import ProgressFile, read_phase
+from flowbench.evaluation.rows import write_atomic, write_rows
+from flowbench.families import Budget, BudgetLimit, FlowModule, TrainingModule, count_flops, load_checkpoint
+from flowbench.seeds import generator
+
+__all__ = ["fit", "predict", "prepare", "reference", "test", "validate"]
+
+# Validations (points of the curve) and checkpoints over a training of known length.
+VALIDATIONS = 5
+CHECKPOINTS = 10
+# Where the length is not known, every so many steps or seconds.
+VALIDATION_STEPS = 200
+CHECKPOINT_SECONDS = 30
+
+
+@dataclass
+class _Run:
+    """A built experiment with its trainer."""
+
+    experiment: Experiment
+    built: Built
+    module: TrainingModule
+    budget: Budget | None
+    trainer: L.Trainer
+    progress: ProgressFile
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.experiment.run_dir / "checkpoints" / "last.ckpt"
+
+
+# ---- commands ---------------------------------------------------------------------------------------------------
+
+
+def fit(experiment: Experiment, test: bool = False, resume: str = "auto") -> None:
+    """Train until the budget is used up; the same command again goes on from the last checkpoint.
+
+    Args:
+        experiment: validated configuration.
+        test: evaluate afterwards, in the same process.
+        resume: `auto` continues from the run's last checkpoint, `never` starts over.
+
+    Raises:
+        ValueError: without a budget, when the folder holds another configuration, or another process works in it.
+    """
+    experiment.require_budget()
+    run_dir = experiment.run_dir
+    _refuse_other_configuration(experiment)
+    with _exclusive(run_dir):
+        run = _build(experiment, training=True)
+        if run.trainer.is_global_zero:
+            experiment.save(run_dir)
+        _train(run, resume)
+        if test and run.built.evaluator is not None:
+            run.trainer.test(run.module, datamodule=run.built.datamodule, verbose=False)
+        run.progress.write(run.trainer, "done")
+
+
+def test(experiment: Experiment, ckpt: Path | None = None) -> None:
+    """Measure a trained flow with everything the evaluator names; writes rows.jsonl in the run's folder."""
+    if experiment.resolved.get("evaluator") is None:
+        raise ValueError("the configuration has no section evaluator, so there is nothing to measure")
+    with _exclusive(experiment.run_dir):
+        run = _build(experiment, training=False)
+        _load(run, ckpt)
+        run.trainer.test(run.module, datamodule=run.built.datamodule, verbose=False)
+
+
+def validate(experiment: Experiment, ckpt: Path | None = None) -> dict[str, float]:
+    """The training objective on the validation split, with the averaged weights."""
+    run = _build(experiment, training=False)
+    _load(run, ckpt)
+    (metrics,) = run.trainer.validate(run.module, datamodule=run.built.datamodule, verbose=False)
+    return dict(metrics)
+
+
+def predict(
+    experiment: Experiment,
+    ckpt: Path | None = None,
+    num_samples: int = 64,
+    output: Path | None = None,
+    guidance: float | None = None,
+    network_evaluations: int | None = None,
+) -> Path:
+    """Draw samples and write samples.npz, manifest.json and, for images, grid.png.
+
+    Args:
+        experiment: validated configuration.
+        ckpt: checkpoint; None takes the run's last.
+        num_samples: how many, >= 1; a conditional flow cycles through the classes.
+        output: folder; None takes `samples` in the run's folder.
+        guidance: scale of classifier-free guidance; None keeps the configuration's.
+        network_evaluations: evaluations per sample; None keeps the configuration's sampler.
+
+    Returns:
+        The folder.
+    """
+    if num_samples < 1:
+        raise ValueError(f"--num-samples must be >= 1, got {num_samples}")
+    run = _build(experiment, training=False)
+    path = _load(run, ckpt)
+    module = run.module
+    if not isinstance(module, FlowModule):
+        raise ValueError(f"predict draws samples from a flow, but the configuration builds {type(module).__name__}")
+    index = torch.arange(num_samples)
+    label = index % module.num_classes if module.num_classes is not None else None
+    with module.evaluating():
+        parts = [
+            module.sample(
+                module.draw_noise(chunk, experiment.seed),
+                None if label is None else label[chunk],
+                guidance=guidance,
+                network_evaluations=network_evaluations,
+            )
+            for chunk in index.split(256)
+        ]
+    folder = output or experiment.run_dir / "samples"
+    folder.mkdir(parents=True, exist_ok=True)
+    x = torch.cat([part.x for part in parts])
+    _write_samples(folder, x, label, module)
+    manifest = {
+        "checkpoint": str(path),
+        "config_hash": experiment.fingerprint,
+        "num_samples": num_samples,
+        "seed": experiment.seed,
+        "guidance": guidance,
+        "network_evaluations": parts[0].network_evaluations,
+        "seconds": sum(part.seconds for part in parts),
+    }
+    write_atomic(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    return folder
+
+
+def reference(experiment: Experiment) -> None:
+    """Score the rows that no contender owns: floor, noise, gaussian and gmm."""
+    with _exclusive(experiment.run_dir):
+        # The baselines belong to the data: the model is never built, so no autoencoder is needed.
+        data, evaluator = experiment.build_data(), experiment.build_evaluator()
+        if not isinstance(evaluator, Evaluator):
+            raise ValueError("the configuration has no section evaluator, so there is nothing to measure")
+        _identify(evaluator, experiment)
+        _set_threads()
+        write_rows(experiment.run_dir / "rows.jsonl", list(evaluator.reference_rows(data)))
+
+
+def prepare(experiment: Experiment) -> dict[str, Path]:
+    """Train what the experiment requires and the feature networks of its metrics, once per machine.
+
+    Returns:
+        The checkpoint of every required experiment, by name.
+    """
+    checkpoints = {name: _required(name, needed) for name, needed in experiment.requirements.items()}
+    evaluator = experiment.build_evaluator()
+    if isinstance(evaluator, Evaluator):
+        evaluator.extractors(experiment.build_data())
+    return checkpoints
+
+
+# ---- building ---------------------------------------------------------------------------------------------------
+
+
+def _build(experiment: Experiment, *, training: bool) -> _Run:
+    _set_threads()
+    built = experiment.build(prepare(experiment))
+    module = built.model
+    if not isinstance(module, TrainingModule):
+        raise ValueError(f"model.class_path must name a flowbench module, got {type(module).__name__}")
+    module.seed = experiment.seed
+    budget = _budget(experiment, built, module)
+    module.budget = budget
+    if isinstance(built.evaluator, Evaluator):
+        _identify(built.evaluator, experiment)
+        built.evaluator.budget = budget
+    progress = ProgressFile(experiment.run_dir / "progress.json", budget)
+    trainer = _trainer(experiment, built, budget, progress, training)
+    return _Run(experiment, built, module, budget, trainer, progress)
+
+
+def _identify(evaluator: Evaluator, experiment: Experiment) -> None:
+    run = experiment.resolved.get("run") or {}
+    evaluator.identity = Identity(
+        bench=run.get("bench") or "",
+        task=run.get("task") or "",
+        contender=run.get("contender") or run.get("name") or experiment.run_dir.name,
+        seed=experiment.seed,
+        config_hash=experiment.fingerprint,
+    )
+
+
+def _budget(experiment: Experiment, built: Built, module: TrainingModule) -> Budget | None:
+    """The budget in steps; one batch is run through a copy of the model to count its operations."""
+    mapping = built.budget
+    if mapping is None:
+        max_steps = built.trainer_arguments.get("max_steps", -1)
+        if max_steps in (None, -1):
+            return None
+        mapping = {"steps": max_steps}
+    data = built.datamodule
+    data.setup("fit")
+    batch = data.train_batch_at(0)
+    # A copy: counting must leave neither gradients nor running statistics behind.
+    probe = copy.deepcopy(module)
+    rng = generator(experiment.seed, "flops")
+    flops = count_flops(lambda: probe.training_loss(batch, rng).total)
+    per_step = data.batch_size * built.trainer_arguments.get("accumulate_grad_batches", 1)
+    flops_per_step = round(flops * per_step / len(batch))
+    limit = BudgetLimit.from_mapping(mapping)
+    max_steps = limit.max_steps(flops_per_step, per_step, len(data.split("train")))
+    return Budget(limit, flops_per_step=flops_per_step, samples_per_step=per_step, max_steps=max_steps)
+
+
+def _trainer(
+    experiment: Experiment, built: Built, budget: Budget | None, progress: ProgressFile, training: bool
+) -> L.Trainer:
+    known = budget.max_steps if budget else None
+    arguments: dict[str, Any] = {
+        "max_epochs": -1,
+        "val_check_interval": max(1, known // VALIDATIONS) if known else VALIDATION_STEPS,
+        "check_val_every_n_epoch": None,
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": 10,
+        "enable_model_summary": False,
+        "enable_progress_bar": sys.stderr.isatty(),
+        # Likelihoods of continuous flows need gradients, and evaluation must see every sample once.
+        "inference_mode": False,
+        "use_distributed_sampler": False,
+        **built.trainer_arguments,
+        "max_steps": known or -1,
+        "default_root_dir": str(experiment.run_dir),
+    }
+    callbacks: list[L.Callback] = list(built.callbacks.values())
+    callbacks += [part for part in (budget, built.evaluator, progress) if part is not None]
+    if training and not arguments.get("fast_dev_run"):
+        callbacks.append(_checkpoint_callback(experiment.run_dir, known))
+    else:
+        arguments["enable_checkpointing"] = False
+    loggers = list(built.loggers.values())
+    return L.Trainer(**arguments, callbacks=callbacks, logger=loggers or False)
+
+
+def _checkpoint_callback(run_dir: Path, max_steps: int | None) -> ModelCheckpoint:
+    when: dict[str, Any] = (
+        {"every_n_train_steps": max(1, max_steps // CHECKPOINTS)}
+        if max_steps
+        else {"train_time_interval": timedelta(seconds=CHECKPOINT_SECONDS)}
+    )
+    return ModelCheckpoint(
+        run_dir / "checkpoints", filename="last", save_top_k=1, enable_version_counter=False, **when
+    )
+
+
+def _train(run: _Run, resume: str) -> None:
+    """Fit from scratch or from the last checkpoint; nothing to do when the budget is used up already."""
+    path = run.checkpoint
+    resumed = resume == "auto" and path.is_file()
+    if resumed:
+        _load(run, path)
+    if run.budget is None or not run.budget.exhausted:
+        run.trainer.fit(
+            run.module,
+            datamodule=run.built.datamodule,
+            ckpt_path=str(path) if resumed else None,
+            weights_only=True,
+        )
+        if run.trainer.state.status == "interrupted":
+            raise KeyboardInterrupt
+        if not getattr(run.trainer, "fast_dev_run", False):
+            run.trainer.save_checkpoint(path)
+
+
+def _load(run: _Run, path: Path | None) -> Path:
+    """Load weights and what training had spent."""
+    path = path or run.checkpoint
+    state = load_checkpoint(run.module, path)
+    if run.budget is not None:
+        spent = state.get("callbacks", {}).get(run.budget.state_key)
+        if spent is not None:
+            run.budget.load_state_dict(spent)
+    return path
+
+
+# ---- folders and processes --------------------------------------------------------------------------------------
+
+
+def _set_threads() -> None:
+    """The bench shares the cores out between concurrent cells."""
+    threads = os.environ.get("FLOWBENCH_THREADS")
+    if threads is not None:
+        torch.set_num_threads(int(threads))
+
+
+@contextmanager
+def _exclusive(run_dir: Path) -> Iterator[None]:
+    """Hold the run's folder; its lock is the sign of life that a bench looks for.
+
+    Raises:
+        ValueError: when another process works there.
+    """
+    if int(os.environ.get("LOCAL_RANK", "0")) or int(os.environ.get("NODE_RANK", "0")):
+        yield
+        return
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / "lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process works in {run_dir}: wait for it, or give another run.dir") from None
+        yield
+
+
+def _refuse_other_configuration(experiment: Experiment) -> None:
+    """A folder holds one configuration, else resuming would mix two."""
+    saved = experiment.run_dir / "config.yaml"
+    if not saved.is_file():
+        return
+    found = fingerprint(compose([saved]).resolved)
+    if found != experiment.fingerprint:
+        raise ValueError(
+            f"{experiment.run_dir} holds a run of another configuration ({found}, this one is "
+            f"{experiment.fingerprint}): give another run.dir, or remove the folder"
+        )
+
+
+def _required(name: str, experiment: Experiment) -> Path:
+    """Train a required experiment in its own process, once; the folder is named by its configuration.
+
+    Raises:
+        ValueError: when its training fails; names the log.
+    """
+    folder = (cache_dir() / f"{name}-{experiment.fingerprint}").resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    with FileLock(f"{folder}.lock"):
+        if read_phase(folder / "progress.json") == "done" and checkpoint.is_file():
+            return checkpoint
+        print(f"training the required {name} once, in {folder}", file=sys.stderr, flush=True)
+        config = folder / "required.yaml"
+        experiment.write(config)
+        command = [sys.executable, "-m", "flowbench.cli", "fit", "-c", str(config), f"run.dir={folder}"]
+        log = folder / "log.txt"
+        with log.open("ab") as handle:
+            code = subprocess.run(command, stdout=handle, stderr=subprocess.STDOUT, check=False).returncode
+        if code != 0:
+            raise ValueError(f"training the required {name} failed with exit status {code}: see {log}")
+    return checkpoint
+
+
+def _write_samples(folder: Path, x: torch.Tensor, label: torch.Tensor | None, module: FlowModule) -> None:
+    spec = module.spec
+    is_image = spec.modality == "image"
+    arrays = {"x": (spec.to_uint8(x) if is_image else x).cpu().numpy()}
+    if label is not None:
+        arrays["label"] = label.cpu().numpy()
+    np.savez_compressed(folder / "samples.npz", **arrays)
+    if is_image:
+        grid = image_grid(spec.to_uint8(x[:64]).cpu(), scale=max(1, 64 // spec.shape[-1]))
+        pixels = grid.permute(1, 2, 0).numpy()
+        Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels[..., :3]).save(folder / "grid.png")

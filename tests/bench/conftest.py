@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from flowbench.bench import run_bench
+from flowbench.evaluation.rows import Row
+
+PROGRAM = (sys.executable, str(Path(__file__).with_name("fake_cell.py")))
+
+
+class Workshop:
+    """A folder with experiment files, a bench file and the fake program."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.calls_file = folder / "calls.txt"
+        self.runs = folder / "runs"
+        self.output = ""
+
+    def experiment(self, name: str, **fake: Any) -> str:
+        content = {"data": {"dataset": "fake-data"}, "trainer": {"accelerator": "cpu"}, "fake": fake}
+        OmegaConf.save(OmegaConf.create(content), self.folder / f"{name}.yaml")
+        return f"{name}.yaml"
+
+    def bench(self, **content: Any) -> Path:
+        path = self.folder / "mini.yaml"
+        OmegaConf.save(OmegaConf.create({"budget": {"steps": 3}, "seeds": [0, 1], **content}), path)
+        return path
+
+    def run(self, path: Path, *overrides: str, **options: Any) -> int:
+        console = Console(file=io.StringIO(), width=150)
+        try:
+            return run_bench(path, overrides, program=PROGRAM, console=console, **options)
+        finally:
+            self.output = console.file.getvalue()
+
+    def calls(self) -> list[str]:
+        lines = self.calls_file.read_text().splitlines() if self.calls_file.exists() else []
+        self.calls_file.unlink(missing_ok=True)
+        return lines
+
+    def cell(self, contender: str, seed: int) -> Path:
+        return self.runs / "mini" / "cells" / contender / f"seed-{seed}"
+
+
+@pytest.fixture
+def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
+    shop = Workshop(tmp_path)
+    monkeypatch.setenv("FAKE_CALLS", str(shop.calls_file))
+    monkeypatch.setenv("FLOWBENCH_RUNS", str(shop.runs))
+    return shop
+
+
+@pytest.fixture
+def make_row() -> Callable[..., Row]:
+    def make(contender: str = "cfm", metric: str = "nll", value: float | None = 1.0, **fields: Any) -> Row:
+        defaults: dict[str, Any] = {
+            "bench": "mini",
+            "task": "",
+            "family": "FlowMatching",
+            "dataset": "digits",
+            "seed": 0,
+            "n": 360,
+            "protocol": "exact/test/360",
+            "unit": "",
+            "network_evaluations": 32.0,
+            "weights": "ema",
+        }
+        return Row(contender=contender, metric=metric, value=value, **{**defaults, **fields})
+
+    return make

@@ -1,0 +1,112 @@
+"""A stand-in for the ``flowbench`` program: same command line and files, no training. Knobs stand under ``fake:``."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+
+def merged(path: Path) -> dict:
+    content = yaml.safe_load(path.read_text())
+    out: dict = {}
+    for base in content.pop("base", []):
+        out.update(merged(path.parent / base))
+    out.update(content)
+    return out
+
+
+def record(**fields: object) -> dict:
+    run = CONFIG["run"]
+    return {
+        "schema": 1,
+        "bench": run["bench"],
+        "task": run["task"],
+        "contender": run["contender"],
+        "family": "Fake",
+        "dataset": "fake-data",
+        "seed": CONFIG["seed"],
+        "metric": "fd[fake]",
+        "value": 1.0,
+        "n": 10,
+        "protocol": "fake/test/10",
+        "unit": "",
+        "network_evaluations": 8.0,
+        "weights": "ema",
+        "status": "ok",
+        "provenance": {"threads": os.environ.get("OMP_NUM_THREADS"), "wait": os.environ.get("OMP_WAIT_POLICY")},
+        **fields,
+    }
+
+
+def write(name: str, text: str) -> None:
+    partial = RUN / f".{name}.tmp"
+    partial.write_text(text)
+    os.replace(partial, RUN / name)
+
+
+def write_rows(rows: list[dict]) -> None:
+    write("rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def train() -> int:
+    """Count steps, each kept in a checkpoint; returns the step it resumed from."""
+    checkpoint = RUN / "checkpoint"
+    start = int(checkpoint.read_text()) if checkpoint.exists() else 0
+    steps = FAKE.get("steps", 1)
+    for step in range(start, steps):
+        time.sleep(FAKE.get("step_seconds", 0.0))
+        write("checkpoint", str(step + 1))
+        progress = {"phase": "fit", "step": step + 1, "max_steps": steps, "fraction": (step + 1) / steps}
+        write("progress.json", json.dumps({**progress, "loss": 0.5, "updated": time.time()}))
+    return start
+
+
+def meet() -> None:
+    """Return once as many cells as asked for run at the same time."""
+    folder = Path(FAKE["meet_in"])
+    (folder / f"{CONFIG['run']['contender']}-{CONFIG['seed']}").touch()
+    deadline = time.time() + 20
+    while len(list(folder.iterdir())) < FAKE["meet"]:
+        if time.time() > deadline:
+            sys.exit("nobody came")
+        time.sleep(0.02)
+
+
+def fit() -> None:
+    with (RUN / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if "meet" in FAKE:
+            meet()
+        resumed = train()
+        if "crash_unless" in FAKE and not Path(FAKE["crash_unless"]).exists():
+            print("RuntimeError: loss is nan at step 7", file=sys.stderr)
+            sys.exit(1)
+        value = FAKE.get("value", 1.0) + 0.1 * CONFIG["seed"]
+        row = record(value=value)
+        row["provenance"]["resumed_from"] = resumed
+        counts = CONFIG.get("evaluator", {}).get("sweep", {}).get("network_evaluations", [])
+        sweep = [record(value=value / k, network_evaluations=float(k), protocol="fake/sweep") for k in counts]
+        if not FAKE.get("no_rows"):
+            write_rows([row, *sweep])
+        write("progress.json", json.dumps({"phase": "done", "fraction": 1.0}))
+
+
+VERB, PATH = sys.argv[1], Path(sys.argv[3])
+CONFIG = merged(PATH)
+FAKE = CONFIG.get("fake", {})
+RUN = Path(CONFIG["run"]["dir"])
+with Path(os.environ["FAKE_CALLS"]).open("a") as calls:
+    calls.write(f"{VERB} {CONFIG['run']['contender']} {CONFIG['seed']}\n")
+if VERB == "prepare":
+    if FAKE.get("prepare_fails"):
+        sys.exit("autoencoder.yaml: no such dataset")
+elif VERB == "reference":
+    write_rows([record(contender=name, family="reference", weights="none") for name in ("floor", "noise")])
+else:
+    fit()

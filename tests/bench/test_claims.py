@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import pytest
+import scipy.stats
+
+from flowbench.bench.claims import Quantity, judge, parse_claim
+from flowbench.bench.store import Results
+
+TASKS = {"": ["a", "b"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "left", "right"),
+    [
+        ("wcfm.straightness < starflow.straightness", Quantity("wcfm", "straightness"), Quantity("starflow", "straightness")),
+        ("a.fd[digits-cnn]@4 < 0.5 * noise.fd[digits-cnn]", Quantity("a", "fd[digits-cnn]", None, 4), Quantity("noise", "fd[digits-cnn]", factor=0.5)),
+        ("moons/ot-cfm.npe > moons/cfm.npe", Quantity("ot-cfm", "npe", "moons"), Quantity("cfm", "npe", "moons")),
+        ("moons/ot.npe < cfm.npe", Quantity("ot", "npe", "moons"), Quantity("cfm", "npe", "moons")),
+        ("1e-3*a.nll<2.6", Quantity("a", "nll", factor=1e-3), 2.6),
+        ("-0.5 < a.npe", -0.5, Quantity("a", "npe")),
+    ],
+)  # fmt: skip
+def test_grammar(text, left, right):
+    claim = parse_claim(text)
+    assert (claim.left, claim.right) == (left, right)
+
+
+@pytest.mark.parametrize(
+    "text", ["a.nll", "a.nll < b.nll < c.nll", "a.nll <= b.nll", "1 < 2", "a < b", "x/a.nll < y/b.nll extra", "a.nll@x < 1"]
+)
+def test_grammar_refuses(text):
+    with pytest.raises(ValueError, match="claim") as caught:
+        parse_claim(text)
+    assert "\n" not in str(caught.value)
+
+
+def results(make_row, **contenders):
+    return Results(
+        make_row(name, value=value, seed=seed, family="reference" if name == "noise" else "F")
+        for name, values in contenders.items()
+        for seed, value in enumerate(values)
+    )
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "operator", "verdict"),
+    [
+        ([1.0, 2.0, 3.0], [2.0, 3.1, 3.9], "<", "holds"),
+        ([1.0, 2.0, 3.0], [2.0, 3.1, 3.9], ">", "fails"),
+        ([2.0, 3.1, 3.9], [1.0, 2.0, 3.0], "<", "fails"),
+        ([2.0, 3.1, 3.9], [1.0, 2.0, 3.0], ">", "holds"),
+        ([1.0, 2.0, 3.0], [1.1, 1.8, 3.2], "<", "undecided"),
+        ([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], "<", "undecided"),
+        ([1.0], [2.0], "<", "undecided"),
+    ],
+)
+def test_truth_table(make_row, a, b, operator, verdict):
+    (got,) = judge(parse_claim(f"a.nll {operator} b.nll"), results(make_row, a=a, b=b), TASKS)
+    assert got.verdict == verdict
+    if len(a) > 1 and a != b:
+        low, high = scipy.stats.ttest_rel(a, b).confidence_interval(0.95)
+        assert f"[{low:.4g}, {high:.4g}]" in got.reason
+        side = "<" if high < 0 else ">" if low > 0 else ""
+        assert (verdict == "undecided") == (side == "")
+        assert (verdict == "holds") == (side == operator)
+
+
+def test_pairing_decides_what_independent_means_cannot(make_row):
+    a, b = [1.0, 5.0, 9.0], [1.2, 5.21, 9.19]
+    assert scipy.stats.ttest_ind(a, b).pvalue > 0.5
+    assert judge(parse_claim("a.nll < b.nll"), results(make_row, a=a, b=b), TASKS)[0].verdict == "holds"
+
+
+@pytest.mark.parametrize(("bound", "verdict"), [(1.5, "holds"), (0.5, "fails"), (1.01, "undecided")])
+def test_against_a_number(make_row, bound, verdict):
+    values = [1.0, 1.1, 0.9]
+    low, high = scipy.stats.t.interval(0.95, 2, 1.0, scipy.stats.sem(values))
+    assert (high < bound, low > bound) == (verdict == "holds", verdict == "fails")
+    for text in (f"a.nll < {bound}", f"{bound} > a.nll"):
+        assert judge(parse_claim(text), results(make_row, a=values), TASKS)[0].verdict == verdict
+
+
+def test_a_reference_is_a_constant_for_every_seed(make_row):
+    rows = results(make_row, a=[1.0, 1.1, 0.9], noise=[4.0])
+    (got,) = judge(parse_claim("a.nll < 0.5 * noise.nll"), rows, TASKS)
+    assert (got.verdict, got.difference.n) == ("holds", 3)
+    assert judge(parse_claim("noise.nll < 5"), rows, TASKS)[0].verdict == "holds"
+    assert judge(parse_claim("noise.nll < 3"), rows, TASKS)[0].verdict == "fails"
+
+
+def test_a_claim_without_task_is_judged_where_its_contenders_take_part(make_row):
+    rows = Results(
+        make_row(name, value=value + 0.01 * seed * seed, seed=seed, task=task)
+        for task, name, value in [("x", "a", 1), ("x", "b", 2), ("y", "a", 3), ("y", "b", 2), ("z", "a", 1)]
+        for seed in range(3)
+    )
+    tasks = {"x": ["a", "b"], "y": ["a", "b"], "z": ["a"]}
+    got = judge(parse_claim("a.nll - b.nll < 0".replace(" - b.nll < 0", " < b.nll")), rows, tasks)
+    assert [(v.task, v.verdict) for v in got] == [("x", "holds"), ("y", "fails")]
+    assert [v.verdict for v in judge(parse_claim("y/a.nll < y/b.nll"), rows, tasks)] == ["fails"]
+    assert [v.verdict for v in judge(parse_claim("x/a.nll < y/a.nll"), rows, tasks)] == ["holds"]
+
+
+def test_swept_values(make_row):
+    rows = Results(
+        make_row("a", "fd", value=k + 0.01 * seed, seed=seed, network_evaluations=float(k), protocol="x/sweep")
+        for k in (1, 4)
+        for seed in range(3)
+    )
+    assert judge(parse_claim("a.fd@1 < a.fd@4"), rows, {"": ["a"]})[0].verdict == "holds"
+    (missing,) = judge(parse_claim("a.fd@8 < 1"), rows, {"": ["a"]})
+    assert (missing.verdict, "1, 4" in missing.reason) == ("undecided", True)
+
+
+def test_missing_numbers_say_why(make_row):
+    rows = results(make_row, a=[1.0, 2.0])
+    (got,) = judge(parse_claim("a.nl < 1"), rows, TASKS)
+    assert got.verdict == "undecided"
+    assert "nearest: nll" in got.reason
+    assert "b has no rows" in judge(parse_claim("a.nll < b.nll"), rows, TASKS)[0].reason
+
+
+def test_bounds_and_other_protocols_are_said(make_row):
+    rows = Results(
+        make_row(name, value=value + 0.1 * seed * seed, seed=seed, protocol=protocol)
+        for name, value, protocol in [("a", 1.0, "exact/test/360"), ("b", 5.0, "bound/test/360")]
+        for seed in range(3)
+    )
+    (got,) = judge(parse_claim("a.nll < b.nll"), rows, TASKS)
+    assert "b.nll is an upper bound" in got.reason
+    assert "protocols differ" in got.reason

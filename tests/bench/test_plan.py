@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from flowbench.bench.machine import available_cores, choose_policy
+from flowbench.bench.plan import make_plan
+
+
+def test_cells_are_tasks_times_contenders_times_seeds(workshop):
+    workshop.experiment("cfm")
+    path = workshop.bench(
+        contenders={
+            "cfm": "cfm.yaml",
+            "wide": {"experiment": "cfm.yaml", "overrides": {"model.init_args.width": 8}},
+        },
+        tasks={
+            "moons": {"overrides": {"data.dataset": "moons"}},
+            "rings": {"overrides": {"data": {"dataset": "rings"}}, "only": ["cfm"], "reason": "too wide"},
+        },
+        sweep={"network_evaluations": [1, 2]},
+        budget={"train_flops": 4.0e12},
+    )
+    plan = make_plan(path)
+    names = [(c.task, c.contender, c.seed) for c in plan.cells]
+    assert names == [
+        (task, name, seed)
+        for seed in (0, 1)
+        for task, name in [("moons", "cfm"), ("moons", "wide"), ("rings", "cfm")]
+    ]
+    cell = plan.cells[1]
+    assert cell.directory == workshop.runs / "mini/cells/moons/wide/seed-0"
+    loaded = OmegaConf.to_container(OmegaConf.create(cell.config_text()))
+    assert loaded["data"] == {"dataset": "moons"}
+    assert loaded["model"] == {"init_args": {"width": 8}}
+    assert loaded["budget"] == {"train_flops": 4.0e12}
+    assert isinstance(loaded["budget"]["train_flops"], float)
+    assert loaded["evaluator"] == {"sweep": {"network_evaluations": [1, 2]}}
+    assert loaded["run"]["contender"] == "wide"
+    assert Path(loaded["base"][0]) == workshop.folder / "cfm.yaml"
+    assert len({c.config_hash for c in plan.cells}) == len(plan.cells)
+    assert len({c.preparation for c in plan.cells}) == 2  # one per data set
+    assert [c.task for c in plan.references] == ["moons", "rings"]
+
+
+def test_the_hash_sees_base_files_but_not_comments_or_the_place(workshop, monkeypatch):
+    workshop.experiment("base")
+    (workshop.folder / "cfm.yaml").write_text("base: [base.yaml]\n")
+    path = workshop.bench(contenders={"cfm": "cfm.yaml"})
+    before = make_plan(path).cells[0].config_hash
+    (workshop.folder / "cfm.yaml").write_text("base: [base.yaml]  # a remark\n")
+    monkeypatch.setenv("FLOWBENCH_RUNS", str(workshop.folder / "elsewhere"))
+    assert make_plan(path).cells[0].config_hash == before
+    workshop.experiment("base", value=2)
+    assert make_plan(path).cells[0].config_hash != before
+    assert make_plan(path, ["budget.steps=4"]).cells[0].config_hash != before
+
+
+def test_overrides_replace_the_budget(workshop):
+    workshop.experiment("cfm")
+    path = workshop.bench(contenders={"cfm": "cfm.yaml"})
+    plan = make_plan(path, ["budget.train_seconds=2", "seeds=[7]"])
+    assert plan.bench.budget == {"train_seconds": 2}
+    assert [c.seed for c in plan.cells] == [7]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": [0]}, "unknown key 'seed'; did you mean 'seeds'"),
+        ({"seeds": [0, 1, 0]}, "more than once"),
+        ({"seeds": []}, "seeds is"),
+        ({"seeds": [0.5]}, "seeds is"),
+        ({"contenders": {}}, "contenders is"),
+        ({"contenders": {"cfm": "cmf.yaml"}}, "does not exist; did you mean cfm.yaml"),
+        ({"contenders": {"noise": "cfm.yaml"}}, "reference rows"),
+        ({"contenders": {"cfm": {"experiment": "cfm.yaml", "override": {}}}}, "did you mean 'overrides'"),
+        ({"contenders": {"cfm": {"experiment": "cfm.yaml", "overrides": {"seed": 3}}}}, "may not set 'seed'"),
+        ({"budget": {}}, "exactly one of"),
+        ({"budget": {"steps": 1, "epochs": 1}}, "exactly one of"),
+        ({"budget": {"train_flop": 1}}, "did you mean 'train_flops'"),
+        ({"budget": {"steps": -1}}, "positive"),
+        ({"budget": {"steps": 1.5}}, "whole number"),
+        ({"sweep": {"nfe": [1]}}, "unknown key 'nfe'"),
+        ({"sweep": {"network_evaluations": [1, 1]}}, "distinct positive"),
+        ({"tasks": {"t": {"only": ["cmf"]}}}, "did you mean 'cfm'"),
+        ({"tasks": {"t": {"reason": "x"}}}, "no `only`"),
+        ({"claims": ["cfn.nll < 1"]}, "unknown contender 'cfn'; did you mean 'cfm'"),
+        ({"claims": ["t/cfm.nll < 1"]}, "unknown task 't'"),
+        ({"claims": ["cfm.nll@3 < 1"]}, "@3 is not swept"),
+        ({"claims": ["cfm.nll"]}, "exactly one"),
+        ({"jobs": "many"}, "jobs is 'many'"),
+        ({"jobs": 0}, "jobs is 0"),
+        ({"name": "a/b"}, "name is"),
+    ],
+)
+def test_mistakes_cost_one_line(workshop, change, message):
+    workshop.experiment("cfm")
+    path = workshop.bench(**{"contenders": {"cfm": "cfm.yaml"}, **change})
+    with pytest.raises(ValueError, match=r".") as caught:
+        make_plan(path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_more_mistakes(workshop):
+    with pytest.raises(ValueError, match="does not exist"):
+        make_plan(workshop.folder / "nothing.yaml")
+    (workshop.folder / "broken.yaml").write_text("a: [1\nb: }")
+    with pytest.raises(ValueError, match="cannot be read as YAML"):
+        make_plan(workshop.folder / "broken.yaml")
+    workshop.experiment("cfm")
+    path = workshop.bench(
+        contenders={"a": "cfm.yaml", "b": {"experiment": "cfm.yaml", "overrides": {"data.dataset": "x"}}},
+        tasks={"t": {"overrides": {"data": {"dataset": "y"}}}},
+    )
+    with pytest.raises(ValueError, match=r"data\.dataset is also set by contender 'b'"):
+        make_plan(path)
+    with pytest.raises(ValueError, match="takes part in no task"):
+        make_plan(workshop.bench(contenders={"a": "cfm.yaml", "b": "cfm.yaml"}, tasks={"t": {"only": ["a"]}}))
+
+
+def test_policy_divides_the_cores(monkeypatch):
+    monkeypatch.setattr("flowbench.bench.machine.available_cores", lambda: 8)
+    assert (choose_policy("auto", 100, cpu_only=True).jobs, choose_policy("auto", 100, cpu_only=True).threads) == (8, 1)
+    assert (choose_policy("auto", 3, cpu_only=True).jobs, choose_policy("auto", 3, cpu_only=True).threads) == (3, 2)
+    assert choose_policy(16, 3, cpu_only=True).threads == 1
+    environment = choose_policy(2, 3, cpu_only=True).environment
+    assert {environment[f"{name}_NUM_THREADS"] for name in ("OMP", "MKL", "OPENBLAS")} == {"4"}
+    assert (environment["OMP_WAIT_POLICY"], environment["KMP_BLOCKTIME"]) == ("PASSIVE", "0")
+    monkeypatch.setattr("flowbench.bench.machine._has_gpu", lambda: True)
+    assert choose_policy("auto", 3, cpu_only=False).jobs == 1
+    assert choose_policy("auto", 3, cpu_only=True).jobs == 3
+
+
+def test_cores_respect_the_control_group(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)), raising=False)
+    monkeypatch.setattr("flowbench.bench.machine._cgroup_quota", lambda: 2.5)
+    assert available_cores() == 2
+    monkeypatch.setattr("flowbench.bench.machine._cgroup_quota", lambda: None)
+    assert available_cores() == 6
+
+
+def test_bench_imports_neither_torch_nor_matplotlib():
+    """`flowbench bench` must answer at once, and a cell's libraries must not be able to break the bench."""
+    code = (
+        "import flowbench.bench, sys; "
+        "print([m for m in ('torch', 'lightning', 'matplotlib', 'sklearn') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

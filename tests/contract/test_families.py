@@ -1,0 +1,264 @@
+"""What every family promises, checked on every family: a new one joins by a line in `builders.CASES`."""
+
+from __future__ import annotations
+
+import copy
+
+import lightning as L
+import pytest
+import torch
+
+import flowbench.families as families
+from flowbench.data import Batch
+from flowbench.families import FlowModule
+
+from .builders import CASES, IDS, IMAGES, batch_of, build
+
+every_family = pytest.mark.parametrize(("name", "spec"), CASES, ids=IDS)
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_every_exported_family_is_in_the_contract():
+    exported = {
+        cls for cls in vars(families).values() if isinstance(cls, type) and issubclass(cls, FlowModule)
+    } - {FlowModule}
+    assert exported == {type(build(name, spec)) for name, spec in CASES}
+
+
+@every_family
+@pytest.mark.parametrize("conditional", [False, True])
+def test_loss_is_finite_and_gradients_reach_every_parameter(name, spec, conditional):
+    module = build(name, spec, conditional=conditional)
+    # Enough samples that some labels are dropped and some of every class are kept.
+    loss = module.training_loss(batch_of(spec, 64), rng())
+    loss.total.backward()
+    assert torch.isfinite(loss.total)
+    for key, parameter in module.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.abs().max() > 0, key
+
+
+@every_family
+def test_training_loss_is_a_function_of_batch_and_generator(name, spec):
+    module, batch = build(name, spec), batch_of(spec)
+    first = module.eval().training_loss(batch, rng(1)).total
+    torch.manual_seed(99)  # the global generator must not matter
+    assert torch.equal(first, module.training_loss(batch, rng(1)).total)
+
+
+@every_family
+def test_one_step_of_the_trainer_moves_every_parameter(name, spec):
+    module = build(name, spec)
+    before = {k: v.clone() for k, v in module.named_parameters()}
+    loader = torch.utils.data.DataLoader([batch_of(spec, 32, seed=s) for s in range(2)], batch_size=None)
+    trainer = L.Trainer(
+        max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, loader)
+    for key, parameter in module.named_parameters():
+        assert not torch.equal(before[key], parameter), key
+
+
+@every_family
+def test_the_optimizer_holds_every_parameter_once(name, spec):
+    module = build(name, spec)
+    from flowbench.families.optimization import build_optimizer
+
+    held = [id(p) for group in build_optimizer(module, module.optimizer_config).param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in module.parameters())
+
+
+@every_family
+@pytest.mark.parametrize("conditional", [False, True])
+def test_sample_has_the_shape_of_the_data_and_states_its_cost(name, spec, conditional):
+    module = build(name, spec, conditional=conditional).eval()
+    label = torch.tensor([0, 1, 2]) if conditional else None
+    samples = module.sample(module.draw_noise(torch.arange(3), 0), label)
+    assert samples.x.shape == (3, *spec.shape)
+    assert torch.isfinite(samples.x).all()
+    assert samples.network_evaluations >= 1
+    assert samples.seconds > 0
+
+
+@every_family
+def test_a_sample_does_not_depend_on_its_batch(name, spec):
+    module = build(name, spec).eval()
+    noise = module.draw_noise(torch.arange(5), 0)
+    together, alone = module.sample(noise).x, module.sample(noise[2:3]).x
+    torch.testing.assert_close(together[2:3], alone, atol=1e-5, rtol=1e-4)
+
+
+@every_family
+def test_noise_is_keyed_by_index(name, spec):
+    module = build(name, spec)
+    whole = module.draw_noise(torch.arange(6), 3)
+    assert torch.equal(whole[4:], module.draw_noise(torch.tensor([4, 5]), 3))
+    assert not torch.equal(whole, module.draw_noise(torch.arange(6), 4))
+
+
+@every_family
+@pytest.mark.parametrize("conditional", [False, True])
+def test_log_prob_is_one_finite_number_per_point(name, spec, conditional):
+    module, batch = build(name, spec, conditional=conditional).eval(), batch_of(spec)
+    label = batch.label if conditional else None
+    value = module.log_prob(batch.x, label)
+    assert value.shape == (len(batch),)
+    assert torch.isfinite(value).all()
+    assert torch.equal(value, module.log_prob(batch.x, label)), "a fixed seed gives a fixed likelihood"
+
+
+@every_family
+def test_log_prob_does_not_depend_on_the_batch(name, spec):
+    module, batch = build(name, spec).eval(), batch_of(spec)
+    whole = module.log_prob(batch.x, index=batch.index)
+    part = module.log_prob(batch.x[3:], index=batch.index[3:])
+    torch.testing.assert_close(whole[3:], part, atol=1e-4, rtol=1e-5)
+
+
+@every_family
+def test_trajectory_runs_from_the_noise_to_the_sample(name, spec):
+    module = build(name, spec).eval()
+    noise = module.draw_noise(torch.arange(3), 0)
+    path = module.trajectory(noise, None, 65)
+    assert path.states.shape[1:] == (3, *module.flow_shape)
+    assert path.times[0] == 0
+    assert path.times[-1] == 1
+    assert torch.equal(path.states[0], noise)
+    end = module.space.decode(path.states[-1])
+    torch.testing.assert_close(end, module.sample(noise).x, atol=2e-3, rtol=2e-3)
+
+
+@every_family
+def test_conditioning_changes_the_result_and_the_null_label_is_no_label(name, spec):
+    module, batch = build(name, spec, conditional=True).eval(), batch_of(spec)
+    null = torch.full((len(batch),), spec.num_classes)
+    torch.testing.assert_close(module.log_prob(batch.x, null), module.log_prob(batch.x))
+    assert not torch.allclose(module.log_prob(batch.x, batch.label), module.log_prob(batch.x))
+    noise = module.draw_noise(torch.arange(2), 0)
+    a, b = (module.sample(noise, torch.full((2,), c)).x for c in (0, 1))
+    assert not torch.allclose(a, b)
+
+
+@every_family
+def test_guidance_of_scale_one_is_none_and_a_larger_one_costs_more(name, spec):
+    module = build(name, spec, conditional=True).eval()
+    noise, label = module.draw_noise(torch.arange(2), 0), torch.tensor([0, 2])
+    plain, one = module.sample(noise, label), module.sample(noise, label, guidance=1.0)
+    assert torch.equal(plain.x, one.x)
+    guided = module.sample(noise, label, guidance=3.0)
+    assert not torch.allclose(guided.x, plain.x)
+    assert guided.network_evaluations > plain.network_evaluations
+
+
+@every_family
+def test_the_number_of_evaluations_can_be_chosen_or_is_refused(name, spec):
+    module = build(name, spec).eval()
+    noise = module.draw_noise(torch.arange(2), 0)
+    if module.sweeps:
+        for n in (1, 2, 4, 8):
+            assert module.sample(noise, network_evaluations=n).network_evaluations == n
+    else:
+        with pytest.raises(ValueError, match="fixed cost"):
+            module.sample(noise, network_evaluations=4)
+
+
+@every_family
+def test_save_and_load_give_the_same_density_and_samples(name, spec, tmp_path):
+    module, batch = build(name, spec).eval(), batch_of(spec)
+    module.ema.update()
+    checkpoint = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "a.ckpt")
+    other = build(name, spec, seed=5).eval()
+    families.load_checkpoint(other, tmp_path / "a.ckpt")
+    assert torch.equal(module.log_prob(batch.x), other.log_prob(batch.x))
+    noise = module.draw_noise(torch.arange(2), 0)
+    with module.evaluating("ema"), other.evaluating("ema"):
+        assert torch.equal(module.sample(noise).x, other.sample(noise).x)
+
+
+@every_family
+def test_a_checkpoint_of_another_family_is_refused_in_one_line(name, spec, tmp_path):
+    module = build(name, spec)
+    checkpoint = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "a.ckpt")
+    stranger = build("cfm" if name != "cfm" else "tarflow", spec)
+    with pytest.raises(ValueError, match="checkpoint's family is") as caught:
+        families.load_checkpoint(stranger, tmp_path / "a.ckpt")
+    assert "\n" not in str(caught.value)
+
+
+@every_family
+def test_dropout_and_mode_are_restored_after_evaluation_even_when_it_fails(name, spec):
+    module = build(name, spec)
+    module.ema.update()
+    before = copy.deepcopy(module.state_dict())
+    with pytest.raises(RuntimeError, match="boom"), module.evaluating("ema"):
+        assert not module.training
+        raise RuntimeError("boom")
+    assert module.training
+    for key, value in module.state_dict().items():
+        assert torch.equal(before[key], value), key
+
+
+@every_family
+def test_repr_names_the_class(name, spec):
+    assert type(build(name, spec)).__name__ in repr(build(name, spec))
+
+
+@every_family
+def test_double_precision_end_to_end(name, spec):
+    module = build(name, spec).double().eval()
+    x = batch_of(spec).x.double()
+    if "latent" in name or name == "starflow":
+        module.space.autoencoder.double()
+    assert module.log_prob(x).dtype == torch.float64
+
+
+@every_family
+def test_bad_input_gets_one_clear_line(name, spec):
+    module = build(name, spec)
+    noise = module.draw_noise(torch.arange(2), 0)
+    with pytest.raises(ValueError, match="unconditional model"):
+        module.sample(noise, torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="guidance=2.0 needs labels"):
+        module.sample(noise, guidance=2.0)
+    with pytest.raises(ValueError, match="expected points of shape"):
+        module.log_prob(torch.zeros(2, 9))
+    batch = batch_of(spec)
+    with pytest.raises(ValueError, match="class labels only"):
+        module.training_loss(Batch(batch.x, condition=torch.zeros(6, 1)), rng())
+    conditional = build(name, spec, conditional=True)
+    with pytest.raises(ValueError, match=r"labels must lie in 0..3"):
+        conditional.sample(noise, torch.tensor([0, 9]))
+    with pytest.raises(ValueError, match="expected 2 labels"):
+        conditional.sample(noise, torch.tensor([0]))
+
+
+def test_conditioning_needs_labelled_data():
+    from dataclasses import replace
+
+    with pytest.raises(ValueError, match="no labels"):
+        build("cfm", replace(IMAGES, num_classes=None), conditional=True)
+
+
+@pytest.mark.parametrize("name", ["starflow", "latent_cfm"])
+def test_the_autoencoder_stays_outside_parameters_averages_and_checkpoints(name):
+    module = build(name, IMAGES)
+    inside = {id(p) for p in module.parameters()}
+    assert not inside & {id(p) for p in module.space.autoencoder.parameters()}
+    assert not any("autoencoder" in key for key in module.state_dict())
+    assert not any(p.requires_grad for p in module.space.autoencoder.parameters())
+
+
+@pytest.mark.parametrize("name", ["starflow", "latent_cfm"])
+def test_a_latent_family_without_an_autoencoder_says_what_to_add(name):
+    cls = families.STARFlow if name == "starflow" else families.LatentCFM
+    arguments = (IMAGES,) if name == "starflow" else (IMAGES, lambda shape, classes: torch.nn.Identity())
+    with pytest.raises(ValueError, match="requires: {autoencoder"):
+        cls(*arguments)

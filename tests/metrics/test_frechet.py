@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from flowbench.metrics import (
+    FeatureStatistics,
+    frechet_distance,
+    gaussian_frechet_distance,
+    load_statistics,
+    save_statistics,
+)
+from flowbench.seeds import generator
+from flowbench.torchvision_guard import ensure_importable
+
+
+def features(num: int, dim: int, *name: str | int, shift: float = 0.0, scale: float = 1.0) -> Tensor:
+    draw = generator(7, *name)
+    mixing = torch.randn(dim, dim, generator=draw, dtype=torch.float64) / dim**0.5
+    return scale * torch.randn(num, dim, generator=draw, dtype=torch.float64) @ mixing + shift
+
+
+def distance(x: Tensor, y: Tensor) -> float:
+    return frechet_distance(FeatureStatistics.from_features(x), FeatureStatistics.from_features(y))
+
+
+@settings(max_examples=20, deadline=None)
+@given(dim=st.integers(1, 12), num=st.integers(20, 60), seed=st.integers(0, 10_000))
+def test_equals_scipy_sqrtm(dim, num, seed):
+    x, y = features(num, dim, "x", seed), features(num + 7, dim, "y", seed, shift=0.3)
+    a, b = x.numpy(), y.numpy()
+    cov_a, cov_b = np.atleast_2d(np.cov(a, rowvar=False)), np.atleast_2d(np.cov(b, rowvar=False))
+    root = np.real(scipy.linalg.sqrtm(cov_a @ cov_b))
+    expected = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(cov_a + cov_b - 2 * root)
+    assert distance(x, y) == pytest.approx(expected, rel=1e-7, abs=1e-9)
+
+
+def test_equals_torch_fidelity():
+    ensure_importable()
+    from torch_fidelity import metric_fid
+
+    x, y = features(200, 24, "x"), features(150, 24, "y", shift=0.5)
+    statistics = [metric_fid.fid_features_to_statistics(f) for f in (x, y)]
+    expected = metric_fid.fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+    assert distance(x, y) == pytest.approx(expected, rel=1e-9)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.tuples(st.floats(-3, 3), st.floats(-3, 3), st.floats(0, 4), st.floats(0, 4)), min_size=1))
+def test_commuting_gaussians_have_a_closed_form(rows):
+    mean_a, mean_b, std_a, std_b = torch.tensor(rows, dtype=torch.float64).T
+    expected = (mean_a - mean_b).square().sum() + (std_a - std_b).square().sum()
+    value = gaussian_frechet_distance(mean_a, std_a.square().diag(), mean_b, std_b.square().diag())
+    assert value == pytest.approx(float(expected), abs=1e-9)
+
+
+def test_singular_covariances_are_exact():
+    x = features(10, 40, "few")  # rank 9 of 40
+    assert distance(x, x) == pytest.approx(0.0, abs=1e-12)
+    assert distance(x, x + 2.0) == pytest.approx(40 * 4.0, rel=1e-12)
+    assert distance(x, 3 * x) == pytest.approx(
+        float(4 * x.mean(0).square().sum() + 4 * torch.cov(x.T).trace()), rel=1e-10
+    )
+
+
+def test_symmetric_rotation_invariant_and_growing_with_noise():
+    x, y = features(300, 8, "x"), features(300, 8, "y", shift=0.2)
+    rotation = torch.linalg.qr(features(8, 8, "q")).Q
+    assert distance(x, y) == pytest.approx(distance(y, x), rel=1e-10)
+    assert distance(x @ rotation, y @ rotation) == pytest.approx(distance(x, y), rel=1e-9)
+    noise = features(300, 8, "noise")
+    values = [distance(x, x + level * noise) for level in (0.0, 0.2, 0.5, 1.0, 2.0)]
+    assert values == sorted(values)
+    assert values[0] < 1e-12 < values[1]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=6), st.randoms(use_true_random=False))
+def test_batches_merges_and_order_do_not_matter(sizes, random):
+    x = features(sum(sizes) + 2, 5, "x")
+    order = list(range(len(x)))
+    random.shuffle(order)
+    parts = x[order].split([*sizes, 2])
+    updated = FeatureStatistics(5)
+    merged = FeatureStatistics(5)
+    for part in parts:
+        updated.update(part)
+        merged = merged.merge(FeatureStatistics(5).update(part))
+    for statistics in (updated, merged, updated.all_reduce()):
+        assert statistics.count == len(x)
+        torch.testing.assert_close(statistics.mean, x.mean(0), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(statistics.covariance, torch.cov(x.T), rtol=1e-10, atol=1e-12)
+
+
+def test_float32_features_are_summed_in_float64():
+    x = (features(20_000, 2, "x") + 300).float()
+    torch.testing.assert_close(
+        FeatureStatistics.from_features(x).covariance, torch.cov(x.double().T), rtol=1e-6, atol=1e-8
+    )
+
+
+def test_users_mistakes_cost_one_line():
+    one = FeatureStatistics.from_features(torch.ones(1, 3))
+    with pytest.raises(ValueError, match="covariance needs at least 2 samples, got 1"):
+        frechet_distance(one, one)
+    with pytest.raises(ValueError, match="mean needs at least 1"):
+        _ = FeatureStatistics(3).mean
+    with pytest.raises(ValueError, match="1 of 2 rows with NaN"):
+        FeatureStatistics(2).update(torch.tensor([[1.0, 2.0], [float("nan"), 0.0]]))
+    with pytest.raises(ValueError, match="2 dimensions, these statistics have 3"):
+        FeatureStatistics(3).update(torch.ones(4, 2))
+    with pytest.raises(ValueError, match="dimensions differ: 2 and 3"):
+        frechet_distance(FeatureStatistics(2), FeatureStatistics(3))
+
+
+def test_statistics_survive_a_file(tmp_path):
+    statistics = FeatureStatistics.from_features(features(30, 4, "x"))
+    metadata = {"dataset": "digits", "version": 1, "extractor": {"name": "digits-cnn", "checksum": "ab"}}
+    path = tmp_path / "deep" / "stats.npz"
+    save_statistics(path, statistics, metadata)
+    loaded, stored = load_statistics(path, expected={"dataset": "digits"})
+    assert stored == metadata
+    assert loaded.count == 30
+    assert torch.equal(loaded.sum, statistics.sum)
+    assert torch.equal(loaded.outer, statistics.outer)
+    assert [p.name for p in path.parent.iterdir()] == ["stats.npz"]
+    with pytest.raises(ValueError, match="version=1, expected 2"):
+        load_statistics(path, expected={"version": 2})
+
+
+def test_damaged_files_are_refused_and_a_failed_write_leaves_the_old(tmp_path):
+    path = tmp_path / "stats.npz"
+    with pytest.raises(ValueError, match="no feature statistics"):
+        load_statistics(path)
+    save_statistics(path, FeatureStatistics.from_features(features(30, 4, "x")), {})
+    whole = path.read_bytes()
+    with pytest.raises(ValueError, match="JSON"):
+        save_statistics(path, FeatureStatistics(4), {"bad": object()})
+    assert path.read_bytes() == whole
+    for damaged in (whole[: len(whole) // 2], b"", b"not a zip"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="cannot read feature statistics") as error:
+            load_statistics(path)
+        assert "\n" not in str(error.value)
+    np.savez(
+        path, count=np.int64(1), sum=np.array([object()]), outer=np.zeros((1, 1)), metadata=np.str_("{}")
+    )
+    with pytest.raises(ValueError, match="cannot read feature statistics"):  # pickled content
+        load_statistics(path)

@@ -1,0 +1,477 @@
+"""Autoregressive flows: densities against autograd and quadrature, inverses against brute force, guidance.
+
+All networks have non-zero output weights unless the test is about initialisation: zero weights hide bugs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from flowbench.flows.autoregressive import (
+    AffineBlock,
+    AutoregressiveFlow,
+    AutoregressiveGuidance,
+    Bijector,
+)
+from flowbench.flows.patch import patchify, unpatchify
+from flowbench.flows.permutation import alternating, permute
+from flowbench.networks.causal_transformer import CausalTransformer
+
+SCALES = ["exp", "softplus"]
+STARTS = ["learned", "zero"]
+CLIPS = [None, 4.0]
+
+
+def make_network(num_tokens=6, token_dim=2, num_classes=3, *, std=0.05, **options) -> CausalTransformer:
+    """A small double-precision network; its output layer is drawn from N(0, std^2)."""
+    net = CausalTransformer(
+        num_tokens, token_dim, num_classes, **({"width": 16, "depth": 2, "head_dim": 8} | options)
+    )
+    nn.init.normal_(net.out.weight, std=std)
+    nn.init.normal_(net.out.bias, std=std)
+    if net.label_embedding is not None:
+        nn.init.normal_(net.label_embedding.weight)
+    return net.double()
+
+
+def make_flow(
+    num_blocks=2, seed=0, scale="exp", soft_clip=None, last="identity", **options
+) -> AutoregressiveFlow:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return AutoregressiveFlow(
+            AffineBlock(make_network(**options), order, scale, soft_clip)
+            for order in alternating(num_blocks, last=last)
+        )
+
+
+def normal(*shape: int, seed: int = 0, dtype=torch.float64) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def naive_inverse(block: AffineBlock, z: Tensor, label: Tensor | None = None) -> Tensor:
+    """Run the whole network again for every token."""
+    order = range(z.shape[1]) if block.permutation == "identity" else reversed(range(z.shape[1]))
+    order = list(order)
+    z = z[:, order]
+    x = torch.zeros_like(z)
+    for i in range(z.shape[1]):
+        out = block.network(x, label)[:, i]
+        if block.soft_clip is not None:
+            out = block.soft_clip * (out / block.soft_clip).tanh()
+        mean, raw = out.split(z.shape[2], dim=-1)
+        std = raw.exp() if block.scale == "exp" else (1 + (math.e - 1) * raw.exp()).log()
+        x[:, i] = mean + std * z[:, i]
+    return x[:, order]
+
+
+class Syncs(TorchDispatchMode):
+    """Counts reads of a tensor's value by the host."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return func(*args, **(kwargs or {}))
+
+
+# Density
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    num_blocks=st.integers(1, 3),
+    last=st.sampled_from(["identity", "flip"]),
+    scale=st.sampled_from(SCALES),
+    soft_clip=st.sampled_from(CLIPS),
+    start=st.sampled_from(STARTS),
+    position=st.sampled_from([("rope", None), ("rope", (2, 3)), ("learned", None)]),
+    seed=st.integers(0, 100),
+)
+def test_round_trip_and_log_determinant(num_blocks, last, scale, soft_clip, start, position, seed):
+    flow = make_flow(
+        num_blocks, seed, scale, soft_clip, last, start=start, position=position[0], grid=position[1]
+    )
+    x, label = normal(2, 6, 2, seed=seed), torch.tensor([1, 3])
+    z, logdet = flow(x, label)
+    assert (z - x).abs().max() > 1e-2
+    torch.testing.assert_close(flow.inverse(z, label), x, rtol=0, atol=1e-10)
+    torch.testing.assert_close(flow(flow.inverse(x, label), label)[0], x, rtol=0, atol=1e-10)
+    for row in range(2):
+        one = x[row : row + 1]
+        jacobian = torch.autograd.functional.jacobian(
+            lambda v, row=row: flow(v, label[row : row + 1])[0], one
+        )
+        sign, expected = torch.linalg.slogdet(jacobian.reshape(12, 12))
+        assert sign == 1
+        torch.testing.assert_close(logdet[row], expected.detach(), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("num_tokens", "start"), list(itertools.product([1, 2], STARTS)))
+def test_short_sequences(num_tokens, start):
+    flow = make_flow(2, num_tokens=num_tokens, token_dim=3, start=start)
+    x = normal(4, num_tokens, 3)
+    z, logdet = flow(x)
+    torch.testing.assert_close(flow.inverse(z), x, rtol=0, atol=1e-12)
+    if num_tokens == 1 and start == "zero":  # no token is transformed
+        assert z.equal(x)
+        assert logdet.eq(0).all()
+    else:
+        assert (logdet != 0).all()
+
+
+@pytest.mark.parametrize(("order", "scale"), list(itertools.product(["identity", "flip"], SCALES)))
+def test_block_jacobian_is_triangular_in_its_order_and_diagonal_in_a_token(order, scale):
+    torch.manual_seed(0)
+    block = AffineBlock(make_network(), order, scale)
+    jacobian = torch.autograd.functional.jacobian(lambda v: block(v)[0][0], normal(1, 6, 2))[:, :, 0]
+    if order == "flip":
+        jacobian = jacobian.flip(0, 2)
+    for i, j in itertools.product(range(6), range(6)):
+        part = jacobian[i, :, j]
+        if i < j:
+            assert part.eq(0).all()
+        elif i == j:
+            assert part.diagonal().gt(0).all()
+            assert part.fliplr().diagonal().eq(0).all()
+        else:
+            assert part.ne(0).all()
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("label", [None, 0, 1])
+def test_density_integrates_to_one(start, scale, label):
+    shape = {"num_tokens": 2, "token_dim": 1, "num_classes": 2, "depth": 1}
+    flow = make_flow(2, seed=3, scale=scale, **shape, start=start, std=0.1, final_norm=True)
+    axis = torch.linspace(-15, 15, 151, dtype=torch.float64)
+    x = torch.cartesian_prod(axis, axis)[:, :, None]
+    with torch.no_grad():
+        z, logdet = flow(x, None if label is None else torch.full((len(x),), label))
+    density = (torch.distributions.Normal(0, 1).log_prob(z).sum((1, 2)) + logdet).exp()
+    assert logdet.std() > 0.05
+    assert density.sum().item() * (axis[1] - axis[0]).item() ** 2 == pytest.approx(1, abs=1e-3)
+
+
+def test_bookkeeping_of_means_and_sums():
+    """Nats per dimension and the summed log-density are the same number."""
+    flow, x = make_flow(2), normal(3, 6, 2)
+    z, logdet = flow(x)
+    log_prob = torch.distributions.Normal(0, 1).log_prob(z).sum((1, 2)) + logdet
+    loss = 0.5 * z.square().mean() - (logdet / 12).mean()
+    torch.testing.assert_close(-log_prob.mean(), 12 * (loss + 0.5 * math.log(2 * math.pi)))
+
+
+def test_quantised_uniform_data_costs_eight_bits_under_a_unit_density():
+    """L / ln 2 + 8.32575 is the bits/dim of 256 levels in [-1, 1)."""
+    flow = AutoregressiveFlow([AffineBlock(CausalTransformer(6, 2, width=16, head_dim=8))])
+    z, logdet = flow(torch.zeros(1, 6, 2))
+    loss = (0.5 * z.square().mean() - logdet.mean() / 12).item()
+    by_hand = -math.log2(1 / math.sqrt(2 * math.pi) * 2 / 256)
+    assert loss / math.log(2) + 8.32575 == pytest.approx(by_hand, abs=1e-5)
+
+
+@pytest.mark.parametrize(("scale", "start"), list(itertools.product(SCALES, STARTS)))
+@pytest.mark.parametrize("soft_clip", CLIPS)
+def test_identity_at_initialisation(scale, start, soft_clip):
+    flow = AutoregressiveFlow(
+        AffineBlock(CausalTransformer(6, 2, 3, width=16, head_dim=8, start=start), order, scale, soft_clip)
+        for order in alternating(3, last="flip")
+    )
+    x = normal(2, 6, 2, dtype=torch.float32)
+    for label in (None, torch.tensor([0, 3])):
+        z, logdet = flow(x, label)
+        torch.testing.assert_close(z, x, rtol=0 if scale == "exp" else 1e-6, atol=0)
+        torch.testing.assert_close(logdet, torch.zeros(2), rtol=0, atol=0 if scale == "exp" else 1e-5)
+        torch.testing.assert_close(0.5 * z.square().mean(), 0.5 * x.square().mean())
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_extreme_inputs_stay_finite(scale):
+    flow = make_flow(3, scale=scale, soft_clip=4.0).float()
+    for x in (torch.zeros(2, 6, 2), torch.ones(2, 6, 2), -torch.ones(2, 6, 2), 10 * normal(2, 6, 2).float()):
+        z, logdet = flow(x)
+        assert z.isfinite().all()
+        assert logdet.isfinite().all()
+        torch.testing.assert_close(flow.inverse(z), x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_soft_clip_bounds_mean_and_scale(scale):
+    torch.manual_seed(0)
+    block = AffineBlock(make_network(std=100.0), scale=scale, soft_clip=4.0)
+    mean = block.inverse(torch.zeros(8, 6, 2, dtype=torch.float64))
+    std = block.inverse(torch.ones(8, 6, 2, dtype=torch.float64))[:, 0] - mean[:, 0]
+    assert mean.abs().max() <= 4
+    low, high = (0.0183, 54.6) if scale == "exp" else (0.0309, 4.552)
+    assert std.min() >= low
+    assert std.max() <= high
+
+
+# Inverse
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    order=st.sampled_from(["identity", "flip"]),
+    scale=st.sampled_from(SCALES),
+    soft_clip=st.sampled_from(CLIPS),
+    start=st.sampled_from(STARTS),
+    position=st.sampled_from([("rope", None), ("rope", (3, 2)), ("learned", None)]),
+    seed=st.integers(0, 100),
+)
+def test_cached_inverse_equals_the_naive_one(order, scale, soft_clip, start, position, seed):
+    torch.manual_seed(seed)
+    block = AffineBlock(
+        make_network(start=start, position=position[0], grid=position[1]), order, scale, soft_clip
+    )
+    z, label = normal(3, 6, 2, seed=seed), torch.tensor([2, 3, 0])
+    before = z.clone()
+    with torch.no_grad():
+        expected = naive_inverse(block, z, label)
+        actual = block.inverse(z, label)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-11)
+        low = block.float().inverse(z.float(), label)
+    torch.testing.assert_close(low.double(), expected, rtol=1e-5, atol=1e-5)
+    assert z.equal(before)
+
+
+def test_inverse_is_independent_of_its_batch():
+    flow, z, label = make_flow(2), normal(5, 6, 2), torch.tensor([0, 1, 2, 3, 0])
+    together = flow.inverse(z, label)
+    for row in range(5):
+        alone = flow.inverse(z[row : row + 1], label[row : row + 1])
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=1e-12)
+
+
+def test_an_exception_leaves_no_state(monkeypatch):
+    flow, z = make_flow(2), normal(2, 6, 2)
+    expected = flow.inverse(z)
+    modules = {name: set(vars(module)) for name, module in flow.named_modules()}
+    step = CausalTransformer.step
+
+    def broken(self, previous, position, cache, label=None):
+        if position == 3:
+            raise RuntimeError("interrupted")
+        return step(self, previous, position, cache, label)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CausalTransformer, "step", broken)
+        with pytest.raises(RuntimeError, match="interrupted"):
+            flow.inverse(5 * z)
+    assert {name: set(vars(module)) for name, module in flow.named_modules()} == modules
+    assert flow.inverse(z).equal(expected)
+
+
+def test_inverse_reads_no_value_on_the_host_and_builds_no_graph():
+    flow, z = make_flow(2), normal(2, 6, 2).requires_grad_()
+    with Syncs() as syncs:
+        x = flow.inverse(z, torch.tensor([0, 1]), AutoregressiveGuidance(3.0))
+    assert syncs.count == 0
+    assert not x.requires_grad
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_autocast_keeps_the_state_in_float32(scale):
+    flow = make_flow(2, scale=scale, soft_clip=4.0).float()
+    x = normal(2, 6, 2, dtype=torch.float32)
+    reference, reference_logdet = flow(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        z, logdet = flow(x)
+        back = flow.inverse(z)
+    assert {z.dtype, logdet.dtype, back.dtype} == {torch.float32}
+    torch.testing.assert_close(z, reference, rtol=0, atol=5e-2)
+    torch.testing.assert_close(logdet, reference_logdet, rtol=0, atol=1e-1)
+    torch.testing.assert_close(back, x, rtol=0, atol=2e-2)
+    assert flow(x.bfloat16())[0].dtype == torch.float32
+
+
+def test_float32_round_trip():
+    flow, x = make_flow(4).float(), normal(8, 6, 2, dtype=torch.float32)
+    torch.testing.assert_close(flow.inverse(flow(x)[0]), x, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("guidance", [None, AutoregressiveGuidance(2.0), AutoregressiveGuidance(2.0, "deep")])
+def test_states_are_the_compositions_of_the_blocks(guidance):
+    flow, x, label = make_flow(3), normal(2, 6, 2), torch.tensor([0, 2])
+    states = flow.states(x, label)
+    assert states.shape == (4, 2, 6, 2)
+    assert states[0].equal(x)
+    assert states[-1].equal(flow(x, label)[0])
+    for index, block in enumerate(flow.blocks):
+        assert states[index + 1].equal(block(states[index], label)[0])
+    back = flow.inverse_states(states[-1], label, guidance)
+    assert back.shape == (4, 2, 6, 2)
+    assert back[0].equal(states[-1])
+    assert back[-1].equal(flow.inverse(states[-1], label, guidance))
+    if guidance is None:
+        torch.testing.assert_close(back, states.flip(0), rtol=0, atol=1e-11)
+
+
+# Training
+
+
+@pytest.mark.parametrize(("scale", "start"), list(itertools.product(SCALES, STARTS)))
+def test_every_parameter_gets_a_gradient_and_training_lowers_the_loss(scale, start):
+    torch.manual_seed(0)
+    flow = AutoregressiveFlow(
+        AffineBlock(CausalTransformer(4, 1, 2, width=16, depth=1, head_dim=8, start=start), order, scale, 4.0)
+        for order in alternating(2, last="identity")
+    )
+    label = torch.arange(128) % 2
+    factor = normal(128, 1, 1, dtype=torch.float32)
+    x = (2 * label - 1)[:, None, None] + factor + 0.3 * normal(128, 4, 1, seed=1, dtype=torch.float32)
+    mixed = torch.where(torch.arange(128) < 16, 2, label)
+    optimizer = torch.optim.AdamW(flow.parameters(), lr=1e-2)
+    before = {name: p.detach().clone() for name, p in flow.named_parameters()}
+    losses = []
+    for _ in range(30):
+        z, logdet = flow(x, mixed)
+        loss = 0.5 * z.square().mean() - logdet.mean() / 4
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(0.5 * x.square().mean().item(), rel=1e-4)
+    assert losses[-1] < losses[0] - 0.5
+    assert [name for name, p in flow.named_parameters() if p.grad is None or not p.grad.any()] == []
+    assert [name for name, p in flow.named_parameters() if p.equal(before[name])] == []
+
+
+def test_training_recovers_the_entropy_of_a_gaussian():
+    torch.manual_seed(0)
+    flow = AutoregressiveFlow(
+        AffineBlock(CausalTransformer(2, 1, width=16, depth=1, head_dim=8), order, "softplus", 4.0)
+        for order in alternating(2, last="identity")
+    )
+    truth = torch.distributions.MultivariateNormal(
+        torch.tensor([0.5, -0.5]), torch.tensor([[1.0, 0.6], [0.6, 0.8]])
+    )
+    factor = truth.scale_tril.T
+    optimizer = torch.optim.Adam(flow.parameters(), lr=5e-3)
+
+    def nll(num: int, seed: int) -> tuple[Tensor, Tensor]:
+        x = truth.mean + normal(num, 2, seed=seed, dtype=torch.float32) @ factor
+        z, logdet = flow(x[:, :, None])
+        return -(torch.distributions.Normal(0, 1).log_prob(z).sum((1, 2)) + logdet), -truth.log_prob(x)
+
+    for step in range(200):
+        optimizer.zero_grad()
+        nll(256, step)[0].mean().backward()
+        optimizer.step()
+    with torch.no_grad():
+        ours, theirs = nll(20_000, 1000)
+    divergence = (ours - theirs).mean().item()  # Kullback-Leibler divergence, nats
+    assert -0.005 < divergence < 0.03
+    assert ours.mean().item() == pytest.approx(truth.entropy().item(), abs=0.05)
+
+
+def test_state_dict_round_trip():
+    flow, other, x = make_flow(2, seed=0), make_flow(2, seed=1), normal(2, 6, 2)
+    assert not other(x)[0].equal(flow(x)[0])
+    other.load_state_dict(flow.state_dict())
+    assert other(x)[0].equal(flow(x)[0])
+
+
+# Permutations
+
+
+@pytest.mark.parametrize("order", ["identity", "flip"])
+def test_permutations_are_their_own_inverse(order):
+    x = normal(2, 5, 3)
+    assert permute(permute(x, order), order).equal(x)
+    assert permute(x, "flip")[:, 0].equal(x[:, -1])
+
+
+def test_a_flipped_block_is_a_block_on_reversed_tokens():
+    torch.manual_seed(0)
+    net, x = make_network(), normal(2, 6, 2)
+    straight, flipped = AffineBlock(net), AffineBlock(net, "flip")
+    assert flipped(x)[0].equal(straight(x.flip(1))[0].flip(1))
+    assert flipped.inverse(x).equal(straight.inverse(x.flip(1)).flip(1))
+
+
+def test_alternating_orders_end_where_they_are_told():
+    assert alternating(3, last="identity") == ["identity", "flip", "identity"]
+    assert alternating(4, last="flip") == ["identity", "flip", "identity", "flip"]
+    assert alternating(1, last="flip") == ["flip"]
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (
+            lambda: AffineBlock(make_network(), "random"),
+            "permutation must be 'identity' or 'flip', got 'random'",
+        ),
+        (
+            lambda: AffineBlock(make_network(), scale="linear"),
+            "scale must be 'exp' or 'softplus', got 'linear'",
+        ),
+        (lambda: AffineBlock(make_network(), soft_clip=0.0), "soft_clip must be positive"),
+        (lambda: AutoregressiveFlow([]), "at least one block"),
+        (
+            lambda: AutoregressiveFlow(
+                [AffineBlock(make_network()), AffineBlock(make_network(num_tokens=4))]
+            ),
+            "blocks must agree",
+        ),
+        (
+            lambda: AutoregressiveFlow(
+                [AffineBlock(make_network()), AffineBlock(make_network(num_classes=4))]
+            ),
+            "blocks must agree",
+        ),
+        (lambda: AutoregressiveGuidance(0.5), "guidance scale must be finite and at least 1"),
+        (lambda: AutoregressiveGuidance(math.nan), "guidance scale must be finite and at least 1"),
+        (lambda: AutoregressiveGuidance(2.0, "top"), "must be 'all' or 'deep', got 'top'"),
+        (lambda: alternating(0, last="flip"), "num_blocks must be at least 1"),
+        (lambda: alternating(2, last="up"), "permutation must be"),
+        (lambda: patchify(torch.zeros(1, 1, 4, 6), 4), "patch_size must divide the image size 4 x 6, got 4"),
+        (lambda: unpatchify(torch.zeros(1, 3, 4), 2, (1, 4, 4)), "must be"),
+    ],
+)
+def test_impossible_options_are_named(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_wrong_calls_are_named():
+    flow, x, label = make_flow(2), normal(2, 6, 2), torch.tensor([0, 1])
+    strong = AutoregressiveGuidance(2.0)
+    for call in (flow, flow.inverse):
+        with pytest.raises(ValueError, match=r"tokens must have shape \(B, 6, 2\), got \(2, 5, 2\)"):
+            call(x[:, 1:])
+    with pytest.raises(ValueError, match="guidance needs labels"):
+        flow.inverse(x, None, strong)
+    with pytest.raises(ValueError, match="guidance needs a label"):
+        flow.blocks[0].inverse(x, None, 1.0)
+    with pytest.raises(ValueError, match="weight must be >= 0"):
+        flow.blocks[0].inverse(x, label, -1.0)
+    plain = make_flow(2, num_classes=None)
+    for call in (plain, plain.inverse, plain.states):
+        with pytest.raises(ValueError, match="unconditional flow"):
+            call(x, label)
+    with pytest.raises(ValueError, match="unconditional network"):
+        plain.blocks[0](x, label)
+    with pytest.raises(ValueError, match="needs a conditional block"):
+        plain.inverse(x, None, strong)
+
+
+def test_public_types():
+    assert issubclass(AffineBlock, Bijector)
+    assert issubclass(AutoregressiveFlow, Bijector)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        AutoregressiveGuidance(2.0).scale = 3.0

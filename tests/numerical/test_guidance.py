@@ -1,0 +1,102 @@
+"""Guidance against its limits and against densities evaluated on a grid."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flowbench.flows import ClassifierFreeGuidance, Heun, guided_gaussian
+from flowbench.seeds import generator
+
+means = st.floats(-2, 2)
+positive = st.floats(0.2, 3)
+
+
+class CountingNetwork:
+    """Velocity label - x; the null label is worth 10."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, x, t, label):
+        self.calls += 1
+        target = torch.full((len(x),), 10.0) if label is None else label
+        return target[:, None].to(x.dtype) - x
+
+
+@pytest.mark.parametrize(("scale", "calls"), [(0.0, 1), (1.0, 1), (0.5, 2), (3.0, 2)])
+def test_scale_runs_from_unconditional_to_conditional_and_beyond(scale: float, calls: int):
+    network, guidance = CountingNetwork(), ClassifierFreeGuidance(scale)
+    x, t, label = torch.randn(4, 2, generator=generator(0)), torch.zeros(4), torch.tensor([0, 1, 2, 3])
+    velocity = guidance.velocity(network, x, t, label)
+    assert network.calls == guidance.evaluations_per_call == calls
+    # The other convention: (1 + w) conditional - w unconditional, w = scale - 1.
+    w = scale - 1
+    expected = (1 + w) * (label[:, None] - x) - w * (10 - x)
+    torch.testing.assert_close(velocity, expected)
+    torch.testing.assert_close(guidance(label[:, None] - x, 10 - x), expected)
+
+
+def test_without_labels_one_unconditional_evaluation_is_enough():
+    network = CountingNetwork()
+    x = torch.zeros(3, 2)
+    velocity = ClassifierFreeGuidance(4.0).velocity(network, x, torch.zeros(3), None)
+    assert network.calls == 1
+    assert (velocity == 10).all()
+
+
+def test_a_guided_solve_costs_two_network_evaluations_per_call():
+    network, guidance = CountingNetwork(), ClassifierFreeGuidance(2.0)
+    label = torch.tensor([1, 2])
+
+    def field(t, x):
+        return guidance.velocity(network, x, t.expand(len(x)), label)
+
+    solution = Heun(5).solve(field, torch.zeros(2, 2), torch.tensor([0.0, 1.0]))
+    assert network.calls == solution.stats.network_evaluations * guidance.evaluations_per_call == 20
+
+
+@given(mean_c=means, mean_u=means, std_c=positive, ratio=st.floats(1, 4), w=st.floats(0, 4))
+@settings(max_examples=20, deadline=None)
+def test_guided_gaussian_is_the_normalised_product(mean_c, mean_u, std_c, ratio, w):
+    std_u = ratio * std_c  # no clipping: the unconditional is wider
+    mean, std = guided_gaussian(
+        *(torch.tensor(v, dtype=torch.float64) for v in (mean_c, std_c, mean_u, std_u)), w
+    )
+    x = mean + 12 * std * torch.linspace(-1, 1, 4001, dtype=torch.float64)
+    log_density = -(1 + w) * (x - mean_c) ** 2 / (2 * std_c**2) + w * (x - mean_u) ** 2 / (2 * std_u**2)
+    density = log_density.softmax(0)
+    assert (density * x).sum().item() == pytest.approx(mean.item(), abs=1e-6)
+    assert (density * (x - mean) ** 2).sum().item() == pytest.approx(std.item() ** 2, rel=1e-6)
+
+
+@given(mean_c=means, mean_u=means, std=positive, w=st.floats(0, 4))
+@settings(max_examples=20, deadline=None)
+def test_equal_or_narrower_unconditional_gives_classifier_free_guidance(mean_c, mean_u, std, w):
+    for std_u in (std, 0.3 * std):
+        mean, new_std = guided_gaussian(
+            *(torch.tensor(v, dtype=torch.float64) for v in (mean_c, std, mean_u, std_u)), w
+        )
+        assert mean.item() == pytest.approx(mean_c + w * (mean_c - mean_u), abs=1e-9)
+        assert new_std.item() == pytest.approx(std)
+
+
+def test_limits_of_the_guided_gaussian():
+    values = [torch.randn(5, generator=generator(0, i)).abs() + 0.1 for i in range(4)]
+    mean, std = guided_gaussian(*values, 0.0)
+    assert torch.equal(mean, values[0])
+    assert torch.equal(std, values[1])
+    mean, std = guided_gaussian(values[0], values[1], values[2], torch.full((5,), 1e6), 3.0)
+    torch.testing.assert_close(mean, values[0])
+    torch.testing.assert_close(std, values[1] / math.sqrt(4))
+
+
+def test_bad_strengths_are_refused():
+    with pytest.raises(ValueError, match="scale must be finite and >= 0, got -1"):
+        ClassifierFreeGuidance(-1)
+    with pytest.raises(ValueError, match="weight must be >= 0"):
+        guided_gaussian(*torch.ones(4), -0.5)
