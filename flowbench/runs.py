@@ -56,7 +56,7 @@ class _Run:
         return self.experiment.run_dir / "checkpoints" / "last.ckpt"
 
 
-# ---- commands ---------------------------------------------------------------------------------------------------
+# ---- commands -----------------------------------------------------------------------------------------
 
 
 def fit(experiment: Experiment, test: bool = False, resume: str = "auto") -> None:
@@ -183,7 +183,7 @@ def prepare(experiment: Experiment) -> dict[str, Path]:
     return checkpoints
 
 
-# ---- building ---------------------------------------------------------------------------------------------------
+# ---- building -----------------------------------------------------------------------------------------
 
 
 def _build(experiment: Experiment, *, training: bool) -> _Run:
@@ -271,9 +271,7 @@ def _checkpoint_callback(run_dir: Path, max_steps: int | None) -> ModelCheckpoin
         if max_steps
         else {"train_time_interval": timedelta(seconds=CHECKPOINT_SECONDS)}
     )
-    return ModelCheckpoint(
-        run_dir / "checkpoints", filename="last", save_top_k=1, enable_version_counter=False, **when
-    )
+    return ModelCheckpoint(run_dir / "checkpoints", filename="last", save_top_k=1, enable_version_counter=False, **when)
 
 
 def _train(run: _Run, resume: str) -> None:
@@ -306,7 +304,7 @@ def _load(run: _Run, path: Path | None) -> Path:
     return path
 
 
-# ---- folders and processes --------------------------------------------------------------------------------------
+# ---- folders and processes ----------------------------------------------------------------------------
 
 
 def _set_threads() -> None:

@@ -63,9 +63,7 @@ def run_bench(
             raise
         where = error.filename or plan.directory
         remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
-        console.print(
-            f"{error.strerror}: {where}; {remedy}, then the same command continues", highlight=False
-        )
+        console.print(f"{error.strerror}: {where}; {remedy}, then the same command continues", highlight=False)
         return 1
 
 

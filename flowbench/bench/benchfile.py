@@ -121,9 +121,7 @@ def _resolve_top(merged: Any) -> dict[str, Any]:
     for key in merged:
         node = merged._get_node(key) if key in ("contenders", "tasks") else merged[key]
         late = key in ("contenders", "tasks")
-        out[str(key)] = (
-            OmegaConf.to_container(node, resolve=not late) if OmegaConf.is_config(node) else merged[key]
-        )
+        out[str(key)] = OmegaConf.to_container(node, resolve=not late) if OmegaConf.is_config(node) else merged[key]
     return out
 
 
@@ -153,9 +151,7 @@ def _check_overrides(value: Any, where: str) -> dict[str, Any]:
 
 def _contenders(value: Any, folder: Path, where: str) -> tuple[Contender, ...]:
     if not isinstance(value, Mapping) or not value:
-        raise ValueError(
-            f"{where}: contenders is {value!r}; name at least one, e.g. contenders: {{cfm: cfm.yaml}}"
-        )
+        raise ValueError(f"{where}: contenders is {value!r}; name at least one, e.g. contenders: {{cfm: cfm.yaml}}")
     return tuple(_contender(str(name), entry, folder, where) for name, entry in value.items())
 
 
@@ -172,9 +168,7 @@ def _contender(name: str, entry: Any, folder: Path, where: str) -> Contender:
     _known(entry, ("experiment", "overrides"), where)
     experiment = folder / str(entry["experiment"])
     if not experiment.is_file():
-        near = difflib.get_close_matches(
-            experiment.name, [p.name for p in experiment.parent.glob("*.yaml")], n=1
-        )
+        near = difflib.get_close_matches(experiment.name, [p.name for p in experiment.parent.glob("*.yaml")], n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"{where}: {experiment} does not exist{hint}")
     return Contender(name, experiment.resolve(), _check_overrides(entry.get("overrides"), where))
@@ -186,9 +180,7 @@ def _seeds(value: Any, where: str) -> tuple[int, ...]:
         raise ValueError(f"{where}: seeds is {value!r}; write a list of whole numbers, e.g. [0, 1, 2]")
     if len(set(value)) < len(value):
         twice = sorted({seed for seed in value if value.count(seed) > 1})
-        raise ValueError(
-            f"{where}: seeds {value} name {twice[0]} more than once; a repeated seed adds no evidence"
-        )
+        raise ValueError(f"{where}: seeds {value} name {twice[0]} more than once; a repeated seed adds no evidence")
     return tuple(value)
 
 
@@ -211,13 +203,9 @@ def _sweep(value: Any, where: str) -> dict[str, list[int]]:
         raise ValueError(f"{where}: sweep is {value!r}; write {{network_evaluations: [1, 2, 4]}}")
     _known(value, ("network_evaluations",), f"{where}: sweep")
     counts = value.get("network_evaluations")
-    good = isinstance(counts, list) and all(
-        isinstance(c, int) and not isinstance(c, bool) and c > 0 for c in counts
-    )
+    good = isinstance(counts, list) and all(isinstance(c, int) and not isinstance(c, bool) and c > 0 for c in counts)
     if not good or not counts or len(set(counts)) < len(counts):
-        raise ValueError(
-            f"{where}: sweep.network_evaluations is {counts!r}; write distinct positive whole numbers"
-        )
+        raise ValueError(f"{where}: sweep.network_evaluations is {counts!r}; write distinct positive whole numbers")
     return {"network_evaluations": counts}
 
 
@@ -225,15 +213,11 @@ def _tasks(value: Any, contenders: tuple[Contender, ...], where: str) -> tuple[T
     if value is None:
         return (Task(),)
     if not isinstance(value, Mapping) or not value:
-        raise ValueError(
-            f"{where}: tasks is {value!r}; write {{name: {{overrides: {{data.dataset: moons}}}}}}"
-        )
+        raise ValueError(f"{where}: tasks is {value!r}; write {{name: {{overrides: {{data.dataset: moons}}}}}}")
     tasks = tuple(_task(str(name), entry, contenders, where) for name, entry in value.items())
     unused = [c.name for c in contenders if not any(task.has(c.name) for task in tasks)]
     if unused:
-        raise ValueError(
-            f"{where}: contender {unused[0]!r} takes part in no task; add it to one or remove it"
-        )
+        raise ValueError(f"{where}: contender {unused[0]!r} takes part in no task; add it to one or remove it")
     return tasks
 
 
@@ -249,9 +233,7 @@ def _task(name: str, entry: Any, contenders: tuple[Contender, ...], where: str) 
     for contender in contenders:
         both = flatten(overrides).keys() & flatten(contender.overrides).keys()
         if both:
-            raise ValueError(
-                f"{where}: {min(both)} is also set by contender {contender.name!r}; set it in one place"
-            )
+            raise ValueError(f"{where}: {min(both)} is also set by contender {contender.name!r}; set it in one place")
     only = entry.get("only")
     if only is None:
         if entry.get("reason"):
@@ -276,16 +258,10 @@ def _claims(
         for side in claim.quantities:
             name = f"{where}: claim {claim.text!r}"
             if side.contender not in (*contenders, *REFERENCES):
-                raise ValueError(
-                    f"{name}: unknown contender {side.contender!r}{_nearest(side.contender, contenders)}"
-                )
+                raise ValueError(f"{name}: unknown contender {side.contender!r}{_nearest(side.contender, contenders)}")
             if side.task is not None and side.task not in tasks:
-                raise ValueError(
-                    f"{name}: unknown task {side.task!r}{_nearest(side.task, filter(None, tasks))}"
-                )
+                raise ValueError(f"{name}: unknown task {side.task!r}{_nearest(side.task, filter(None, tasks))}")
             swept = sweep.get("network_evaluations", [])
             if side.evaluations is not None and side.evaluations not in swept:
-                raise ValueError(
-                    f"{name}: @{side.evaluations} is not swept; sweep.network_evaluations is {swept}"
-                )
+                raise ValueError(f"{name}: @{side.evaluations} is not swept; sweep.network_evaluations is {swept}")
     return claims

@@ -93,9 +93,7 @@ def parse_claim(text: str) -> Claim:
     """
     parts = re.split(r"([<>])", str(text))
     if len(parts) != 3:
-        raise ValueError(
-            f"claim {text!r}: write exactly one < or >, e.g. wcfm.straightness < cfm.straightness"
-        )
+        raise ValueError(f"claim {text!r}: write exactly one < or >, e.g. wcfm.straightness < cfm.straightness")
     left, right = (_parse_side(part.strip(), text) for part in (parts[0], parts[2]))
     claim = Claim(str(text).strip(), left, right, "<" if parts[1] == "<" else ">")
     if not claim.quantities:
@@ -217,9 +215,7 @@ def _missing(side: Quantity, results: Results, task: str) -> str:
 def _notes(claim: Claim, results: Results, task: str) -> Iterable[str]:
     """What a reader must know before trusting the verdict: other protocols, likelihood bounds."""
     sides = claim.quantities
-    protocols = [
-        results.protocol(s.task if s.task is not None else task, s.contender, s.metric) for s in sides
-    ]
+    protocols = [results.protocol(s.task if s.task is not None else task, s.contender, s.metric) for s in sides]
     for side, protocol in zip(sides, protocols, strict=True):
         if protocol.startswith("bound"):
             yield f"{side.name} is an upper bound"

@@ -14,6 +14,7 @@ from flowbench.bench.plots import colours, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["draw_samples", "draw_strips", "draw_trajectories", "load_array", "tile"]
 
@@ -33,9 +34,7 @@ def load_array(path: Path, key: str) -> Array | None:
         with np.load(path, allow_pickle=False) as archive:
             return np.asarray(archive[key]) if key in archive.files else None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}); delete the cell's rows.jsonl and run the bench again"
-        ) from None
+        raise ValueError(f"{path} is damaged ({error}); delete the cell's rows.jsonl and run the bench again") from None
 
 
 def tile(images: Array, columns: int, gap: int = 1, scale: int = 1) -> Array:
@@ -72,8 +71,7 @@ def draw_samples(plan: Mapping[str, Any], directory: Path, path: Path, per_side:
     rows = {task: found for task, found in rows.items() if found}
     if not rows:
         return None
-    columns = max(len(found) for found in rows.values())
-    figure, axes = new_figure(len(rows), columns, (2.4, 2.65))
+    figure, axes = _layout(rows, (2.4, 2.65))
     palette = colours(plan["contenders"])
     for panels, (task, found) in zip(axes, rows.items(), strict=True):
         limits = _limits([x for x in found.values() if x.ndim == 2])
@@ -84,9 +82,7 @@ def draw_samples(plan: Mapping[str, Any], directory: Path, path: Path, per_side:
             else:
                 axis.imshow(tile(x[: per_side * per_side], per_side, gap=2, scale=4), interpolation="nearest")
                 axis.set_axis_off()
-            axis.set_title(
-                _panel_title(name, task, panels[0] is axis), fontsize=10, color=palette.get(name, "#333333")
-            )
+            axis.set_title(_panel_title(name, task, panels[0] is axis), fontsize=10, color=palette.get(name, "#333333"))
     return save_figure(figure, path)
 
 
@@ -100,20 +96,18 @@ def draw_trajectories(plan: Mapping[str, Any], directory: Path, path: Path, line
             rows[task] = flat
     if not rows:
         return None
-    figure, axes = new_figure(len(rows), max(len(found) for found in rows.values()), (2.8, 3.05))
+    figure, axes = _layout(rows, (2.8, 3.05))
     palette = colours(plan["contenders"])
     for panels, (task, found) in zip(axes, rows.items(), strict=True):
         limits = _limits([states.reshape(-1, 2) for states in found.values()])
         for axis, name in _panels(panels, found):
             _draw_ways(axis, found[name][:, :lines], palette.get(name, "#444444"), limits)
-            axis.set_title(
-                _panel_title(name, task, panels[0] is axis), fontsize=10, color=palette.get(name, "#333333")
-            )
+            axis.set_title(_panel_title(name, task, panels[0] is axis), fontsize=10, color=palette.get(name, "#333333"))
     return save_figure(figure, path)
 
 
 def draw_strips(plan: Mapping[str, Any], directory: Path, path: Path, frames: int = 9) -> Path | None:
-    """Images on their way from noise (left) to sample (right), three per contender."""
+    """Images on their way from noise (left) to sample (right), two per contender."""
     rows: list[tuple[str, Array]] = []
     for task in plan["tasks"]:
         found = _sources(plan, directory, task, "trajectories.npz", "states")
@@ -122,15 +116,13 @@ def draw_strips(plan: Mapping[str, Any], directory: Path, path: Path, frames: in
                 rows.append((f"{task}\n{name}" if task else name, states))
     if not rows:
         return None
-    figure, axes = new_figure(len(rows), 1, (6.2, 2.2))
+    figure, axes = new_figure(len(rows), 1, (6.2, 1.65))
     palette = colours(plan["contenders"])
     for (axis,), (title, states) in zip(axes, rows, strict=True):
         steps = np.linspace(0, len(states) - 1, min(frames, len(states))).round().astype(int)
-        chosen = states[steps][:, :3].swapaxes(0, 1)
+        chosen = states[steps][:, :2].swapaxes(0, 1)
         levels = np.clip((np.nan_to_num(chosen) + 1) * 127.5, 0, 255).astype(np.uint8)
-        axis.imshow(
-            tile(levels.reshape(-1, *levels.shape[2:]), len(steps), gap=2, scale=4), interpolation="nearest"
-        )
+        axis.imshow(tile(levels.reshape(-1, *levels.shape[2:]), len(steps), gap=2, scale=4), interpolation="nearest")
         axis.set_title(title, fontsize=10, color=palette.get(title.split("\n")[-1], "#333333"), loc="left")
         axis.set_axis_off()
     return save_figure(figure, path)
@@ -147,6 +139,18 @@ def _sources(plan: Mapping[str, Any], directory: Path, task: str, file: str, key
         if array is not None and array.size:
             found[name] = array
     return found
+
+
+def _layout(
+    rows: Mapping[str, Mapping[str, Array]], size: tuple[float, float], widest: int = 5
+) -> tuple[Figure, list[list[Axes]]]:
+    """Panels per task: a row per task, or several rows for one task with more than ``widest`` panels."""
+    most = max(len(found) for found in rows.values())
+    if len(rows) > 1 or most <= widest:
+        return new_figure(len(rows), most, size)
+    columns = -(-most // 2)
+    figure, axes = new_figure(2, columns, size)
+    return figure, [axes[0] + axes[1]]
 
 
 def _panels(panels: Sequence[Axes], names: Mapping[str, Array]) -> list[tuple[Axes, str]]:

@@ -119,18 +119,14 @@ def make_plan(path: str | Path, overrides: Sequence[str] = (), jobs: int | None 
     root = Path(os.environ.get("FLOWBENCH_RUNS") or "runs")
     directory = (bench.run_dir or root / bench.name).absolute()
     pairs = [(task, c) for task in bench.tasks for c in bench.contenders if task.has(c.name)]
-    contents = {
-        (t.name, c.name): _compose(_cell_config(bench, c, t, bench.seeds[0], directory)) for t, c in pairs
-    }
+    contents = {(t.name, c.name): _compose(_cell_config(bench, c, t, bench.seeds[0], directory)) for t, c in pairs}
     cells = tuple(
         _cell(_cell_config(bench, contender, task, seed, directory), contents[task.name, contender.name])
         for seed in bench.seeds
         for task, contender in pairs
     )
     references = tuple(_reference(next(c for c in cells if c.task == t.name), directory) for t in bench.tasks)
-    cpu_only = all(
-        (content.get("trainer") or {}).get("accelerator") == "cpu" for content in contents.values()
-    )
+    cpu_only = all((content.get("trainer") or {}).get("accelerator") == "cpu" for content in contents.values())
     policy = choose_policy(bench.jobs if jobs is None else jobs, len(cells), cpu_only=cpu_only)
     return Plan(bench, directory, cells, references, policy)
 
@@ -173,9 +169,7 @@ def _cell(config: Mapping[str, Any], content: Mapping[str, Any]) -> Cell:
         directory=Path(run["dir"]),
         config=config,
         config_hash=fingerprint({**content, "seed": config["seed"]}),
-        preparation=fingerprint(
-            {key: content[key] for key in ("data", "evaluator", "requires") if key in content}
-        ),
+        preparation=fingerprint({key: content[key] for key in ("data", "evaluator", "requires") if key in content}),
     )
 
 
@@ -196,37 +190,35 @@ def _reference(first: Cell, root: Path) -> Cell:
 def plan_table(plan: Plan) -> Table:
     """The plan as a Rich table: one line per contender and task."""
     bench = plan.bench
-    ((kind, amount),) = bench.budget.items()
     number = len(plan.cells)
-    table = Table(
-        title=f"{bench.name}: {number} cell{'s' * (number > 1)}", title_justify="left", caption_justify="left"
-    )
+    title = f"{bench.name}: {number} cell{'s' * (number > 1)}"
+    table = Table(title=title, title_justify="left", caption=_caption(plan), caption_justify="left")
     named = any(task.name for task in bench.tasks)
-    for column in (["task"] if named else []) + ["contender", "experiment", "seeds", "budget", "state"]:
+    for column in (["task"] if named else []) + ["contender", "experiment", "state"]:
         table.add_column(column, overflow="fold")
-    seeds = ", ".join(map(str, bench.seeds))
     for task in bench.tasks:
         for contender in bench.contenders:
             first = [task.name] if named else []
-            if not task.has(contender.name):
-                table.add_row(
-                    *first, contender.name, "", "", "", f"not applicable: {task.reason}", style="dim"
-                )
-                continue
-            mine = [c for c in plan.cells if c.contender == contender.name and c.task == task.name]
-            table.add_row(
-                *first,
-                contender.name,
-                _short(contender.experiment),
-                seeds,
-                f"{kind} {amount:g}",
-                _state(mine),
-            )
-    lines = [f"cells run {plan.policy.describe()}", f"results in {_short(plan.directory)}"]
+            if task.has(contender.name):
+                mine = [c for c in plan.cells if (c.task, c.contender) == (task.name, contender.name)]
+                place = os.path.relpath(contender.experiment, bench.path.parent)
+                table.add_row(*first, contender.name, place, _state(mine))
+            else:
+                table.add_row(*first, contender.name, task.reason, "not applicable", style="dim")
+        table.add_section()
+    return table
+
+
+def _caption(plan: Plan) -> str:
+    ((kind, amount),) = plan.bench.budget.items()
+    lines = [
+        f"every contender: {kind} {amount:g}, seeds {', '.join(map(str, plan.bench.seeds))}",
+        f"cells run {plan.policy.describe()}",
+        f"results in {_short(plan.directory)}",
+    ]
     if kind == "train_seconds" and plan.policy.jobs > 1:
         lines.append(f"training seconds are taken under {plan.policy.jobs} concurrent cells")
-    table.caption = "\n".join(lines)
-    return table
+    return "\n".join(lines)
 
 
 def _state(cells: Sequence[Cell]) -> str:

@@ -112,9 +112,7 @@ def _swept_metric(plan: Mapping[str, Any], results: Results, task: str) -> str |
     return quality_metric(m for m in results.metrics(task) if any(results.sweep(task, n, m) for n in names))
 
 
-def _draw_sweep(
-    axis: Axes, plan: Mapping[str, Any], results: Results, task: str, name: str, metric: str
-) -> None:
+def _draw_sweep(axis: Axes, plan: Mapping[str, Any], results: Results, task: str, name: str, metric: str) -> None:
     """A line where the contender was swept; else one point at the evaluations that it always needs."""
     style = _style(plan, name)
     sweep = results.sweep(task, name, metric)
@@ -208,6 +206,7 @@ def plot_bars(plan: Mapping[str, Any], results: Results, metric: str, path: Path
     figure, axes = new_figure(1, len(panels), (4.6 if len(panels) > 1 else 6.6, 1.0 + 0.45 * tallest))
     for axis, (task, by_name) in zip(axes[0], panels.items(), strict=True):
         _draw_bars(axis, plan, by_name)
+        axis.set_ylim(tallest - 0.5, -0.5)  # the same thickness in every panel
         axis.set_title(task, loc="left")
         unit = results.unit(metric)
         axis.set_xlabel(f"{metric}{f' ({unit})' if unit else ''}")
@@ -219,10 +218,7 @@ def _draw_bars(axis: Axes, plan: Mapping[str, Any], by_name: Mapping[str, Mappin
     names = list(by_name)
     summaries = [summarise(list(by_name[name].values())) for name in names]
     means, halves = [s.mean for s in summaries], [s.half or 0.0 for s in summaries]
-    axis.barh(
-        names, means, xerr=halves, color=[palette[n] for n in names], height=0.62, ecolor="#333333", capsize=3
-    )
-    axis.invert_yaxis()
+    axis.barh(names, means, xerr=halves, color=[palette[n] for n in names], height=0.62, ecolor="#333333", capsize=3)
     axis.grid(axis="y", visible=False)
     axis.axvline(0, color="#666666", linewidth=0.8)
     for position, (mean, half) in enumerate(zip(means, halves, strict=True)):
@@ -236,7 +232,13 @@ def _draw_bars(axis: Axes, plan: Mapping[str, Any], by_name: Mapping[str, Mappin
             ha="left" if mean >= 0 else "right",
             fontsize=9,
         )
-    axis.margins(x=0.16)
+    ends = [
+        0.0,
+        *(m + h for m, h in zip(means, halves, strict=True)),
+        *(m - h for m, h in zip(means, halves, strict=True)),
+    ]
+    room = 0.22 * (max(ends) - min(ends))  # for the numbers beside the bars
+    axis.set_xlim(min(ends) - room * (min(ends) < 0 and min(means) < 0), max(ends) + room * (max(means) > 0))
 
 
 def _style(plan: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -275,8 +277,12 @@ def _finish(axis: Axes, task: str, x_label: str, metric: str, unit: str) -> None
     axis.set_ylabel(f"{metric}{f' ({unit})' if unit else ''}")
     low, high = axis.dataLim.intervaly
     if low > 0 and high / low > 15:
+        from matplotlib.ticker import LogLocator, NullFormatter
+
         axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 1e3 else (1.0,)))
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _legend(figure: Figure, axes: Sequence[Axes]) -> None:

@@ -49,9 +49,7 @@ def start_process(
                 preexec_fn=_die_with_parent(),
             )
         except FileNotFoundError:
-            raise ValueError(
-                f"{arguments[0]} does not exist; install flowbench in this environment"
-            ) from None
+            raise ValueError(f"{arguments[0]} does not exist; install flowbench in this environment") from None
 
 
 def _write_heading(handle: IO[bytes], title: str, arguments: Sequence[str]) -> None:

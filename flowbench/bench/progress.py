@@ -44,9 +44,7 @@ class PlainDisplay:
 
     def say(self, line: str) -> None:
         """Print one line with the time of day."""
-        self.console.print(
-            f"{time.strftime('%H:%M:%S')} {line}", highlight=False, markup=False, soft_wrap=True
-        )
+        self.console.print(f"{time.strftime('%H:%M:%S')} {line}", highlight=False, markup=False, soft_wrap=True)
 
     def update(self, running: Mapping[str, Mapping[str, Any]], done: int, total: int) -> None:
         """Every ``interval`` seconds, one line that names the running cells."""

@@ -78,9 +78,7 @@ def _where(task: str, contender: str) -> str:
 
 
 def _verdicts(plan: Mapping[str, Any], results: Results) -> list[Verdict]:
-    return [
-        verdict for text in plan["claims"] for verdict in judge(parse_claim(text), results, plan["tasks"])
-    ]
+    return [verdict for text in plan["claims"] for verdict in judge(parse_claim(text), results, plan["tasks"])]
 
 
 def _claims_rich(verdicts: list[Verdict]) -> Table:
@@ -89,9 +87,7 @@ def _claims_rich(verdicts: list[Verdict]) -> Table:
         table.add_column(name, overflow="fold")
     styles = {"holds": "green", "fails": "red", "undecided": "yellow"}
     for v in verdicts:
-        table.add_row(
-            Text(v.claim.text), Text(v.task), Text(v.verdict, style=styles[v.verdict]), Text(v.reason)
-        )
+        table.add_row(Text(v.claim.text), Text(v.task), Text(v.verdict, style=styles[v.verdict]), Text(v.reason))
     return table
 
 
@@ -129,12 +125,8 @@ def _failures(plan: Mapping[str, Any], results: Results) -> str:
     gone = {(row.task, row.contender, row.seed) for row in failed}
     missing = [c for c in fits if (c["task"], c["contender"], c["seed"]) not in seen | gone]
     if missing:
-        lines.append(
-            f"- {len(missing)} of {len(fits)} cells are not finished; run the bench again to continue."
-        )
-    return (
-        "\n".join(["> **Incomplete.** The tables below hold what is finished.", "", *lines]) if lines else ""
-    )
+        lines.append(f"- {len(missing)} of {len(fits)} cells are not finished; run the bench again to continue.")
+    return "\n".join(["> **Incomplete.** The tables below hold what is finished.", "", *lines]) if lines else ""
 
 
 def _result_sections(plan: Mapping[str, Any], results: Results) -> list[str]:

@@ -102,8 +102,7 @@ class Runner:
         held = lock_is_held(cell.directory)
         if status.is_stale(cell.config_hash) and held:
             raise ValueError(
-                f"{cell.label}: a process still runs an older experiment in {cell.directory}; "
-                "wait for it or end it"
+                f"{cell.label}: a process still runs an older experiment in {cell.directory}; wait for it or end it"
             )
         if status.is_stale(cell.config_hash):
             aside = move_aside(cell.directory)
@@ -153,14 +152,8 @@ class Runner:
         failed: set[str] = set()
         for number, (key, cells) in enumerate(groups.items(), start=1):
             first = next((cell for cell in cells if cell.kind == "fit"), cells[0])
-            log = (
-                self.plan.directory
-                / "prepare"
-                / f"{'-'.join(filter(None, (first.task, first.contender)))}.log"
-            )
-            self.display.say(
-                f"preparing {number}/{len(groups)}: data, feature network, prerequisites of {first.label}"
-            )
+            log = self.plan.directory / "prepare" / f"{'-'.join(filter(None, (first.task, first.contender)))}.log"
+            self.display.say(f"preparing {number}/{len(groups)}: data, feature network, prerequisites of {first.label}")
             code = self._prepare_one(first, log)
             if code != 0:
                 failed.add(key)
@@ -263,9 +256,7 @@ class Runner:
         if state == "DONE":
             self.display.say(f"done  {cell.label} in {seconds:.0f} s")
         else:
-            self.display.say(
-                f"FAILED {cell.label} after {seconds:.0f} s ({_ending(code)}): {message} (log: {log})"
-            )
+            self.display.say(f"FAILED {cell.label} after {seconds:.0f} s ({_ending(code)}): {message} (log: {log})")
 
     def _mark(self, cell: Cell, status: Status) -> None:
         write_status(cell.directory, replace(status, config_hash=cell.config_hash))

@@ -32,13 +32,9 @@ def load_plan(directory: Path) -> dict[str, Any]:
     try:
         plan = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(
-            f"{directory} holds no bench (no plan.json); run `flowbench bench -c FILE` first"
-        ) from None
+        raise ValueError(f"{directory} holds no bench (no plan.json); run `flowbench bench -c FILE` first") from None
     except ValueError as error:
-        raise ValueError(
-            f"{path} is damaged ({error}); run the bench again, finished cells are kept"
-        ) from None
+        raise ValueError(f"{path} is damaged ({error}); run the bench again, finished cells are kept") from None
     return dict(plan)
 
 
@@ -51,9 +47,7 @@ def load_rows(directory: Path) -> list[Row]:
     for name in ("results.jsonl", "rows.jsonl"):
         if (directory / name).is_file():
             return read_rows(directory / name)
-    raise ValueError(
-        f"{directory} holds neither results.jsonl nor rows.jsonl; give the directory of a run or a bench"
-    )
+    raise ValueError(f"{directory} holds neither results.jsonl nor rows.jsonl; give the directory of a run or a bench")
 
 
 def cell_rows(directory: Path, cell: Mapping[str, Any], bench: str) -> list[Row]:
@@ -181,17 +175,13 @@ class Results:
 
     def contenders(self, task: str) -> list[str]:
         """Contenders that have rows in a task, in order of appearance."""
-        return list(
-            dict.fromkeys(row.contender for row in self.rows if row.task == task and row.status != "failed")
-        )
+        return list(dict.fromkeys(row.contender for row in self.rows if row.task == task and row.status != "failed"))
 
     def metrics(self, task: str, contender: str | None = None) -> list[str]:
         """Metrics measured in a task, in order of appearance."""
         return list(
             dict.fromkeys(
-                metric
-                for (t, c, metric) in (*self._main, *self._swept)
-                if t == task and contender in (None, c)
+                metric for (t, c, metric) in (*self._main, *self._swept) if t == task and contender in (None, c)
             )
         )
 
@@ -199,9 +189,7 @@ class Results:
         """The rows of a metric outside any sweep, one per seed."""
         return self._main.get((task, contender, metric), [])
 
-    def values(
-        self, task: str, contender: str, metric: str, evaluations: int | None = None
-    ) -> dict[int, float]:
+    def values(self, task: str, contender: str, metric: str, evaluations: int | None = None) -> dict[int, float]:
         """Finite values per seed.
 
         Args:

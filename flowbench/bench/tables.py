@@ -32,6 +32,18 @@ class Entry:
 
     text: str
     bold: bool = False
+    italic: bool = False
+
+    @property
+    def markdown(self) -> str:
+        """The text with its emphasis in Markdown."""
+        mark = "**" if self.bold else "_" if self.italic else ""
+        return f"{mark}{self.text}{mark}"
+
+    @property
+    def rich(self) -> Text:
+        """The text with its emphasis for Rich."""
+        return Text(self.text, style="bold" if self.bold else "italic" if self.italic else "")
 
 
 @dataclass
@@ -45,7 +57,7 @@ class TextTable:
     def to_markdown(self) -> str:
         """A GitHub table; the first column is left-aligned, the others right-aligned."""
         lines = [self._line(self.header), "|" + "|".join([":---"] + ["---:"] * (len(self.header) - 1)) + "|"]
-        lines += [self._line([f"**{e.text}**" if e.bold else e.text for e in row]) for row in self.rows]
+        lines += [self._line([entry.markdown for entry in row]) for row in self.rows]
         return "\n".join(lines)
 
     def to_rich(self) -> Table:
@@ -54,7 +66,7 @@ class TextTable:
         for position, name in enumerate(self.header):
             table.add_column(Text(name), justify="left" if position == 0 else "right")
         for row in self.rows:
-            table.add_row(*(Text(e.text, style="bold" if e.bold else "") for e in row))
+            table.add_row(*(entry.rich for entry in row))
         return table
 
     @staticmethod
@@ -70,7 +82,7 @@ def format_summary(summary: Summary, seeds: int | None = None) -> str:
         seeds: how many seeds the reader expects; None says nothing about n.
     """
     count = f" (n={summary.n})" if seeds is not None and summary.n != seeds else ""
-    if summary.half is None:
+    if not summary.half:  # one seed, or a number that training does not change
         return f"{_number(summary.mean, None)}{count}"
     decimals = _decimals(summary.mean, summary.half)
     return f"{_number(summary.mean, decimals)} ± {_number(summary.half, decimals)}{count}"
@@ -118,7 +130,7 @@ def metric_table(plan: Mapping[str, Any], results: Results, task: str, group: Gr
     for name in REFERENCES:
         cells = [_entry(results, task, name, m, False, None) for m in metrics]
         if any(cell.text != _NOTHING for cell in cells):
-            table.rows.append([Entry(f"_{name}_"), *cells])
+            table.rows.append([Entry(name, italic=True), *cells])
     return table
 
 

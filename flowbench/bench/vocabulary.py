@@ -58,9 +58,7 @@ def info(metric: str) -> MetricInfo:
 def order_metrics(metrics: Iterable[str], group: Group) -> list[str]:
     """The metrics of one table in the order of this page, unknown ones last."""
     mine = [metric for metric in metrics if info(metric).group == group]
-    return sorted(
-        mine, key=lambda metric: _ORDER.index(_base(metric)) if _base(metric) in _ORDER else len(_ORDER)
-    )
+    return sorted(mine, key=lambda metric: _ORDER.index(_base(metric)) if _base(metric) in _ORDER else len(_ORDER))
 
 
 def heading(metric: str, unit: str) -> str:

@@ -7,6 +7,9 @@ walked leaves first and every node is validated alone: the first complaint is th
 from __future__ import annotations
 
 import collections.abc
+import copy
+import dataclasses
+import difflib
 import inspect
 import re
 import types
@@ -75,7 +78,7 @@ class Object:
         self._check_base(key, hint)
         self._parser = _parser()
         self._parser.add_argument("--object", type=hint, required=True)
-        self._config = _parse(self._parser, {"object": dict(spec)}, key, self.cls)
+        self._config = _parse(self._parser, {"object": spec}, key, self.cls)
 
     def _check_base(self, key: str, hint: Any) -> None:
         base = typing.get_args(hint)[-1] if _arity(hint) else hint
@@ -98,7 +101,7 @@ def _parser() -> ArgumentParser:
 
 def _parse(parser: ArgumentParser, tree: dict[str, Any], key: str, cls: type) -> Namespace:
     try:
-        return parser.parse_object(tree)
+        return parser.parse_object(copy.deepcopy(tree))  # it turns mappings into namespaces in place
     except (ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(_condensed(str(error), key, cls)) from error
 
@@ -121,6 +124,8 @@ def _check_spec(key: str, spec: Mapping[str, Any], arity: int | None) -> type:
                 f"{key}: unknown key '{name}' beside class_path{suggestion(str(name), _SPEC_KEYS)}"
             )
     cls = import_class(key, spec["class_path"])
+    if inspect.isabstract(cls):
+        raise ConfigError(f"{key}.class_path: {cls.__name__} is abstract; choose a class derived from it")
     arguments = _mapping(f"{key}.init_args", spec.get("init_args"))
     _check_arguments(f"{key}.init_args", cls, arguments, arity)
     _check_calls(key, cls, arity)
@@ -144,10 +149,13 @@ def _check_arguments(key: str, cls: type, arguments: dict[str, Any], arity: int 
         hint = hints.get(name)
         for inner, spec, inner_arity in _specs(f"{key}.{name}", value, hint):
             _check_spec(inner, spec, inner_arity)
+        record = _record(hint)
+        if record and isinstance(value, Mapping) and "class_path" not in value:
+            _check_arguments(f"{key}.{name}", record, dict(value), 0)
         if value is None and hint is not None and not _accepts_none(hint):
             raise ConfigError(_expected(f"{key}.{name}", cls, hint, None))
     try:
-        parser.parse_object(arguments)
+        parser.parse_object(copy.deepcopy(arguments))
     except (ArgumentError, TypeError, ValueError) as error:
         if arity is None and "arguments are required" in str(error):
             return
@@ -216,6 +224,11 @@ def _arity(hint: Any) -> int | None:
     return None
 
 
+def _record(hint: Any) -> type | None:
+    """The dataclass that an annotation names: its fields are written without class_path."""
+    return next((o for o in _options(hint) if isinstance(o, type) and dataclasses.is_dataclass(o)), None)
+
+
 def _element(hint: Any) -> Any:
     for option in _options(hint):
         arguments = [a for a in typing.get_args(option) if a is not Ellipsis]
@@ -243,20 +256,25 @@ def _type_name(hint: Any) -> str:
         return "null"
     if isinstance(hint, type) and not typing.get_args(hint):
         return hint.__name__
-    if typing.get_origin(hint) is typing.Literal:
-        return "one of " + ", ".join(repr(a) for a in typing.get_args(hint))
+    choices = _choices(hint)
+    if choices:
+        others = [o for o in _options(hint) if typing.get_origin(o) is not typing.Literal]
+        return " or ".join(["one of " + ", ".join(map(repr, choices)), *map(_type_name, others)])
     if len(_options(hint)) > 1:
         return " or ".join(_type_name(o) for o in _options(hint))
     return re.sub(r"\b(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])", "", str(hint))
 
 
 def _expected(key: str, cls: type, hint: Any, value: Any) -> str:
-    choices = [
-        a for o in _options(hint) if typing.get_origin(o) is typing.Literal for a in typing.get_args(o)
-    ]
-    near = suggestion(value, choices) if choices and isinstance(value, str) else ""
-    near = near if near.startswith("; did") else ""
-    return f"{key}: {cls.__name__} expects {_type_name(hint)}, got {_shown(value)}{near}"
+    choices = [str(choice) for choice in _choices(hint)]
+    near = difflib.get_close_matches(value, choices, n=1) if isinstance(value, str) else []
+    end = f"; did you mean '{near[0]}'?" if near else ""
+    return f"{key}: {cls.__name__} expects {_type_name(hint)}, got {_shown(value)}{end}"
+
+
+def _choices(hint: Any) -> list[Any]:
+    literals = [o for o in _options(hint) if typing.get_origin(o) is typing.Literal]
+    return [choice for literal in literals for choice in typing.get_args(literal)]
 
 
 def _type_error(message: str, key: str, cls: type, arguments: dict[str, Any], hints: dict[str, Any]) -> str:

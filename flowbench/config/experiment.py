@@ -129,7 +129,7 @@ class Experiment:
         trainer = self.resolved.get("trainer") or {}
         if self.budget is None and trainer.get("max_steps") in (None, -1) and not trainer.get("fast_dev_run"):
             raise ConfigError(
-                "training has no end: give budget.steps=N (or another budget) or trainer.max_steps=N"
+                "training has no end; give budget.steps=N, another budget or trainer.max_steps=N"
             )
 
     def summary(self) -> str:
@@ -333,7 +333,7 @@ def _evaluator(section: Any) -> Arguments | None:
 def _named(
     resolved: Mapping[str, Any], key: str, base: type, defaults: Mapping[str, Any]
 ) -> dict[str, Object]:
-    """The objects of a named mapping; ``defaults`` fill the arguments that a class accepts and is not given."""
+    """The objects of a named mapping; ``defaults`` fill arguments that a class accepts and is not given."""
     section = resolved.get(key) or {}
     if not isinstance(section, Mapping):
         raise ConfigError(

@@ -24,7 +24,13 @@ from flowbench.evaluation.reference import reference_subjects, score
 from flowbench.evaluation.rows import Row, write_rows
 from flowbench.evaluation.subject import Cost, Measurement, SampleSet, Subject
 from flowbench.families import Budget, FlowModule
-from flowbench.metrics import FeatureExtractor, PathGeometry, block_geometry, path_geometry, wasserstein2_squared
+from flowbench.metrics import (
+    FeatureExtractor,
+    PathGeometry,
+    block_geometry,
+    path_geometry,
+    wasserstein2_squared,
+)
 from flowbench.seeds import derive_seed
 
 __all__ = ["Evaluator", "Identity"]
@@ -93,7 +99,11 @@ class Evaluator(L.Callback):
         trajectory_points: int = 33,
         num_pictures: int = 64,
     ) -> None:
-        for name, value in (("num_samples", num_samples), ("batch_size", batch_size), ("num_pictures", num_pictures)):
+        for name, value in (
+            ("num_samples", num_samples),
+            ("batch_size", batch_size),
+            ("num_pictures", num_pictures),
+        ):
             if value < 1:
                 raise ValueError(f"evaluator.{name} must be >= 1, got {value}")
         if reference == held_out:
@@ -118,7 +128,7 @@ class Evaluator(L.Callback):
         self._log_prob: list[tuple[Tensor, Tensor]] = []
         self._real: SampleSet | None = None
 
-    # ---- hooks --------------------------------------------------------------------------------------------------
+    # ---- hooks ----------------------------------------------------------------------------------------
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """A point of quality against training, and a picture in TensorBoard."""
@@ -173,7 +183,7 @@ class Evaluator(L.Callback):
         """Give the live weights back."""
         self._stack.close()
 
-    # ---- evaluation ---------------------------------------------------------------------------------------------
+    # ---- evaluation -----------------------------------------------------------------------------------
 
     def _evaluate(self, trainer: L.Trainer, flow: FlowModule) -> None:
         index = torch.cat([i for i, _ in self._log_prob])
@@ -253,15 +263,17 @@ class Evaluator(L.Callback):
         fields = {name: gather_by_index(index, value) for name, value in vars(local).items()}
         return PathGeometry(**fields), gather_by_index(index, torch.cat(states)).transpose(0, 1), times
 
-    def _subject(
-        self, flow: FlowModule, trainer: L.Trainer, samples: Tensor, evaluations: float
-    ) -> Subject:
+    def _subject(self, flow: FlowModule, trainer: L.Trainer, samples: Tensor, evaluations: float) -> Subject:
         data = _data(trainer)
         if self._real is None:
             self._real = SampleSet(data.model_values(self.reference), data.spec, self.reference)
         generated = SampleSet(samples, data.spec, "generated")
         return Subject(
-            data.spec, generated, self._real, network_evaluations=evaluations, extractors=self.extractors(data)
+            data.spec,
+            generated,
+            self._real,
+            network_evaluations=evaluations,
+            extractors=self.extractors(data),
         )
 
     def extractors(self, data: FlowDataModule) -> dict[str, FeatureExtractor]:
@@ -288,7 +300,7 @@ class Evaluator(L.Callback):
             samples_per_second=rate,
         )
 
-    # ---- records ------------------------------------------------------------------------------------------------
+    # ---- records --------------------------------------------------------------------------------------
 
     def _provenance(self, trainer: L.Trainer) -> dict[str, Any]:
         data = _data(trainer)
@@ -304,7 +316,13 @@ class Evaluator(L.Callback):
         }
 
     def _row(
-        self, contender: str, family: str, subject: Subject, m: Measurement, weights: str, provenance: dict[str, Any]
+        self,
+        contender: str,
+        family: str,
+        subject: Subject,
+        m: Measurement,
+        weights: str,
+        provenance: dict[str, Any],
     ) -> Row:
         return Row(
             bench=self.identity.bench,

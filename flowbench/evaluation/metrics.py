@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from torch import Tensor
+
 from flowbench import metrics as pure
 from flowbench.evaluation.subject import Measurement, Subject
 from flowbench.flows import bits_per_dim
@@ -55,15 +57,36 @@ class FeatureMetric(Metric):
         """Name of the feature extractor."""
         return self._features
 
-    def protocol(self, subject: Subject, extra: str = "") -> str:
-        """Extractor, reference split with its size, number of samples."""
+    def _measurement(
+        self, subject: Subject, name: str, value: float, *, num_real: int | None = None, extra: str = ""
+    ) -> Measurement:
+        """The protocol names extractor, reference split with its size, and number of samples."""
         sweep = "/sweep" if subject.swept else ""
-        reference = f"{subject.reference.name}-{len(subject.reference)}"
-        return f"{self.features}/{reference}/{len(subject.samples)}{extra}{sweep}"
+        reference = f"{subject.reference.name}-{num_real or len(subject.reference)}"
+        protocol = f"{self.features}/{reference}/{len(subject.samples)}{extra}{sweep}"
+        return Measurement(f"{name}[{self.features}]", value, len(subject.samples), protocol)
 
-    def _measurement(self, subject: Subject, name: str, value: float, extra: str = "") -> Measurement:
-        metric = f"{name}[{self.features}]"
-        return Measurement(metric, value, len(subject.samples), self.protocol(subject, extra))
+
+class _NeighbourMetric(FeatureMetric):
+    """Balls around neighbours shrink with N, so both sides have equal numbers of points.
+
+    Args:
+        features: name of the extractor.
+        k: neighbours that make a ball.
+    """
+
+    def __init__(self, features: str, k: int) -> None:
+        super().__init__(features)
+        self.k = k
+
+    def _pair(self, subject: Subject) -> tuple[Tensor, Tensor]:
+        extractor = subject.extractors[self.features]
+        count = min(len(subject.reference), len(subject.samples))
+        return subject.reference.features(extractor)[:count], subject.samples.features(extractor)[:count]
+
+    def _results(self, subject: Subject, num_real: int, **values: float) -> list[Measurement]:
+        extra = f"/k{self.k}"
+        return [self._measurement(subject, n, v, num_real=num_real, extra=extra) for n, v in values.items()]
 
 
 class FrechetDistance(FeatureMetric):
@@ -96,7 +119,7 @@ class KernelDistance(FeatureMetric):
         return [self._measurement(subject, "kid", pure.kernel_distance(generated, real).mean)]
 
 
-class PrecisionRecall(FeatureMetric):
+class PrecisionRecall(_NeighbourMetric):
     """Improved precision and recall (Kynkaanniemi et al., 2019, arXiv 1904.06991).
 
     Args:
@@ -105,22 +128,16 @@ class PrecisionRecall(FeatureMetric):
     """
 
     def __init__(self, features: str, k: int = 3) -> None:
-        super().__init__(features)
-        self.k = k
+        super().__init__(features, k)
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """`precision[features]` and `recall[features]`, in [0, 1], higher is better."""
-        extractor = subject.extractors[self.features]
-        real, generated = (part.features(extractor) for part in (subject.reference, subject.samples))
+        real, generated = self._pair(subject)
         result = pure.precision_recall(real, generated, self.k)
-        extra = f"/k{self.k}"
-        return [
-            self._measurement(subject, "precision", result.precision, extra),
-            self._measurement(subject, "recall", result.recall, extra),
-        ]
+        return self._results(subject, len(real), precision=result.precision, recall=result.recall)
 
 
-class DensityCoverage(FeatureMetric):
+class DensityCoverage(_NeighbourMetric):
     """Density and coverage (Naeem et al., 2020, arXiv 2002.09797).
 
     Args:
@@ -129,19 +146,13 @@ class DensityCoverage(FeatureMetric):
     """
 
     def __init__(self, features: str, k: int = 5) -> None:
-        super().__init__(features)
-        self.k = k
+        super().__init__(features, k)
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """`density[features]` (may exceed 1) and `coverage[features]` in [0, 1], higher is better."""
-        extractor = subject.extractors[self.features]
-        real, generated = (part.features(extractor) for part in (subject.reference, subject.samples))
+        real, generated = self._pair(subject)
         result = pure.density_coverage(real, generated, self.k)
-        extra = f"/k{self.k}"
-        return [
-            self._measurement(subject, "density", result.density, extra),
-            self._measurement(subject, "coverage", result.coverage, extra),
-        ]
+        return self._results(subject, len(real), density=result.density, coverage=result.coverage)
 
 
 class _PointMetric(Metric):
@@ -149,7 +160,7 @@ class _PointMetric(Metric):
 
     in_sweep = True
 
-    def _points(self, subject: Subject) -> tuple:
+    def _points(self, subject: Subject) -> tuple[Tensor, Tensor]:
         count = min(len(subject.samples), len(subject.reference))
         return subject.samples.x[:count], subject.reference.x[:count]
 

@@ -104,9 +104,7 @@ class Row:
             object.__setattr__(self, "value", None)
             object.__setattr__(self, "status", "nonfinite")
         if self.network_evaluations is not None and not math.isfinite(self.network_evaluations):
-            raise ValueError(
-                f"row field 'network_evaluations' is {self.network_evaluations}; it must be finite"
-            )
+            raise ValueError(f"row field 'network_evaluations' is {self.network_evaluations}; it must be finite")
 
     def to_json(self) -> str:
         """The row as one line of JSON, fields in declared order."""

@@ -7,16 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowbench.data import Batch, DataSpec
 from flowbench.families.checkpoint import load_checkpoint
 from flowbench.families.optimization import OptimizerConfig
 from flowbench.families.training import Loss, TrainingModule
+from flowbench.networks import KLAutoencoder
 
 __all__ = ["Autoencoder", "load_autoencoder"]
 
-AutoencoderFactory = Callable[[tuple[int, ...]], nn.Module]
+AutoencoderFactory = Callable[[tuple[int, ...]], KLAutoencoder]
 
 
 class Autoencoder(TrainingModule):

@@ -106,7 +106,7 @@ class FlowModule(TrainingModule):
         """What :meth:`log_prob` is: exact, through an ODE solver, or a lower bound through an autoencoder."""
         return "bound" if isinstance(self.space, LatentSpace) else self.density
 
-    # ---- what a family gives ------------------------------------------------------------------------------------
+    # ---- what a family gives --------------------------------------------------------------------------
 
     @abstractmethod
     def flow_loss(self, x: Tensor, label: Tensor | None, rng: torch.Generator) -> Loss:
@@ -137,7 +137,7 @@ class FlowModule(TrainingModule):
         """Whether the number of network evaluations per sample can be chosen."""
         return False
 
-    # ---- what every family does ---------------------------------------------------------------------------------
+    # ---- what every family does -----------------------------------------------------------------------
 
     def training_loss(self, batch: Batch, generator: torch.Generator) -> Loss:
         """The family's loss of one batch.
@@ -150,7 +150,9 @@ class FlowModule(TrainingModule):
             ValueError: when the batch carries a condition that this family cannot use.
         """
         if batch.condition is not None:
-            raise ValueError(f"{type(self).__name__} is conditioned on class labels only, but the batch has a condition")
+            raise ValueError(
+                f"{type(self).__name__} is conditioned on class labels only, but the batch has a condition"
+            )
         x = self.space.encode(batch.x, generator)
         return self.flow_loss(x, self._dropped(batch.label, generator), generator)
 

@@ -28,11 +28,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"there is no checkpoint at {path}: give the path of a .ckpt file, e.g. RUN/checkpoints/last.ckpt")
+        raise ValueError(f"there is no checkpoint at {path}: give a .ckpt file, e.g. RUN/checkpoints/last.ckpt")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError) as error:
-        reason = str(error).splitlines()[0][:120]
+        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
         raise ValueError(f"the checkpoint {path} cannot be read, it is cut short or corrupt: {reason}") from error
     if not isinstance(state, dict) or "state_dict" not in state:
         raise ValueError(f"{path} is not a flowbench checkpoint: it has no state_dict")

@@ -114,7 +114,7 @@ class FlowMatching(FlowModule):
         """A solver can be given any number of evaluations."""
         return True
 
-    # ---- training -----------------------------------------------------------------------------------------------
+    # ---- training -------------------------------------------------------------------------------------
 
     def flow_loss(self, x: Tensor, label: Tensor | None, rng: torch.Generator) -> Loss:
         """Weighted mean squared error of the velocity, averaged over dimensions and batch."""
@@ -129,7 +129,7 @@ class FlowMatching(FlowModule):
         parts = {"unweighted_loss": error.detach().mean(), "coupling_cost": cost, **weighted.diagnostics}
         return Loss((weighted.weight * error).mean(), parts)
 
-    # ---- field and solver ---------------------------------------------------------------------------------------
+    # ---- field and solver -----------------------------------------------------------------------------
 
     def field(self, label: Tensor | None, guidance: ClassifierFreeGuidance | None = None) -> Field:
         """The velocity field of some labels, guided when `guidance` is given."""

@@ -27,6 +27,11 @@ class LatentCFM(FlowMatching):
     """
 
     def __init__(
-        self, spec: DataSpec, network: NetworkFactory, *, autoencoder: Autoencoder | None = None, **options: Any
+        self,
+        spec: DataSpec,
+        network: NetworkFactory,
+        *,
+        autoencoder: Autoencoder | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(spec, network, space=latent_space(autoencoder, "LatentCFM"), **options)

@@ -41,7 +41,9 @@ class STARFlow(TARFlow):
         **options: Any,
     ) -> None:
         if shallow_blocks < 1:
-            raise ValueError(f"shallow_blocks must be >= 1, got {shallow_blocks}: one order alone cannot mix the tokens")
+            raise ValueError(
+                f"shallow_blocks must be >= 1, got {shallow_blocks}: one order alone cannot mix the tokens"
+            )
         super().__init__(
             spec,
             layers=[shallow_layers] * shallow_blocks + [deep_layers],

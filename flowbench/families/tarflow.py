@@ -117,7 +117,8 @@ class TARFlow(FlowModule):
 
         orders = alternating(len(layers), last=last_order)
         self.flow = AutoregressiveFlow(
-            block(depth, order, i == len(layers) - 1) for i, (depth, order) in enumerate(zip(layers, orders, strict=True))
+            block(depth, order, i == len(layers) - 1)
+            for i, (depth, order) in enumerate(zip(layers, orders, strict=True))
         )
 
     def _token_layout(self, position: str) -> tuple[int, int, tuple[int, int] | None]:

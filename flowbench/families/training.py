@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from flowbench.data import Batch, DataSpec
@@ -75,7 +76,7 @@ class TrainingModule(L.LightningModule):
     def training_loss(self, batch: Batch, generator: torch.Generator) -> Loss:
         """The loss of one batch; every random number comes from `generator`."""
 
-    # ---- weights ------------------------------------------------------------------------------------------------
+    # ---- weights --------------------------------------------------------------------------------------
 
     @property
     def ema(self) -> ExponentialMovingAverage | None:
@@ -95,7 +96,7 @@ class TrainingModule(L.LightningModule):
         finally:
             self.train(was_training)
 
-    # ---- Lightning hooks ----------------------------------------------------------------------------------------
+    # ---- Lightning hooks ------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         """Compile the networks in place: the names in checkpoints do not change."""
@@ -106,9 +107,7 @@ class TrainingModule(L.LightningModule):
     def step_generator(self, batch_idx: int) -> torch.Generator:
         """The generator of one training micro-batch, keyed by step, micro-batch and rank."""
         micro = batch_idx % max(1, self.trainer.accumulate_grad_batches)
-        return generator(
-            self.seed, "noise", self.trainer.global_step, micro, self.global_rank, device=self.device
-        )
+        return generator(self.seed, "noise", self.trainer.global_step, micro, self.global_rank, device=self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One loss, guarded: a non-finite value stops the run before it reaches the optimiser.
@@ -145,7 +144,7 @@ class TrainingModule(L.LightningModule):
             loss = self.training_loss(batch, rng)
         self.log("val/loss", loss.total, prog_bar=True, sync_dist=True, batch_size=len(batch))
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW; the schedule follows the budget's progress, be it steps, samples or seconds."""
         optimizer = build_optimizer(self, self.optimizer_config)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -161,7 +160,7 @@ class TrainingModule(L.LightningModule):
         total = self.trainer.max_steps
         return (step + 0.5) / total if total > 0 else 0.5
 
-    # ---- checkpoints --------------------------------------------------------------------------------------------
+    # ---- checkpoints ----------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store who wrote the file beside the averaged weights; plain types only, so `weights_only` can load it."""

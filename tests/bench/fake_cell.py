@@ -1,4 +1,4 @@
-"""A stand-in for the ``flowbench`` program: same command line and files, no training. Knobs stand under ``fake:``."""
+"""A stand-in for the ``flowbench`` program: same command line and files, no training."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ def record(**fields: object) -> dict:
         "network_evaluations": 8.0,
         "weights": "ema",
         "status": "ok",
-        "provenance": {"threads": os.environ.get("OMP_NUM_THREADS"), "wait": os.environ.get("OMP_WAIT_POLICY")},
+        "provenance": {
+            "threads": os.environ.get("OMP_NUM_THREADS"),
+            "wait": os.environ.get("OMP_WAIT_POLICY"),
+        },
         **fields,
     }
 

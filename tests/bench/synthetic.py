@@ -1,4 +1,4 @@
-"""A finished bench on disk without any training: rows, curves, samples and trajectories that look like real ones."""
+"""A finished bench on disk without any training: rows, curves, samples, trajectories."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def write_synthetic_bench(plan: Plan, seed: int = 0) -> Path:
         rows = _reference_rows(cell) if cell.kind == "reference" else _cell_rows(cell, rng)
         write_rows(cell.directory / "rows.jsonl", rows)
         _arrays(cell, rng)
-        write_status(cell.directory, Status("DONE", cell.config_hash, attempts=1, exit_code=0, wall_seconds=3.0))
+        write_status(
+            cell.directory, Status("DONE", cell.config_hash, attempts=1, exit_code=0, wall_seconds=3.0)
+        )
     collect(plan.directory)
     return plan.directory
 
@@ -87,13 +89,26 @@ def _cell_rows(cell, rng) -> list[Row]:
     if name in SWEPT:
         for count in cell.config["evaluator"]["sweep"]["network_evaluations"]:
             value = level * (1 + 6 / count) * noise()
-            swept = _row(cell, name, metric, value, network_evaluations=float(count), protocol="digits-cnn/test/360/sweep")
+            swept = _row(
+                cell,
+                name,
+                metric,
+                value,
+                network_evaluations=float(count),
+                protocol="digits-cnn/test/360/sweep",
+            )
             rows.append(replace(swept, provenance={}))
     points = [
-        {"step": s, "samples_seen": s * 128, "train_seconds": s / 20 * (1 + 0.1 * cell.seed), "train_flops": s * 1e9,
-         "metric": metric, "value": level * (1 + 8 * np.exp(-s / 250)) * noise()}
+        {
+            "step": s,
+            "samples_seen": s * 128,
+            "train_seconds": s / 20 * (1 + 0.1 * cell.seed),
+            "train_flops": s * 1e9,
+            "metric": metric,
+            "value": level * (1 + 8 * np.exp(-s / 250)) * noise(),
+        }
         for s in range(100, 1100, 100)
-    ]  # fmt: skip
+    ]
     write_atomic(cell.directory / "curve.jsonl", "".join(json.dumps(p) + "\n" for p in points))
     return rows
 
@@ -108,7 +123,9 @@ def _arrays(cell, rng) -> None:
         states = (1 - times[:, None, None]) * start + times[:, None, None] * ends + 0.3 * wave
         np.savez(cell.directory / "samples.npz", x=ends.astype(np.float32))
         if cell.kind == "fit":
-            np.savez(cell.directory / "trajectories.npz", states=states[:, :256].astype(np.float32), times=times)
+            np.savez(
+                cell.directory / "trajectories.npz", states=states[:, :256].astype(np.float32), times=times
+            )
         return
     from sklearn.datasets import load_digits
 
@@ -117,4 +134,6 @@ def _arrays(cell, rng) -> None:
     if cell.kind == "fit":
         times = np.linspace(0, 1, 17)[:, None, None, None, None]
         states = (1 - times) * rng.normal(size=(64, 1, 8, 8)) + times * (2 * digits - 1)
-        np.savez(cell.directory / "trajectories.npz", states=states[:, :16].astype(np.float32), times=times.ravel())
+        np.savez(
+            cell.directory / "trajectories.npz", states=states[:, :16].astype(np.float32), times=times.ravel()
+        )

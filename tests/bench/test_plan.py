@@ -126,8 +126,14 @@ def test_more_mistakes(workshop):
 
 def test_policy_divides_the_cores(monkeypatch):
     monkeypatch.setattr("flowbench.bench.machine.available_cores", lambda: 8)
-    assert (choose_policy("auto", 100, cpu_only=True).jobs, choose_policy("auto", 100, cpu_only=True).threads) == (8, 1)
-    assert (choose_policy("auto", 3, cpu_only=True).jobs, choose_policy("auto", 3, cpu_only=True).threads) == (3, 2)
+    assert (
+        choose_policy("auto", 100, cpu_only=True).jobs,
+        choose_policy("auto", 100, cpu_only=True).threads,
+    ) == (8, 1)
+    assert (
+        choose_policy("auto", 3, cpu_only=True).jobs,
+        choose_policy("auto", 3, cpu_only=True).threads,
+    ) == (3, 2)
     assert choose_policy(16, 3, cpu_only=True).threads == 1
     environment = choose_policy(2, 3, cpu_only=True).environment
     assert {environment[f"{name}_NUM_THREADS"] for name in ("OMP", "MKL", "OPENBLAS")} == {"4"}

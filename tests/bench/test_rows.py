@@ -46,7 +46,15 @@ def test_schema_is_frozen():
     seed=st.integers(0, 2**63),
 )
 def test_round_trip(value, text, seed):
-    row = Row(**{**FIELDS, "value": value, "protocol": text, "seed": seed, "provenance": {"k": [text, {"a": value}]}})
+    row = Row(
+        **{
+            **FIELDS,
+            "value": value,
+            "protocol": text,
+            "seed": seed,
+            "provenance": {"k": [text, {"a": value}]},
+        }
+    )
     line = row.to_json()
     assert "\n" not in line
     assert Row.from_json(line) == row

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -44,7 +45,10 @@ class Network(nn.Module):
 
 
 class Square(nn.Module):
-    """No factory arguments: must not be accepted as a network."""
+    """Takes no factory arguments: must not be accepted as a network."""
+
+    def __init__(self) -> None:
+        super().__init__()
 
 
 class Weight:
@@ -56,6 +60,11 @@ class Gibbs(Weight):
     def __init__(self, kappa: float = 0.5, normalization: Literal["running", "batch"] = "running") -> None:
         super().__init__()
         self.kappa = kappa
+
+
+class Abstract(Weight, ABC):
+    @abstractmethod
+    def __call__(self) -> None: ...
 
 
 @dataclass
@@ -101,7 +110,9 @@ class Encoder(LightningModule):
 
 
 class ModuleFamily(Family):
-    def __init__(self, spec: DataSpec, network: NetworkFactory, *, autoencoder: Encoder | None = None) -> None:
+    def __init__(
+        self, spec: DataSpec, network: NetworkFactory, *, autoencoder: Encoder | None = None
+    ) -> None:
         super().__init__(spec, network)
         self.held = [autoencoder]
 

@@ -19,7 +19,9 @@ scalars = st.one_of(
     st.integers(-(10**12), 10**12),
     st.floats(allow_nan=False, allow_infinity=False),
     st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), max_size=12),
-    st.sampled_from(["1e-3", "null", "on", "0x10", "1:30", "~", "${a}", "x ${b.c}", "2020-01-01", "-", "1_000"]),
+    st.sampled_from(
+        ["1e-3", "null", "on", "0x10", "1:30", "~", "${a}", "x ${b.c}", "2020-01-01", "-", "1_000"]
+    ),
 )
 keys = st.text("abcdefgh_", min_size=1, max_size=6).filter(lambda k: k not in ("base", "requires"))
 trees = st.recursive(
@@ -247,7 +249,10 @@ def test_a_cycle_through_requires(write, tmp_path):
         ("- 1\n", "must hold 'key: value' lines"),
         ("base: 3\na: 1\n", "base must be a list of files, got 3"),
         ("a: ${b\n", "key 'a'"),
-        ("a: 1\nx: {y: '${nowhere}'}\n", "key 'x.y' cannot be resolved: Interpolation key 'nowhere' not found"),
+        (
+            "a: 1\nx: {y: '${nowhere}'}\n",
+            "key 'x.y' cannot be resolved: Interpolation key 'nowhere' not found",
+        ),
         ("a: ${oc.env:FLOWBENCH_NOT_SET}\n", "key 'a' cannot be resolved.*FLOWBENCH_NOT_SET"),
         ("a: ${a}\n", "key 'a' cannot be resolved: Recursive"),
         ("a: ???\n", "key 'a' cannot be resolved: Missing mandatory value"),

@@ -67,7 +67,13 @@ def build(name: str, spec: DataSpec, *, conditional: bool = False, seed: int = 0
     makers = {
         "tarflow": lambda: TARFlow(spec, layers=[1, 2], patch_size=2 if spec is IMAGES else 1, **tokens, **common),
         "starflow": lambda: STARFlow(
-            spec, autoencoder=autoencoder(), deep_layers=2, shallow_blocks=1, shallow_layers=1, **tokens, **common
+            spec,
+            autoencoder=autoencoder(),
+            deep_layers=2,
+            shallow_blocks=1,
+            shallow_layers=1,
+            **tokens,
+            **common,
         ),
         "cfm": lambda: FlowMatching(spec, network, **common),
         "ot_cfm": lambda: OTCFM(spec, network, **common),

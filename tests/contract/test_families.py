@@ -22,9 +22,9 @@ def rng(seed: int = 0) -> torch.Generator:
 
 
 def test_every_exported_family_is_in_the_contract():
-    exported = {
-        cls for cls in vars(families).values() if isinstance(cls, type) and issubclass(cls, FlowModule)
-    } - {FlowModule}
+    exported = {cls for cls in vars(families).values() if isinstance(cls, type) and issubclass(cls, FlowModule)} - {
+        FlowModule
+    }
     assert exported == {type(build(name, spec)) for name, spec in CASES}
 
 
@@ -55,7 +55,11 @@ def test_one_step_of_the_trainer_moves_every_parameter(name, spec):
     before = {k: v.clone() for k, v in module.named_parameters()}
     loader = torch.utils.data.DataLoader([batch_of(spec, 32, seed=s) for s in range(2)], batch_size=None)
     trainer = L.Trainer(
-        max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        max_steps=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
         enable_model_summary=False,
     )
     trainer.fit(module, loader)

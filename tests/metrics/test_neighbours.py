@@ -74,7 +74,7 @@ def test_convention_collapsed_model_is_precise_and_forgetful():
 
 
 def test_balls_of_density_are_open():
-    # A copy of the real samples: each ball holds its centre and k - 1 neighbours, but not the one on its border.
+    # A copy of the real samples: each ball holds its centre and k - 1 neighbours, not the one on its border.
     real = normal(60, 3, "r")
     assert density_coverage(real, real) == pytest.approx((1.0, 1.0), rel=1e-12)
 

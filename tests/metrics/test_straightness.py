@@ -78,7 +78,7 @@ def test_golden_independent_gaussian(a, b, d):
 
 
 def test_golden_variance_preserving_shift():
-    # Deterministic coupling, mean moves as sin(pi t / 2) m: S = (pi^2 / 8 - 1) |m|^2 with no randomness at all.
+    # Deterministic coupling, mean moves as sin(pi t / 2) m: S = (pi^2 / 8 - 1) |m|^2.
     m = torch.tensor([1.0, -2.0], dtype=torch.float64)
     g = integrate(lambda t, x: math.pi / 2 * torch.cos(math.pi / 2 * t) * m.expand_as(x), normal(8, 2))
     expected = torch.full((8,), 0.2337005501 * 5, dtype=torch.float64)

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from flowbench.families import Budget, BudgetLimit, count_flops
+from flowbench.networks import CausalTransformer, DiT
+
+
+def test_flops_of_a_linear_layer():
+    layer, x = nn.Linear(30, 20), torch.randn(7, 30, requires_grad=True)
+    # Forward, gradient of the weight, gradient of the input: a product of 7 x 30 x 20 each, two operations a term.
+    assert count_flops(lambda: layer(x).sum()) == 3 * 2 * 7 * 30 * 20
+
+
+def transformer_matmuls(batch: int, slots: int, width: int, depth: int, ratio: float) -> float:
+    """Forward multiply-adds of the blocks: projections, MLP and both attention products, counted by hand."""
+    per_token = 4 * width**2 + 2 * ratio * width**2
+    return depth * batch * (slots * per_token + 2 * slots**2 * width)
+
+
+def test_flops_of_a_causal_transformer_agree_with_the_analytic_count():
+    batch, tokens, dim, width, depth = 4, 16, 3, 32, 3
+    net = CausalTransformer(tokens, dim, width=width, depth=depth, head_dim=16)
+    x = torch.randn(batch, tokens, dim, requires_grad=True)
+    forward = transformer_matmuls(batch, tokens, width, depth, 4.0)
+    forward += batch * tokens * width * 3 * dim  # embedding and output layer
+    assert count_flops(lambda: net(x).square().sum()) == pytest.approx(3 * 2 * forward, rel=0.02)
+
+
+def test_flops_of_a_dit_agree_with_the_analytic_count():
+    batch, tokens, width, depth = 4, 16, 32, 2
+    net = DiT((1, 8, 8), None, width=width, depth=depth, num_heads=2, patch_size=2)
+    x = torch.randn(batch, 1, 8, 8, requires_grad=True)
+    forward = transformer_matmuls(batch, tokens, width, depth, 4.0)
+    forward += batch * (6 * depth + 2) * width**2  # adaptive norms: six vectors a block, two at the end
+    counted = count_flops(lambda: net(x, torch.rand(batch)).square().sum())
+    assert counted == pytest.approx(3 * 2 * forward, rel=0.08)
+
+
+def test_flops_grow_with_the_batch():
+    net = DiT((1, 8, 8), None, width=32, depth=1, num_heads=2, patch_size=2)
+    counts = [count_flops(lambda n=n: net(torch.randn(n, 1, 8, 8), torch.rand(n)).sum()) for n in (4, 8)]
+    assert counts[1] == 2 * counts[0]
+
+
+@pytest.mark.parametrize(
+    ("mapping", "steps"),
+    [
+        ({"train_flops": 1e6}, 1000),
+        ({"steps": 17}, 17),
+        ({"samples_seen": 640}, 20),
+        ({"epochs": 2}, 6),
+        ({"train_seconds": 3.0}, None),
+    ],
+)
+def test_limits_in_steps(mapping, steps):
+    assert BudgetLimit.from_mapping(mapping).max_steps(1000, 32, 100) == steps
+
+
+@pytest.mark.parametrize(
+    "mapping",
+    [{}, {"steps": 1, "epochs": 1}, {"hours": 1}, {"steps": 0}, {"steps": -1}, {"train_flops": float("inf")}],
+)
+def test_limits_that_are_none(mapping):
+    with pytest.raises(ValueError, match="budget"):
+        BudgetLimit.from_mapping(mapping)
+
+
+def test_a_budget_below_one_step():
+    with pytest.raises(ValueError, match="does not pay for one step"):
+        BudgetLimit.from_mapping({"train_flops": 10}).max_steps(1000, 1, 1)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def fake_trainer() -> SimpleNamespace:
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda value, all: value)
+    return SimpleNamespace(global_step=0, should_stop=False, strategy=strategy)
+
+
+MODULE = SimpleNamespace(device=torch.device("cpu"))
+
+
+@given(durations=st.lists(st.floats(0.01, 2.0), min_size=1, max_size=20))
+@settings(max_examples=20, deadline=None)
+def test_seconds_are_those_inside_training_steps(durations):
+    clock, trainer = Clock(), fake_trainer()
+    budget = Budget(
+        BudgetLimit("train_seconds", 5.0), flops_per_step=10, samples_per_step=4, max_steps=None, clock=clock
+    )
+    spent = 0.0
+    for step, duration in enumerate(durations, start=1):
+        clock.now += 100.0  # validation, checkpoints: not counted
+        budget.on_train_batch_start(trainer, MODULE, None, 0)
+        clock.now += duration
+        spent += duration
+        trainer.global_step = step
+        budget.on_train_batch_end(trainer, MODULE, None, None, 0)
+        assert budget.train_seconds == pytest.approx(spent)
+        assert trainer.should_stop == (spent >= 5.0)
+        if trainer.should_stop:
+            break
+    assert budget.samples_seen == 4 * trainer.global_step
+    assert budget.train_flops == 10 * trainer.global_step
+
+
+def test_state_round_trip():
+    def make() -> Budget:
+        return Budget(BudgetLimit("steps", 8), flops_per_step=1, samples_per_step=1, max_steps=8)
+
+    a, b = make(), make()
+    a.steps, a.train_seconds = 4, 1.5
+    b.load_state_dict(a.state_dict())
+    assert (b.progress, b.train_seconds, b.exhausted) == (0.5, 1.5, False)

@@ -1,0 +1,146 @@
+"""Small trainings with known ends: densities that integrate to one, closed-form fields, loss floors."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+import torch
+
+from flowbench.data import DataSpec, get_density
+from flowbench.families import OTCFM, DatasetSource, FlowMatching, FlowModule, OptimizerConfig, TARFlow, WeightedCFM
+from flowbench.families.optimization import build_optimizer, learning_rate_factor
+from flowbench.flows import GaussianSource, GibbsWeight, RungeKutta4
+from flowbench.metrics import path_geometry
+from flowbench.networks import MLP
+
+POINTS = DataSpec("points", "1", (2,))
+NETWORK = partial(MLP, width=48, depth=2)
+
+
+def train(module: FlowModule, draw, steps: int, batch: int = 256) -> FlowModule:
+    """`draw(n, generator)` gives data; the schedule falls to zero at the end."""
+    rng = torch.Generator().manual_seed(0)
+    optimizer = build_optimizer(module, module.optimizer_config)
+    for step in range(steps):
+        factor = learning_rate_factor(module.optimizer_config, (step + 0.5) / steps)
+        for group in optimizer.param_groups:
+            group["lr"] = module.optimizer_config.lr * factor
+        loss = module.flow_loss(draw(batch, rng), None, rng).total
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        module.ema.update()
+    return module
+
+
+def tarflow() -> TARFlow:
+    torch.manual_seed(0)
+    return TARFlow(POINTS, layers=[1, 1, 1, 1], width=32, head_dim=16, start="learned", **TRAINING)
+
+
+def matching(cls=FlowMatching, **options) -> FlowMatching:
+    torch.manual_seed(0)
+    return cls(POINTS, NETWORK, likelihood_solver=RungeKutta4(num_steps=20), **TRAINING, **options)
+
+
+TRAINING = {"optimizer": OptimizerConfig(lr=4e-3, weight_decay=0.0)}
+
+
+@pytest.fixture(scope="module", params=["tarflow", "cfm"])
+def trained(request) -> FlowModule:
+    density = get_density("moons")
+    module = tarflow() if request.param == "tarflow" else matching()
+    return train(module, density.sample, 300)
+
+
+def test_a_trained_density_integrates_to_one(trained):
+    axis = torch.linspace(-8, 8, 141)
+    grid = torch.cartesian_prod(axis, axis)
+    with trained.evaluating("ema"):
+        log_prob = torch.cat([trained.log_prob(part) for part in grid.split(4000)])
+    total = log_prob.double().exp().sum() * (axis[1] - axis[0]) ** 2
+    assert 0.99 < total < 1.01
+
+
+def test_training_beats_the_best_gaussian_and_stays_above_the_entropy(trained):
+    density = get_density("moons")
+    x = density.sample(2000, torch.Generator().manual_seed(5))
+    with trained.evaluating("ema"):
+        nll = -trained.log_prob(x).mean().item()
+    gaussian = 0.5 * math.log((2 * math.pi * math.e) ** 2 * torch.linalg.det(x.T.cov()))
+    truth = -density.log_prob(x).mean().item()
+    assert truth - 0.02 < nll < gaussian - 0.1
+
+
+def isotropic(shift: float, std: float):
+    mean = torch.tensor([shift, 0.0])
+    return lambda n, rng: mean + std * torch.randn(n, 2, generator=rng)
+
+
+def test_cfm_between_gaussians_learns_the_closed_form_field_and_its_loss_floor():
+    """v(t, x) = m + ((t b^2 - (1 - t)) / s^2) (x - t m), and the loss cannot fall below its conditional variance."""
+    shift, std = 2.0, 0.5
+    module = train(matching(), isotropic(shift, std), 600)
+    mean = torch.tensor([shift, 0.0])
+    rng = torch.Generator().manual_seed(3)
+    n = 4000
+    t = torch.rand(n, generator=rng)
+    x0 = torch.randn(n, 2, generator=rng)
+    x1 = isotropic(shift, std)(n, rng)
+    xt = (1 - t[:, None]) * x0 + t[:, None] * x1
+    variance = (1 - t) ** 2 + t**2 * std**2
+    slope = (t * std**2 - (1 - t)) / variance
+    exact = mean + slope[:, None] * (xt - t[:, None] * mean)
+    with module.evaluating("ema"), torch.no_grad():
+        learned = module.network(xt, t)
+    assert (learned - exact).square().mean().sqrt() < 0.15
+    # Per dimension Var(x1 - x0 | x_t) = a^2 b^2 / s_t^2.
+    floor = (std**2 / variance).mean()
+    loss = (learned - (x1 - x0)).square().mean()
+    assert loss > floor * 0.97
+    assert loss < floor * 1.1
+
+
+def test_straightness_of_a_trained_cfm_is_the_closed_form():
+    """S = d a b (2 - pi / 2) for independent pairs of isotropic Gaussians."""
+    shift, std = 2.0, 1.0
+    module = train(matching(), isotropic(shift, std), 600)
+    with module.evaluating("ema"):
+        path = module.trajectory(module.draw_noise(torch.arange(2000), 0), None, 33)
+    geometry = path_geometry(path.states, path.velocities, path.times).mean()
+    assert geometry["straightness"] == pytest.approx(2 * 1.0 * std * (2 - math.pi / 2), rel=0.15)
+    assert geometry["path_energy"] == pytest.approx(geometry["straightness"] + geometry["displacement"], rel=1e-6)
+
+
+def test_couplings_and_weights_straighten_the_paths():
+    density = get_density("eight_gaussians")
+
+    def straightness(module):
+        train(module, density.sample, 300)
+        with module.evaluating("ema"):
+            path = module.trajectory(module.draw_noise(torch.arange(500), 0), None, 33)
+        return path_geometry(path.states, path.velocities, path.times).mean()["straightness"]
+
+    plain = straightness(matching())
+    assert straightness(matching(OTCFM)) < 0.3 * plain
+    assert straightness(matching(WeightedCFM, weight=GibbsWeight(kappa=1.0))) < 0.8 * plain
+
+
+def test_a_dataset_can_be_the_source():
+    module = matching(OTCFM, source=DatasetSource("moons"))
+    noise = module.draw_noise(torch.arange(200), 0)
+    direct = get_density("moons").sample(2000, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(noise.mean(0), direct.mean(0), atol=0.35, rtol=0)
+    train(module, get_density("eight_gaussians").sample, 20)
+    assert module.sample(noise).x.shape == (200, 2)
+    x = module.sample(noise[:5]).x
+    assert torch.isfinite(module.log_prob(x)).all(), "moons have an exact density, so likelihoods are defined"
+    with pytest.raises(ValueError, match="points of shape"):
+        DatasetSource("moons").sample(3, (1, 8, 8), torch.Generator())
+
+
+def test_a_wide_source_gives_wide_noise():
+    module = matching(source=GaussianSource(std=3.0))
+    assert module.draw_noise(torch.arange(3000), 0).std() == pytest.approx(3.0, rel=0.05)

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+
+from flowbench.data import FlowDataModule
+from flowbench.families import NonFiniteLossError, load_checkpoint, read_checkpoint
+
+from ..contract.builders import IMAGES, build
+
+
+def trainer(tmp_path: Path, **options) -> L.Trainer:
+    settings = {
+        "max_steps": 4,
+        "max_epochs": -1,
+        "val_check_interval": 100,
+        "check_val_every_n_epoch": None,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": tmp_path,
+        "enable_checkpointing": False,
+        "num_sanity_val_steps": 0,
+    }
+    return L.Trainer(**{**settings, **options})
+
+
+def digits(seed: int = 0) -> FlowDataModule:
+    return FlowDataModule("digits", batch_size=16, seed=seed)
+
+
+def model(name: str = "tarflow", **options):
+    return build(name, digits().spec, **options)
+
+
+@pytest.mark.parametrize("name", ["tarflow", "wcfm"])
+def test_a_resumed_run_equals_the_uninterrupted_one(name, tmp_path):
+    """Weights, averaged weights, running statistics and the optimiser, to the last bit."""
+    whole = model(name)
+    run = trainer(tmp_path, max_steps=6)
+    run.fit(whole, digits())
+    run.save_checkpoint(tmp_path / "whole.ckpt")
+    first = model(name)
+    # The schedule must know the whole length, so the first half is cut short by a limit on batches.
+    run = trainer(tmp_path, max_steps=6, limit_train_batches=3, max_epochs=1)
+    run.fit(first, digits())
+    assert run.global_step == 3
+    run.save_checkpoint(tmp_path / "half.ckpt")
+    second = model(name, seed=9)
+    run = trainer(tmp_path, max_steps=6)
+    run.fit(second, digits(), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    assert run.global_step == 6
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, second.state_dict()[key]), key
+    with whole.evaluating("ema"), second.evaluating("ema"):
+        for key, value in whole.state_dict().items():
+            assert torch.equal(value, second.state_dict()[key]), key
+
+
+def test_a_nan_loss_stops_before_the_step_with_one_line(tmp_path):
+    module = model()
+    inner = module.flow_loss
+
+    def poisoned(x, label, rng):
+        loss = inner(x, label, rng)
+        return type(loss)(loss.total * float("nan")) if module.trainer.global_step == 2 else loss
+
+    module.flow_loss = poisoned
+    weights = None
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            nonlocal weights
+            weights = {k: v.clone() for k, v in module.state_dict().items()}
+
+    with pytest.raises(NonFiniteLossError, match=r"became nan at step 2 \(samples \d+") as caught:
+        trainer(tmp_path, callbacks=[Watch()]).fit(module, digits())
+    assert "\n" not in str(caught.value)
+    assert "last good checkpoint" in str(caught.value)
+    for key, value in module.state_dict().items():
+        assert torch.equal(value, weights[key]), key
+
+
+def test_validation_uses_the_averaged_weights_and_fixed_noise(tmp_path):
+    module = model("cfm")
+    run = trainer(tmp_path)
+    run.fit(module, digits())
+    first = trainer(tmp_path).validate(module, digits(), verbose=False)
+    second = trainer(tmp_path).validate(module, digits(), verbose=False)
+    assert first == second
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(1.0)  # live weights only
+    assert trainer(tmp_path).validate(module, digits(), verbose=False) == first
+
+
+def test_gradient_accumulation_draws_fresh_noise_per_micro_batch(tmp_path):
+    module = model("cfm")
+    draws = []
+    inner = module.flow_loss
+
+    def spy(x, label, rng):
+        draws.append(torch.rand(1, generator=rng).item())
+        return inner(x, label, rng)
+
+    module.flow_loss = spy
+    trainer(tmp_path, max_steps=2, accumulate_grad_batches=2).fit(module, digits())
+    assert len(draws) == len(set(draws)) == 4
+
+
+def test_unreadable_checkpoints_get_one_line(tmp_path):
+    good = model()
+    checkpoint = {"state_dict": good.state_dict()}
+    good.on_save_checkpoint(checkpoint)
+    path = tmp_path / "a.ckpt"
+    torch.save(checkpoint, path)
+    data = path.read_bytes()
+    cases = {"cut": data[: len(data) // 2], "text": b"hello", "empty": b""}
+    for name, content in cases.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match="cannot be read, it is cut short or corrupt") as caught:
+            read_checkpoint(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="there is no checkpoint"):
+        read_checkpoint(tmp_path / "missing.ckpt")
+    torch.save({"a": 1}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match="no state_dict"):
+        read_checkpoint(tmp_path / "other.ckpt")
+    torch.save({"state_dict": {}, "object": Path("x")}, tmp_path / "pickle.ckpt")
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_checkpoint(tmp_path / "pickle.ckpt")
+    checkpoint["state_dict"].pop(next(iter(checkpoint["state_dict"])))
+    torch.save(checkpoint, path)
+    with pytest.raises(ValueError, match="does not fit the configured model") as caught:
+        load_checkpoint(model(), path)
+    assert "\n" not in str(caught.value)
+
+
+def test_compile_switch_keeps_the_names_in_the_checkpoint(monkeypatch):
+    called = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: called.append(self))
+    module = build("cfm", IMAGES, compile=True)
+    names = list(module.state_dict())
+    module.setup("fit")
+    assert called
+    assert list(module.state_dict()) == names
