@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.metadata
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -68,6 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning turns an interrupt into exit(1)
             return _report("interrupted; the same command continues", 130)
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BrokenPipeError:  # the reader of a pipe, `flowbench list | head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Exception as error:
         if debug or not _is_expected(error):
             raise
@@ -125,9 +129,7 @@ def _parser(name: str, command: _Command) -> _Parser:
 def _plain_overrides(parser: _Parser, words: list[str]) -> list[str]:
     """Turn ``--key=value`` into ``key=value`` unless the parser has the option."""
     known = parser._option_string_actions
-    return [
-        w[2:] if w.startswith("--") and "=" in w and w.partition("=")[0] not in known else w for w in words
-    ]
+    return [w[2:] if w.startswith("--") and "=" in w and w.partition("=")[0] not in known else w for w in words]
 
 
 def _overview() -> str:
@@ -196,17 +198,13 @@ def _predict_options(parser: _Parser) -> None:
     parser.add_argument("--num-samples", type=_count, metavar="N", required=True, help="how many samples")
     parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="folder for the samples")
     parser.add_argument("--guidance", type=float, metavar="S", help="guidance scale; 1 is none")
-    parser.add_argument(
-        "--network-evaluations", type=_count, metavar="N", help="network evaluations per sample"
-    )
+    parser.add_argument("--network-evaluations", type=_count, metavar="N", help="network evaluations per sample")
 
 
 def _bench_options(parser: _Parser) -> None:
     parser.add_argument("-c", "--config", dest="file", metavar="FILE", required=True, help="bench file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the bench file")
-    parser.add_argument(
-        "--jobs", type=_count, metavar="N", help="cells at the same time (default: by the machine)"
-    )
+    parser.add_argument("--jobs", type=_count, metavar="N", help="cells at the same time (default: by the machine)")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
 
 
@@ -215,9 +213,7 @@ def _compare_options(parser: _Parser) -> None:
 
 
 def _report_options(parser: _Parser) -> None:
-    parser.add_argument(
-        "directory", type=Path, metavar="BENCH_DIR", help="directory of a bench, e.g. runs/toy_2d"
-    )
+    parser.add_argument("directory", type=Path, metavar="BENCH_DIR", help="directory of a bench, e.g. runs/toy_2d")
 
 
 def _data_options(parser: _Parser) -> None:
@@ -263,9 +259,7 @@ def _run(
     return handler
 
 
-_fit = _run(
-    lambda runs, experiment, given: runs.fit(experiment, test=given.test, resume=given.resume), trains=True
-)
+_fit = _run(lambda runs, experiment, given: runs.fit(experiment, test=given.test, resume=given.resume), trains=True)
 _validate = _run(lambda runs, experiment, given: runs.validate(experiment, given.ckpt))
 _test = _run(lambda runs, experiment, given: runs.test(experiment, given.ckpt))
 _reference = _run(lambda runs, experiment, given: runs.reference(experiment))

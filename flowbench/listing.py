@@ -54,9 +54,7 @@ def _first_line(item: Any) -> str:
 def _families() -> Rows:
     from flowbench.families import FlowModule, TrainingModule
 
-    return _classes(
-        "families", lambda c: issubclass(c, TrainingModule) and c not in (TrainingModule, FlowModule)
-    )
+    return _classes("families", lambda c: issubclass(c, TrainingModule) and c not in (TrainingModule, FlowModule))
 
 
 def _networks() -> Rows:

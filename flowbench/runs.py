@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import fcntl
 import json
+import logging
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,20 +17,34 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 from filelock import FileLock
-from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
-from flowbench.config import Built, Experiment, compose, fingerprint
-from flowbench.evaluation import Evaluator, Identity, cache_dir
-from flowbench.evaluation.pictures import image_grid
-from flowbench.evaluation.progress import ProgressFile, read_phase
-from flowbench.evaluation.rows import write_atomic, write_rows
-from flowbench.families import Budget, BudgetLimit, FlowModule, TrainingModule, count_flops, load_checkpoint
-from flowbench.seeds import generator
+from flowbench.torchvision_guard import ensure_importable
+
+ensure_importable()
+
+import lightning as L  # noqa: E402
+from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
+
+from flowbench.config import Built, Experiment, compose, fingerprint, to_yaml  # noqa: E402
+from flowbench.evaluation import Evaluator, Identity, cache_dir  # noqa: E402
+from flowbench.evaluation.pictures import image_grid  # noqa: E402
+from flowbench.evaluation.progress import ProgressFile, read_phase  # noqa: E402
+from flowbench.families import (  # noqa: E402
+    AtomicCheckpointIO,
+    Budget,
+    BudgetLimit,
+    FlowModule,
+    TrainingModule,
+    count_flops,
+    load_checkpoint,
+)
+from flowbench.rows import write_rows  # noqa: E402
+from flowbench.seeds import generator  # noqa: E402
+from flowbench.storage import write_text  # noqa: E402
 
 __all__ = ["fit", "predict", "prepare", "reference", "test", "validate"]
 
@@ -71,6 +87,8 @@ def fit(experiment: Experiment, test: bool = False, resume: str = "auto") -> Non
         ValueError: without a budget, when the folder holds another configuration, or another process works in it.
     """
     experiment.require_budget()
+    if test:
+        _require_evaluator(experiment)
     run_dir = experiment.run_dir
     _refuse_other_configuration(experiment)
     with _exclusive(run_dir):
@@ -78,19 +96,21 @@ def fit(experiment: Experiment, test: bool = False, resume: str = "auto") -> Non
         if run.trainer.is_global_zero:
             experiment.save(run_dir)
         _train(run, resume)
-        if test and run.built.evaluator is not None:
+        if test:
             run.trainer.test(run.module, datamodule=run.built.datamodule, verbose=False)
         run.progress.write(run.trainer, "done")
 
 
 def test(experiment: Experiment, ckpt: Path | None = None) -> None:
     """Measure a trained flow with everything the evaluator names; writes rows.jsonl in the run's folder."""
-    if experiment.resolved.get("evaluator") is None:
-        raise ValueError("the configuration has no section evaluator, so there is nothing to measure")
+    _require_evaluator(experiment)
     with _exclusive(experiment.run_dir):
         run = _build(experiment, training=False)
         _load(run, ckpt)
+        phase = read_phase(run.progress.path)
         run.trainer.test(run.module, datamodule=run.built.datamodule, verbose=False)
+        if phase is not None:
+            run.progress.write(run.trainer, phase)
 
 
 def validate(experiment: Experiment, ckpt: Path | None = None) -> dict[str, float]:
@@ -129,13 +149,14 @@ def predict(
     module = run.module
     if not isinstance(module, FlowModule):
         raise ValueError(f"predict draws samples from a flow, but the configuration builds {type(module).__name__}")
+    module.to(run.trainer.strategy.root_device)
     index = torch.arange(num_samples)
     label = index % module.num_classes if module.num_classes is not None else None
     with module.evaluating():
         parts = [
             module.sample(
                 module.draw_noise(chunk, experiment.seed),
-                None if label is None else label[chunk],
+                None if label is None else label[chunk].to(module.device),
                 guidance=guidance,
                 network_evaluations=network_evaluations,
             )
@@ -154,7 +175,7 @@ def predict(
         "network_evaluations": parts[0].network_evaluations,
         "seconds": sum(part.seconds for part in parts),
     }
-    write_atomic(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    write_text(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
     return folder
 
 
@@ -163,7 +184,7 @@ def reference(experiment: Experiment) -> None:
     with _exclusive(experiment.run_dir):
         # The baselines belong to the data: the model is never built, so no autoencoder is needed.
         data, evaluator = experiment.build_data(), experiment.build_evaluator()
-        if not isinstance(evaluator, Evaluator):
+        if evaluator is None:
             raise ValueError("the configuration has no section evaluator, so there is nothing to measure")
         _identify(evaluator, experiment)
         _set_threads()
@@ -178,9 +199,14 @@ def prepare(experiment: Experiment) -> dict[str, Path]:
     """
     checkpoints = {name: _required(name, needed) for name, needed in experiment.requirements.items()}
     evaluator = experiment.build_evaluator()
-    if isinstance(evaluator, Evaluator):
+    if evaluator is not None:
         evaluator.extractors(experiment.build_data())
     return checkpoints
+
+
+def _require_evaluator(experiment: Experiment) -> None:
+    if experiment.resolved.get("evaluator") is None:
+        raise ValueError("the configuration has no section evaluator, so there is nothing to measure")
 
 
 # ---- building -----------------------------------------------------------------------------------------
@@ -195,11 +221,14 @@ def _build(experiment: Experiment, *, training: bool) -> _Run:
     module.seed = experiment.seed
     budget = _budget(experiment, built, module)
     module.budget = budget
-    if isinstance(built.evaluator, Evaluator):
+    if built.evaluator is not None:
         _identify(built.evaluator, experiment)
         built.evaluator.budget = budget
     progress = ProgressFile(experiment.run_dir / "progress.json", budget)
     trainer = _trainer(experiment, built, budget, progress, training)
+    # The datamodule's refusals come before other processes are started, or each would repeat them.
+    built.datamodule.trainer = trainer
+    built.datamodule.setup("fit" if training else "test")
     return _Run(experiment, built, module, budget, trainer, progress)
 
 
@@ -240,9 +269,10 @@ def _trainer(
     experiment: Experiment, built: Built, budget: Budget | None, progress: ProgressFile, training: bool
 ) -> L.Trainer:
     known = budget.max_steps if budget else None
+    batches = built.trainer_arguments.get("accumulate_grad_batches", 1)
     arguments: dict[str, Any] = {
         "max_epochs": -1,
-        "val_check_interval": max(1, known // VALIDATIONS) if known else VALIDATION_STEPS,
+        "val_check_interval": max(1, known // VALIDATIONS if known else VALIDATION_STEPS) * batches,
         "check_val_every_n_epoch": None,
         "num_sanity_val_steps": 0,
         "log_every_n_steps": 10,
@@ -261,8 +291,23 @@ def _trainer(
         callbacks.append(_checkpoint_callback(experiment.run_dir, known))
     else:
         arguments["enable_checkpointing"] = False
+    arguments["plugins"] = [*_listed(arguments.get("plugins")), AtomicCheckpointIO()]
     loggers = list(built.loggers.values())
+    _quieten()
     return L.Trainer(**arguments, callbacks=callbacks, logger=loggers or False)
+
+
+def _listed(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _quieten() -> None:
+    """Leave out Lightning's advertisements and the deprecations of its own code; warnings still show."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
 
 
 def _checkpoint_callback(run_dir: Path, max_steps: int | None) -> ModelCheckpoint:
@@ -290,7 +335,7 @@ def _train(run: _Run, resume: str) -> None:
         if run.trainer.state.status == "interrupted":
             raise KeyboardInterrupt
         if not getattr(run.trainer, "fast_dev_run", False):
-            run.trainer.save_checkpoint(path)
+            run.trainer.save_checkpoint(path, weights_only=False)
 
 
 def _load(run: _Run, path: Path | None) -> Path:
@@ -321,7 +366,7 @@ def _exclusive(run_dir: Path) -> Iterator[None]:
     Raises:
         ValueError: when another process works there.
     """
-    if int(os.environ.get("LOCAL_RANK", "0")) or int(os.environ.get("NODE_RANK", "0")):
+    if any(int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK", "NODE_RANK")):
         yield
         return
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -360,7 +405,7 @@ def _required(name: str, experiment: Experiment) -> Path:
             return checkpoint
         print(f"training the required {name} once, in {folder}", file=sys.stderr, flush=True)
         config = folder / "required.yaml"
-        experiment.write(config)
+        write_text(config, to_yaml(experiment.resolved))
         command = [sys.executable, "-m", "flowbench.cli", "fit", "-c", str(config), f"run.dir={folder}"]
         log = folder / "log.txt"
         with log.open("ab") as handle:
@@ -373,10 +418,11 @@ def _required(name: str, experiment: Experiment) -> Path:
 def _write_samples(folder: Path, x: torch.Tensor, label: torch.Tensor | None, module: FlowModule) -> None:
     spec = module.spec
     is_image = spec.modality == "image"
-    arrays = {"x": (spec.to_uint8(x) if is_image else x).cpu().numpy()}
-    if label is not None:
-        arrays["label"] = label.cpu().numpy()
-    np.savez_compressed(folder / "samples.npz", **arrays)
+    values = (spec.to_uint8(x) if is_image else x).cpu().numpy()
+    if label is None:
+        np.savez_compressed(folder / "samples.npz", x=values)
+    else:
+        np.savez_compressed(folder / "samples.npz", x=values, label=label.cpu().numpy())
     if is_image:
         grid = image_grid(spec.to_uint8(x[:64]).cpu(), scale=max(1, 64 // spec.shape[-1]))
         pixels = grid.permute(1, 2, 0).numpy()

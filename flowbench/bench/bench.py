@@ -12,11 +12,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flowbench.bench.plan import Plan, make_plan, plan_table
+from flowbench.bench.plan import Plan, make_plan, plan_lines, plan_table
 from flowbench.bench.progress import make_display
 from flowbench.bench.runner import PROGRAM, Interrupted, Runner
 from flowbench.bench.store import collect
-from flowbench.evaluation.rows import write_atomic
+from flowbench.storage import write_text
 
 __all__ = ["run_bench"]
 
@@ -50,6 +50,7 @@ def run_bench(
     console = console or Console()
     plan = make_plan(path, overrides, jobs)
     console.print(plan_table(plan))
+    console.print(plan_lines(plan), highlight=False, markup=False, soft_wrap=True)
     if dry_run:
         return 0
     try:
@@ -70,7 +71,7 @@ def run_bench(
 def _run(plan: Plan, program: Sequence[str], console: Console) -> int:
     from flowbench.bench.report import build_report, print_summary
 
-    write_atomic(plan.directory / "plan.json", json.dumps(plan.describe(), indent=2) + "\n")
+    write_text(plan.directory / "plan.json", json.dumps(plan.describe(), indent=2) + "\n")
     with make_display(console) as display:
         complete = Runner(plan, display, program).run()
     collect(plan.directory)

@@ -10,11 +10,11 @@ Examples: ``wcfm.straightness < cfm.straightness``, ``wcfm.fd[digits-cnn]@4 < 0.
 ``moons/otcfm.npe < moons/cfm.npe``, ``tarflow.nll < 2.6``. A claim that names no task is judged once in every
 task where its contenders take part. ``@8`` reads the rows of the sweep at 8 network evaluations.
 
-Verdict: the difference left - right is formed seed by seed. The claim **holds** when the 95 % t-interval of
-the mean difference lies wholly on the claimed side of 0, **fails** when it lies wholly on the other side,
-and is **undecided** when it contains 0, when there is one seed only, or when a number is missing. Against
-a constant, the interval is that of the mean. Reference rows (floor, noise, gaussian, gmm) are computed
-once and count as constants.
+Verdict: the difference left - right is formed seed by seed. The claim **holds** when the 95 % t-interval of the
+mean difference lies wholly on the claimed side of 0, **fails** when it lies wholly on the other side, and is
+**undecided** when it contains 0, when there is one seed only, when a number is missing or when the sides have
+different units. Against a constant, the interval is that of the mean. Reference rows (floor, noise, gaussian, gmm)
+are computed once and count as constants.
 """
 
 from __future__ import annotations
@@ -152,6 +152,8 @@ def _judge_in(claim: Claim, results: Results, task: str) -> Verdict:
     for side in claim.quantities:
         if not side.values(results, side.task if side.task is not None else task):
             return Verdict(claim, task, "undecided", _missing(side, results, task))
+    if (units := _units(claim, results, task)) is not None:
+        return Verdict(claim, task, "undecided", f"not comparable: {units[0]} against {units[1]}")
     difference, exact = _difference(claim, results, task)
     if difference is None:
         return Verdict(claim, task, "undecided", "the two sides share no seed")
@@ -168,6 +170,17 @@ def _judge_in(claim: Claim, results: Results, task: str) -> Verdict:
     elif low > 0:
         verdict = "fails"
     return Verdict(claim, task, verdict, _describe(difference, exact) + notes, difference)
+
+
+def _units(claim: Claim, results: Results, task: str) -> tuple[str, str] | None:
+    """The two units of one metric on both sides where they differ, e.g. data units and latent units."""
+    if len(claim.quantities) < 2 or claim.quantities[0].metric != claim.quantities[1].metric:
+        return None
+    left, right = (
+        results.unit_of(side.task if side.task is not None else task, side.contender, side.metric)
+        for side in claim.quantities
+    )
+    return (left or "no unit", right or "no unit") if left != right else None
 
 
 def _difference(claim: Claim, results: Results, task: str) -> tuple[Summary | None, bool]:

@@ -12,7 +12,7 @@ from rich.console import Console
 from flowbench.bench.store import REFERENCES, Results, load_rows
 from flowbench.bench.tables import metric_table
 from flowbench.bench.vocabulary import GROUPS
-from flowbench.evaluation.rows import Row
+from flowbench.rows import Row
 
 __all__ = ["compare"]
 
@@ -79,7 +79,7 @@ def _print_group(console: Console, rows: list[Row], dataset: str, task: str) -> 
     for group in GROUPS:
         table = metric_table(plan, results, task, group)
         if table is not None:
-            console.print(table.to_rich())
+            table.print(console)
     for metric in results.metrics(task):
         protocols = {results.protocol(task, name, metric) for name in names} - {""}
         if len(protocols) > 1:

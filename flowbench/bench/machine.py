@@ -33,6 +33,7 @@ class Policy:
             "MKL_NUM_THREADS": count,
             "OPENBLAS_NUM_THREADS": count,
             "FLOWBENCH_THREADS": count,
+            "FLOWBENCH_JOBS": str(self.jobs),
             "OMP_WAIT_POLICY": "PASSIVE",
             "KMP_BLOCKTIME": "0",
             "PYTHONUNBUFFERED": "1",

@@ -18,7 +18,7 @@ from flowbench.bench.mappings import merge
 from flowbench.bench.status import read_status
 from flowbench.config import compose, fingerprint
 
-__all__ = ["Cell", "Plan", "make_plan", "plan_table"]
+__all__ = ["Cell", "Plan", "make_plan", "plan_lines", "plan_table"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Cell:
         directory: the cell's run directory.
         config: content of its ``cell.yaml``.
         config_hash: fingerprint of the composed experiment; another one means other results.
-        preparation: cells with the same value share one ``prepare`` (same data, evaluator and prerequisites).
+        preparation: cells with the same value share one ``prepare`` (same data, evaluator and prerequisites);
+            empty where none is needed.
     """
 
     kind: Literal["fit", "reference"]
@@ -125,7 +126,10 @@ def make_plan(path: str | Path, overrides: Sequence[str] = (), jobs: int | None 
         for seed in bench.seeds
         for task, contender in pairs
     )
-    references = tuple(_reference(next(c for c in cells if c.task == t.name), directory) for t in bench.tasks)
+    firsts = {cell.task: cell for cell in reversed(cells)}
+    references = tuple(
+        _reference(firsts[t.name], contents[t.name, firsts[t.name].contender], directory) for t in bench.tasks
+    )
     cpu_only = all((content.get("trainer") or {}).get("accelerator") == "cpu" for content in contents.values())
     policy = choose_policy(bench.jobs if jobs is None else jobs, len(cells), cpu_only=cpu_only)
     return Plan(bench, directory, cells, references, policy)
@@ -169,12 +173,12 @@ def _cell(config: Mapping[str, Any], content: Mapping[str, Any]) -> Cell:
         directory=Path(run["dir"]),
         config=config,
         config_hash=fingerprint({**content, "seed": config["seed"]}),
-        preparation=fingerprint({key: content[key] for key in ("data", "evaluator", "requires") if key in content}),
+        preparation=fingerprint(_part(content, "data", "evaluator", "requires")),
     )
 
 
-def _reference(first: Cell, root: Path) -> Cell:
-    """The reference rows of a task: only the data and the evaluator count in their hash."""
+def _reference(first: Cell, content: Mapping[str, Any], root: Path) -> Cell:
+    """The reference rows of a task: they belong to the data and the evaluator, and need no preparation."""
     directory = root / "reference" / first.task
     run = {**first.config["run"], "dir": str(directory), "name": "reference", "contender": "reference"}
     return replace(
@@ -183,8 +187,13 @@ def _reference(first: Cell, root: Path) -> Cell:
         contender="reference",
         directory=directory,
         config={**first.config, "run": run},
-        config_hash=f"{first.preparation}-{first.seed}",
+        config_hash=fingerprint({**_part(content, "data", "evaluator"), "seed": first.seed}),
+        preparation="",
     )
+
+
+def _part(content: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: content[key] for key in keys if key in content}
 
 
 def plan_table(plan: Plan) -> Table:
@@ -192,7 +201,7 @@ def plan_table(plan: Plan) -> Table:
     bench = plan.bench
     number = len(plan.cells)
     title = f"{bench.name}: {number} cell{'s' * (number > 1)}"
-    table = Table(title=title, title_justify="left", caption=_caption(plan), caption_justify="left")
+    table = Table(title=title, title_justify="left")
     named = any(task.name for task in bench.tasks)
     for column in (["task"] if named else []) + ["contender", "experiment", "state"]:
         table.add_column(column, overflow="fold")
@@ -209,7 +218,8 @@ def plan_table(plan: Plan) -> Table:
     return table
 
 
-def _caption(plan: Plan) -> str:
+def plan_lines(plan: Plan) -> str:
+    """Budget, seeds, concurrency and place of a plan, one line each."""
     ((kind, amount),) = plan.bench.budget.items()
     lines = [
         f"every contender: {kind} {amount:g}, seeds {', '.join(map(str, plan.bench.seeds))}",

@@ -102,7 +102,7 @@ def plot_evaluations(plan: Mapping[str, Any], results: Results, path: Path) -> P
         _draw_references(axis, results, task, metric)
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        _finish(axis, task, "network evaluations per sample", metric, results.unit(metric))
+        _finish(axis, task, "network evaluations per sample", metric, results.unit(task, metric))
     _legend(figure, axes[0])
     return save_figure(figure, path)
 
@@ -157,7 +157,7 @@ def plot_training(plan: Mapping[str, Any], results: Results, directory: Path, pa
         for name, seeds in by_name.items():
             _draw_curves(axis, seeds, name, _style(plan, name))
         _draw_references(axis, results, task, metric)
-        _finish(axis, task, "training time (s)", metric, results.unit(metric))
+        _finish(axis, task, "training time (s)", metric, results.unit(task, metric))
     _legend(figure, axes[0])
     return save_figure(figure, path)
 
@@ -208,7 +208,7 @@ def plot_bars(plan: Mapping[str, Any], results: Results, metric: str, path: Path
         _draw_bars(axis, plan, by_name)
         axis.set_ylim(tallest - 0.5, -0.5)  # the same thickness in every panel
         axis.set_title(task, loc="left")
-        unit = results.unit(metric)
+        unit = results.unit(task, metric)
         axis.set_xlabel(f"{metric}{f' ({unit})' if unit else ''}")
     return save_figure(figure, path)
 
@@ -218,7 +218,15 @@ def _draw_bars(axis: Axes, plan: Mapping[str, Any], by_name: Mapping[str, Mappin
     names = list(by_name)
     summaries = [summarise(list(by_name[name].values())) for name in names]
     means, halves = [s.mean for s in summaries], [s.half or 0.0 for s in summaries]
-    axis.barh(names, means, xerr=halves, color=[palette[n] for n in names], height=0.62, ecolor="#333333", capsize=3)
+    axis.barh(
+        names,
+        means,
+        xerr=halves if any(halves) else None,
+        color=[palette[n] for n in names],
+        height=0.62,
+        ecolor="#333333",
+        capsize=3,
+    )
     axis.grid(axis="y", visible=False)
     axis.axvline(0, color="#666666", linewidth=0.8)
     for position, (mean, half) in enumerate(zip(means, halves, strict=True)):

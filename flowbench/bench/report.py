@@ -16,10 +16,17 @@ from flowbench.bench.plots import plot_bars, plot_evaluations, plot_training
 from flowbench.bench.provenance import provenance_lines
 from flowbench.bench.store import Results, load_plan, load_rows
 from flowbench.bench.tables import difference_table, metric_table, seed_table
-from flowbench.bench.vocabulary import GROUPS
-from flowbench.evaluation.rows import write_atomic
+from flowbench.bench.vocabulary import GROUPS, info
+from flowbench.storage import write_text
 
 __all__ = ["build_report", "print_summary"]
+
+
+_BARS = {
+    "straightness": "Straightness S (0: every sample travels on a straight line at constant speed)",
+    "path_length_ratio": "Length of the way over the distance between its ends (1: straight); no unit, so that "
+    "families that travel in different spaces can stand side by side",
+}
 
 
 def build_report(bench_dir: str | Path) -> Path:
@@ -48,7 +55,7 @@ def build_report(bench_dir: str | Path) -> Path:
         _protocol(plan, results),
     ]
     report = directory / "report.md"
-    write_atomic(report, "\n\n".join(part for part in parts if part) + "\n")
+    write_text(report, "\n\n".join(part for part in parts if part) + "\n")
     return report
 
 
@@ -61,7 +68,7 @@ def print_summary(bench_dir: str | Path, console: Console) -> None:
         for group in GROUPS[:2]:
             table = metric_table(plan, results, task, group)
             if table is not None:
-                console.print(table.to_rich())
+                table.print(console)
     verdicts = _verdicts(plan, results)
     if verdicts:
         console.print(_claims_rich(verdicts))
@@ -158,6 +165,8 @@ def _reading_guide(plan: Mapping[str, Any]) -> str:
 
 def _pictures(plan: Mapping[str, Any], results: Results, directory: Path) -> list[str]:
     folder = directory / "pictures"
+    one_unit = all(len(results.units(task, "straightness")) < 2 for task in plan["tasks"])
+    bars = "straightness" if one_unit else "path_length_ratio"
     band = "Bands: range of the seeds." if len(plan["seeds"]) > 1 else ""
     drawn = [
         ("Samples from the same noise", draw_samples(plan, directory, folder / "samples.png")),
@@ -178,8 +187,8 @@ def _pictures(plan: Mapping[str, Any], results: Results, directory: Path) -> lis
             draw_strips(plan, directory, folder / "strips.png"),
         ),
         (
-            "Straightness S (0: every sample travels on a straight line at constant speed)",
-            plot_bars(plan, results, "straightness", folder / "straightness.png"),
+            _BARS[bars],
+            plot_bars(plan, results, bars, folder / "straightness.png"),
         ),
     ]
     shown = [(caption.strip(), path) for caption, path in drawn if path is not None]
@@ -220,7 +229,7 @@ def _protocol_lines(results: Results) -> list[str]:
     """Per metric, its protocols and sample counts; different ones make numbers incomparable."""
     found: dict[str, dict[str, None]] = {}
     for row in results.rows:
-        if row.status != "failed" and "sweep" not in row.protocol:
+        if row.status != "failed" and "sweep" not in row.protocol and info(row.metric).group != "cost":
             text = f"`{row.protocol}`" if row.protocol else "no protocol"
             found.setdefault(row.metric, {})[f"{text}{f' (n = {row.n})' if row.n else ''}"] = None
     lines = [f"  - {metric}: {'; '.join(protocols)}" for metric, protocols in found.items()]

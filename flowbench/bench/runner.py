@@ -27,7 +27,7 @@ from flowbench.bench.status import (
     write_status,
 )
 from flowbench.bench.store import cell_rows, collect
-from flowbench.evaluation.rows import write_atomic
+from flowbench.storage import write_text
 
 __all__ = ["PROGRAM", "Interrupted", "Runner"]
 
@@ -115,7 +115,7 @@ class Runner:
             return True
         if not held:
             cell.directory.mkdir(parents=True, exist_ok=True)
-            write_atomic(cell.config_path, cell.config_text())
+            write_text(cell.config_path, cell.config_text())
         return False
 
     def _has_rows(self, cell: Cell) -> bool:
@@ -148,10 +148,11 @@ class Runner:
         """Train what the cells share, once, before they run; cells without their prerequisites fail."""
         groups: dict[str, list[Cell]] = {}
         for cell in todo:
-            groups.setdefault(cell.preparation, []).append(cell)
+            if cell.preparation:
+                groups.setdefault(cell.preparation, []).append(cell)
         failed: set[str] = set()
         for number, (key, cells) in enumerate(groups.items(), start=1):
-            first = next((cell for cell in cells if cell.kind == "fit"), cells[0])
+            first = cells[0]
             log = self.plan.directory / "prepare" / f"{'-'.join(filter(None, (first.task, first.contender)))}.log"
             self.display.say(f"preparing {number}/{len(groups)}: data, feature network, prerequisites of {first.label}")
             code = self._prepare_one(first, log)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from flowbench.evaluation.rows import write_atomic
+from flowbench.storage import write_text
 
 __all__ = ["State", "Status", "lock_is_held", "move_aside", "read_progress", "read_status", "write_status"]
 
@@ -66,7 +66,7 @@ def read_status(directory: Path) -> Status:
 
 def write_status(directory: Path, status: Status) -> None:
     """Write status.json atomically."""
-    write_atomic(directory / "status.json", json.dumps(asdict(status), indent=2) + "\n")
+    write_text(directory / "status.json", json.dumps(asdict(status), indent=2) + "\n")
 
 
 def read_progress(directory: Path) -> dict[str, Any]:

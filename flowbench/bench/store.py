@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from flowbench.bench.status import read_status
-from flowbench.evaluation.rows import Row, read_rows, write_atomic, write_rows
+from flowbench.rows import Row, read_rows, write_rows
+from flowbench.storage import write_text
 
 __all__ = ["REFERENCES", "Results", "cell_rows", "collect", "csv_text", "load_plan", "load_rows"]
 
@@ -97,7 +98,7 @@ def collect(directory: Path) -> list[Row]:
         elif status.state == "FAILED":
             rows.append(_failed_row(plan["name"], cell, folder))
     write_rows(directory / "results.jsonl", rows)
-    write_atomic(directory / "results.csv", csv_text(rows))
+    write_text(directory / "results.csv", csv_text(rows))
     return rows
 
 
@@ -216,9 +217,24 @@ class Results:
         rows = self.main_rows(task, contender, metric)
         return rows[0].protocol if rows else ""
 
-    def unit(self, metric: str) -> str:
-        """Unit of a metric; the units of several data sets are joined."""
-        return " or ".join(dict.fromkeys(row.unit for row in self.rows if row.metric == metric and row.unit))
+    def unit_of(self, task: str, contender: str, metric: str) -> str:
+        """Unit of one contender's rows of a metric, swept or not."""
+        key = (task, contender, metric)
+        rows = self._main.get(key) or self._swept.get(key) or []
+        return rows[0].unit if rows else ""
+
+    def units(self, task: str, metric: str) -> dict[str, list[str]]:
+        """Unit -> contenders measured in it; numbers in different units cannot be compared."""
+        found: dict[str, list[str]] = {}
+        for (row_task, contender, name), rows in self._main.items():
+            if (row_task, name) == (task, metric):
+                found.setdefault(rows[0].unit, []).append(contender)
+        return found
+
+    def unit(self, task: str, metric: str) -> str:
+        """The unit of a metric in a task; empty where it has none, or several."""
+        found = self.units(task, metric)
+        return next(iter(found)) if len(found) == 1 else ""
 
     def failures(self) -> list[Row]:
         """Rows of failed cells."""

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rich.cells import cell_len
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -53,21 +55,40 @@ class TextTable:
     title: str
     header: list[str]
     rows: list[list[Entry]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def to_markdown(self) -> str:
         """A GitHub table; the first column is left-aligned, the others right-aligned."""
         lines = [self._line(self.header), "|" + "|".join([":---"] + ["---:"] * (len(self.header) - 1)) + "|"]
         lines += [self._line([entry.markdown for entry in row]) for row in self.rows]
+        lines += [f"\n{note}" for note in self.notes]
         return "\n".join(lines)
 
-    def to_rich(self) -> Table:
-        """A Rich table for the terminal."""
-        table = Table(title=self.title or None, title_justify="left")
-        for position, name in enumerate(self.header):
-            table.add_column(Text(name), justify="left" if position == 0 else "right")
-        for row in self.rows:
-            table.add_row(*(entry.rich for entry in row))
-        return table
+    def print(self, console: Console) -> None:
+        """Print the table; one wider than the console is printed as several that repeat the first column."""
+        for number, columns in enumerate(self._pages(console.width)):
+            title = Text(f"{self.title}{' (continued)' if number else ''}", style="bold")
+            table = Table(title=title, title_justify="left", title_style="")
+            for position in columns:
+                table.add_column(Text(self.header[position]), justify="right" if position else "left")
+            for row in self.rows:
+                table.add_row(*(row[position].rich for position in columns))
+            console.print(table)
+        for note in self.notes:
+            console.print(note, markup=False, highlight=False)
+
+    def _pages(self, width: int) -> list[list[int]]:
+        """Columns of each page, so that a page is at most ``width`` characters wide where that is possible."""
+        wide = [
+            max(cell_len(text) for text in (name, *(row[position].text for row in self.rows))) + 3
+            for position, name in enumerate(self.header)
+        ]
+        pages: list[list[int]] = [[0]]
+        for position in range(1, len(wide)):
+            if len(pages[-1]) > 1 and 1 + sum(wide[p] for p in (*pages[-1], position)) > width:
+                pages.append([0])
+            pages[-1].append(position)
+        return pages
 
     @staticmethod
     def _line(cells: Sequence[str]) -> str:
@@ -98,6 +119,8 @@ def _decimals(mean: float, half: float) -> int | None:
 
 
 def _number(value: float, decimals: int | None) -> str:
+    if decimals is None and value == int(value) and abs(value) < 1e9:
+        return f"{value:.0f}"
     return f"{value:.4g}" if decimals is None else f"{value:.{decimals}f}"
 
 
@@ -116,7 +139,7 @@ def metric_table(plan: Mapping[str, Any], results: Results, task: str, group: Gr
     metrics = order_metrics((m for m in results.metrics(task) if _has_main(results, task, m)), group)
     if not metrics:
         return None
-    table = TextTable(_title(group, task), ["contender", *(heading(m, results.unit(m)) for m in metrics)])
+    table = TextTable(_title(group, task), ["contender", *(heading(m, results.unit(task, m)) for m in metrics)])
     entered = plan["tasks"].get(task, [])
     winners = {m: _winners(results, task, entered, m) for m in metrics}
     for name in plan["contenders"]:
@@ -131,7 +154,17 @@ def metric_table(plan: Mapping[str, Any], results: Results, task: str, group: Gr
         cells = [_entry(results, task, name, m, False, None) for m in metrics]
         if any(cell.text != _NOTHING for cell in cells):
             table.rows.append([Entry(name, italic=True), *cells])
+    table.notes = [note for metric in metrics if (note := _unit_note(results, task, metric))]
     return table
+
+
+def _unit_note(results: Results, task: str, metric: str) -> str:
+    """A line for a metric that contenders measure in different units."""
+    units = results.units(task, metric)
+    if len(units) < 2:
+        return ""
+    parts = [f"{', '.join(names)} in {unit or 'no unit'}" for unit, names in units.items()]
+    return f"{metric} cannot be compared: {'; '.join(parts)}."
 
 
 def _has_main(results: Results, task: str, metric: str) -> bool:
@@ -144,6 +177,8 @@ def _title(group: Group, task: str) -> str:
 
 
 def _winners(results: Results, task: str, entered: Sequence[str], metric: str) -> set[str]:
+    if len(results.units(task, metric)) > 1:
+        return set()
     by_contender = {name: results.values(task, name, metric) for name in entered}
     return best_and_ties(by_contender, info(metric).goal)
 
@@ -169,9 +204,11 @@ def difference_table(plan: Mapping[str, Any], results: Results, task: str) -> Te
     table = TextTable(title, ["metric", *(f"{name} − {first}" for name in others)])
     for metric in metrics:
         base = results.values(task, first, metric)
+        if len(results.units(task, metric)) > 1:
+            continue
         cells = [_difference_entry(results.values(task, name, metric), base) for name in others]
         if any(cell.text != _NOTHING for cell in cells):
-            table.rows.append([Entry(heading(metric, results.unit(metric))), *cells])
+            table.rows.append([Entry(heading(metric, results.unit(task, metric))), *cells])
     return table if table.rows else None
 
 

@@ -42,6 +42,7 @@ _INFO: dict[str, MetricInfo] = {
     "samples_per_second": MetricInfo("cost", "higher"),
     "train_seconds": MetricInfo("cost", "lower"),
     "train_flops": MetricInfo("cost", "none"),
+    "samples_seen": MetricInfo("cost", "none"),
     "peak_memory": MetricInfo("cost", "lower"),
     "parameters": MetricInfo("cost", "none"),
 }

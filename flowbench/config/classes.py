@@ -120,9 +120,7 @@ def _mapping(key: str, value: Any) -> dict[str, Any]:
 def _check_spec(key: str, spec: Mapping[str, Any], arity: int | None) -> type:
     for name in spec:
         if name not in _SPEC_KEYS:
-            raise ConfigError(
-                f"{key}: unknown key '{name}' beside class_path{suggestion(str(name), _SPEC_KEYS)}"
-            )
+            raise ConfigError(f"{key}: unknown key '{name}' beside class_path{suggestion(str(name), _SPEC_KEYS)}")
     cls = import_class(key, spec["class_path"])
     if inspect.isabstract(cls):
         raise ConfigError(f"{key}.class_path: {cls.__name__} is abstract; choose a class derived from it")
@@ -203,8 +201,7 @@ def constructor_hints(cls: type) -> dict[str, Any]:
 def takes_path(hint: Any) -> bool:
     """Whether an argument with this annotation can be a path."""
     return any(
-        option is str or (isinstance(option, type) and issubclass(option, PurePath))
-        for option in _options(hint)
+        option is str or (isinstance(option, type) and issubclass(option, PurePath)) for option in _options(hint)
     )
 
 

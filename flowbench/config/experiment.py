@@ -15,8 +15,11 @@ from flowbench.config.errors import ConfigError, suggestion
 from flowbench.config.imports import import_class
 
 if TYPE_CHECKING:
-    from lightning import Callback, LightningDataModule, LightningModule
+    from lightning import Callback, LightningModule
     from lightning.pytorch.loggers import Logger
+
+    from flowbench.data import FlowDataModule
+    from flowbench.evaluation import Evaluator
 
 __all__ = ["Built", "Experiment"]
 
@@ -50,10 +53,10 @@ class Built:
         budget: ``{kind: amount}``; None when ``trainer.max_steps`` is the limit or there is none.
     """
 
-    datamodule: LightningDataModule
+    datamodule: FlowDataModule
     model: LightningModule
     trainer_arguments: dict[str, Any]
-    evaluator: Callback | None
+    evaluator: Evaluator | None
     callbacks: dict[str, Callback]
     loggers: dict[str, Logger]
     budget: dict[str, float] | None
@@ -128,9 +131,7 @@ class Experiment:
         """
         trainer = self.resolved.get("trainer") or {}
         if self.budget is None and trainer.get("max_steps") in (None, -1) and not trainer.get("fast_dev_run"):
-            raise ConfigError(
-                "training has no end; give budget.steps=N, another budget or trainer.max_steps=N"
-            )
+            raise ConfigError("training has no end; give budget.steps=N, another budget or trainer.max_steps=N")
 
     def summary(self) -> str:
         """What would run, for ``--dry-run``: a few lines of text."""
@@ -143,8 +144,7 @@ class Experiment:
             "seed": str(self.seed),
             "budget": ", ".join(f"{k} = {v:g}" for k, v in limit.items()) or "none",
             "metrics": ", ".join(evaluator.get("metrics") or {}) or "none",
-            "requires": ", ".join(f"{k} ({v.fingerprint})" for k, v in self.requirements.items())
-            or "nothing",
+            "requires": ", ".join(f"{k} ({v.fingerprint})" for k, v in self.requirements.items()) or "nothing",
             "fingerprint": self.fingerprint,
         }
         return "\n".join(f"{name:<12} {value}" for name, value in lines.items())
@@ -153,7 +153,19 @@ class Experiment:
         """Write ``config.source.yaml`` and ``config.yaml``, each atomically; call it on one process."""
         run_dir.mkdir(parents=True, exist_ok=True)
         _write(run_dir / "config.source.yaml", self.source_yaml)
-        _write(run_dir / "config.yaml", to_yaml(self.resolved))
+        self.write(run_dir / "config.yaml")
+
+    def write(self, path: Path) -> None:
+        """Write the resolved configuration to a file, atomically."""
+        _write(path, to_yaml(self.resolved))
+
+    def build_data(self) -> FlowDataModule:
+        """The datamodule alone, seeded with the run's seed; it draws nothing from the global generators."""
+        return self._parts.data.build()
+
+    def build_evaluator(self) -> Evaluator | None:
+        """The evaluator alone, None when the experiment has none."""
+        return self._parts.evaluator.build() if self._parts.evaluator else None
 
     def build(self, checkpoints: Mapping[str, Path] | None = None) -> Built:
         """Seed, then build data, model, evaluator, callbacks and loggers, in this order.
@@ -185,9 +197,8 @@ class _Checkpoint:
         """The trained model, with its averaged weights."""
         from flowbench.families import load_autoencoder
 
-        parts = self.experiment._parts
-        model = parts.model.build()(parts.data.build().spec)
-        return load_autoencoder(model, self.path)
+        factory = self.experiment._parts.model.build()
+        return load_autoencoder(factory(self.experiment.build_data().spec), self.path)
 
 
 @dataclass(frozen=True)
@@ -204,9 +215,7 @@ class _Parts:
     budget: dict[str, float] | None
 
     @classmethod
-    def validate(
-        cls, resolved: Mapping[str, Any], seed: int, run_dir: Path, required: tuple[str, ...]
-    ) -> _Parts:
+    def validate(cls, resolved: Mapping[str, Any], seed: int, run_dir: Path, required: tuple[str, ...]) -> _Parts:
         from flowbench.torchvision_guard import ensure_importable
 
         ensure_importable()
@@ -330,9 +339,7 @@ def _evaluator(section: Any) -> Arguments | None:
     return Arguments("evaluator", Evaluator, section)
 
 
-def _named(
-    resolved: Mapping[str, Any], key: str, base: type, defaults: Mapping[str, Any]
-) -> dict[str, Object]:
+def _named(resolved: Mapping[str, Any], key: str, base: type, defaults: Mapping[str, Any]) -> dict[str, Object]:
     """The objects of a named mapping; ``defaults`` fill arguments that a class accepts and is not given."""
     section = resolved.get(key) or {}
     if not isinstance(section, Mapping):

@@ -25,9 +25,7 @@ def import_class(key: str, class_path: Any) -> type:
         ConfigError: not a dotted name, no such module, a module that fails to import, no such class in it.
     """
     if not isinstance(class_path, str):
-        raise ConfigError(
-            f"{key}.class_path must be a dotted name such as flowbench.networks.DiT, got {class_path!r}"
-        )
+        raise ConfigError(f"{key}.class_path must be a dotted name such as flowbench.networks.DiT, got {class_path!r}")
     module_name, _, name = class_path.rpartition(".")
     if not module_name or not name:
         raise ConfigError(f"{key}.class_path: '{class_path}' names no module{_full_name(name)}")

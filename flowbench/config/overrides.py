@@ -45,9 +45,23 @@ def apply_override(tree: DictConfig, key: str, value: Any) -> None:
     """Set one key, in place; dicts and lists given as values replace what was there.
 
     Raises:
-        ConfigError: an index out of a list's range, or a name used on a list.
+        ConfigError: an index out of a list's range, a name used on a list, a parent that is an interpolation.
     """
+    _refuse_interpolated_parent(tree, key)
     try:
         OmegaConf.update(tree, key, value, merge=False, force_add=True)
     except (OmegaConfBaseException, ValueError, TypeError, IndexError) as error:
         raise ConfigError(f"override '{key}' cannot be set: {str(error).splitlines()[0]}") from error
+
+
+def _refuse_interpolated_parent(tree: DictConfig, key: str) -> None:
+    # OmegaConf would follow the interpolation and change the key that it names.
+    parts = re.findall(r"[^.\[\]]+", key)
+    node: Any = tree
+    for depth, part in enumerate(parts[:-1], start=1):
+        if not isinstance(node, DictConfig) or part not in node:
+            return
+        if OmegaConf.is_interpolation(node, part):
+            parent = ".".join(parts[:depth])
+            raise ConfigError(f"override '{key}': {parent} is an interpolation; override what it names, or {parent}")
+        node = node[part]

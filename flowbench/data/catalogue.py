@@ -57,9 +57,7 @@ def check(name: str, path: str | Path | None = None, image_size: int | None = No
     if name in _entries and path is not None:
         raise ValueError(f"path: the dataset {name!r} takes none, got {str(path)!r}; remove it")
     if name in USER_FORMATS and path is None:
-        raise ValueError(
-            f"path: the dataset {name!r} is your own data; set path to your {USER_FORMATS[name]}"
-        )
+        raise ValueError(f"path: the dataset {name!r} is your own data; set path to your {USER_FORMATS[name]}")
     if path is not None and not Path(path).exists():
         raise ValueError(f"path: {str(path)!r} does not exist (working directory {str(Path.cwd())!r})")
     if image_size is not None and name != "image_folder":

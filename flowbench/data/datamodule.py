@@ -141,17 +141,15 @@ class FlowDataModule(LightningDataModule):
             return
         injects = self.trainer._accelerator_connector.use_distributed_sampler
         if self.trainer.world_size > 1 and injects:
-            raise ValueError(
-                "trainer.use_distributed_sampler: True would pad evaluation with repeats; set it to False"
-            )
+            raise ValueError("trainer.use_distributed_sampler: True would pad evaluation with repeats; set it to False")
         # Lightning sets this attribute without declaring it.
         overfit = getattr(self.trainer, "overfit_batches", 0)
         if overfit:
             raise ValueError(
-                f"trainer.overfit_batches: {overfit} does not fit an endless stream; "
-                "train on a small npz instead"
+                f"trainer.overfit_batches: {overfit} does not fit an endless stream; train on a small npz instead"
             )
-        self._stream()
+        if stage == "fit":
+            self._stream()
         # True of data read from disk by the sample; here a batch is one indexing operation in memory.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 

@@ -91,9 +91,7 @@ class Density2D(ABC):
         Raises:
             ValueError: when ``has_log_prob`` is False.
         """
-        raise ValueError(
-            f"{self.name}: this density has no closed-form log_prob (x of shape {tuple(x.shape)})"
-        )
+        raise ValueError(f"{self.name}: this density has no closed-form log_prob (x of shape {tuple(x.shape)})")
 
     def entropy(self) -> float | None:
         """Differential entropy in nats, the smallest possible mean NLL; None when unknown."""
@@ -131,9 +129,7 @@ class _Mixture(Density2D):
 
     def sample_labelled(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         edges = torch.tensor(self.weights, dtype=torch.float64).cumsum(0)[:-1]
-        component = torch.bucketize(
-            torch.rand(num, generator=generator, dtype=torch.float64), edges, right=True
-        )
+        component = torch.bucketize(torch.rand(num, generator=generator, dtype=torch.float64), edges, right=True)
         noise = torch.randn((num, 2), generator=generator, dtype=torch.float64)
         centre = torch.tensor(self.means, dtype=torch.float64)[component]
         points = centre + (self._cholesky[component] @ noise[:, :, None])[:, :, 0]
@@ -187,9 +183,7 @@ class EightGaussians(_Mixture):
     num_classes = 8
     bounds = (-9.5, 9.5, -9.5, 9.5)
     weights: ClassVar = [1.0 / 8.0] * 8
-    means: ClassVar = [
-        (5.0 * math.cos(k * math.pi / 4.0), 5.0 * math.sin(k * math.pi / 4.0)) for k in range(8)
-    ]
+    means: ClassVar = [(5.0 * math.cos(k * math.pi / 4.0), 5.0 * math.sin(k * math.pi / 4.0)) for k in range(8)]
     covariances: ClassVar = [(0.25, 0.0, 0.25)] * 8
 
 
@@ -257,9 +251,7 @@ class _NoisyCurve(Density2D):
     def _quadrature(self) -> tuple[Tensor, Tensor]:
         nodes, weights = _gauss_legendre(self.num_nodes)
         piece = torch.arange(self.num_pieces).repeat_interleave(self.num_nodes)
-        return self.curve(piece, nodes.repeat(self.num_pieces)), (weights / self.num_pieces).repeat(
-            self.num_pieces
-        )
+        return self.curve(piece, nodes.repeat(self.num_pieces)), (weights / self.num_pieces).repeat(self.num_pieces)
 
     def log_prob(self, x: Tensor) -> Tensor:
         centres, weights = self._quadrature
@@ -384,9 +376,7 @@ def _loader(density: Density2D) -> Callable[[Path], dict[str, Split]]:
 
     def load(root: Path) -> dict[str, Split]:
         return {
-            split: Split(
-                *density.sample_labelled(num, keyed_generator(0, density.name, density.version, split))
-            )
+            split: Split(*density.sample_labelled(num, keyed_generator(0, density.name, density.version, split)))
             for split, num in NUM_SAMPLES.items()
         }
 

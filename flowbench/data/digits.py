@@ -42,9 +42,7 @@ def load_digits(root: Path) -> dict[str, Split]:
     images, labels = bunch.images.astype(np.uint8), bunch.target.astype(np.uint8)
     found = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
     if found != SHA256:
-        raise ValueError(
-            f"digits: sha256 of scikit-learn's copy is {found}, expected {SHA256}; reinstall scikit-learn"
-        )
+        raise ValueError(f"digits: sha256 of scikit-learn's copy is {found}, expected {SHA256}; reinstall scikit-learn")
     whole = Split(torch.from_numpy(images)[:, None], torch.from_numpy(labels).long())
     return cut(whole, _SPLIT_KEY, NUM_VAL, NUM_TEST)
 

@@ -64,9 +64,7 @@ def _list_images(path: Path) -> tuple[list[Path], list[int] | None]:
             raise ValueError(f"{path}: holds no images ({', '.join(sorted(SUFFIXES))})")
         return loose, None
     if loose:
-        raise ValueError(
-            f"{path}: holds both images ({loose[0].name}) and subfolders ({classes[0].name}); sort them"
-        )
+        raise ValueError(f"{path}: holds both images ({loose[0].name}) and subfolders ({classes[0].name}); sort them")
     files: list[Path] = []
     label: list[int] = []
     for number, folder in enumerate(classes):
@@ -92,9 +90,7 @@ def _read(file: Path, image_size: int | None) -> Image.Image:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{file}: image cannot be read ({reason}); repair or remove it") from error
     if image.mode.startswith(("I", "F")):
-        raise ValueError(
-            f"{file}: has more than 8 bits per channel (mode {image.mode}); convert it to 8 bits"
-        )
+        raise ValueError(f"{file}: has more than 8 bits per channel (mode {image.mode}); convert it to 8 bits")
     image = image.convert("L" if image.mode in ("1", "L") else "RGB")
     return image if image_size is None else _square(image, image_size)
 

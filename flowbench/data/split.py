@@ -30,9 +30,7 @@ class Split:
 
     def __post_init__(self) -> None:
         if self.label is not None and len(self.label) != len(self.values):
-            raise ValueError(
-                f"split: {len(self.values)} samples but {len(self.label)} labels; give one per sample"
-            )
+            raise ValueError(f"split: {len(self.values)} samples but {len(self.label)} labels; give one per sample")
 
     def __len__(self) -> int:
         """Number of samples N."""
@@ -84,7 +82,4 @@ def cut(whole: Split, key: str, num_val: int, num_test: int) -> dict[str, Split]
     """
     order = stratified_order(len(whole), key, whole.label)
     parts = order.split([num_test, num_val, len(whole) - num_test - num_val])
-    return {
-        name: whole.take(part.sort().values)
-        for name, part in zip(("test", "val", "train"), parts, strict=True)
-    }
+    return {name: whole.take(part.sort().values) for name, part in zip(("test", "val", "train"), parts, strict=True)}

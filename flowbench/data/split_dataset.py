@@ -76,9 +76,7 @@ class SplitDataset(Dataset[Batch]):
     def __getitem__(self, item: BatchIndex) -> Batch:
         """The batch at ``item``."""
         part = self.split.take(item.indices)
-        return Batch(
-            self.model_values(part.values, item), part.label, index=item.indices, position=item.position
-        )
+        return Batch(self.model_values(part.values, item), part.label, index=item.indices, position=item.position)
 
     def model_values(self, values: Tensor, item: BatchIndex) -> Tensor:
         """Values (B, *D) of the samples at ``item`` in model space, float32."""

@@ -77,9 +77,7 @@ def _read_arrays(kind: str, path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"{path}: expected a .{kind} file, got a folder")
     try:
-        loaded = (
-            torch.load(path, map_location="cpu", weights_only=True) if kind == "pt" else _read_numpy(path)
-        )
+        loaded = torch.load(path, map_location="cpu", weights_only=True) if kind == "pt" else _read_numpy(path)
     except Exception as error:  # Broken files make NumPy, zipfile and pickle raise nearly anything.
         reason = re.split(r"\.\s|\n", str(error))[0]
         raise ValueError(f"{path}: cannot be read as {kind} ({type(error).__name__}: {reason})") from error
@@ -105,13 +103,9 @@ def _tensor(value: Any, key: str, path: Path) -> Tensor:
         return value.detach()
     try:
         array = np.asarray(value)
-        return torch.from_numpy(
-            np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))).reshape(array.shape)
-        )
+        return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))).reshape(array.shape))
     except TypeError as error:
-        raise ValueError(
-            f"{path}: {key!r} is a {type(value).__name__} that holds no numbers; save arrays"
-        ) from error
+        raise ValueError(f"{path}: {key!r} is a {type(value).__name__} that holds no numbers; save arrays") from error
 
 
 def _splits(arrays: dict[str, Tensor], path: Path) -> tuple[dict[str, Split], int | None]:
@@ -119,9 +113,7 @@ def _splits(arrays: dict[str, Tensor], path: Path) -> tuple[dict[str, Split], in
     given = bool(set(arrays) & set(SPLITS))
     known, needed = (_SPLIT_KEYS, set(SPLITS)) if given else (_WHOLE_KEYS, {"x"})
     if missing := needed - set(arrays):
-        raise ValueError(
-            f"{path}: key {sorted(missing)[0]!r} is missing; found: {', '.join(sorted(arrays)) or 'none'}"
-        )
+        raise ValueError(f"{path}: key {sorted(missing)[0]!r} is missing; found: {', '.join(sorted(arrays)) or 'none'}")
     if unknown := set(arrays) - known:
         raise ValueError(f"{path}: key {sorted(unknown)[0]!r} is not used; known: {', '.join(sorted(known))}")
     if {"label", "y"} <= set(arrays):
@@ -148,14 +140,10 @@ def _split(values: Tensor, label: Tensor | None, key: str, path: Path) -> Split:
 
 def _checked_values(values: Tensor, key: str, path: Path) -> Tensor:
     """Values as uint8 (N, C, H, W) or float32 (N, *D)."""
-    where = (
-        f"{path}: {key!r} of shape {tuple(values.shape)} and type {str(values.dtype).removeprefix('torch.')}"
-    )
+    where = f"{path}: {key!r} of shape {tuple(values.shape)} and type {str(values.dtype).removeprefix('torch.')}"
     if values.dtype == torch.uint8:
         if values.ndim not in (3, 4):
-            raise ValueError(
-                f"{where}: uint8 means images (N, C, H, W) or (N, H, W); save vectors as float32"
-            )
+            raise ValueError(f"{where}: uint8 means images (N, C, H, W) or (N, H, W); save vectors as float32")
         values = values[:, None] if values.ndim == 3 else values
     elif values.dtype in (torch.float32, torch.float64):
         if values.ndim not in (2, 4):
@@ -177,9 +165,7 @@ def _check_floats(values: Tensor, where: str) -> None:
         raise ValueError(f"{where}: {bad} values are NaN or infinite; clean the data first")
     if values.ndim == 4 and values.numel() and values.abs().max() > 1.0:
         low, high = float(values.min()), float(values.max())
-        raise ValueError(
-            f"{where}: float images must lie in [-1, 1], found {low:g} to {high:g}; rescale or save uint8"
-        )
+        raise ValueError(f"{where}: float images must lie in [-1, 1], found {low:g} to {high:g}; rescale or save uint8")
 
 
 def _checked_label(label: Tensor, num: int, key: str, path: Path) -> Tensor:
@@ -204,9 +190,7 @@ def _num_classes(label: Tensor | None, declared: int | None, path: Path) -> int 
     """Number of classes K; labels must be 0..K-1 and, unless K is declared, use each of them."""
     if label is None:
         if declared is not None:
-            raise ValueError(
-                f"{path}: 'num_classes' is {declared} but there are no labels; remove it or add 'label'"
-            )
+            raise ValueError(f"{path}: 'num_classes' is {declared} but there are no labels; remove it or add 'label'")
         return None
     found = label.unique()
     low, high = int(found[0]), int(found[-1])
@@ -223,17 +207,13 @@ def _num_classes(label: Tensor | None, declared: int | None, path: Path) -> int 
 
 def _kind(split: Split) -> str:
     """What a sample is, for messages."""
-    return (
-        f"{str(split.values.dtype).removeprefix('torch.')} samples of shape {tuple(split.values.shape[1:])}"
-    )
+    return f"{str(split.values.dtype).removeprefix('torch.')} samples of shape {tuple(split.values.shape[1:])}"
 
 
 def _check_agreement(splits: dict[str, Split], path: Path) -> None:
     first = splits["train"]
     for name, split in splits.items():
         if split.values.shape[1:] != first.values.shape[1:] or split.values.dtype != first.values.dtype:
-            raise ValueError(
-                f"{path}: {name!r} holds {_kind(split)}, 'train' holds {_kind(first)}; make them agree"
-            )
+            raise ValueError(f"{path}: {name!r} holds {_kind(split)}, 'train' holds {_kind(first)}; make them agree")
         if (split.label is None) != (first.label is None):
             raise ValueError(f"{path}: give '{name}_label' and 'train_label' both or neither")

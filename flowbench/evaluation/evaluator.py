@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from flowbench.data import FlowDataModule
@@ -21,9 +22,8 @@ from flowbench.evaluation.metrics import Metric, PathStraightness
 from flowbench.evaluation.pictures import log_hyperparameters, log_samples
 from flowbench.evaluation.provenance import environment, peak_memory_mb
 from flowbench.evaluation.reference import reference_subjects, score
-from flowbench.evaluation.rows import Row, write_rows
 from flowbench.evaluation.subject import Cost, Measurement, SampleSet, Subject
-from flowbench.families import Budget, FlowModule
+from flowbench.families import Budget, FlowModule, Samples, Trajectory
 from flowbench.metrics import (
     FeatureExtractor,
     PathGeometry,
@@ -31,7 +31,9 @@ from flowbench.metrics import (
     path_geometry,
     wasserstein2_squared,
 )
+from flowbench.rows import Row, write_rows
 from flowbench.seeds import derive_seed
+from flowbench.storage import write_text
 
 __all__ = ["Evaluator", "Identity"]
 
@@ -103,9 +105,12 @@ class Evaluator(L.Callback):
             ("num_samples", num_samples),
             ("batch_size", batch_size),
             ("num_pictures", num_pictures),
+            ("num_trajectories", num_trajectories),
         ):
             if value < 1:
                 raise ValueError(f"evaluator.{name} must be >= 1, got {value}")
+        if trajectory_points < 2:
+            raise ValueError(f"evaluator.trajectory_points must be >= 2, got {trajectory_points}")
         if reference == held_out:
             raise ValueError(f"evaluator.reference and held_out are both {reference}: the floor would be zero")
         if set(sweep or {}) - {"network_evaluations"}:
@@ -132,8 +137,22 @@ class Evaluator(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """A point of quality against training, and a picture in TensorBoard."""
-        if trainer.sanity_checking or not self.curve or not isinstance(module, FlowModule):
+        # `flowbench validate` runs this hook too, and must not touch the curve of the training.
+        training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if not training or not self.curve or not isinstance(module, FlowModule):
             return
+        self._measure_curve(trainer, module)
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Make up for the point that a run killed between its checkpoint and its validation has lost."""
+        step, every = trainer.global_step, trainer.val_check_batch
+        due = trainer.enable_validation and every and step and step * trainer.accumulate_grad_batches % every == 0
+        missing = bool(due and self.curve) and step not in self._curve_steps(trainer)
+        # Process 0 decides for all: it may have written the file before another one reads it.
+        if trainer.strategy.broadcast(missing) and isinstance(module, FlowModule):
+            self._measure_curve(trainer, module)
+
+    def _measure_curve(self, trainer: L.Trainer, module: FlowModule) -> None:
         with torch.no_grad(), module.evaluating(self.weights):
             samples, evaluations, _ = self._draw(module, trainer)
             if trainer.is_global_zero:
@@ -221,12 +240,15 @@ class Evaluator(L.Callback):
         """Samples by index, evaluations per sample, samples per second of this process."""
         index = shard(self.num_samples, trainer.global_rank, trainer.world_size)
         labels = self._labels(flow, trainer)
-        flow.sample(flow.draw_noise(index[:2], self.seed), labels[index[:2]] if labels is not None else None)
+
+        def draw(chunk: Tensor) -> Samples:
+            condition = labels[chunk].to(flow.device) if labels is not None else None
+            return flow.sample(flow.draw_noise(chunk, self.seed), condition, network_evaluations=network_evaluations)
+
+        draw(index[:2])  # the first call allocates and compiles, which is no part of the rate
         parts, seconds, evaluations = [], 0.0, 0.0
         for chunk in index.split(self.batch_size):
-            condition = labels[chunk].to(flow.device) if labels is not None else None
-            noise = flow.draw_noise(chunk, self.seed)
-            drawn = flow.sample(noise, condition, network_evaluations=network_evaluations)
+            drawn = draw(chunk)
             parts.append(drawn.x)
             seconds += drawn.seconds
             evaluations = drawn.network_evaluations
@@ -253,15 +275,12 @@ class Evaluator(L.Callback):
         for chunk in index.split(self.batch_size):
             condition = labels[chunk % self.num_samples].to(flow.device) if labels is not None else None
             path = flow.trajectory(flow.draw_noise(chunk, self.seed), condition, self.trajectory_points)
-            if path.velocities is None:
-                geometries.append(block_geometry(path.states, path.times))
-            else:
-                geometries.append(path_geometry(path.states, path.velocities, path.times))
+            geometries.append(_geometry(path))
             states.append(path.states.transpose(0, 1))
             times = path.times
         local = PathGeometry.concatenate(geometries)
-        fields = {name: gather_by_index(index, value) for name, value in vars(local).items()}
-        return PathGeometry(**fields), gather_by_index(index, torch.cat(states)).transpose(0, 1), times
+        gathered = {name: gather_by_index(index, value) for name, value in vars(local).items()}
+        return PathGeometry(**gathered), gather_by_index(index, torch.cat(states)).transpose(0, 1), times
 
     def _subject(self, flow: FlowModule, trainer: L.Trainer, samples: Tensor, evaluations: float) -> Subject:
         data = _data(trainer)
@@ -356,6 +375,10 @@ class Evaluator(L.Callback):
             for m in score(subject, self.metrics):
                 yield self._row(name, "reference", subject, m, "none", provenance)
 
+    def _curve_steps(self, trainer: L.Trainer) -> set[int]:
+        path = Path(trainer.default_root_dir) / "curve.jsonl"
+        return {json.loads(line)["step"] for line in path.read_text().splitlines()} if path.is_file() else set()
+
     def _append_curve(self, trainer: L.Trainer, measured: list[Measurement]) -> None:
         """Append to curve.jsonl; a resumed run drops what lies beyond its checkpoint."""
         path = Path(trainer.default_root_dir) / "curve.jsonl"
@@ -370,7 +393,7 @@ class Evaluator(L.Callback):
         lines = path.read_text().splitlines() if path.is_file() else []
         kept = [line for line in lines if json.loads(line)["step"] < trainer.global_step]
         kept += [json.dumps({**point, "metric": m.metric, "value": m.value}) for m in measured]
-        path.write_text("\n".join(kept) + "\n")
+        write_text(path, "".join(f"{line}\n" for line in kept))
         if trainer.logger is not None:
             values: Mapping[str, float] = {f"val/{m.metric}": m.value for m in measured}
             trainer.logger.log_metrics(dict(values), step=trainer.global_step)
@@ -379,12 +402,24 @@ class Evaluator(L.Callback):
         data_is_image = samples.ndim == 4
         kept = samples[: self.num_pictures] if data_is_image else samples
         assert self._real is not None
-        values = self._real.spec.to_uint8(kept) if data_is_image else kept
+        # A sample that diverged is shown as black.
+        values = self._real.spec.to_uint8(kept.nan_to_num(-1.0)) if data_is_image else kept
         run_dir.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(run_dir / "samples.npz", x=values.numpy())
         if len(states):
             shown = states[:, : self.num_pictures].float().cpu().numpy()
             np.savez_compressed(run_dir / "trajectories.npz", states=shown, times=times.cpu().numpy())
+
+
+def _geometry(path: Trajectory) -> PathGeometry:
+    """Geometry of the paths; of paths that diverged it is NaN, which costs these rows and no others."""
+    finite = bool(path.states.isfinite().all()) and (path.velocities is None or bool(path.velocities.isfinite().all()))
+    if not finite:
+        lost = torch.full((path.states.shape[1],), torch.nan, dtype=torch.float64)
+        return PathGeometry(**{field.name: lost for field in fields(PathGeometry)})
+    if path.velocities is None:
+        return block_geometry(path.states, path.times)
+    return path_geometry(path.states, path.velocities, path.times)
 
 
 def _flow(module: L.LightningModule) -> FlowModule:

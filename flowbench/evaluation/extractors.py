@@ -60,7 +60,8 @@ def _classifier(name: str, data: FlowDataModule) -> ClassifierFeatures:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         if not path.is_file():
-            images = data.spec.to_uint8(data.spec.to_model(train.values))
+            values = train.values if data.spec.levels is None else data.spec.to_model(train.values)
+            images = data.spec.to_uint8(values)
             seed = derive_seed(CLASSIFIER_VERSION, name) % 2**31
             save_classifier(path, train_classifier(images, train.label, data.spec.num_classes, seed))
     return ClassifierFeatures(load_classifier(path), name)

@@ -10,7 +10,16 @@ __all__ = ["gather_by_index", "shard"]
 
 
 def shard(num: int, rank: int, world_size: int) -> Tensor:
-    """Indices rank, rank + world_size, ... below `num`: no padding, so shards may differ by one."""
+    """Indices rank, rank + world_size, ... below `num`: no padding, so shards may differ by one.
+
+    Raises:
+        ValueError: for fewer samples than processes.
+    """
+    if num < world_size:
+        raise ValueError(
+            f"{num} samples are too few for {world_size} processes: raise evaluator.num_samples and "
+            "num_trajectories, or lower trainer.devices"
+        )
     return torch.arange(rank, num, world_size)
 
 

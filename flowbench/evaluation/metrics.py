@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -25,6 +27,11 @@ __all__ = [
     "SlicedWasserstein2",
     "Wasserstein2",
 ]
+
+
+def _distance(subject: Subject, compute: Callable[[], float]) -> float:
+    """A distance to the subject's samples; NaN where one of them diverged, which costs this row and no others."""
+    return compute() if subject.samples.is_finite else math.nan
 
 
 class Metric(ABC):
@@ -58,13 +65,14 @@ class FeatureMetric(Metric):
         return self._features
 
     def _measurement(
-        self, subject: Subject, name: str, value: float, *, num_real: int | None = None, extra: str = ""
+        self, subject: Subject, name: str, value: float, *, pairs: int | None = None, extra: str = ""
     ) -> Measurement:
-        """The protocol names extractor, reference split with its size, and number of samples."""
+        """The protocol names extractor, reference split with its size, and number of samples; `pairs` sets both."""
         sweep = "/sweep" if subject.swept else ""
-        reference = f"{subject.reference.name}-{num_real or len(subject.reference)}"
-        protocol = f"{self.features}/{reference}/{len(subject.samples)}{extra}{sweep}"
-        return Measurement(f"{name}[{self.features}]", value, len(subject.samples), protocol)
+        n = pairs or len(subject.samples)
+        reference = f"{subject.reference.name}-{pairs or len(subject.reference)}"
+        protocol = f"{self.features}/{reference}/{n}{extra}{sweep}"
+        return Measurement(f"{name}[{self.features}]", value, n, protocol)
 
 
 class _NeighbourMetric(FeatureMetric):
@@ -80,13 +88,15 @@ class _NeighbourMetric(FeatureMetric):
         self.k = k
 
     def _pair(self, subject: Subject) -> tuple[Tensor, Tensor]:
-        extractor = subject.extractors[self.features]
-        count = min(len(subject.reference), len(subject.samples))
+        extractor, count = subject.extractors[self.features], self._count(subject)
         return subject.reference.features(extractor)[:count], subject.samples.features(extractor)[:count]
 
-    def _results(self, subject: Subject, num_real: int, **values: float) -> list[Measurement]:
-        extra = f"/k{self.k}"
-        return [self._measurement(subject, n, v, num_real=num_real, extra=extra) for n, v in values.items()]
+    def _count(self, subject: Subject) -> int:
+        return min(len(subject.reference), len(subject.samples))
+
+    def _results(self, subject: Subject, **values: float) -> list[Measurement]:
+        extra, count = f"/k{self.k}", self._count(subject)
+        return [self._measurement(subject, n, v, pairs=count, extra=extra) for n, v in values.items()]
 
 
 class FrechetDistance(FeatureMetric):
@@ -100,13 +110,16 @@ class FrechetDistance(FeatureMetric):
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """`fd[features]`, lower is better."""
+        return [self._measurement(subject, "fd", _distance(subject, lambda: self._value(subject)))]
+
+    def _value(self, subject: Subject) -> float:
         extractor = subject.extractors[self.features]
         statistics = []
         for part in (subject.samples, subject.reference):
             collected = pure.FeatureStatistics(extractor.dimension)
             collected.update(part.features(extractor))
             statistics.append(collected)
-        return [self._measurement(subject, "fd", pure.frechet_distance(*statistics))]
+        return pure.frechet_distance(*statistics)
 
 
 class KernelDistance(FeatureMetric):
@@ -114,9 +127,12 @@ class KernelDistance(FeatureMetric):
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """`kid[features]`, lower is better; may be below 0."""
+        return [self._measurement(subject, "kid", _distance(subject, lambda: self._value(subject)))]
+
+    def _value(self, subject: Subject) -> float:
         extractor = subject.extractors[self.features]
         generated, real = (part.features(extractor) for part in (subject.samples, subject.reference))
-        return [self._measurement(subject, "kid", pure.kernel_distance(generated, real).mean)]
+        return pure.kernel_distance(generated, real).mean
 
 
 class PrecisionRecall(_NeighbourMetric):
@@ -132,9 +148,11 @@ class PrecisionRecall(_NeighbourMetric):
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """`precision[features]` and `recall[features]`, in [0, 1], higher is better."""
+        if not subject.samples.is_finite:
+            return self._results(subject, precision=math.nan, recall=math.nan)
         real, generated = self._pair(subject)
         result = pure.precision_recall(real, generated, self.k)
-        return self._results(subject, len(real), precision=result.precision, recall=result.recall)
+        return self._results(subject, precision=result.precision, recall=result.recall)
 
 
 class DensityCoverage(_NeighbourMetric):
@@ -150,9 +168,11 @@ class DensityCoverage(_NeighbourMetric):
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """`density[features]` (may exceed 1) and `coverage[features]` in [0, 1], higher is better."""
+        if not subject.samples.is_finite:
+            return self._results(subject, density=math.nan, coverage=math.nan)
         real, generated = self._pair(subject)
         result = pure.density_coverage(real, generated, self.k)
-        return self._results(subject, len(real), density=result.density, coverage=result.coverage)
+        return self._results(subject, density=result.density, coverage=result.coverage)
 
 
 class _PointMetric(Metric):
@@ -176,7 +196,8 @@ class Wasserstein2(_PointMetric):
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """`w2` in data units; biased upward at finite N, so compare with the floor row of the same N."""
-        return [self._measurement(subject, "w2", pure.wasserstein2(*self._points(subject)), "data units")]
+        value = _distance(subject, lambda: pure.wasserstein2(*self._points(subject)))
+        return [self._measurement(subject, "w2", value, "data units")]
 
 
 class SlicedWasserstein2(_PointMetric):
@@ -192,7 +213,8 @@ class SlicedWasserstein2(_PointMetric):
     def measure(self, subject: Subject) -> list[Measurement]:
         """`sliced_w2` in data units."""
         directions = generator(0, "sliced-w2")
-        value = pure.sliced_wasserstein2(*self._points(subject), self.num_projections, directions)
+        pair = self._points(subject)
+        value = _distance(subject, lambda: pure.sliced_wasserstein2(*pair, self.num_projections, directions))
         return [self._measurement(subject, "sliced_w2", value, "data units", f"/{self.num_projections}-directions")]
 
 
@@ -201,7 +223,8 @@ class MaximumMeanDiscrepancy(_PointMetric):
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """`mmd`, squared, lower is better; may be below 0."""
-        return [self._measurement(subject, "mmd", pure.mmd_rbf(*self._points(subject)), "")]
+        value = _distance(subject, lambda: pure.mmd_rbf(*self._points(subject)))
+        return [self._measurement(subject, "mmd", value, "")]
 
 
 class NegativeLogLikelihood(Metric):

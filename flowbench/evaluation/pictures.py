@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from flowbench.data import DataSpec
-from flowbench.evaluation.rows import Row
+from flowbench.rows import Row
 
 __all__ = ["image_grid", "log_hyperparameters", "log_samples"]
 
@@ -37,7 +37,8 @@ def image_grid(images: Tensor, columns: int = 8, scale: int = 4) -> Tensor:
 
 def _scatter(points: Tensor, size: int = 256) -> Tensor:
     """A picture of 2-D points as a histogram, uint8, shape (1, size, size)."""
-    reach = float(points.abs().max()) * 1.05 + 1e-6
+    points = points[points.isfinite().all(1)]
+    reach = float(points.abs().max()) * 1.05 + 1e-6 if len(points) else 1.0
     histogram, _ = torch.histogramdd(points.double(), bins=size, range=[-reach, reach, -reach, reach])
     picture = (histogram / histogram.max().clamp(min=1)).sqrt()
     return (255 * picture.T.flip(0)).to(torch.uint8).unsqueeze(0)
@@ -56,7 +57,7 @@ def log_samples(trainer: L.Trainer, samples: Tensor, spec: DataSpec, tag: str) -
     if logger is None:
         return
     if spec.modality == "image":
-        picture = image_grid(spec.to_uint8(samples.cpu()))
+        picture = image_grid(spec.to_uint8(samples.cpu().nan_to_num(-1.0)))
     elif spec.num_dims == 2:
         picture = _scatter(samples.cpu())
     else:

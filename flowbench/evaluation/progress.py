@@ -11,8 +11,8 @@ from typing import Any
 import lightning as L
 import torch
 
-from flowbench.evaluation.rows import write_atomic
 from flowbench.families import Budget
+from flowbench.storage import write_text
 
 __all__ = ["ProgressFile", "read_phase"]
 
@@ -70,7 +70,7 @@ class ProgressFile(L.Callback):
             "loss": float(loss.detach()) if isinstance(loss, torch.Tensor) else None,
             "updated": self._last,
         }
-        write_atomic(self.path, json.dumps(record))
+        write_text(self.path, json.dumps(record))
 
 
 def read_phase(path: Path) -> str | None:

@@ -83,7 +83,8 @@ def _fit_gaussian(train: np.ndarray, val: np.ndarray, seed: int) -> GaussianMixt
 
 def _fit_mixture(train: np.ndarray, val: np.ndarray, seed: int) -> GaussianMixture:
     """The size with the best validation likelihood."""
-    candidates = [_mixture(train, size, seed) for size in MIXTURE_SIZES if size <= len(train) // 10]
+    sizes = [size for size in MIXTURE_SIZES if size <= len(train) // 10] or [1]
+    candidates = [_mixture(train, size, seed) for size in sizes]
     return max(candidates, key=lambda model: model.score(val))
 
 

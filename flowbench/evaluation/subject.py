@@ -31,6 +31,11 @@ class SampleSet:
         """Number of samples."""
         return len(self.x)
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether no sample diverged to NaN or infinity; a distance to samples that did has no value."""
+        return bool(self.x.isfinite().all())
+
     def features(self, extractor: FeatureExtractor) -> Tensor:
         """Features (N, F) of the samples as the extractor sees them: uint8 images, or the points themselves.
 

@@ -7,7 +7,7 @@ ensure_importable()
 from flowbench.families.autoencoder import Autoencoder, load_autoencoder  # noqa: E402
 from flowbench.families.base import FlowModule, NetworkFactory, Samples, Trajectory  # noqa: E402
 from flowbench.families.budget import Budget, BudgetLimit, count_flops  # noqa: E402
-from flowbench.families.checkpoint import load_checkpoint, read_checkpoint  # noqa: E402
+from flowbench.families.checkpoint import AtomicCheckpointIO, load_checkpoint, read_checkpoint  # noqa: E402
 from flowbench.families.flow_matching import FlowMatching  # noqa: E402
 from flowbench.families.latent_cfm import LatentCFM  # noqa: E402
 from flowbench.families.optimization import OptimizerConfig  # noqa: E402
@@ -21,6 +21,7 @@ from flowbench.families.weighted_cfm import WeightedCFM  # noqa: E402
 
 __all__ = [
     "OTCFM",
+    "AtomicCheckpointIO",
     "Autoencoder",
     "Budget",
     "BudgetLimit",

@@ -45,7 +45,8 @@ class Trajectory:
 
     Attributes:
         states: shape (T, B, *D); the first is the source point, the last the flow's output.
-        times: shape (T,), from 0 to 1 (a path that is singular at 1 ends just before); block flows give each block an equal share.
+        times: shape (T,), from 0 to 1 (a path that is singular at 1 ends just before); block flows give each
+            block an equal share.
         velocities: of a continuous flow at those states, shape (T, B, *D); None for a block flow.
     """
 

@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from flowbench.families.training import TrainingModule
+from flowbench.storage import write_atomic
 
-__all__ = ["load_checkpoint", "read_checkpoint"]
+__all__ = ["AtomicCheckpointIO", "load_checkpoint", "read_checkpoint"]
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its target and renames it, so a crash or a full disk leaves the previous one whole.
+
+    Lightning's own writer collects the file in the system's temporary folder; where that is another file system, the
+    final move is a copy, and a process killed in the middle of it leaves half a checkpoint.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write the checkpoint.
+
+        Raises:
+            OSError: when the disk is full or the folder cannot be written; the previous file is left as it was.
+        """
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+
+        def write(file: IO[bytes]) -> None:
+            file.write(content.getbuffer())
+
+        write_atomic(path, write)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

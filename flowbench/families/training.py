@@ -24,7 +24,7 @@ __all__ = ["Loss", "NonFiniteLossError", "TrainingModule", "WeightsName"]
 WeightsName = Literal["ema", "raw"]
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(FloatingPointError):
     """The training loss became NaN or infinite; the message names the step, the samples and the checkpoint."""
 
 
@@ -110,21 +110,24 @@ class TrainingModule(L.LightningModule):
         return generator(self.seed, "noise", self.trainer.global_step, micro, self.global_rank, device=self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One loss, guarded: a non-finite value stops the run before it reaches the optimiser.
+        """One loss, guarded: a non-finite value on any process stops the run before it reaches the optimiser.
 
         Raises:
-            NonFiniteLossError: names the step, the samples and the last checkpoint.
+            NonFiniteLossError: names the step, the samples and the last checkpoint; on all processes alike.
         """
         loss = self.training_loss(batch, self.step_generator(batch_idx))
-        if not torch.isfinite(loss.total):
-            raise NonFiniteLossError(self._divergence_message(loss.total, batch))
+        # Reduced first: a process that stopped alone would leave the others waiting for its gradients.
+        value = self.trainer.strategy.reduce(loss.total.detach(), reduce_op="mean")
+        if not torch.isfinite(value):
+            raise NonFiniteLossError(self._divergence_message(value, batch))
         size = len(batch)
         self.log("train/loss", loss.total.detach(), prog_bar=True, batch_size=size)
         self.log_dict({f"train/{name}": value for name, value in loss.parts.items()}, batch_size=size)
         return loss.total
 
     def _divergence_message(self, value: Tensor, batch: Batch) -> str:
-        samples = "unknown" if batch.index is None else ", ".join(str(int(i)) for i in batch.index[:8]) + ", ..."
+        index = _global_index(batch)
+        samples = ", ".join(map(str, index[:8])) + ", ..." if index else "unknown"
         saved = getattr(self.trainer.checkpoint_callback, "best_model_path", "") or "none yet"
         return (
             f"the loss became {float(value)} at step {self.trainer.global_step} (samples {samples}); "
@@ -186,3 +189,13 @@ class TrainingModule(L.LightningModule):
                 )
         if self.ema and "ema" in checkpoint:
             self.ema.load_state_dict(checkpoint["ema"])
+
+
+def _global_index(batch: Batch) -> list[int]:
+    """Sample indices of the batch over all processes; a collective call."""
+    index: list[int] = [] if batch.index is None else batch.index.tolist()
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return index
+    parts = [index] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, index)
+    return [i for part in parts for i in part]

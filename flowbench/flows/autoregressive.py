@@ -61,9 +61,7 @@ class CausalNetwork(Protocol):
         """State of one sequential pass, owned by the caller."""
         ...
 
-    def step(
-        self, previous_BD: Tensor | None, position: int, cache: Any, label: Tensor | None = None
-    ) -> Tensor:
+    def step(self, previous_BD: Tensor | None, position: int, cache: Any, label: Tensor | None = None) -> Tensor:
         """Parameters (B, 2 D) of the token at ``position``, given the one before it (None at position 0)."""
         ...
 
@@ -214,16 +212,12 @@ class AffineBlock(Bijector):
     def _state(self, x: Tensor) -> Tensor:
         expected = (self.network.num_tokens, self.network.token_dim)
         if x.shape[1:] != expected:
-            raise ValueError(
-                f"tokens must have shape (B, {expected[0]}, {expected[1]}), got {tuple(x.shape)}"
-            )
+            raise ValueError(f"tokens must have shape (B, {expected[0]}, {expected[1]}), got {tuple(x.shape)}")
         return _at_least_float32(x)
 
     def _with_null(self, condition: Tensor | None) -> Tensor:
         if condition is None or self.network.num_classes is None:
-            raise ValueError(
-                "guidance needs a label and a conditional network; pass condition, or scale 1 for none"
-            )
+            raise ValueError("guidance needs a label and a conditional network; pass condition, or scale 1 for none")
         return torch.cat([condition, torch.full_like(condition, self.network.num_classes)])
 
 
@@ -248,9 +242,7 @@ class AutoregressiveFlow(Bijector):
         shapes = {(network.num_tokens, network.token_dim) for network in networks}
         classes = {network.num_classes for network in networks if network.num_classes is not None}
         if len(shapes) > 1 or len(classes) > 1:
-            raise ValueError(
-                f"blocks must agree on (N, D) and classes, got {sorted(shapes)} and {sorted(classes)}"
-            )
+            raise ValueError(f"blocks must agree on (N, D) and classes, got {sorted(shapes)} and {sorted(classes)}")
         self.num_classes = next(iter(classes), None)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -342,8 +334,7 @@ class AutoregressiveFlow(Bijector):
                 weights[index] = guidance.weight
         if not any(weights):
             raise ValueError(
-                f"guidance of blocks={guidance.blocks!r} needs a conditional block; build its network "
-                "with num_classes"
+                f"guidance of blocks={guidance.blocks!r} needs a conditional block; build its network with num_classes"
             )
         return weights
 

@@ -135,9 +135,7 @@ def squared_distances(x0: Tensor, x1: Tensor) -> Tensor:
     a, b = a - centre, b - centre
     cost = (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T).clamp(min=0)
     if not cost.isfinite().all():
-        raise ValueError(
-            "a coupling met non-finite source or data points: check the data and the network's inputs"
-        )
+        raise ValueError("a coupling met non-finite source or data points: check the data and the network's inputs")
     return cost
 
 

@@ -94,9 +94,7 @@ class HutchinsonDivergence(Divergence):
         Hutchinson 1990, doi 10.1080/03610919008812866; Grathwohl et al. 2019, arXiv 1810.01367 (FFJORD).
     """
 
-    def __init__(
-        self, num_probes: int = 1, distribution: Literal["rademacher", "gaussian"] = "rademacher"
-    ) -> None:
+    def __init__(self, num_probes: int = 1, distribution: Literal["rademacher", "gaussian"] = "rademacher") -> None:
         if num_probes < 1:
             raise ValueError(f"num_probes must be at least 1, got {num_probes}")
         if distribution not in ("rademacher", "gaussian"):
@@ -169,9 +167,7 @@ def log_likelihood(
     source, products = augmented.unpack(solution.states[-1])
     # Integrated backward, the products hold minus the integral over increasing time.
     change, error = divergence.reduce(products)
-    return Likelihood(
-        source_log_prob(source).double() + change, source, solution.stats.network_evaluations, error
-    )
+    return Likelihood(source_log_prob(source).double() + change, source, solution.stats.network_evaluations, error)
 
 
 def bits_per_dim(log_prob: Tensor, num_dims: int, bin_width: float) -> Tensor:

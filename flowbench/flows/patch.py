@@ -45,8 +45,7 @@ def unpatchify(tokens_BND: Tensor, patch_size: int, shape: tuple[int, int, int])
     expected = (rows * columns, channels * patch_size**2)
     if tokens_BND.shape[1:] != expected:
         raise ValueError(
-            f"tokens of {shape} images must be (B, {expected[0]}, {expected[1]}), "
-            f"got {tuple(tokens_BND.shape)}"
+            f"tokens of {shape} images must be (B, {expected[0]}, {expected[1]}), got {tuple(tokens_BND.shape)}"
         )
     patches = tokens_BND.unflatten(2, (channels, patch_size, patch_size)).unflatten(1, (rows, columns))
     return patches.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)

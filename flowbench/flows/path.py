@@ -193,9 +193,7 @@ class VariancePreservingPath(Path):
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
         if not 0 < beta_min <= beta_max:
-            raise ValueError(
-                f"need 0 < beta_min <= beta_max, got beta_min={beta_min} and beta_max={beta_max}"
-            )
+            raise ValueError(f"need 0 < beta_min <= beta_max, got beta_min={beta_min} and beta_max={beta_max}")
         self.beta_min = beta_min
         self.beta_max = beta_max
 

@@ -153,9 +153,7 @@ class FixedStepSolver(Solver):
             for step in range(steps):
                 state = self._step(field, state, start, stop, step, steps)
             states.append(state)
-        return Solution(
-            torch.stack(states), SolverStats(self.num_steps * self.evaluations_per_step, self.num_steps, 0)
-        )
+        return Solution(torch.stack(states), SolverStats(self.num_steps * self.evaluations_per_step, self.num_steps, 0))
 
     def with_evaluations(self, num_evaluations: int) -> Solver:
         """The same method with as many steps as the budget buys; see :meth:`Solver.with_evaluations`."""
@@ -255,9 +253,7 @@ class DormandPrince(Solver):
         # A forced step on the last time keeps the solver from overshooting it, where the field may not exist.
         options = {"step_t": t[-1:], "max_num_steps": self.max_steps}
         try:
-            states = torchdiffeq.odeint(
-                counted, x, t, rtol=self.rtol, atol=self.atol, method="dopri5", options=options
-            )
+            states = torchdiffeq.odeint(counted, x, t, rtol=self.rtol, atol=self.atol, method="dopri5", options=options)
         except AssertionError as error:
             reason = str(error).splitlines()[0][:120]
             raise RuntimeError(
@@ -305,8 +301,7 @@ def _time_grid(times: Tensor) -> list[float]:
     steps = [b - a for a, b in pairwise(grid)]
     if not steps or not (all(s > 0 for s in steps) or all(s < 0 for s in steps)):
         raise ValueError(
-            "times must be a strictly increasing or decreasing 1-D tensor of two or more,"
-            f" got {times.tolist()}"
+            f"times must be a strictly increasing or decreasing 1-D tensor of two or more, got {times.tolist()}"
         )
     return grid
 
@@ -318,9 +313,7 @@ def _evaluate(field: Field, time: float, x: Tensor) -> Tensor:
 
 def _checked(velocity: Tensor, x: Tensor) -> Tensor:
     if velocity.shape != x.shape:
-        raise ValueError(
-            f"the field must return the shape of its states {tuple(x.shape)}, got {tuple(velocity.shape)}"
-        )
+        raise ValueError(f"the field must return the shape of its states {tuple(x.shape)}, got {tuple(velocity.shape)}")
     return velocity.to(x.dtype)
 
 

@@ -83,9 +83,7 @@ class GibbsWeight(Weight):
     ) -> None:
         super().__init__()
         if not (kappa > 0 and math.isfinite(kappa)):
-            raise ValueError(
-                f"kappa must be positive and finite, got {kappa}: use UniformWeight for no weight"
-            )
+            raise ValueError(f"kappa must be positive and finite, got {kappa}: use UniformWeight for no weight")
         if cost not in ("norm", "squared"):
             raise ValueError(f'cost must be "norm" or "squared", got {cost!r}')
         if normalization not in ("running", "batch", "raw"):

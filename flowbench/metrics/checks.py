@@ -35,9 +35,7 @@ def as_table(x: Tensor, name: str, minimum: int = 1) -> Tensor:
     return table
 
 
-def check_tables(
-    x: Tensor, y: Tensor, names: tuple[str, str] = ("x", "y"), minimum: int = 1
-) -> tuple[Tensor, Tensor]:
+def check_tables(x: Tensor, y: Tensor, names: tuple[str, str] = ("x", "y"), minimum: int = 1) -> tuple[Tensor, Tensor]:
     """Two samples as float64 tables (N, D) and (M, D) on the device of ``x``.
 
     Raises:

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowbench.metrics.storage import write_atomic
 from flowbench.seeds import generator
+from flowbench.storage import write_atomic
 
 __all__ = [
     "DigitsCNN",
@@ -39,16 +39,12 @@ class DigitsCNN(nn.Module):
         ValueError: a shape that is not (C, H, W) with sides of at least 4, or fewer than two classes.
     """
 
-    def __init__(
-        self, shape: tuple[int, int, int], num_classes: int, *, dimension: int = 64, width: int = 32
-    ) -> None:
+    def __init__(self, shape: tuple[int, int, int], num_classes: int, *, dimension: int = 64, width: int = 32) -> None:
         super().__init__()
         if len(shape) != 3 or shape[0] < 1 or min(shape[1:]) < 4:
             raise ValueError(f"shape must be (C, H, W) with H, W >= 4, got {tuple(shape)}; resize the images")
         if num_classes < 2:
-            raise ValueError(
-                f"num_classes must be at least 2, got {num_classes}; features need a labelled data set"
-            )
+            raise ValueError(f"num_classes must be at least 2, got {num_classes}; features need a labelled data set")
         self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
         self.num_classes = num_classes
         self.dimension = dimension
@@ -125,17 +121,11 @@ def train_classifier(
         ValueError: images that are not uint8 (N, C, H, W), labels that do not fit, or counts below 1.
     """
     if images.ndim != 4 or images.dtype != torch.uint8:
-        raise ValueError(
-            f"images must be uint8 of shape (N, C, H, W), got {images.dtype} {tuple(images.shape)}"
-        )
+        raise ValueError(f"images must be uint8 of shape (N, C, H, W), got {images.dtype} {tuple(images.shape)}")
     if labels.shape != (len(images),) or labels.is_floating_point() or not len(images):
-        raise ValueError(
-            f"labels must be integers of shape ({len(images)},), got {labels.dtype} {tuple(labels.shape)}"
-        )
+        raise ValueError(f"labels must be integers of shape ({len(images)},), got {labels.dtype} {tuple(labels.shape)}")
     if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
-        raise ValueError(
-            f"labels must lie in 0..{num_classes - 1}, got {int(labels.min())}..{int(labels.max())}"
-        )
+        raise ValueError(f"labels must lie in 0..{num_classes - 1}, got {int(labels.min())}..{int(labels.max())}")
     if min(num_steps, batch_size) < 1:
         raise ValueError(f"num_steps and batch_size must be at least 1, got {num_steps} and {batch_size}")
     with _reproducible():
@@ -207,9 +197,7 @@ def load_classifier(path: str | Path, expected_checksum: str | None = None) -> D
         raise ValueError(f"no classifier weights at {path}; train them with train_classifier")
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        model = _empty(
-            tuple(content["shape"]), content["num_classes"], content["dimension"], content["width"]
-        )
+        model = _empty(tuple(content["shape"]), content["num_classes"], content["dimension"], content["width"])
         model.load_state_dict(content["weights"])
         stored = content["sha256"]
     except (
@@ -227,9 +215,7 @@ def load_classifier(path: str | Path, expected_checksum: str | None = None) -> D
     checksum = weights_checksum(model)
     if checksum != stored or expected_checksum not in (None, checksum):
         wanted = expected_checksum or stored
-        raise ValueError(
-            f"classifier weights {path} have sha256 {checksum}, expected {wanted}; delete and retrain"
-        )
+        raise ValueError(f"classifier weights {path} have sha256 {checksum}, expected {wanted}; delete and retrain")
     return model.eval().requires_grad_(False)
 
 
@@ -253,9 +239,7 @@ def _empty(shape: tuple[int, ...], num_classes: int, dimension: int, width: int)
     return model.to(torch.float32).to_empty(device="cpu")
 
 
-def _initialised(
-    shape: tuple[int, ...], num_classes: int, seed: int, *, dimension: int, width: int
-) -> DigitsCNN:
+def _initialised(shape: tuple[int, ...], num_classes: int, seed: int, *, dimension: int, width: int) -> DigitsCNN:
     model = _empty(shape, num_classes, dimension, width)
     draw = generator(seed, "classifier", "init")
     for parameter in model.parameters():

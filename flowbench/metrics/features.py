@@ -85,9 +85,7 @@ class IdentityFeatures:
         Raises:
             ValueError: prod(D) is not ``dimension``.
         """
-        flat = (
-            images.detach().reshape(len(images), -1) if len(images) else images.new_empty(0, self.dimension)
-        )
+        flat = images.detach().reshape(len(images), -1) if len(images) else images.new_empty(0, self.dimension)
         if flat.shape[1] != self.dimension:
             raise ValueError(f"samples have {flat.shape[1]} coordinates, expected {self.dimension}")
         return flat.float()

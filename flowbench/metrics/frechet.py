@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from flowbench.metrics.checks import as_table
-from flowbench.metrics.storage import write_atomic
+from flowbench.storage import write_atomic
 
 __all__ = [
     "FeatureStatistics",
@@ -51,9 +51,7 @@ class FeatureStatistics:
     def from_sums(cls, count: int, total: Tensor, outer: Tensor) -> FeatureStatistics:
         """Statistics from their three sums: N, shape (D,) and shape (D, D)."""
         if total.ndim != 1 or outer.shape != (len(total), len(total)):
-            raise ValueError(
-                f"sums must be (D,) and (D, D), got {tuple(total.shape)} and {tuple(outer.shape)}"
-            )
+            raise ValueError(f"sums must be (D,) and (D, D), got {tuple(total.shape)} and {tuple(outer.shape)}")
         statistics = cls(len(total), total.device)
         statistics.count = int(count)
         statistics.sum = total.to(torch.float64)
@@ -74,9 +72,7 @@ class FeatureStatistics:
         """
         table = as_table(features, "features", minimum=0).to(self.sum.device)
         if len(table) and table.shape[1] != self.dimension:
-            raise ValueError(
-                f"features have {table.shape[1]} dimensions, these statistics have {self.dimension}"
-            )
+            raise ValueError(f"features have {table.shape[1]} dimensions, these statistics have {self.dimension}")
         if len(table):
             self.count += len(table)
             self.sum += table.sum(dim=0)
@@ -104,9 +100,7 @@ class FeatureStatistics:
         packed = torch.cat([self.sum.new_tensor([self.count]), self.sum, self.outer.flatten()])
         if dist.is_available() and dist.is_initialized():
             # NCCL reduces only CUDA tensors; gloo takes the CPU's.
-            carrier = (
-                torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
-            )
+            carrier = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
             moved = packed.to(carrier)
             dist.all_reduce(moved, op=dist.ReduceOp.SUM)
             packed = moved.to(self.sum.device)
@@ -136,9 +130,7 @@ class FeatureStatistics:
 
     def _need(self, minimum: int, what: str) -> None:
         if self.count < minimum:
-            raise ValueError(
-                f"the {what} needs at least {minimum} samples, got {self.count}; add features first"
-            )
+            raise ValueError(f"the {what} needs at least {minimum} samples, got {self.count}; add features first")
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
@@ -190,9 +182,7 @@ def _factor(covariance: Tensor) -> Tensor:
 
 def _same_dimension(a: FeatureStatistics, b: FeatureStatistics) -> None:
     if a.dimension != b.dimension:
-        raise ValueError(
-            f"feature dimensions differ: {a.dimension} and {b.dimension}; use one feature network"
-        )
+        raise ValueError(f"feature dimensions differ: {a.dimension} and {b.dimension}; use one feature network")
 
 
 def save_statistics(path: str | Path, statistics: FeatureStatistics, metadata: Mapping[str, Any]) -> None:
@@ -247,14 +237,10 @@ def load_statistics(
             total, outer = torch.from_numpy(file["sum"]), torch.from_numpy(file["outer"])
             statistics = FeatureStatistics.from_sums(int(file["count"]), total, outer)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"cannot read feature statistics {path} ({_line(error)}); delete and remake it"
-        ) from None
+        raise ValueError(f"cannot read feature statistics {path} ({_line(error)}); delete and remake it") from None
     for key, value in (expected or {}).items():
         if metadata.get(key) != value:
-            raise ValueError(
-                f"statistics {path} have {key}={metadata.get(key)!r}, expected {value!r}; remake them"
-            )
+            raise ValueError(f"statistics {path} have {key}={metadata.get(key)!r}, expected {value!r}; remake them")
     return statistics, metadata
 
 

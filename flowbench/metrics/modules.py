@@ -262,9 +262,7 @@ class SlicedWasserstein2(SampleMetric):
 
     def measure(self, real: Tensor, generated: Tensor) -> float:
         """Root of the mean squared 1-D distance."""
-        return sliced_wasserstein2(
-            generated, real, self.num_projections, generator(self.seed, "sliced-wasserstein")
-        )
+        return sliced_wasserstein2(generated, real, self.num_projections, generator(self.seed, "sliced-wasserstein"))
 
 
 class MaximumMeanDiscrepancy(SampleMetric):

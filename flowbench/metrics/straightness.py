@@ -100,9 +100,7 @@ def path_geometry(states: Tensor, velocities: Tensor, times: Tensor) -> PathGeom
     """
     steps = _unit_steps(times, len(states))
     if velocities.shape != states.shape:
-        raise ValueError(
-            f"velocities have shape {tuple(velocities.shape)}, states {tuple(states.shape)}; must agree"
-        )
+        raise ValueError(f"velocities have shape {tuple(velocities.shape)}, states {tuple(states.shape)}; must agree")
     span = float(times[-1]) - float(times[0])
     z = _flat(states, "states")
     velocity = _flat(velocities, "velocities") * span  # with respect to the rescaled time
@@ -112,9 +110,7 @@ def path_geometry(states: Tensor, velocities: Tensor, times: Tensor) -> PathGeom
         chord = (z[k + 1] - z[k]) / step
         for s, weight in zip(_NODES, _WEIGHTS, strict=True):
             left, right = (1 - s) * (1 - 3 * s), s * (3 * s - 2)
-            geometry.add(
-                6 * s * (1 - s) * chord + left * velocity[k] + right * velocity[k + 1], weight * step
-            )
+            geometry.add(6 * s * (1 - s) * chord + left * velocity[k] + right * velocity[k + 1], weight * step)
     mean_velocity = torch.einsum("t,tbd->bd", steps, (velocity[:-1] + velocity[1:]) / 2)
     return geometry.result(mean_velocity)
 
@@ -187,9 +183,7 @@ def normalized_path_energy(path_energy: float, w2_squared: float) -> float:
         ValueError: ``w2_squared`` is not above 0 (source and data coincide: the ratio is not defined).
     """
     if not w2_squared > 0 or math.isinf(w2_squared):
-        raise ValueError(
-            f"w2_squared must be finite and above 0, got {w2_squared}; NPE is undefined without transport"
-        )
+        raise ValueError(f"w2_squared must be finite and above 0, got {w2_squared}; NPE is undefined without transport")
     return (path_energy - w2_squared) / w2_squared
 
 
@@ -228,9 +222,7 @@ def _flat(x: Tensor, name: str) -> Tensor:
 def _unit_steps(times: Tensor, num_states: int) -> Tensor:
     """Time steps as shares of the whole interval: positive, sum 1."""
     if times.shape != (num_states,):
-        raise ValueError(
-            f"times must have shape ({num_states},), one for each state, got {tuple(times.shape)}"
-        )
+        raise ValueError(f"times must have shape ({num_states},), one for each state, got {tuple(times.shape)}")
     grid = times.detach().to(torch.float64)
     steps = grid.diff() / (grid[-1] - grid[0])
     if not bool((steps > 0).all()):

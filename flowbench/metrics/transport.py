@@ -44,9 +44,7 @@ def wasserstein2_squared(x: Tensor, y: Tensor) -> float:
     # Empty weights mean uniform ones to POT.
     value, log = ot.emd2([], [], cost, numItermax=_MAX_ITERATIONS, log=True)
     if log["warning"] is not None:  # POT returns a plan that is not optimal and only warns
-        raise RuntimeError(
-            f"optimal transport between {len(x)} and {len(y)} samples failed: {log['warning']}"
-        )
+        raise RuntimeError(f"optimal transport between {len(x)} and {len(y)} samples failed: {log['warning']}")
     return max(0.0, float(value))
 
 

@@ -80,9 +80,7 @@ class KLAutoencoder(nn.Module):
         layers: list[nn.Module] = [conv3x3(self.shape[0], widths[0]), *_stack(widths[0], num_res_blocks)]
         for before, after in pairwise(widths):
             layers += [ResidualBlock(before, after, resample="down"), *_stack(after, num_res_blocks)]
-        return nn.Sequential(
-            *layers, group_norm(widths[-1]), nn.SiLU(), conv3x3(widths[-1], 2 * self.latent_channels)
-        )
+        return nn.Sequential(*layers, group_norm(widths[-1]), nn.SiLU(), conv3x3(widths[-1], 2 * self.latent_channels))
 
     def _build_decoder(self, widths: list[int], num_res_blocks: int) -> nn.Sequential:
         layers: list[nn.Module] = [

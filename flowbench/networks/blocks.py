@@ -130,9 +130,7 @@ class ResidualBlock(nn.Module):
         self.modulation = None if embedding_width is None else nn.Linear(embedding_width, 2 * out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv_out = zeroed(conv3x3(out_channels, out_channels))
-        self.shortcut = (
-            nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
-        )
+        self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         """Transform a feature map.

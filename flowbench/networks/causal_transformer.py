@@ -209,9 +209,7 @@ def _check_sizes(
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")
     if num_classes is not None and num_classes < 1:
-        raise ValueError(
-            f"num_classes must be at least 1, or None for an unconditional network, got {num_classes}"
-        )
+        raise ValueError(f"num_classes must be at least 1, or None for an unconditional network, got {num_classes}")
     if width % head_dim:
         raise ValueError(f"width must be a multiple of head_dim {head_dim}, got {width}")
 

@@ -85,9 +85,7 @@ class DiT(VelocityNetwork):
             raise ValueError(f"shape is {self.shape}; DiT takes images (C, H, W), use MLP for vectors")
         channels, height, image_width = self.shape
         if patch_size < 1 or height % patch_size or image_width % patch_size:
-            raise ValueError(
-                f"patch_size is {patch_size}; give a divisor of H = {height} and W = {image_width}"
-            )
+            raise ValueError(f"patch_size is {patch_size}; give a divisor of H = {height} and W = {image_width}")
         if depth < 1 or mlp_ratio * width < 1:
             raise ValueError(
                 f"depth is {depth} and mlp_ratio {mlp_ratio}; DiT needs at least 1 block and a positive MLP"
@@ -101,9 +99,7 @@ class DiT(VelocityNetwork):
         self.modulation = nn.Linear(width, 2 * width)
         self.output = nn.Linear(width, patch_dim)
         # Not persistent: the table follows from the sizes, so checkpoints need not hold it.
-        self.register_buffer(
-            "positions", grid_features(*self.grid, width).to(self.input.weight), persistent=False
-        )
+        self.register_buffer("positions", grid_features(*self.grid, width).to(self.input.weight), persistent=False)
         self._initialise()
 
     def _initialise(self) -> None:

@@ -60,9 +60,7 @@ def grid_features(height: int, width: int, num_features: int) -> Tensor:
         torch.arange(height, dtype=torch.float64), torch.arange(width, dtype=torch.float64), indexing="ij"
     )
     axes = (rows.reshape(-1), columns.reshape(-1))
-    return torch.cat(
-        [sinusoidal_features(axis, num_features // 2, GRID_FREQUENCIES) for axis in axes], dim=-1
-    )
+    return torch.cat([sinusoidal_features(axis, num_features // 2, GRID_FREQUENCIES) for axis in axes], dim=-1)
 
 
 class TimeLabelEmbedding(nn.Module):

@@ -29,17 +29,11 @@ class VelocityNetwork(nn.Module, ABC):
         self.shape = tuple(int(size) for size in shape)
         self.num_classes = num_classes
         if not self.shape or min(self.shape) < 1:
-            raise ValueError(
-                f"shape is {self.shape}; give the positive sizes of one sample, (d,) or (C, H, W)"
-            )
+            raise ValueError(f"shape is {self.shape}; give the positive sizes of one sample, (d,) or (C, H, W)")
         if num_classes is not None and num_classes < 1:
-            raise ValueError(
-                f"num_classes is {num_classes}; give at least 1, or None for an unconditional network"
-            )
+            raise ValueError(f"num_classes is {num_classes}; give at least 1, or None for an unconditional network")
         if embedding_width < 1:
-            raise ValueError(
-                f"the width of {type(self).__name__} is {embedding_width}; give a positive number"
-            )
+            raise ValueError(f"the width of {type(self).__name__} is {embedding_width}; give a positive number")
         self.embedding = TimeLabelEmbedding(embedding_width, num_classes)
 
     @abstractmethod
@@ -77,20 +71,14 @@ class VelocityNetwork(nn.Module, ABC):
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"x has shape {tuple(x.shape)}; this {name} was built for (B, *{self.shape})")
         if t.ndim and tuple(t.shape) != batch:
-            raise ValueError(
-                f"t has shape {tuple(t.shape)}; give a scalar or shape {batch}, one time per sample"
-            )
+            raise ValueError(f"t has shape {tuple(t.shape)}; give a scalar or shape {batch}, one time per sample")
         if not t.is_floating_point():
             raise ValueError(f"t has dtype {t.dtype}; give a floating tensor of times in [0, 1]")
         if label is None:
             return
         if self.num_classes is None:
-            raise ValueError(
-                f"label was given to an unconditional {name}; build it with num_classes or pass None"
-            )
+            raise ValueError(f"label was given to an unconditional {name}; build it with num_classes or pass None")
         if tuple(label.shape) != batch:
-            raise ValueError(
-                f"label has shape {tuple(label.shape)}; give shape {batch}, one label per sample"
-            )
+            raise ValueError(f"label has shape {tuple(label.shape)}; give shape {batch}, one label per sample")
         if label.dtype not in (torch.int32, torch.int64):
             raise ValueError(f"label has dtype {label.dtype}; give int64 labels in 0..{self.num_classes}")

@@ -11,7 +11,8 @@ import numpy as np
 from flowbench.bench.plan import Plan
 from flowbench.bench.status import Status, write_status
 from flowbench.bench.store import collect
-from flowbench.evaluation.rows import Row, write_atomic, write_rows
+from flowbench.rows import Row, write_rows
+from flowbench.storage import write_text
 
 LEVEL = {"starflow": 30.0, "wcfm": 18.0, "cfm": 19.0, "tarflow": 24.0}
 SWEPT = ("wcfm", "cfm")
@@ -20,15 +21,13 @@ SWEPT = ("wcfm", "cfm")
 def write_synthetic_bench(plan: Plan, seed: int = 0) -> Path:
     """Fill the directory of a plan with made-up results; tasks whose name starts with ``toy`` are 2-D."""
     rng = np.random.default_rng(seed)
-    write_atomic(plan.directory / "plan.json", json.dumps(plan.describe()))
+    write_text(plan.directory / "plan.json", json.dumps(plan.describe()))
     for cell in (*plan.references, *plan.cells):
         cell.directory.mkdir(parents=True)
         rows = _reference_rows(cell) if cell.kind == "reference" else _cell_rows(cell, rng)
         write_rows(cell.directory / "rows.jsonl", rows)
         _arrays(cell, rng)
-        write_status(
-            cell.directory, Status("DONE", cell.config_hash, attempts=1, exit_code=0, wall_seconds=3.0)
-        )
+        write_status(cell.directory, Status("DONE", cell.config_hash, attempts=1, exit_code=0, wall_seconds=3.0))
     collect(plan.directory)
     return plan.directory
 
@@ -109,7 +108,7 @@ def _cell_rows(cell, rng) -> list[Row]:
         }
         for s in range(100, 1100, 100)
     ]
-    write_atomic(cell.directory / "curve.jsonl", "".join(json.dumps(p) + "\n" for p in points))
+    write_text(cell.directory / "curve.jsonl", "".join(json.dumps(p) + "\n" for p in points))
     return rows
 
 
@@ -123,9 +122,7 @@ def _arrays(cell, rng) -> None:
         states = (1 - times[:, None, None]) * start + times[:, None, None] * ends + 0.3 * wave
         np.savez(cell.directory / "samples.npz", x=ends.astype(np.float32))
         if cell.kind == "fit":
-            np.savez(
-                cell.directory / "trajectories.npz", states=states[:, :256].astype(np.float32), times=times
-            )
+            np.savez(cell.directory / "trajectories.npz", states=states[:, :256].astype(np.float32), times=times)
         return
     from sklearn.datasets import load_digits
 
@@ -134,6 +131,4 @@ def _arrays(cell, rng) -> None:
     if cell.kind == "fit":
         times = np.linspace(0, 1, 17)[:, None, None, None, None]
         states = (1 - times) * rng.normal(size=(64, 1, 8, 8)) + times * (2 * digits - 1)
-        np.savez(
-            cell.directory / "trajectories.npz", states=states[:, :16].astype(np.float32), times=times.ravel()
-        )
+        np.savez(cell.directory / "trajectories.npz", states=states[:, :16].astype(np.float32), times=times.ravel())

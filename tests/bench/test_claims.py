@@ -124,9 +124,7 @@ def test_a_claim_without_task_is_judged_where_its_contenders_take_part(make_row)
 
 def test_swept_values(make_row):
     rows = Results(
-        make_row(
-            "a", "fd", value=k + 0.01 * seed, seed=seed, network_evaluations=float(k), protocol="x/sweep"
-        )
+        make_row("a", "fd", value=k + 0.01 * seed, seed=seed, network_evaluations=float(k), protocol="x/sweep")
         for k in (1, 4)
         for seed in range(3)
     )
@@ -152,3 +150,14 @@ def test_bounds_and_other_protocols_are_said(make_row):
     (got,) = judge(parse_claim("a.nll < b.nll"), rows, TASKS)
     assert "b.nll is an upper bound" in got.reason
     assert "protocols differ" in got.reason
+
+
+def test_other_units_are_not_compared(make_row):
+    rows = Results(
+        make_row(name, "straightness", value=value, seed=seed, unit=unit)
+        for name, value, unit in [("a", 1.0, "squared data units"), ("b", 5.0, "squared latent units")]
+        for seed in range(3)
+    )
+    (got,) = judge(parse_claim("a.straightness < b.straightness"), rows, TASKS)
+    assert got.verdict == "undecided"
+    assert got.reason == "not comparable: squared data units against squared latent units"

@@ -28,9 +28,7 @@ def test_cells_are_tasks_times_contenders_times_seeds(workshop):
     plan = make_plan(path)
     names = [(c.task, c.contender, c.seed) for c in plan.cells]
     assert names == [
-        (task, name, seed)
-        for seed in (0, 1)
-        for task, name in [("moons", "cfm"), ("moons", "wide"), ("rings", "cfm")]
+        (task, name, seed) for seed in (0, 1) for task, name in [("moons", "cfm"), ("moons", "wide"), ("rings", "cfm")]
     ]
     cell = plan.cells[1]
     assert cell.directory == workshop.runs / "mini/cells/moons/wide/seed-0"
@@ -137,6 +135,7 @@ def test_policy_divides_the_cores(monkeypatch):
     assert choose_policy(16, 3, cpu_only=True).threads == 1
     environment = choose_policy(2, 3, cpu_only=True).environment
     assert {environment[f"{name}_NUM_THREADS"] for name in ("OMP", "MKL", "OPENBLAS")} == {"4"}
+    assert environment["FLOWBENCH_JOBS"] == "2"
     assert (environment["OMP_WAIT_POLICY"], environment["KMP_BLOCKTIME"]) == ("PASSIVE", "0")
     monkeypatch.setattr("flowbench.bench.machine._has_gpu", lambda: True)
     assert choose_policy("auto", 3, cpu_only=False).jobs == 1

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from PIL import Image
+from rich.console import Console
 from synthetic import write_synthetic_bench
 
 from flowbench.bench import build_report, compare
@@ -16,7 +18,7 @@ from flowbench.bench.plan import make_plan
 from flowbench.bench.plots import load_curve
 from flowbench.bench.statistics import Summary, summarise
 from flowbench.bench.store import Results, collect, csv_text, load_rows
-from flowbench.bench.tables import format_summary
+from flowbench.bench.tables import format_summary, metric_table
 
 SWEEP = {"network_evaluations": [1, 2, 4, 8]}
 
@@ -128,9 +130,7 @@ def test_damaged_files_are_named(digits, tmp_path):
 
 
 def test_rows_of_another_cell_are_refused(digits):
-    (digits / "cells/wcfm/seed-0/rows.jsonl").write_bytes(
-        (digits / "cells/wcfm/seed-1/rows.jsonl").read_bytes()
-    )
+    (digits / "cells/wcfm/seed-0/rows.jsonl").write_bytes((digits / "cells/wcfm/seed-1/rows.jsonl").read_bytes())
     with pytest.raises(ValueError, match="belongs to mini/wcfm seed 1, expected mini/wcfm seed 0"):
         collect(digits)
 
@@ -206,3 +206,29 @@ def test_compare_runs_and_benches(digits):
         compare([])
     with pytest.raises(ValueError, match="holds neither"):
         compare([digits / "pictures"])
+
+
+def test_other_units_win_nothing(make_row):
+    rows = [
+        make_row(name, "straightness", value, seed=seed, unit=unit)
+        for name, value, unit in [("a", 1.0, "data units"), ("b", 5.0, "latent units")]
+        for seed in range(2)
+    ]
+    plan = {"contenders": ["a", "b"], "tasks": {"": ["a", "b"]}, "seeds": [0, 1], "reasons": {}}
+    table = metric_table(plan, Results(rows), "", "transport")
+    assert not any(entry.bold for row in table.rows for entry in row)
+    assert table.notes == ["straightness cannot be compared: a in data units; b in latent units."]
+
+
+@pytest.mark.parametrize("width", [60, 100, 200])
+def test_wide_tables_are_printed_in_parts(make_row, width):
+    rows = [make_row("a", f"metric_number_{k}", 1.25 + k) for k in range(9)]
+    plan = {"contenders": ["a"], "tasks": {"": ["a"]}, "seeds": [0], "reasons": {}}
+    console = Console(file=io.StringIO(), width=width)
+    metric_table(plan, Results(rows), "", "quality").print(console)
+    text = console.file.getvalue()
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    for k in range(9):
+        assert f"metric_number_{k}" in text
+        assert f"{1.25 + k:g}" in text

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowbench.evaluation.rows import SCHEMA, Row, read_rows, write_atomic, write_rows
+from flowbench.rows import SCHEMA, Row, read_rows, write_rows
+from flowbench.storage import write_text
 
 FIELDS = {
     "schema": 1,
@@ -118,7 +119,7 @@ def test_write_replaces_atomically(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space"):
-        write_atomic(path, "half")
+        write_text(path, "half")
     assert read_rows(path) == [Row(**FIELDS)]
     assert [p.name for p in tmp_path.iterdir()] == ["rows.jsonl"]
 

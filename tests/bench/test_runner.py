@@ -27,9 +27,7 @@ def start_bench(path: Path) -> subprocess.Popen:
         "import sys; from flowbench.bench import run_bench; "
         f"sys.exit(run_bench({str(path)!r}, jobs=1, program={PROGRAM!r}))"
     )
-    return subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def two(workshop, **fake):
@@ -120,9 +118,7 @@ def test_damaged_rows_of_a_finished_cell_are_measured_again(workshop):
 
 def test_a_failed_preparation_fails_its_cells(workshop):
     workshop.experiment("a", value=1.0)
-    (workshop.folder / "b.yaml").write_text(
-        "base: [a.yaml]\ndata: {dataset: other}\nfake: {prepare_fails: true}\n"
-    )
+    (workshop.folder / "b.yaml").write_text("base: [a.yaml]\ndata: {dataset: other}\nfake: {prepare_fails: true}\n")
     assert workshop.run(workshop.bench(contenders={"a": "a.yaml", "b": "b.yaml"})) == 1
     assert read_status(workshop.cell("a", 0)).state == "DONE"
     status = read_status(workshop.cell("b", 1))

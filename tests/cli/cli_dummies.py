@@ -36,9 +36,7 @@ class Data(LightningDataModule):
 
 
 class Network(nn.Module):
-    def __init__(
-        self, shape: tuple[int, ...], num_classes: int | None, *, width: int = 8, scale: float = 1.0
-    ) -> None:
+    def __init__(self, shape: tuple[int, ...], num_classes: int | None, *, width: int = 8, scale: float = 1.0) -> None:
         super().__init__()
         self.shape, self.num_classes, self.width, self.scale = shape, num_classes, width, scale
         self.weight = nn.Parameter(torch.randn(width))
@@ -110,9 +108,7 @@ class Encoder(LightningModule):
 
 
 class ModuleFamily(Family):
-    def __init__(
-        self, spec: DataSpec, network: NetworkFactory, *, autoencoder: Encoder | None = None
-    ) -> None:
+    def __init__(self, spec: DataSpec, network: NetworkFactory, *, autoencoder: Encoder | None = None) -> None:
         super().__init__(spec, network)
         self.held = [autoencoder]
 

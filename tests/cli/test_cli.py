@@ -255,13 +255,18 @@ def test_print_config_needs_no_torch(experiment_file):
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
+def test_a_closed_pipe_is_no_error(experiment_file):
+    words = f"{sys.executable} -m flowbench.cli fit -c wcfm.yaml --print-config"
+    done = subprocess.run(f"{words} | true", shell=True, capture_output=True, text=True)
+    assert "Broken pipe" not in done.stderr
+
+
 def test_the_module_is_a_command_too(experiment_file):
     words = [sys.executable, "-m", "flowbench.cli", "fit", "-c", "missing.yaml"]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 2
-    assert (
-        done.stderr == "flowbench: error: file missing.yaml does not exist; did you mean 'wcfm.yaml'?\n"
-        or (done.stderr.startswith("flowbench: error: file missing.yaml does not exist"))
+    assert done.stderr == "flowbench: error: file missing.yaml does not exist; did you mean 'wcfm.yaml'?\n" or (
+        done.stderr.startswith("flowbench: error: file missing.yaml does not exist")
     )
 
 

@@ -19,9 +19,7 @@ scalars = st.one_of(
     st.integers(-(10**12), 10**12),
     st.floats(allow_nan=False, allow_infinity=False),
     st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), max_size=12),
-    st.sampled_from(
-        ["1e-3", "null", "on", "0x10", "1:30", "~", "${a}", "x ${b.c}", "2020-01-01", "-", "1_000"]
-    ),
+    st.sampled_from(["1e-3", "null", "on", "0x10", "1:30", "~", "${a}", "x ${b.c}", "2020-01-01", "-", "1_000"]),
 )
 keys = st.text("abcdefgh_", min_size=1, max_size=6).filter(lambda k: k not in ("base", "requires"))
 trees = st.recursive(
@@ -274,6 +272,14 @@ def test_overrides_that_do_not_fit_a_list(write):
     write("a.yaml", "items: [1]\n")
     assert "override 'items[5]' cannot be set: list index out of range" in _fails(["a.yaml"], "items[5]=1")
     assert "override 'items.x' cannot be set" in _fails(["a.yaml"], "items.x=1")
+
+
+def test_an_override_never_writes_through_an_interpolation(write):
+    write("a.yaml", "b: {x: 0}\na: ${b}\n")
+    message = _fails(["a.yaml"], "a.x=1")
+    assert message == "override 'a.x': a is an interpolation; override what it names, or a"
+    assert compose(["a.yaml"], ["a={x: 1}"]).resolved == {"b": {"x": 0}, "a": {"x": 1}}
+    assert compose(["a.yaml"], ["b.x=1"]).resolved["a"] == {"x": 1}
 
 
 def test_fingerprint_ignores_what_does_not_change_the_result(write):

@@ -81,17 +81,13 @@ def test_options_that_a_class_forwards_are_known(experiment_file):
 
 
 def test_trainer_objects_are_built(experiment_file):
-    strategy = (
-        "{class_path: lightning.pytorch.strategies.DDPStrategy, init_args: {process_group_backend: gloo}}"
-    )
+    strategy = "{class_path: lightning.pytorch.strategies.DDPStrategy, init_args: {process_group_backend: gloo}}"
     built = Experiment.from_files([experiment_file], [f"trainer.strategy={strategy}"]).build()
     assert isinstance(built.trainer_arguments["strategy"], DDPStrategy)
 
 
 def test_evaluator_and_budget_are_optional(experiment_file):
-    experiment = Experiment.from_files(
-        [experiment_file], ["evaluator=null", "budget=null", "trainer.max_steps=3"]
-    )
+    experiment = Experiment.from_files([experiment_file], ["evaluator=null", "budget=null", "trainer.max_steps=3"])
     built = experiment.build()
     assert built.evaluator is None
     assert built.budget is None
@@ -145,9 +141,7 @@ def test_a_required_model_is_loaded_when_the_argument_is_one(required, monkeypat
 
 def test_required_checkpoints_are_checked(required):
     experiment = Experiment.from_files([required("PathFamily")])
-    with pytest.raises(
-        ConfigError, match="requires.autoencoder has no checkpoint yet; run: flowbench prepare"
-    ):
+    with pytest.raises(ConfigError, match=r"requires.autoencoder has no checkpoint yet; run: flowbench prepare"):
         experiment.build()
     with pytest.raises(ConfigError, match="checkpoint 'encoder' is given"):
         experiment.build({"autoencoder": Path("a"), "encoder": Path("b")})
@@ -160,11 +154,9 @@ def test_required_names_and_experiments_are_validated(required):
     file = required("PathFamily")
     with pytest.raises(ConfigError, match="given and required at once"):
         Experiment.from_files([file], ["model.init_args.autoencoder=x.ckpt"])
-    with pytest.raises(
-        ConfigError, match="requires.autoencoder: model.init_args: Encoder does not accept 'widht'"
-    ):
+    with pytest.raises(ConfigError, match=r"requires.autoencoder: model.init_args: Encoder does not accept 'widht'"):
         Experiment.from_files([file], ["requires.autoencoder.model.init_args.widht=3"])
-    with pytest.raises(ConfigError, match="requires.autoencoder: training has no end"):
+    with pytest.raises(ConfigError, match=r"requires.autoencoder: training has no end"):
         Experiment.from_files([file], ["requires.autoencoder.budget=null"])
 
 
@@ -176,16 +168,12 @@ def test_the_run_directory_is_a_function_of_the_configuration(experiment_file, w
     experiment.save(experiment.run_dir)
     again = Experiment.from_files([experiment.run_dir / "config.yaml"])
     assert again.run_dir == experiment.run_dir
-    assert (
-        Experiment.from_files([experiment.run_dir / "config.yaml"], ["seed=8"]).run_dir != experiment.run_dir
-    )
+    assert Experiment.from_files([experiment.run_dir / "config.yaml"], ["seed=8"]).run_dir != experiment.run_dir
 
 
 def test_saved_configurations_repeat_the_run(required, tmp_path):
     file = required("PathFamily")
-    experiment = Experiment.from_files(
-        [file], ["seed=5", "model.init_args.network.init_args.scale='${seed}'"]
-    )
+    experiment = Experiment.from_files([file], ["seed=5", "model.init_args.network.init_args.scale='${seed}'"])
     experiment.save(tmp_path / "out" / "run")
     saved = {p.name for p in (tmp_path / "out" / "run").iterdir()}
     assert saved == {"config.yaml", "config.source.yaml"}
@@ -394,6 +382,16 @@ def test_what_a_class_says_about_its_arguments_passes_through(experiment_file):
         experiment.build()
 
 
+def test_data_and_evaluator_are_built_alone(experiment_file, tmp_path):
+    experiment = Experiment.from_files([experiment_file])
+    assert experiment.build_data().seed == 3
+    assert experiment.build_evaluator().num_samples == 20
+    assert LOG == ["data", "evaluator"]
+    assert Experiment.from_files([experiment_file], ["evaluator=null"]).build_evaluator() is None
+    experiment.write(tmp_path / "alone.yaml")
+    assert compose([tmp_path / "alone.yaml"]).resolved == experiment.resolved
+
+
 def test_training_needs_an_end(experiment_file):
     Experiment.from_files([experiment_file]).require_budget()
     endless = Experiment.from_files([experiment_file], ["budget=null"])
@@ -403,7 +401,4 @@ def test_training_needs_an_end(experiment_file):
 
 def test_from_composed_is_the_second_half_of_from_files(experiment_file):
     composed = compose([experiment_file], ["seed=4"])
-    assert (
-        Experiment.from_composed(composed).resolved
-        == Experiment.from_files([experiment_file], ["seed=4"]).resolved
-    )
+    assert Experiment.from_composed(composed).resolved == Experiment.from_files([experiment_file], ["seed=4"]).resolved

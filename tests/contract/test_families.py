@@ -230,7 +230,7 @@ def test_bad_input_gets_one_clear_line(name, spec):
     noise = module.draw_noise(torch.arange(2), 0)
     with pytest.raises(ValueError, match="unconditional model"):
         module.sample(noise, torch.tensor([0, 1]))
-    with pytest.raises(ValueError, match="guidance=2.0 needs labels"):
+    with pytest.raises(ValueError, match=r"guidance=2\.0 needs labels"):
         module.sample(noise, guidance=2.0)
     with pytest.raises(ValueError, match="expected points of shape"):
         module.log_prob(torch.zeros(2, 9))
@@ -264,5 +264,5 @@ def test_the_autoencoder_stays_outside_parameters_averages_and_checkpoints(name)
 def test_a_latent_family_without_an_autoencoder_says_what_to_add(name):
     cls = families.STARFlow if name == "starflow" else families.LatentCFM
     arguments = (IMAGES,) if name == "starflow" else (IMAGES, lambda shape, classes: torch.nn.Identity())
-    with pytest.raises(ValueError, match="requires: {autoencoder"):
+    with pytest.raises(ValueError, match=r"requires: \{autoencoder"):
         cls(*arguments)

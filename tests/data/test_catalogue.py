@@ -56,9 +56,7 @@ def test_density_splits_are_fixed_and_disjoint() -> None:
 def test_register_extends_the_catalogue(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue, "_entries", dict(catalogue._entries))
     split = Split(torch.zeros(12, 2))
-    entry = DatasetEntry(
-        DataSpec("mine", "1", (2,)), "mine", "mine", "me", lambda root: dict.fromkeys(SPLITS, split)
-    )
+    entry = DatasetEntry(DataSpec("mine", "1", (2,)), "mine", "mine", "me", lambda root: dict.fromkeys(SPLITS, split))
     register(entry)
     assert get("mine") is entry
     assert entry in list_datasets()

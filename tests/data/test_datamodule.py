@@ -61,9 +61,7 @@ def test_training_batches_are_in_model_space() -> None:
 
 
 def test_same_seed_same_batches_and_other_seed_others() -> None:
-    first, again, other, default = (
-        take(FlowDataModule(seed=s).train_dataloader(), 20) for s in (0, 0, 1, None)
-    )
+    first, again, other, default = (take(FlowDataModule(seed=s).train_dataloader(), 20) for s in (0, 0, 1, None))
     assert all(same(a, b) for a, b in zip(first, again, strict=True))
     assert all(same(a, b) for a, b in zip(first, default, strict=True))
     assert not any(same(a, b) for a, b in zip(first, other, strict=True))

@@ -108,14 +108,10 @@ def test_curve_quadrature_has_converged(curve: type[Density2D]) -> None:
 
 
 def test_checkerboard_squares() -> None:
-    x = torch.tensor(
-        [[-3.0, -3.0], [-1.0, -3.0], [1.0, 1.0], [3.0, 1.0], [-1.0, -1.0], [4.5, 4.5], [0.0, 0.0]]
-    )
+    x = torch.tensor([[-3.0, -3.0], [-1.0, -3.0], [1.0, 1.0], [3.0, 1.0], [-1.0, -1.0], [4.5, 4.5], [0.0, 0.0]])
     inside = [True, False, True, False, True, False, True]
     assert torch.isfinite(get_density("checkerboard").log_prob(x)).tolist() == inside
-    assert torch.isfinite(
-        get_density("checkerboard").log_prob(get_density("checkerboard").sample(50_000, rng()))
-    ).all()
+    assert torch.isfinite(get_density("checkerboard").log_prob(get_density("checkerboard").sample(50_000, rng()))).all()
 
 
 def test_labels_name_the_component() -> None:

@@ -25,9 +25,7 @@ def splits() -> dict[str, Split]:
 def test_splits_cover_scikit_learns_digits_once(splits: dict[str, Split]) -> None:
     assert {name: len(split) for name, split in splits.items()} == {"train": 1077, "val": 360, "test": 360}
     bunch = sklearn_digits()
-    whole = sorted(
-        (int(t), i.astype("uint8").tobytes()) for t, i in zip(bunch.target, bunch.images, strict=True)
-    )
+    whole = sorted((int(t), i.astype("uint8").tobytes()) for t, i in zip(bunch.target, bunch.images, strict=True))
     ours = sorted(
         (int(t), v.numpy().tobytes()) for s in splits.values() for v, t in zip(s.values, s.label, strict=True)
     )

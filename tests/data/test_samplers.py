@@ -16,9 +16,7 @@ from flowbench.data import EndlessSampler, ShardedSampler
 @given(num=st.integers(1, 40), batch=st.integers(1, 60), seed=st.integers(0, 1000), skip=st.integers(0, 9))
 def test_stream_resumes_exactly(num: int, batch: int, seed: int, skip: int) -> None:
     run = [b.indices for b in islice(EndlessSampler(num, batch, seed), 12)]
-    resumed = [
-        b.indices for b in islice(EndlessSampler(num, batch, seed, start=lambda: skip * batch), 12 - skip)
-    ]
+    resumed = [b.indices for b in islice(EndlessSampler(num, batch, seed, start=lambda: skip * batch), 12 - skip)]
     assert torch.equal(torch.cat(run[skip:]), torch.cat(resumed))
 
 

@@ -32,9 +32,7 @@ def fake_torchvision(tmp_path: Path, source: str) -> Path:
 
 
 def test_everything_imports_after_the_data_room() -> None:
-    code = (
-        "import flowbench.data, lightning, torchmetrics.image.fid, torch_fidelity, torchvision; print('ok')"
-    )
+    code = "import flowbench.data, lightning, torchmetrics.image.fid, torch_fidelity, torchvision; print('ok')"
     assert python(code) == "ok"
 
 
@@ -60,10 +58,7 @@ def test_the_missing_operators_are_declared_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fault", ["RuntimeError('another fault')", "ImportError('missing.so')"])
 def test_other_faults_are_left_to_the_importer(tmp_path: Path, fault: str) -> None:
     path = fake_torchvision(tmp_path, f"raise {fault}")
-    code = (
-        GUARDED
-        + f"print(guard._library)\ntry:\n    import torchvision\nexcept {fault.split('(')[0]}: print('met')"
-    )
+    code = GUARDED + f"print(guard._library)\ntry:\n    import torchvision\nexcept {fault.split('(')[0]}: print('met')"
     assert python(code, extra_path=path) == "None\nmet"
 
 

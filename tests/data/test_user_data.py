@@ -29,9 +29,7 @@ def everything(entry: DatasetEntry, field: str = "values") -> torch.Tensor:
 
 
 def rows(values: Any) -> list[tuple[float, ...]]:
-    return sorted(
-        tuple(row) for row in np.asarray(values, dtype=np.float32).reshape(len(values), -1).tolist()
-    )
+    return sorted(tuple(row) for row in np.asarray(values, dtype=np.float32).reshape(len(values), -1).tolist())
 
 
 def save_npz(tmp_path: Path, **arrays: Any) -> Path:
@@ -265,17 +263,13 @@ def test_truncated_image(tmp_path: Path) -> None:
 def test_empty_folders(tmp_path: Path) -> None:
     assert message(lambda: get("image_folder", tmp_path)).startswith(f"{tmp_path}: holds no images")
     (tmp_path / "class").mkdir()
-    assert f"{tmp_path / 'class'}: class folder holds no images" in message(
-        lambda: get("image_folder", tmp_path)
-    )
+    assert f"{tmp_path / 'class'}: class folder holds no images" in message(lambda: get("image_folder", tmp_path))
 
 
 def test_images_beside_classes(tmp_path: Path) -> None:
     save_image(tmp_path / "class" / "a.png")
     save_image(tmp_path / "b.png")
-    assert "holds both images (b.png) and subfolders (class)" in message(
-        lambda: get("image_folder", tmp_path)
-    )
+    assert "holds both images (b.png) and subfolders (class)" in message(lambda: get("image_folder", tmp_path))
 
 
 def test_several_sizes(tmp_path: Path) -> None:

@@ -63,19 +63,13 @@ def test_training_is_deterministic_whatever_surrounds_it(digits):
     assert torch.equal(torch.get_rng_state(), state)
     assert next(again.parameters()).dtype == torch.float32
     assert weights_checksum(train_classifier(images, labels, 10, seed=2, **options)) != first
-    assert (
-        weights_checksum(train_classifier(images, labels, 10, seed=1, **(options | {"num_steps": 4})))
-        != first
-    )
+    assert weights_checksum(train_classifier(images, labels, 10, seed=1, **(options | {"num_steps": 4}))) != first
 
 
 def test_the_seed_reaches_initialisation(digits):
     images, labels, _ = digits
     options = {"num_steps": 1, "width": 8, "dimension": 16}
-    initial = {
-        weights_checksum(train_classifier(images, labels, 10, s, learning_rate=0.0, **options))
-        for s in (0, 1)
-    }
+    initial = {weights_checksum(train_classifier(images, labels, 10, s, learning_rate=0.0, **options)) for s in (0, 1)}
     assert len(initial) == 2
 
 
@@ -100,9 +94,7 @@ def test_features_rank_distributions_as_they_should(model, digits):
     held_out = images[~train]
     noise = torch.randint(0, 256, held_out.shape, generator=generator(0, "noise"), dtype=torch.uint8)
     levels = [
-        (held_out.float() + std * torch.randn(held_out.shape, generator=generator(0, "n")))
-        .clamp(0, 255)
-        .byte()
+        (held_out.float() + std * torch.randn(held_out.shape, generator=generator(0, "n"))).clamp(0, 255).byte()
         for std in (0.0, 40.0, 90.0)
     ]
     values = [fd(x) for x in levels] + [fd(noise)]

@@ -147,8 +147,6 @@ def test_damaged_files_are_refused_and_a_failed_write_leaves_the_old(tmp_path):
         with pytest.raises(ValueError, match="cannot read feature statistics") as error:
             load_statistics(path)
         assert "\n" not in str(error.value)
-    np.savez(
-        path, count=np.int64(1), sum=np.array([object()]), outer=np.zeros((1, 1)), metadata=np.str_("{}")
-    )
+    np.savez(path, count=np.int64(1), sum=np.array([object()]), outer=np.zeros((1, 1)), metadata=np.str_("{}"))
     with pytest.raises(ValueError, match="cannot read feature statistics"):  # pickled content
         load_statistics(path)

@@ -42,10 +42,7 @@ def test_options_change_the_kernel():
 
 def test_subsets_scatter_around_the_full_value_and_repeat():
     x, y = normal(400, 4, "x"), normal(300, 4, "y", shift=0.3)
-    draws = [
-        kernel_distance(x, y, subset_size=50, num_subsets=200, generator=generator(0, "kid"))
-        for _ in range(2)
-    ]
+    draws = [kernel_distance(x, y, subset_size=50, num_subsets=200, generator=generator(0, "kid")) for _ in range(2)]
     assert draws[0] == draws[1]
     assert draws[0].std > 0
     assert abs(draws[0].mean - kernel_distance(x, y).mean) < 4 * draws[0].std / 200**0.5
@@ -55,9 +52,7 @@ def test_subsets_scatter_around_the_full_value_and_repeat():
 
 
 def test_unbiased_under_the_null():
-    values = torch.tensor(
-        [kernel_distance(normal(20, 3, "x", i), normal(30, 3, "y", i)).mean for i in range(400)]
-    )
+    values = torch.tensor([kernel_distance(normal(20, 3, "x", i), normal(30, 3, "y", i)).mean for i in range(400)])
     assert abs(values.mean()) < 4 * values.std() / 20
     assert values.min() < 0
     values = torch.tensor([mmd_rbf(normal(20, 2, "x", i), normal(30, 2, "y", i), [1.0]) for i in range(400)])
@@ -110,9 +105,7 @@ def test_both_grow_with_distance():
         (lambda: kernel_distance(torch.ones(5, 2), torch.ones(5, 3)), "2 dimensions and y has 3"),
         (lambda: kernel_distance(torch.ones(5, 2), torch.ones(5, 2), subset_size=3), "pass a generator"),
         (
-            lambda: kernel_distance(
-                torch.ones(5, 2), torch.ones(5, 2), subset_size=6, generator=torch.Generator()
-            ),
+            lambda: kernel_distance(torch.ones(5, 2), torch.ones(5, 2), subset_size=6, generator=torch.Generator()),
             "subset_size=6",
         ),
         (lambda: kernel_distance(torch.ones(5, 2), torch.ones(5, 2), degree=0), "degree"),

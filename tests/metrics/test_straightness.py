@@ -99,9 +99,7 @@ def test_golden_optimal_transport_field_is_straight():
     g = integrate(field, z)
     assert g.straightness.max() < 1e-10
     torch.testing.assert_close(g.path_energy, (z @ target + m - z).square().sum(dim=1), rtol=1e-7, atol=0)
-    assert normalized_path_energy(g.mean()["path_energy"], g.mean()["displacement"]) == pytest.approx(
-        0, abs=1e-9
-    )
+    assert normalized_path_energy(g.mean()["path_energy"], g.mean()["displacement"]) == pytest.approx(0, abs=1e-9)
 
 
 def test_golden_rotation_has_the_circles_length():
@@ -184,8 +182,7 @@ def test_blocks_agree_with_a_fine_sampling_of_the_same_line():
     states = normal(4, 6, 3)
     fine = torch.cat(
         [
-            states[k]
-            + torch.linspace(0, 1, 101, dtype=torch.float64)[:-1, None, None] * (states[k + 1] - states[k])
+            states[k] + torch.linspace(0, 1, 101, dtype=torch.float64)[:-1, None, None] * (states[k + 1] - states[k])
             for k in range(3)
         ]
     )

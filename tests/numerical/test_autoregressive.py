@@ -33,9 +33,7 @@ CLIPS = [None, 4.0]
 
 def make_network(num_tokens=6, token_dim=2, num_classes=3, *, std=0.05, **options) -> CausalTransformer:
     """A small double-precision network; its output layer is drawn from N(0, std^2)."""
-    net = CausalTransformer(
-        num_tokens, token_dim, num_classes, **({"width": 16, "depth": 2, "head_dim": 8} | options)
-    )
+    net = CausalTransformer(num_tokens, token_dim, num_classes, **({"width": 16, "depth": 2, "head_dim": 8} | options))
     nn.init.normal_(net.out.weight, std=std)
     nn.init.normal_(net.out.bias, std=std)
     if net.label_embedding is not None:
@@ -43,9 +41,7 @@ def make_network(num_tokens=6, token_dim=2, num_classes=3, *, std=0.05, **option
     return net.double()
 
 
-def make_flow(
-    num_blocks=2, seed=0, scale="exp", soft_clip=None, last="identity", **options
-) -> AutoregressiveFlow:
+def make_flow(num_blocks=2, seed=0, scale="exp", soft_clip=None, last="identity", **options) -> AutoregressiveFlow:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return AutoregressiveFlow(
@@ -98,9 +94,7 @@ class Syncs(TorchDispatchMode):
     seed=st.integers(0, 100),
 )
 def test_round_trip_and_log_determinant(num_blocks, last, scale, soft_clip, start, position, seed):
-    flow = make_flow(
-        num_blocks, seed, scale, soft_clip, last, start=start, position=position[0], grid=position[1]
-    )
+    flow = make_flow(num_blocks, seed, scale, soft_clip, last, start=start, position=position[0], grid=position[1])
     x, label = normal(2, 6, 2, seed=seed), torch.tensor([1, 3])
     z, logdet = flow(x, label)
     assert (z - x).abs().max() > 1e-2
@@ -108,9 +102,7 @@ def test_round_trip_and_log_determinant(num_blocks, last, scale, soft_clip, star
     torch.testing.assert_close(flow(flow.inverse(x, label), label)[0], x, rtol=0, atol=1e-10)
     for row in range(2):
         one = x[row : row + 1]
-        jacobian = torch.autograd.functional.jacobian(
-            lambda v, row=row: flow(v, label[row : row + 1])[0], one
-        )
+        jacobian = torch.autograd.functional.jacobian(lambda v, row=row: flow(v, label[row : row + 1])[0], one)
         sign, expected = torch.linalg.slogdet(jacobian.reshape(12, 12))
         assert sign == 1
         torch.testing.assert_close(logdet[row], expected.detach(), rtol=1e-10, atol=1e-12)
@@ -231,9 +223,7 @@ def test_soft_clip_bounds_mean_and_scale(scale):
 )
 def test_cached_inverse_equals_the_naive_one(order, scale, soft_clip, start, position, seed):
     torch.manual_seed(seed)
-    block = AffineBlock(
-        make_network(start=start, position=position[0], grid=position[1]), order, scale, soft_clip
-    )
+    block = AffineBlock(make_network(start=start, position=position[0], grid=position[1]), order, scale, soft_clip)
     z, label = normal(3, 6, 2, seed=seed), torch.tensor([2, 3, 0])
     before = z.clone()
     with torch.no_grad():
@@ -353,9 +343,7 @@ def test_training_recovers_the_entropy_of_a_gaussian():
         AffineBlock(CausalTransformer(2, 1, width=16, depth=1, head_dim=8), order, "softplus", 4.0)
         for order in alternating(2, last="identity")
     )
-    truth = torch.distributions.MultivariateNormal(
-        torch.tensor([0.5, -0.5]), torch.tensor([[1.0, 0.6], [0.6, 0.8]])
-    )
+    truth = torch.distributions.MultivariateNormal(torch.tensor([0.5, -0.5]), torch.tensor([[1.0, 0.6], [0.6, 0.8]]))
     factor = truth.scale_tril.T
     optimizer = torch.optim.Adam(flow.parameters(), lr=5e-3)
 
@@ -423,15 +411,11 @@ def test_alternating_orders_end_where_they_are_told():
         (lambda: AffineBlock(make_network(), soft_clip=0.0), "soft_clip must be positive"),
         (lambda: AutoregressiveFlow([]), "at least one block"),
         (
-            lambda: AutoregressiveFlow(
-                [AffineBlock(make_network()), AffineBlock(make_network(num_tokens=4))]
-            ),
+            lambda: AutoregressiveFlow([AffineBlock(make_network()), AffineBlock(make_network(num_tokens=4))]),
             "blocks must agree",
         ),
         (
-            lambda: AutoregressiveFlow(
-                [AffineBlock(make_network()), AffineBlock(make_network(num_classes=4))]
-            ),
+            lambda: AutoregressiveFlow([AffineBlock(make_network()), AffineBlock(make_network(num_classes=4))]),
             "blocks must agree",
         ),
         (lambda: AutoregressiveGuidance(0.5), "guidance scale must be finite and at least 1"),

@@ -22,9 +22,7 @@ STARTS = ["learned", "zero"]
 
 def make_network(num_tokens=6, token_dim=2, num_classes=3, *, std=0.05, **options) -> CausalTransformer:
     """A small double-precision network; its output layer is drawn from N(0, std^2)."""
-    net = CausalTransformer(
-        num_tokens, token_dim, num_classes, **({"width": 16, "depth": 2, "head_dim": 8} | options)
-    )
+    net = CausalTransformer(num_tokens, token_dim, num_classes, **({"width": 16, "depth": 2, "head_dim": 8} | options))
     nn.init.normal_(net.out.weight, std=std)
     nn.init.normal_(net.out.bias, std=std)
     if net.label_embedding is not None:
@@ -32,9 +30,7 @@ def make_network(num_tokens=6, token_dim=2, num_classes=3, *, std=0.05, **option
     return net.double()
 
 
-def make_flow(
-    num_blocks=2, seed=0, scale="exp", soft_clip=None, last="identity", **options
-) -> AutoregressiveFlow:
+def make_flow(num_blocks=2, seed=0, scale="exp", soft_clip=None, last="identity", **options) -> AutoregressiveFlow:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return AutoregressiveFlow(
@@ -87,9 +83,7 @@ def test_guided_sampling_law_is_the_product_on_a_grid(weight, std_c, std_u):
         torch.distributions.Normal(mean_c, std_c),
         torch.distributions.Normal(mean_u, std_u),
     )
-    product = torch.softmax(
-        (1 + weight) * conditional.log_prob(grid) - weight * marginal.log_prob(grid), dim=0
-    )
+    product = torch.softmax((1 + weight) * conditional.log_prob(grid) - weight * marginal.log_prob(grid), dim=0)
     mean = (product * grid).sum()
     std = (product * (grid - mean).square()).sum().sqrt()
     z = torch.tensor([-1.0, 0.0, 2.0], dtype=torch.float64)

@@ -20,9 +20,7 @@ POSITIONS = [("rope", None), ("rope", (2, 3)), ("learned", None)]
 STARTS = ["learned", "zero"]
 
 
-def network(
-    seed: int = 0, num_tokens: int = 6, token_dim: int = 2, num_classes=3, **options
-) -> CausalTransformer:
+def network(seed: int = 0, num_tokens: int = 6, token_dim: int = 2, num_classes=3, **options) -> CausalTransformer:
     """A small network whose output layer is not zero."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -147,9 +145,7 @@ def test_attention_equals_the_written_out_softmax(rope):
     table = rotary_table(grid_positions(2, 3), 4) if rope else None
     x = normal(2, 6, 12)
     with torch.no_grad():
-        torch.testing.assert_close(
-            layer(x, table), explicit_attention(layer, x, table), rtol=1e-11, atol=1e-13
-        )
+        torch.testing.assert_close(layer(x, table), explicit_attention(layer, x, table), rtol=1e-11, atol=1e-13)
 
 
 def scores(q: Tensor, k: Tensor, positions: Tensor) -> Tensor:
@@ -172,9 +168,7 @@ def test_rotation_keeps_norms_and_sees_relative_offsets_only(num_axes):
 def test_rotation_is_a_complex_product():
     positions = torch.tensor([[0.0], [1.0], [7.0]])
     x = normal(3, 8)
-    z = torch.complex(*x.chunk(2, dim=-1)) * torch.exp(
-        1j * positions * 10_000.0 ** -(torch.arange(4) / 4).double()
-    )
+    z = torch.complex(*x.chunk(2, dim=-1)) * torch.exp(1j * positions * 10_000.0 ** -(torch.arange(4) / 4).double())
     torch.testing.assert_close(rotate(x, rotary_table(positions, 8)), torch.cat([z.real, z.imag], -1))
 
 
@@ -224,9 +218,7 @@ def test_layer_norm_is_exact_in_float64_and_safe_in_bfloat16():
     torch.testing.assert_close(norm.double()(x), oracle, rtol=1e-9, atol=1e-9)
     low = norm.bfloat16()(normal(4, 8).bfloat16())
     assert low.dtype == torch.bfloat16
-    torch.testing.assert_close(
-        low.double(), F.layer_norm(normal(4, 8).bfloat16().double(), (8,)), atol=2e-2, rtol=0
-    )
+    torch.testing.assert_close(low.double(), F.layer_norm(normal(4, 8).bfloat16().double(), (8,)), atol=2e-2, rtol=0)
 
 
 @pytest.mark.parametrize(("position", "start"), list(itertools.product(POSITIONS, STARTS)))

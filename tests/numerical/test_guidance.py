@@ -64,9 +64,7 @@ def test_a_guided_solve_costs_two_network_evaluations_per_call():
 @settings(max_examples=20, deadline=None)
 def test_guided_gaussian_is_the_normalised_product(mean_c, mean_u, std_c, ratio, w):
     std_u = ratio * std_c  # no clipping: the unconditional is wider
-    mean, std = guided_gaussian(
-        *(torch.tensor(v, dtype=torch.float64) for v in (mean_c, std_c, mean_u, std_u)), w
-    )
+    mean, std = guided_gaussian(*(torch.tensor(v, dtype=torch.float64) for v in (mean_c, std_c, mean_u, std_u)), w)
     x = mean + 12 * std * torch.linspace(-1, 1, 4001, dtype=torch.float64)
     log_density = -(1 + w) * (x - mean_c) ** 2 / (2 * std_c**2) + w * (x - mean_u) ** 2 / (2 * std_u**2)
     density = log_density.softmax(0)

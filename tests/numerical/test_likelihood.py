@@ -128,9 +128,7 @@ def test_hutchinson_likelihood_agrees_with_the_exact_one_within_its_error(distri
 
 def test_one_probe_has_no_standard_error_and_the_generator_decides():
     field, x = network(3), points().float()
-    first, same, other = (
-        density(field, x, HutchinsonDivergence(), RungeKutta4(5), generator(s)) for s in (1, 1, 2)
-    )
+    first, same, other = (density(field, x, HutchinsonDivergence(), RungeKutta4(5), generator(s)) for s in (1, 1, 2))
     assert first.probe_standard_error is None
     assert torch.equal(first.log_prob, same.log_prob)
     assert not torch.equal(first.log_prob, other.log_prob)
@@ -190,9 +188,7 @@ def test_variance_preserving_flow_uses_its_interval():
         return (c.sigma * c.d_sigma + c.alpha * c.d_alpha * b**2) / variance * x
 
     x = b * points()
-    result = log_likelihood(
-        field, x, STANDARD.log_prob, DormandPrince(1e-9, 1e-9), EXACT, interval=path.interval
-    )
+    result = log_likelihood(field, x, STANDARD.log_prob, DormandPrince(1e-9, 1e-9), EXACT, interval=path.interval)
     # alpha(0) is not 0, so the source is matched to about alpha(0)^2 = 4e-5 only.
     torch.testing.assert_close(result.log_prob, GaussianSource(b).log_prob(x), rtol=0, atol=1e-3)
 

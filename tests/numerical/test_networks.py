@@ -194,9 +194,7 @@ def test_input_gradient_against_finite_differences(name):
     network = build(name).requires_grad_(False)
     x, t, label = inputs(network, batch=1)
     assert torch.autograd.gradcheck(lambda x: network(x, t, label), x.requires_grad_(), fast_mode=True)
-    assert torch.autograd.gradcheck(
-        lambda t: network(x.detach(), t, label), t.requires_grad_(), fast_mode=True
-    )
+    assert torch.autograd.gradcheck(lambda t: network(x.detach(), t, label), t.requires_grad_(), fast_mode=True)
 
 
 @every_network

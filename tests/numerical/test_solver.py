@@ -18,9 +18,7 @@ FIXED = [Euler, Midpoint, Heun, RungeKutta4]
 UNIT = torch.tensor([0.0, 1.0])
 DOUBLE = UNIT.double()
 MATRIX = torch.tensor([[-0.5, 1.0], [-1.2, 0.3]], dtype=torch.float64)
-every_solver = pytest.mark.parametrize(
-    "solver", [*(m(48) for m in FIXED), DormandPrince(1e-9, 1e-9)], ids=repr
-)
+every_solver = pytest.mark.parametrize("solver", [*(m(48) for m in FIXED), DormandPrince(1e-9, 1e-9)], ids=repr)
 
 
 class Counted:

@@ -19,9 +19,7 @@ kinds = pytest.mark.parametrize("cost", ["norm", "squared"])
 
 def pairs(seed: int, num: int = 64, dim: int = 3, dtype=torch.float32):
     rng = generator(seed, "pairs")
-    return torch.randn(num, dim, generator=rng, dtype=dtype), 1 + torch.randn(
-        num, dim, generator=rng, dtype=dtype
-    )
+    return torch.randn(num, dim, generator=rng, dtype=dtype), 1 + torch.randn(num, dim, generator=rng, dtype=dtype)
 
 
 @kinds
@@ -34,9 +32,7 @@ def test_raw_weight_is_the_gibbs_factor(cost, seed: int, kappa: float):
     result = GibbsWeight(kappa, cost, "raw")(x0, x1)
     torch.testing.assert_close(result.weight, torch.exp(-c / (kappa * math.sqrt(3))), rtol=1e-4, atol=0)
     w = torch.exp(-(c - c.min()).double() / (kappa * math.sqrt(3)))
-    assert result.diagnostics["ess"].item() == pytest.approx(
-        (w.sum() ** 2 / (64 * (w**2).sum())).item(), rel=1e-3
-    )
+    assert result.diagnostics["ess"].item() == pytest.approx((w.sum() ** 2 / (64 * (w**2).sum())).item(), rel=1e-3)
     assert result.diagnostics["max_share"].item() == pytest.approx((w.max() / w.sum()).item(), rel=1e-3)
     weighted = ((w * c).sum() / w.sum()).item()
     assert result.diagnostics["weighted_cost"].item() == pytest.approx(weighted, rel=1e-3)
@@ -115,9 +111,7 @@ def test_running_mean_is_the_bias_corrected_average_of_earlier_batches():
         if log_means:
             powers = [0.9 ** (len(log_means) - 1 - i) for i in range(len(log_means))]
             average = sum(p * m for p, m in zip(powers, log_means, strict=True)) / sum(powers)
-            torch.testing.assert_close(
-                weight(x0, x1).weight, (log_weight - average).exp(), rtol=1e-5, atol=1e-7
-            )
+            torch.testing.assert_close(weight(x0, x1).weight, (log_weight - average).exp(), rtol=1e-5, atol=1e-7)
         else:
             weight(x0, x1)
         log_means.append(log_weight.exp().mean().log().item())

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["SCHEMA", "STATUSES", "WEIGHTS", "Row", "read_rows", "write_atomic", "write_rows"]
+from flowbench.storage import write_text
+
+__all__ = ["SCHEMA", "STATUSES", "WEIGHTS", "Row", "read_rows", "write_rows"]
 
 SCHEMA = 1
 STATUSES = ("ok", "failed", "nonfinite", "skipped")
@@ -135,29 +136,9 @@ class Row:
         return cls(**record)
 
 
-def write_atomic(path: str | Path, text: str) -> None:
-    """Write a text file so that a reader, or a crash, sees the old file or the new one and never a part.
-
-    Raises:
-        OSError: when the disk is full or the folder cannot be written; the old file is left as it was.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with partial.open("w", encoding="utf-8") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
 def write_rows(path: str | Path, rows: Iterable[Row]) -> None:
     """Write rows as JSON Lines, atomically, replacing the file."""
-    write_atomic(path, "".join(row.to_json() + "\n" for row in rows))
+    write_text(path, "".join(row.to_json() + "\n" for row in rows))
 
 
 def read_rows(path: str | Path) -> list[Row]:

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-__all__ = ["write_atomic"]
+__all__ = ["write_atomic", "write_text"]
 
 
-def write_atomic(path: str | Path, write: Callable[[IO[bytes]], None]) -> None:
+def write_atomic(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file so that a reader sees the old content or the new, never half of it.
 
     Args:
@@ -35,3 +35,8 @@ def write_atomic(path: str | Path, write: Callable[[IO[bytes]], None]) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 text file, whole or not at all; see :func:`write_atomic`."""
+    write_atomic(path, lambda file: file.write(text.encode()))
