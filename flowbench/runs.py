@@ -31,6 +31,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
 
 from flowbench.config import Built, Experiment, compose, fingerprint, to_yaml  # noqa: E402
 from flowbench.evaluation import Evaluator, Identity, cache_dir  # noqa: E402
+from flowbench.evaluation.artifacts import save_samples  # noqa: E402
 from flowbench.evaluation.pictures import image_grid  # noqa: E402
 from flowbench.evaluation.progress import ProgressFile, read_phase  # noqa: E402
 from flowbench.families import (  # noqa: E402
@@ -117,6 +118,8 @@ def validate(experiment: Experiment, ckpt: Path | None = None) -> dict[str, floa
     """The training objective on the validation split, with the averaged weights."""
     run = _build(experiment, training=False)
     _load(run, ckpt)
+    # A number for the user, not a point at step 0 of the training's curve.
+    run.trainer.loggers = []
     (metrics,) = run.trainer.validate(run.module, datamodule=run.built.datamodule, verbose=False)
     return dict(metrics)
 
@@ -188,6 +191,8 @@ def reference(experiment: Experiment) -> None:
             raise ValueError("the configuration has no section evaluator, so there is nothing to measure")
         _identify(evaluator, experiment)
         _set_threads()
+        held_out = data.model_values(evaluator.held_out)[: evaluator.num_samples]
+        save_samples(experiment.run_dir, held_out, data.spec, evaluator.num_pictures)
         write_rows(experiment.run_dir / "rows.jsonl", list(evaluator.reference_rows(data)))
 
 
@@ -222,6 +227,8 @@ def _build(experiment: Experiment, *, training: bool) -> _Run:
     budget = _budget(experiment, built, module)
     module.budget = budget
     if built.evaluator is not None:
+        if not isinstance(module, FlowModule):
+            raise ValueError(f"the evaluator measures flows, got {type(module).__name__}: remove the section evaluator")
         _identify(built.evaluator, experiment)
         built.evaluator.budget = budget
     progress = ProgressFile(experiment.run_dir / "progress.json", budget)
@@ -308,6 +315,8 @@ def _quieten() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # A run's folder is its own: that it holds a checkpoint is how a run goes on.
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
 
 
 def _checkpoint_callback(run_dir: Path, max_steps: int | None) -> ModelCheckpoint:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from flowbench.data import FlowDataModule
+from flowbench.evaluation.artifacts import save_samples, save_trajectories
 from flowbench.evaluation.extractors import get_extractor
 from flowbench.evaluation.gather import gather_by_index, shard
 from flowbench.evaluation.metrics import Metric, PathStraightness
@@ -115,6 +115,10 @@ class Evaluator(L.Callback):
             raise ValueError(f"evaluator.reference and held_out are both {reference}: the floor would be zero")
         if set(sweep or {}) - {"network_evaluations"}:
             raise ValueError(f"evaluator.sweep goes over network_evaluations alone, got {', '.join(sweep or {})}")
+        self.sweep = list((sweep or {}).get("network_evaluations", []))
+        for budget in self.sweep:
+            if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
+                raise ValueError(f"evaluator.sweep.network_evaluations must be whole numbers >= 1, got {budget!r}")
         self.metrics: dict[str, Metric] = dict(metrics or {})
         self.curve = list(curve or [])
         for name in self.curve:
@@ -124,7 +128,6 @@ class Evaluator(L.Callback):
         self.reference, self.held_out = reference, held_out
         self.seed = seed
         self.weights: Literal["ema", "raw"] = weights
-        self.sweep = list((sweep or {}).get("network_evaluations", []))
         self.num_trajectories, self.trajectory_points = num_trajectories, trajectory_points
         self.identity = Identity()
         self.budget: Budget | None = None
@@ -135,13 +138,25 @@ class Evaluator(L.Callback):
 
     # ---- hooks ----------------------------------------------------------------------------------------
 
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Refuse before the training, not after it, what cannot be measured.
+
+        Raises:
+            ValueError: when the module is no flow, or its sampler cannot do a budget of the sweep.
+        """
+        flow = _flow(module)
+        labels = self._labels(flow, trainer)
+        condition = labels[:1].to(flow.device) if labels is not None else None
+        with torch.no_grad(), flow.evaluating(self.weights):
+            for n in self.sweep if flow.sweeps else ():
+                flow.sample(flow.draw_noise(torch.zeros(1), self.seed), condition, network_evaluations=n)
+
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """A point of quality against training, and a picture in TensorBoard."""
         # `flowbench validate` runs this hook too, and must not touch the curve of the training.
         training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-        if not training or not self.curve or not isinstance(module, FlowModule):
-            return
-        self._measure_curve(trainer, module)
+        if training and self.curve:
+            self._measure_curve(trainer, _flow(module))
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Make up for the point that a run killed between its checkpoint and its validation has lost."""
@@ -149,8 +164,8 @@ class Evaluator(L.Callback):
         due = trainer.enable_validation and every and step and step * trainer.accumulate_grad_batches % every == 0
         missing = bool(due and self.curve) and step not in self._curve_steps(trainer)
         # Process 0 decides for all: it may have written the file before another one reads it.
-        if trainer.strategy.broadcast(missing) and isinstance(module, FlowModule):
-            self._measure_curve(trainer, module)
+        if trainer.strategy.broadcast(missing):
+            self._measure_curve(trainer, _flow(module))
 
     def _measure_curve(self, trainer: L.Trainer, module: FlowModule) -> None:
         with torch.no_grad(), module.evaluating(self.weights):
@@ -160,7 +175,7 @@ class Evaluator(L.Callback):
                 chosen = {name: self.metrics[name] for name in self.curve}
                 measured = list(score(subject, chosen))
                 self._append_curve(trainer, measured)
-                log_samples(trainer, samples[: self.num_pictures], module.spec, "val/samples")
+                log_samples(trainer, samples[: self.num_pictures], module.spec, "val/samples", trainer.global_step)
         trainer.strategy.barrier("flowbench.curve")
 
     def on_test_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -229,9 +244,14 @@ class Evaluator(L.Callback):
             for m in score(subject, self.metrics)
         ]
         run_dir = Path(trainer.default_root_dir)
-        self._save_pictures(run_dir, samples, states, times)
+        save_samples(run_dir, samples, flow.spec, self.num_pictures)
+        if len(states):
+            shown = states[:, : self.num_pictures].to(flow.device)
+            save_trajectories(run_dir, torch.stack([flow.space.decode(state) for state in shown]), times)
         write_rows(run_dir / "rows.jsonl", self.rows)
-        log_samples(trainer, samples[: self.num_pictures], flow.spec, "test/samples")
+        # A trainer that only measures has not counted the steps behind the checkpoint.
+        step = self.budget.steps if self.budget else trainer.global_step
+        log_samples(trainer, samples[: self.num_pictures], flow.spec, "test/samples", step)
         log_hyperparameters(trainer, self.rows, asdict(self.identity))
 
     def _draw(
@@ -397,18 +417,6 @@ class Evaluator(L.Callback):
         if trainer.logger is not None:
             values: Mapping[str, float] = {f"val/{m.metric}": m.value for m in measured}
             trainer.logger.log_metrics(dict(values), step=trainer.global_step)
-
-    def _save_pictures(self, run_dir: Path, samples: Tensor, states: Tensor, times: Tensor) -> None:
-        data_is_image = samples.ndim == 4
-        kept = samples[: self.num_pictures] if data_is_image else samples
-        assert self._real is not None
-        # A sample that diverged is shown as black.
-        values = self._real.spec.to_uint8(kept.nan_to_num(-1.0)) if data_is_image else kept
-        run_dir.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(run_dir / "samples.npz", x=values.numpy())
-        if len(states):
-            shown = states[:, : self.num_pictures].float().cpu().numpy()
-            np.savez_compressed(run_dir / "trajectories.npz", states=shown, times=times.cpu().numpy())
 
 
 def _geometry(path: Trajectory) -> PathGeometry:

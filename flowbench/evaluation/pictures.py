@@ -51,7 +51,7 @@ def _writer(trainer: L.Trainer) -> Any:
     return None
 
 
-def log_samples(trainer: L.Trainer, samples: Tensor, spec: DataSpec, tag: str) -> None:
+def log_samples(trainer: L.Trainer, samples: Tensor, spec: DataSpec, tag: str, step: int) -> None:
     """Write a picture of samples in model space, where the run has a TensorBoard logger."""
     logger = _writer(trainer)
     if logger is None:
@@ -63,7 +63,7 @@ def log_samples(trainer: L.Trainer, samples: Tensor, spec: DataSpec, tag: str) -
     else:
         return
     channels = picture.shape[0]
-    logger.experiment.add_image(tag, picture if channels in (1, 3) else picture[:1], trainer.global_step)
+    logger.experiment.add_image(tag, picture if channels in (1, 3) else picture[:1], step)
 
 
 def log_hyperparameters(trainer: L.Trainer, rows: Sequence[Row], identity: dict[str, Any]) -> None:

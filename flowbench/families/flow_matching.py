@@ -57,7 +57,8 @@ class FlowMatching(FlowModule):
         weight: how much a pair counts; None counts all alike.
         guidance: classifier-free guidance of the sampler; None is scale 1.
         solver: integrates samples; None is the midpoint rule with 20 steps.
-        likelihood_solver: integrates log-densities; None is Runge-Kutta 4 with 16 steps.
+        likelihood_solver: integrates log-densities; None is Runge-Kutta 4 with 32 steps (on digits
+            within 0.001 bits/dim of 128 steps; 16 steps flattered the model by 0.01).
         divergence: trace of the Jacobian; None is exact up to 8 dimensions, else two fixed Rademacher probes.
         space: where the flow lives; None means the data space.
         conditional: condition on class labels.
@@ -105,7 +106,7 @@ class FlowMatching(FlowModule):
         self.weight = weight or UniformWeight()
         self.guidance = guidance or ClassifierFreeGuidance()
         self.solver = solver or Midpoint(num_steps=20)
-        self.likelihood_solver = likelihood_solver or RungeKutta4(num_steps=16)
+        self.likelihood_solver = likelihood_solver or RungeKutta4(num_steps=32)
         few = torch.Size(self.flow_shape).numel() <= EXACT_TRACE_DIMS
         self.divergence = divergence or (ExactDivergence() if few else HutchinsonDivergence(num_probes=2))
 

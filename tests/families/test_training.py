@@ -5,6 +5,8 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from flowbench.data import FlowDataModule
 from flowbench.families import NonFiniteLossError, load_checkpoint, read_checkpoint
@@ -137,6 +139,15 @@ def test_unreadable_checkpoints_get_one_line(tmp_path):
     torch.save(checkpoint, path)
     with pytest.raises(ValueError, match="does not fit the configured model") as caught:
         load_checkpoint(model(), path)
+    assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(max_size=60))
+def test_any_bytes_are_refused_in_one_line(tmp_path, content):
+    (tmp_path / "bytes").write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot be read, it is cut short or corrupt|no state_dict") as caught:
+        read_checkpoint(tmp_path / "bytes")
     assert "\n" not in str(caught.value)
 
 

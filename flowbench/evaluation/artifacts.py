@@ -1,0 +1,35 @@
+"""Arrays that a run leaves for pictures: samples.npz and trajectories.npz."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from flowbench.data import DataSpec
+from flowbench.storage import write_atomic
+
+__all__ = ["save_samples", "save_trajectories"]
+
+
+def save_samples(run_dir: Path, samples: Tensor, spec: DataSpec, num_images: int) -> None:
+    """Write samples.npz: `x` as uint8 images (N, C, H, W), or float32 points (N, D).
+
+    Args:
+        run_dir: the run's folder.
+        samples: in model space, in the order of their noise indices; one that diverged is shown as black.
+        spec: the data's shape and value grid.
+        num_images: images to keep; points are kept all.
+    """
+    if spec.modality == "image":
+        values = spec.to_uint8(samples[:num_images].cpu().nan_to_num(-1.0)).numpy()
+    else:
+        values = samples.cpu().numpy()
+    write_atomic(run_dir / "samples.npz", lambda file: np.savez_compressed(file, x=values))
+
+
+def save_trajectories(run_dir: Path, states: Tensor, times: Tensor) -> None:
+    """Write trajectories.npz: `states` float32 (T, B, *D) in data space, and `times` (T,)."""
+    shown, grid = states.float().cpu().numpy(), times.cpu().numpy()
+    write_atomic(run_dir / "trajectories.npz", lambda file: np.savez_compressed(file, states=shown, times=grid))

@@ -1,0 +1,237 @@
+"""Measurements against values computed by hand or by another library."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import ot
+import pytest
+import torch
+from torch import Tensor
+from torch_fidelity.metric_fid import fid_statistics_to_metric
+
+from flowbench import evaluation
+from flowbench.data import DataSpec
+from flowbench.evaluation import (
+    Cost,
+    CostReport,
+    DensityCoverage,
+    FrechetDistance,
+    KernelDistance,
+    MaximumMeanDiscrepancy,
+    NegativeLogLikelihood,
+    PathStraightness,
+    PrecisionRecall,
+    SampleSet,
+    SlicedWasserstein2,
+    Subject,
+    Wasserstein2,
+)
+from flowbench.metrics import IdentityFeatures, block_geometry
+
+DIGITS = DataSpec("digits", "1", (1, 8, 8), num_classes=10, levels=17)
+POINTS = DataSpec("points", "1", (2,))
+
+
+def cloud(num: int, spec: DataSpec, seed: int, shift: float = 0.0) -> Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    return (0.4 * torch.randn(num, *spec.shape, generator=rng) + shift).clamp(-0.999, 0.999)
+
+
+def subject(spec: DataSpec = POINTS, num: int = 60, num_real: int = 90, **known) -> Subject:
+    samples, real = (
+        SampleSet(cloud(num, spec, 0, 0.2), spec, "generated"),
+        SampleSet(cloud(num_real, spec, 1), spec, "val"),
+    )
+    return Subject(spec, samples, real, extractors={"identity": IdentityFeatures(spec.num_dims)}, **known)
+
+
+def flat(x: Tensor, spec: DataSpec) -> np.ndarray:
+    values = spec.to_uint8(x) if spec.modality == "image" else x
+    return values.double().flatten(1).numpy()
+
+
+@pytest.mark.parametrize("spec", [POINTS, DIGITS], ids=["points", "images"])
+def test_fd_is_that_of_torch_fidelity(spec):
+    """Images are compared as 8-bit pictures, points as they are."""
+    given = subject(spec, num=200, num_real=150)
+    (found,) = FrechetDistance("identity").measure(given)
+    sides = [flat(part.x, spec) for part in (given.samples, given.reference)]
+    first, second = ({"mu": s.mean(0), "sigma": np.cov(s, rowvar=False)} for s in sides)
+    expected = fid_statistics_to_metric(first, second, verbose=False)["frechet_inception_distance"]
+    assert found.value == pytest.approx(expected, rel=1e-5)
+    assert (found.metric, found.n, found.protocol) == ("fd[identity]", 200, "identity/val-150/200")
+
+
+def test_kid_is_the_mean_over_all_pairs():
+    given = subject()
+    (found,) = KernelDistance("identity").measure(given)
+    x, y = given.samples.x.double(), given.reference.x.double()
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return (a @ b.T / 2 + 1) ** 3
+
+    n, m = len(x), len(y)
+    within = (kernel(x, x).sum() - kernel(x, x).trace()) / (n * (n - 1))
+    within += (kernel(y, y).sum() - kernel(y, y).trace()) / (m * (m - 1))
+    assert found.value == pytest.approx(float(within - 2 * kernel(x, y).mean()), rel=1e-4)
+
+
+@pytest.mark.parametrize("sizes", [(60, 90), (90, 60)])
+def test_neighbour_metrics_take_equal_numbers_and_say_so(sizes):
+    given = subject(num=sizes[0], num_real=sizes[1])
+    generated, real = given.samples.x[:60].double(), given.reference.x[:60].double()
+
+    def covered(points: Tensor, centres: Tensor, k: int) -> Tensor:
+        radius = torch.cdist(centres, centres).sort(1).values[:, k]
+        return torch.cdist(points, centres) <= radius
+
+    results = {
+        m.metric: m
+        for metric in (PrecisionRecall("identity"), DensityCoverage("identity"))
+        for m in metric.measure(given)
+    }
+    expected = {
+        "precision": covered(generated, real, 3).any(1).double().mean(),
+        "recall": covered(real, generated, 3).any(1).double().mean(),
+        "density": covered(generated, real, 5).double().sum() / (5 * 60),
+        "coverage": covered(generated, real, 5).any(0).double().mean(),
+    }
+    for name, value in expected.items():
+        found = results[f"{name}[identity]"]
+        assert found.value == pytest.approx(float(value), abs=1e-12), name
+        assert found.n == 60
+        assert found.protocol == f"identity/val-60/60/k{3 if name in ('precision', 'recall') else 5}"
+
+
+def test_point_metrics_against_pot():
+    given = subject()
+    x, y = given.samples.x.numpy().astype(float), given.reference.x[:60].numpy().astype(float)
+    (w2,) = Wasserstein2().measure(given)
+    assert w2.value == pytest.approx(math.sqrt(ot.emd2([], [], ot.dist(x, y))), rel=1e-6)
+    assert (w2.n, w2.protocol, w2.unit) == (60, "points/val-60/60", "data units")
+    (sliced,) = SlicedWasserstein2(num_projections=4000).measure(given)
+    assert sliced.value == pytest.approx(ot.sliced_wasserstein_distance(x, y, n_projections=20_000, seed=0), rel=0.02)
+    assert SlicedWasserstein2(num_projections=8).measure(given) == SlicedWasserstein2(num_projections=8).measure(given)
+    (mmd,) = MaximumMeanDiscrepancy().measure(given)
+    same = Subject(POINTS, given.reference, given.reference)
+    assert mmd.value > MaximumMeanDiscrepancy().measure(same)[0].value
+
+
+def test_a_uniform_density_over_the_grey_levels_costs_their_logarithm():
+    """log2(17) bits per pixel, whatever the number of pixels: the density of model space is 2^-64."""
+    uniform = torch.full((5,), -64 * math.log(2.0), dtype=torch.float64)
+    (found,) = NegativeLogLikelihood().measure(subject(DIGITS, log_prob=uniform))
+    assert found.value == pytest.approx(math.log2(17), rel=1e-12)
+    assert (found.unit, found.n) == ("bits/dim", 5)
+    assert found.protocol == "exact/test/5/uniform-dequantisation-17-levels"
+
+
+def test_points_are_counted_in_nats():
+    (found,) = NegativeLogLikelihood().measure(subject(log_prob=torch.tensor([-1.0, -3.0]), likelihood="ode"))
+    assert (found.value, found.unit, found.protocol) == (2.0, "nats", "ode/test/2")
+
+
+def test_a_long_sum_of_float32_densities_is_done_in_double():
+    values = torch.full((100_000,), 1e7, dtype=torch.float32) + torch.arange(100_000) % 2
+    (found,) = NegativeLogLikelihood().measure(subject(log_prob=values))
+    assert found.value == -10_000_000.5
+
+
+def test_block_paths_by_hand():
+    """(0,0) -> (3,4) -> (3,0): lengths 5 and 4, half a unit of time each; the chord is 3."""
+    states = torch.tensor([[[0.0, 0.0]], [[3.0, 4.0]], [[3.0, 0.0]]])
+    given = subject(geometry=block_geometry(states), space="data", transport_cost=4.0)
+    found = {m.metric: m for m in PathStraightness().measure(given)}
+    energy = 0.5 * (10.0**2 + 8.0**2)
+    assert found["path_energy"].value == pytest.approx(energy)
+    assert found["displacement"].value == pytest.approx(9.0)
+    assert found["straightness"].value == pytest.approx(energy - 9.0)
+    assert found["path_length_ratio"].value == pytest.approx(3.0)
+    assert found["npe"].value == pytest.approx((energy - 4.0) / 4.0)
+    assert found["npe"].protocol == "data/1-paths/w2-squared=4.0000"
+    assert found["path_energy"].unit == "squared data units"
+    latent = {
+        m.metric: m for m in PathStraightness().measure(subject(geometry=block_geometry(states), space="latent 4x4x4"))
+    }
+    assert "npe" not in latent
+    assert (latent["straightness"].protocol, latent["straightness"].unit) == (
+        "latent 4x4x4/1-paths",
+        "squared latent units",
+    )
+
+
+def test_costs_are_reported_as_given():
+    cost = Cost(
+        parameters=7, train_seconds=1.5, train_flops=2e9, samples_seen=64, peak_memory_mb=9.0, samples_per_second=3.0
+    )
+    found = {m.metric: m.value for m in CostReport().measure(subject(cost=cost, network_evaluations=40.0))}
+    assert found == {
+        "parameters": 7,
+        "train_flops": 2e9,
+        "train_seconds": 1.5,
+        "samples_seen": 64,
+        "peak_memory": 9.0,
+        "samples_per_second": 3.0,
+        "network_evaluations": 40.0,
+    }
+
+
+@pytest.mark.parametrize(
+    "metric", [NegativeLogLikelihood(), PathStraightness(), CostReport()], ids=lambda m: type(m).__name__
+)
+def test_what_is_not_known_is_not_measured(metric):
+    assert metric.measure(subject()) == []
+
+
+def everything() -> list[evaluation.Metric]:
+    featured = [cls("identity") for cls in (FrechetDistance, KernelDistance, PrecisionRecall, DensityCoverage)]
+    return [*featured, Wasserstein2(), SlicedWasserstein2(), MaximumMeanDiscrepancy()]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("metric", everything(), ids=lambda m: type(m).__name__)
+def test_a_diverged_sample_gives_the_same_rows_without_a_number(metric, bad):
+    healthy = subject()
+    x = healthy.samples.x.clone()
+    x[3, 0] = bad
+    broken = Subject(POINTS, SampleSet(x, POINTS, "generated"), healthy.reference, extractors=healthy.extractors)
+    expected = [(m.metric, m.n, m.protocol, m.unit) for m in metric.measure(healthy)]
+    found = metric.measure(broken)
+    assert [(m.metric, m.n, m.protocol, m.unit) for m in found] == expected
+    assert all(math.isnan(m.value) for m in found)
+
+
+@pytest.mark.parametrize("metric", everything(), ids=lambda m: type(m).__name__)
+def test_a_swept_row_says_so(metric):
+    given = subject()
+    given.swept = True
+    assert all(m.protocol.endswith("/sweep") for m in metric.measure(given))
+
+
+def test_every_exported_metric_is_tested_here():
+    exported = {v for v in vars(evaluation).values() if isinstance(v, type) and issubclass(v, evaluation.Metric)}
+    tested = {type(m) for m in everything()} | {NegativeLogLikelihood, PathStraightness, CostReport, evaluation.Metric}
+    assert exported == tested
+
+
+def test_features_are_computed_once_per_extractor():
+    class Counting(IdentityFeatures):
+        calls = 0
+
+        def __call__(self, images: Tensor) -> Tensor:
+            self.calls += 1
+            return super().__call__(images)
+
+    one, two = Counting(64, "one"), Counting(64, "two")
+    samples = SampleSet(cloud(9, DIGITS, 0).requires_grad_(), DIGITS, "generated")
+    first = samples.features(one)
+    assert samples.features(one) is first
+    assert one.calls == 1
+    samples.features(two)
+    assert (one.calls, two.calls) == (1, 1)
+    assert len(samples) == 9
+    assert not samples.x.requires_grad
+    # As they would be in a file: on the grid of the grey levels.
+    assert set(first.unique().tolist()) <= {float(k * 255 // 16) for k in range(17)}

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import multivariate_normal
+from sklearn.mixture import GaussianMixture
+
+from flowbench.data import FlowDataModule
+from flowbench.evaluation import Evaluator, FrechetDistance, NegativeLogLikelihood
+from flowbench.evaluation import reference as module
+from flowbench.evaluation.reference import reference_subjects
+from flowbench.families import FlowMatching
+from flowbench.seeds import derive_seed
+
+from ..contract.builders import build
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return FlowDataModule("digits")
+
+
+@pytest.fixture(scope="module")
+def subjects(digits):
+    options = {"num_samples": 200, "reference": "train", "held_out": "val", "seed": 5}
+    return dict(reference_subjects(digits, {}, **options))
+
+
+def test_names_in_order(subjects):
+    assert list(subjects) == ["floor", "noise", "gaussian", "gmm"]
+    assert {name for name, s in subjects.items() if s.log_prob is not None} == {"gaussian", "gmm"}
+    assert {s.network_evaluations for s in subjects.values()} == {None}
+
+
+def test_floor_is_the_held_out_split_against_the_reference_split(subjects, digits):
+    assert torch.equal(subjects["floor"].samples.x, digits.model_values("val")[:200])
+    for subject in subjects.values():
+        assert torch.equal(subject.reference.x, digits.model_values("train"))
+        assert subject.reference.name == "train"
+
+
+def test_floor_has_no_more_than_the_split_holds(digits):
+    options = {"num_samples": 10_000, "reference": "train", "held_out": "test", "seed": 0}
+    name, floor = next(iter(reference_subjects(digits, {}, **options)))
+    assert (name, len(floor.samples)) == ("floor", 360)
+
+
+def test_noise_is_the_contenders_own(subjects, digits):
+    """A flow whose velocity is zero draws exactly the noise row, and so does any flow of the data space."""
+    for name in ("cfm", "tarflow", "wcfm"):
+        flow = build(name, digits.spec)
+        assert torch.equal(flow.draw_noise(torch.arange(200), 5), subjects["noise"].samples.x)
+
+    class Still(torch.nn.Module):
+        def __init__(self, shape, num_classes):
+            super().__init__()
+
+        def forward(self, x, t, label=None):
+            return torch.zeros_like(x)
+
+    still = FlowMatching(digits.spec, Still)
+    drawn = still.sample(still.draw_noise(torch.arange(200), 5)).x
+    assert torch.equal(drawn, subjects["noise"].samples.x)
+
+
+def test_the_gaussian_is_that_of_the_fitted_moments(subjects, digits):
+    train, test = (digits.model_values(name).flatten(1).double().numpy() for name in ("train", "test"))
+    covariance = np.cov(train, rowvar=False, bias=True) + 1e-4 * np.eye(64)
+    expected = multivariate_normal(train.mean(0), covariance).logpdf(test)
+    np.testing.assert_allclose(subjects["gaussian"].log_prob.numpy(), expected, rtol=1e-9)
+
+
+def test_the_mixture_was_chosen_on_the_validation_split(subjects, digits):
+    train, val, test = (digits.model_values(n).flatten(1).double().numpy() for n in ("train", "val", "test"))
+    found = subjects["gmm"].log_prob.numpy()
+    assert found.shape == (len(test),)
+    assert found.mean() > subjects["gaussian"].log_prob.mean()
+    # The sizes are tried again here, each from the same start.
+    tried = [
+        GaussianMixture(k, reg_covar=1e-4, random_state=derive_seed(5, "mixture", k) % 2**31).fit(train)
+        for k in (5, 10, 20, 40)
+    ]
+    best = max(tried, key=lambda model: model.score(val))
+    np.testing.assert_allclose(found, best.score_samples(test), rtol=1e-9)
+
+
+def test_baselines_draw_what_they_model():
+    """Sample mean and covariance of many draws against the density's own, within four standard errors."""
+    rng = np.random.default_rng(0)
+    halves = rng.normal([[-2.0, 0.0]], [[0.3, 1.0]], (600, 2)), rng.normal([[3.0, 1.0]], [[1.0, 0.2]], (300, 2))
+    model = module._mixture(np.concatenate(halves), 2, 0)
+    num = 40_000
+    drawn = module._draw(model, num, torch.Generator().manual_seed(0)).numpy()
+    mean = model.weights_ @ model.means_
+    spread = model.means_ - mean
+    covariance = np.einsum("k,kij->ij", model.weights_, model.covariances_ + np.einsum("ki,kj->kij", spread, spread))
+    error = np.sqrt(np.diag(covariance) / num)
+    assert (np.abs(drawn.mean(0) - mean) < 4 * error).all()
+    np.testing.assert_allclose(np.cov(drawn, rowvar=False), covariance, rtol=0.05, atol=0.02)
+    # Interleaved, not sorted by component: a prefix is a sample too.
+    assert abs((drawn[: num // 10, 0] > 0.5).mean() - model.weights_[model.means_[:, 0].argmax()]) < 0.03
+
+
+def test_the_same_seed_draws_the_same_and_another_does_not(digits):
+    def drawn(seed: int):
+        options = {"num_samples": 20, "reference": "train", "held_out": "test", "seed": seed}
+        return [s.samples.x for _, s in reference_subjects(digits, {}, **options)]
+
+    first, again, other = drawn(1), drawn(1), drawn(2)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert [torch.equal(a, b) for a, b in zip(first, other, strict=True)] == [True, False, False, False]
+
+
+def test_a_handful_of_data_still_has_baselines(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "few.npy"
+    np.save(path, rng.normal(size=(30, 2)).astype(np.float32))
+    data = FlowDataModule("npy", str(path))
+    options = {"num_samples": 5, "reference": "train", "held_out": "test", "seed": 0}
+    found = dict(reference_subjects(data, {}, **options))
+    assert torch.isfinite(found["gmm"].log_prob).all()
+
+
+def test_rows_of_the_evaluator(digits):
+    metrics = {"fd": FrechetDistance("identity"), "nll": NegativeLogLikelihood()}
+    evaluator = Evaluator(metrics, num_samples=50, held_out="test")
+    rows = list(evaluator.reference_rows(digits))
+    assert [(r.contender, r.metric) for r in rows] == [
+        ("floor", "fd[identity]"),
+        ("noise", "fd[identity]"),
+        ("gaussian", "fd[identity]"),
+        ("gaussian", "nll"),
+        ("gmm", "fd[identity]"),
+        ("gmm", "nll"),
+    ]
+    assert {r.weights for r in rows} == {"none"}
+    assert {r.n for r in rows if r.metric != "nll"} == {50}
+    assert {r.protocol for r in rows if r.metric != "nll"} == {"identity/train-1077/50"}
+    assert rows[0].provenance["dataset_version"] == digits.spec.version
