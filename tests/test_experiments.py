@@ -40,11 +40,25 @@ TINY_AUTOENCODER = [
 TINY_AUTOENCODER += ["requires.autoencoder.data.batch_size=8"]
 
 
+def sweep_of(file: Path) -> list[int]:
+    """The budgets of network evaluations that a bench asks of this experiment."""
+    asked = {n for b in BENCHES if str(file) in content(b)["contenders"].values() for n in _swept(b)}
+    return sorted(asked)
+
+
+def _swept(bench: Path) -> list[int]:
+    return content(bench).get("sweep", {}).get("network_evaluations", [])
+
+
 def bases(file: Path) -> set[Path]:
     found = {
         (ROOT / file.parent / base).resolve().relative_to(ROOT.resolve()) for base in content(file).get("base", [])
     }
     return found | {deeper for base in found for deeper in bases(base)}
+
+
+def test_the_benches_ask_for_few_evaluations_too():
+    assert sweep_of(Path("toy/cfm.yaml")) == sweep_of(Path("digits/wcfm.yaml")) == [1, 2, 4, 8, 16, 32]
 
 
 def test_every_file_is_an_experiment_a_bench_or_part_of_one():
@@ -62,7 +76,8 @@ def test_an_experiment_is_parsed_built_and_trained_for_a_step(file, tmp_path, mo
     experiment = Experiment.from_files([ROOT / file], overrides)
     if experiment.build_evaluator() is not None:
         # A point of the curve costs thousands of samples; tests/evaluation measures in earnest.
-        overrides += ["evaluator.curve=[]"]
+        # What the benches ask of its sampler is checked when training begins.
+        overrides += ["evaluator.curve=[]", f"evaluator.sweep.network_evaluations={sweep_of(file)}"]
         experiment = Experiment.from_files([ROOT / file], overrides)
     runs.fit(experiment)
     state = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")

@@ -28,7 +28,8 @@ def test_a_notebook_runs_and_shows_what_it_ships_with(path, tmp_path, monkeypatc
     shipped = nbformat.read(path, as_version=4)
     nbformat.validate(shipped)
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", resources={"metadata": {"path": tmp_path}})
+    folder = {"metadata": {"path": tmp_path}}
+    client = NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", resources=folder)
     client.execute()  # raises at the first error
     assert not any(output.output_type in ("error", "stream") for output in outputs(notebook))
     assert kinds(notebook) == kinds(shipped)

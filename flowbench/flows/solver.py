@@ -213,6 +213,12 @@ class RungeKutta4(FixedStepSolver):
         order=4,
     )
 
+    def with_evaluations(self, num_evaluations: int) -> Solver:
+        """As :meth:`FixedStepSolver.with_evaluations`; one evaluation buys an Euler step, two a midpoint step."""
+        if num_evaluations in (1, 2):
+            return Midpoint(1).with_evaluations(num_evaluations)
+        return super().with_evaluations(num_evaluations)
+
 
 class DormandPrince(Solver):
     """The adaptive Dormand-Prince method of order 5 with an embedded error estimate (torchdiffeq's dopri5).

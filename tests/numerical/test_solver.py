@@ -144,7 +144,7 @@ def test_dormand_prince_that_fails_says_so():
         DormandPrince(1e-9, 1e-9, max_steps=3).solve(Counted(), points(2, 2), DOUBLE)
 
 
-@pytest.mark.parametrize("method", [Midpoint, Heun])
+@pytest.mark.parametrize("method", [Midpoint, Heun, RungeKutta4])
 def test_one_evaluation_buys_an_euler_step(method):
     cheap = method(10).with_evaluations(1)
     assert isinstance(cheap, Euler)
@@ -152,7 +152,7 @@ def test_one_evaluation_buys_an_euler_step(method):
 
 
 @pytest.mark.parametrize("method", FIXED)
-@given(budget=st.integers(2, 40))
+@given(budget=st.integers(4, 40))
 @settings(max_examples=20, deadline=None)
 def test_budgets_are_spent_exactly_or_refused(method, budget):
     stages = method(1).evaluations_per_step
@@ -245,3 +245,10 @@ def test_bad_options_are_refused():
 def test_representations_name_method_and_effort():
     assert repr(RungeKutta4(8)) == "RungeKutta4(num_steps=8)"
     assert repr(DormandPrince(1e-4, 1e-5)) == "DormandPrince(rtol=0.0001, atol=1e-05)"
+
+
+def test_runge_kutta_4_spends_two_evaluations_on_a_midpoint_step():
+    assert repr(RungeKutta4(10).with_evaluations(2)) == repr(Midpoint(1))
+    assert repr(RungeKutta4(10).with_evaluations(8)) == repr(RungeKutta4(2))
+    with pytest.raises(ValueError, match="4 evaluations per step"):
+        RungeKutta4(10).with_evaluations(3)
