@@ -193,10 +193,9 @@ def _checkpoint_options(parser: _Parser) -> None:
 
 
 def _predict_options(parser: _Parser) -> None:
-    _config_options(parser)
-    parser.add_argument("--ckpt", type=Path, metavar="FILE", required=True, help="checkpoint to sample from")
-    parser.add_argument("--num-samples", type=_count, metavar="N", required=True, help="how many samples")
-    parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="folder for the samples")
+    _checkpoint_options(parser)
+    parser.add_argument("--num-samples", type=_count, metavar="N", default=64, help="how many samples (default: 64)")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder (default: samples in the run's folder)")
     parser.add_argument("--guidance", type=float, metavar="S", help="guidance scale; 1 is none")
     parser.add_argument("--network-evaluations", type=_count, metavar="N", help="network evaluations per sample")
 
@@ -253,10 +252,25 @@ def _run(
     def handler(arguments: argparse.Namespace) -> int:
         experiment = _experiment(arguments, trains)
         if experiment is not None:
-            action(importlib.import_module("flowbench.runs"), experiment, arguments)
+            _print_result(action(importlib.import_module("flowbench.runs"), experiment, arguments))
         return 0
 
     return handler
+
+
+def _print_result(result: object) -> None:
+    """What a command leaves: a folder, with its measurements where it holds some, or named numbers."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return
+    if isinstance(result, Path):
+        if (result / "rows.jsonl").is_file():
+            from flowbench.bench import compare
+
+            print(compare([result]))
+        print(result)
+    elif isinstance(result, dict):
+        for name, value in result.items():
+            print(f"{name}  {value}")
 
 
 _fit = _run(lambda runs, experiment, given: runs.fit(experiment, test=given.test, resume=given.resume), trains=True)

@@ -55,6 +55,8 @@ CHECKPOINTS = 10
 # Where the length is not known, every so many steps or seconds.
 VALIDATION_STEPS = 200
 CHECKPOINT_SECONDS = 30
+# What torchrun and Lightning's launchers tell a process about its group.
+LAUNCHER_VARIABLES = ("LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 
 
 @dataclass
@@ -76,13 +78,16 @@ class _Run:
 # ---- commands -----------------------------------------------------------------------------------------
 
 
-def fit(experiment: Experiment, test: bool = False, resume: str = "auto") -> None:
+def fit(experiment: Experiment, test: bool = False, resume: str = "auto") -> Path:
     """Train until the budget is used up; the same command again goes on from the last checkpoint.
 
     Args:
         experiment: validated configuration.
         test: evaluate afterwards, in the same process.
         resume: `auto` continues from the run's last checkpoint, `never` starts over.
+
+    Returns:
+        The run's folder.
 
     Raises:
         ValueError: without a budget, when the folder holds another configuration, or another process works in it.
@@ -100,10 +105,11 @@ def fit(experiment: Experiment, test: bool = False, resume: str = "auto") -> Non
         if test:
             run.trainer.test(run.module, datamodule=run.built.datamodule, verbose=False)
         run.progress.write(run.trainer, "done")
+    return run_dir
 
 
-def test(experiment: Experiment, ckpt: Path | None = None) -> None:
-    """Measure a trained flow with everything the evaluator names; writes rows.jsonl in the run's folder."""
+def test(experiment: Experiment, ckpt: Path | None = None) -> Path:
+    """Measure a trained flow with everything the evaluator names; writes rows.jsonl in the run's folder, returned."""
     _require_evaluator(experiment)
     with _exclusive(experiment.run_dir):
         run = _build(experiment, training=False)
@@ -112,6 +118,7 @@ def test(experiment: Experiment, ckpt: Path | None = None) -> None:
         run.trainer.test(run.module, datamodule=run.built.datamodule, verbose=False)
         if phase is not None:
             run.progress.write(run.trainer, phase)
+    return experiment.run_dir
 
 
 def validate(experiment: Experiment, ckpt: Path | None = None) -> dict[str, float]:
@@ -182,8 +189,8 @@ def predict(
     return folder
 
 
-def reference(experiment: Experiment) -> None:
-    """Score the rows that no contender owns: floor, noise, gaussian and gmm."""
+def reference(experiment: Experiment) -> Path:
+    """Score the rows that no contender owns, floor, noise, gaussian and gmm, into the run's folder, returned."""
     with _exclusive(experiment.run_dir):
         # The baselines belong to the data: the model is never built, so no autoencoder is needed.
         data, evaluator = experiment.build_data(), experiment.build_evaluator()
@@ -194,6 +201,7 @@ def reference(experiment: Experiment) -> None:
         held_out = data.model_values(evaluator.held_out)[: evaluator.num_samples]
         save_samples(experiment.run_dir, held_out, data.spec, evaluator.num_pictures)
         write_rows(experiment.run_dir / "rows.jsonl", list(evaluator.reference_rows(data)))
+    return experiment.run_dir
 
 
 def prepare(experiment: Experiment) -> dict[str, Path]:
@@ -416,9 +424,11 @@ def _required(name: str, experiment: Experiment) -> Path:
         config = folder / "required.yaml"
         write_text(config, to_yaml(experiment.resolved))
         command = [sys.executable, "-m", "flowbench.cli", "fit", "-c", str(config), f"run.dir={folder}"]
+        # A launcher's rank is not the child's: it would wait for processes that do not exist.
+        own = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
         log = folder / "log.txt"
         with log.open("ab") as handle:
-            code = subprocess.run(command, stdout=handle, stderr=subprocess.STDOUT, check=False).returncode
+            code = subprocess.run(command, stdout=handle, stderr=subprocess.STDOUT, env=own, check=False).returncode
         if code != 0:
             raise ValueError(f"training the required {name} failed with exit status {code}: see {log}")
     return checkpoint

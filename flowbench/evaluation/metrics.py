@@ -178,8 +178,6 @@ class DensityCoverage(_NeighbourMetric):
 class _PointMetric(Metric):
     """A metric on the points themselves, against as many reference points as there are samples."""
 
-    in_sweep = True
-
     def _points(self, subject: Subject) -> tuple[Tensor, Tensor]:
         count = min(len(subject.samples), len(subject.reference))
         return subject.samples.x[:count], subject.reference.x[:count]
@@ -193,6 +191,8 @@ class _PointMetric(Metric):
 
 class Wasserstein2(_PointMetric):
     """Exact 2-Wasserstein distance between equal numbers of samples and data points."""
+
+    in_sweep = True
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """`w2` in data units; biased upward at finite N, so compare with the floor row of the same N."""

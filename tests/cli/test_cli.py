@@ -147,7 +147,7 @@ def test_bench_compare_report(monkeypatch, capsys):
         ),
         (["fit", "-c", "wcfm.yaml", "--tes"], "unrecognized arguments: --tes"),
         (["predict", "-c", "wcfm.yaml", "--ckpt", "a", "--num-samples", "0", "--output", "o"], "got '0'"),
-        (["predict", "-c", "wcfm.yaml"], "arguments are required: --ckpt, --num-samples, --output"),
+        (["predict", "-c", "wcfm.yaml", "--ckpt"], "expected one argument"),
         (["compare", "runs/a"], "compare needs two run directories or more, got 1"),
         (["list", "famlies"], "invalid choice: 'famlies'"),
         (["data"], "the following arguments are required: action"),
