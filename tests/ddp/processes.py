@@ -100,10 +100,10 @@ class Workplace:
         """A command in this process."""
         assert main([str(word) for word in words]) == 0
 
-    def two(self, *words: str | Path, timeout: float = 200) -> Outcome:
+    def two(self, *words: str | Path, timeout: float = 200, **variables: str) -> Outcome:
         """A command under two processes, as a user starts it; killed with its children when it hangs."""
         command = [sys.executable, "-m", "flowbench.cli", *map(str, words), *TWO]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE), **variables}
         process = subprocess.Popen(
             command,
             cwd=self.folder,

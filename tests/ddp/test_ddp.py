@@ -21,11 +21,11 @@ QUALITY = {"fd[identity]", "kid[identity]", "nll", "straightness", "path_energy"
 def assert_finished(workplace: Workplace, run: str, outcome: Outcome) -> None:
     """Exit status, files and records of a fit with a test, and nothing said twice."""
     assert outcome.status == 0, outcome.stderr
-    assert outcome.stdout == ""
     assert "Traceback" not in outcome.stderr
     lines = [line for line in outcome.stderr.splitlines() if line]
     assert len(lines) == len(set(lines)), outcome.stderr
     folder = workplace.folder / run
+    assert outcome.stdout.splitlines().count(str(folder)) == 1
     progress = json.loads((folder / "progress.json").read_text())
     assert (progress["phase"], progress["step"]) == ("done", 6)
     assert [point["step"] for point in read_lines(folder / "curve.jsonl")] == [3, 6]
@@ -139,12 +139,19 @@ def test_a_conditional_flow_with_a_sweep_fits_and_measures_the_same(workplace):
 
 
 @pytest.mark.slow
-def test_a_loss_that_diverges_on_one_process_stops_them_all(workplace):
+def test_a_loss_that_diverges_on_one_process_stops_them_all_and_can_be_resumed(workplace, tarflow):
     path = workplace.write("poisoned", {**TARFLOW, "class_path": "ddp_dummies.PoisonedTARFlow"})
-    outcome = workplace.two("fit", "-c", path, f"run.dir={workplace.folder / 'poisoned'}")
+    command = ("fit", "-c", path, f"run.dir={workplace.folder / 'poisoned'}")
+    outcome = workplace.two(*command, FLOWBENCH_TEST_POISON="1")
     assert outcome.status == 1
     assert "Traceback" not in outcome.stderr
     assert "the loss became nan at step 2" in outcome.stderr
+    assert workplace.checkpoint("poisoned")["global_step"] == 2
+    assert workplace.two(*command).status == 0
+    resumed, uninterrupted = workplace.checkpoint("poisoned"), workplace.checkpoint("tarflow-2")
+    for name, value in uninterrupted["ema"]["shadow"].items():
+        torch.testing.assert_close(resumed["ema"]["shadow"][name], value, rtol=0, atol=0)
+    assert [point["step"] for point in read_lines(workplace.folder / "poisoned" / "curve.jsonl")] == [3, 6]
 
 
 @pytest.mark.slow
