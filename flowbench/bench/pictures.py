@@ -99,7 +99,8 @@ def draw_trajectories(plan: Mapping[str, Any], directory: Path, path: Path, line
     figure, axes = _layout(rows, (2.8, 3.05))
     palette = colours(plan["contenders"])
     for panels, (task, found) in zip(axes, rows.items(), strict=True):
-        limits = _limits([states.reshape(-1, 2) for states in found.values()])
+        # The ends set the frame: a discrete flow may swing far out in between and would shrink all panels.
+        limits = _limits([states[[0, -1]].reshape(-1, 2) for states in found.values()])
         for axis, name in _panels(panels, found):
             _draw_ways(axis, found[name][:, :lines], palette.get(name, "#444444"), limits)
             axis.set_title(_panel_title(name, task, panels[0] is axis), fontsize=10, color=palette.get(name, "#333333"))

@@ -145,7 +145,11 @@ class TrainingModule(L.LightningModule):
         rng = generator(self.seed, "validation", batch_idx, self.global_rank, device=self.device)
         with self.evaluating():
             loss = self.training_loss(batch, rng)
-        self.log("val/loss", loss.total, prog_bar=True, sync_dist=True, batch_size=len(batch))
+        size = len(batch)
+        self.log("val/loss", loss.total, prog_bar=True, sync_dist=True, batch_size=size)
+        # Losses under different weights or couplings do not compare; their unweighted parts show why.
+        parts = {f"val/{name}": value for name, value in loss.parts.items()}
+        self.log_dict(parts, sync_dist=True, batch_size=size)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW; the schedule follows the budget's progress, be it steps, samples or seconds."""

@@ -63,7 +63,7 @@ def build(name: str, spec: DataSpec, *, conditional: bool = False, seed: int = 0
         network = partial(MLP, width=16, depth=2)
         # With a free first token two numbers leave a single slot, and attention over one slot has no gradient.
         tokens = {"width": 16, "head_dim": 8, "start": "learned"}
-    common = {"conditional": conditional, "optimizer": OptimizerConfig(lr=1e-2), **options}
+    common = {"optimizer": OptimizerConfig(lr=1e-2), **options, "conditional": conditional}
     makers = {
         "tarflow": lambda: TARFlow(spec, layers=[1, 2], patch_size=2 if spec is IMAGES else 1, **tokens, **common),
         "starflow": lambda: STARFlow(

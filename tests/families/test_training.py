@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flowbench.data import FlowDataModule
-from flowbench.families import NonFiniteLossError, load_checkpoint, read_checkpoint
+from flowbench.families import NonFiniteLossError, OptimizerConfig, load_checkpoint, read_checkpoint
 
 from ..contract.builders import IMAGES, build
 
@@ -159,3 +159,18 @@ def test_compile_switch_keeps_the_names_in_the_checkpoint(monkeypatch):
     module.setup("fit")
     assert called
     assert list(module.state_dict()) == names
+
+
+def test_accumulated_gradients_equal_one_large_batch(tmp_path):
+    """The stream's order is one, so two batches of 16 hold what one of 32 holds; without dequantisation noise."""
+
+    def weights(batch_size: int, accumulate: int) -> dict[str, torch.Tensor]:
+        # A large eps: where a gradient is exactly zero Adam would blow its rounding up to whole steps.
+        module = model("tarflow", optimizer=OptimizerConfig(lr=1e-2, eps=1e-4))
+        data = FlowDataModule("digits", batch_size=batch_size, dequantize="none")
+        trainer(tmp_path, max_steps=3, accumulate_grad_batches=accumulate).fit(module, data)
+        return module.state_dict()
+
+    large, small = weights(32, 1), weights(16, 2)
+    for key, value in large.items():
+        torch.testing.assert_close(small[key], value, atol=1e-5, rtol=1e-4, msg=key)
