@@ -43,6 +43,7 @@ from flowbench.families import (  # noqa: E402
     count_flops,
     load_checkpoint,
 )
+from flowbench.processes import die_with_parent  # noqa: E402
 from flowbench.rows import write_rows  # noqa: E402
 from flowbench.seeds import generator  # noqa: E402
 from flowbench.storage import write_text  # noqa: E402
@@ -428,7 +429,15 @@ def _required(name: str, experiment: Experiment) -> Path:
         own = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
         log = folder / "log.txt"
         with log.open("ab") as handle:
-            code = subprocess.run(command, stdout=handle, stderr=subprocess.STDOUT, env=own, check=False).returncode
+            # Without the hook it would outlive a killed bench, and hold its folder against the next one.
+            code = subprocess.run(
+                command,
+                stdout=handle,
+                stderr=subprocess.STDOUT,
+                env=own,
+                preexec_fn=die_with_parent(),
+                check=False,
+            ).returncode
         if code != 0:
             raise ValueError(f"training the required {name} failed with exit status {code}: see {log}")
     return checkpoint

@@ -19,7 +19,7 @@ def write_atomic(path: str | Path, write: Callable[[IO[bytes]], object]) -> None
         write: receives the open binary file.
 
     Raises:
-        OSError: the folder cannot be written; nothing is left behind.
+        OSError: the folder cannot be written or the disk is full, with the target's name; nothing is left behind.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -32,8 +32,10 @@ def write_atomic(path: str | Path, write: Callable[[IO[bytes]], object]) -> None
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(target)  # a full disk does not say which file it refused
         raise
 
 

@@ -1,6 +1,6 @@
 """Make ``import torchvision`` succeed where a CUDA wheel lies beside a CPU build of torch.
 
-The package registry serves torchvision as a CUDA wheel. Its C++ library then fails to load, the operator
+An index may serve torchvision as a CUDA wheel only. Its C++ library then fails to load, the operator
 schemas it would have declared are missing, and the import dies with "operator torchvision::nms does not
 exist". Lightning, torchmetrics and torch-fidelity import torchvision whenever it is installed, so they all
 die with it. Declaring the two schemas that the Python side registers fake kernels for is enough: the package

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-__all__ = ["last_line", "start_process", "stop_processes"]
+from flowbench.processes import die_with_parent
 
-_PR_SET_PDEATHSIG = 1
+__all__ = ["last_line", "start_process", "stop_processes"]
 
 
 def start_process(
@@ -46,7 +44,7 @@ def start_process(
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **environment},
                 start_new_session=True,
-                preexec_fn=_die_with_parent(),
+                preexec_fn=die_with_parent(),
             )
         except FileNotFoundError:
             raise ValueError(f"{arguments[0]} does not exist; install flowbench in this environment") from None
@@ -56,21 +54,6 @@ def _write_heading(handle: IO[bytes], title: str, arguments: Sequence[str]) -> N
     stamp = time.strftime("%Y-%m-%d %H:%M:%S")
     handle.write(f"=== {title}, {stamp}: {' '.join(arguments)}\n".encode())
     handle.flush()
-
-
-def _die_with_parent() -> Callable[[], None] | None:
-    """A hook for the child that asks Linux to kill it when this thread's process ends; None elsewhere."""
-    if not sys.platform.startswith("linux"):
-        return None
-    libc = ctypes.CDLL(None, use_errno=True)
-    parent = os.getpid()
-
-    def ask() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:  # the bench died between fork and prctl
-            os._exit(1)
-
-    return ask
 
 
 def stop_processes(processes: Iterable[subprocess.Popen[bytes]], grace_seconds: float = 10.0) -> None:

@@ -295,5 +295,8 @@ def _condensed(message: str, key: str, cls: type) -> str:
     if missing:
         who = cls.__name__ if where == key else "the class there"
         return f"{where}: {who} needs {missing.group(1).replace('object.', '')}"
+    untyped = re.search(r"Parameter '(\w+)' from '([\w.]+)\.__init__' does not specify a type", message)
+    if untyped:
+        return f"{where}: {untyped.group(2)} does not annotate its argument '{untyped.group(1)}'; give it a type"
     reason = re.split(r'Parser key "[^"]+":', message)[-1].split(". Got value")[0]
     return f"{where}: {one_line(reason)}"

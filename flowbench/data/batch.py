@@ -20,8 +20,8 @@ class Batch:
         label: class ids, int64, shape (B,), or None for unlabelled data.
         condition: any other conditioning, first dimension B, or None.
         index: position of every sample in its split, int64, shape (B,).
-        position: samples drawn by all processes before this (global) batch; None in evaluation. Keys training
-            noise.
+        position: samples drawn by all processes before this (global) batch; None in evaluation. Keys the
+            dequantisation of training batches.
     """
 
     x: Tensor

@@ -39,7 +39,9 @@ class FlowDataModule(LightningDataModule):
         path: your file or folder.
         image_size: ``image_folder`` only: shorter side scaled to this many pixels, centre square kept.
         batch_size: samples per training batch over all processes.
-        eval_batch_size: most samples per evaluation batch and process; does not change results.
+        eval_batch_size: most samples per evaluation batch and process; does not change a metric. (The training
+            objective on the validation split draws its noise and its pairs by the batch, so ``val/loss`` depends on
+            this and on the number of processes.)
         num_workers: worker processes per loader; does not change batches.
         dequantize: ``uniform``: grey levels get uniform noise within their bin, as likelihoods in bits/dim
             require. ``none``: bin centres; a density fitted to them concentrates on a lattice, so likelihoods

@@ -15,7 +15,7 @@ from torch import Tensor
 from flowbench.data.entry import DatasetEntry
 from flowbench.data.image_folder import read_image_folder
 from flowbench.data.spec import DataSpec
-from flowbench.data.split import SPLITS, Split, cut
+from flowbench.data.split import SPLITS, Split, cut, stratified_order
 
 __all__ = ["USER_FORMATS", "open_user_data"]
 
@@ -125,9 +125,14 @@ def _splits(arrays: dict[str, Tensor], path: Path) -> tuple[dict[str, Split], in
     else:
         whole = _split(arrays["x"], arrays.get("label", arrays.get("y")), "x", path)
         splits = cut(whole, "flowbench/user/1", len(whole) // 10, len(whole) // 10)
-        splits = {name: splits[name] for name in SPLITS}
+    splits = {name: _mixed(splits[name], name) for name in SPLITS}
     labels = [split.label for split in splits.values() if split.label is not None]
     return splits, _num_classes(torch.cat(labels) if labels else None, num_classes, path)
+
+
+def _mixed(split: Split, name: str) -> Split:
+    """An order whose every prefix holds all classes: folders come sorted, and evaluation takes prefixes."""
+    return split.take(stratified_order(len(split), f"flowbench/user/1/{name}", split.label))
 
 
 def _split(values: Tensor, label: Tensor | None, key: str, path: Path) -> Split:

@@ -69,14 +69,16 @@ class Evaluator(L.Callback):
     Args:
         metrics: what to measure, by any name.
         num_samples: samples to draw for the sample metrics.
-        batch_size: samples drawn at a time by one process; does not change results.
+        batch_size: samples drawn at a time by one process; changes results only of adaptive solvers, whose steps
+            follow their batch.
         reference: split that samples are compared with.
         held_out: split that the row `floor` scores as if it were generated.
         seed: the evaluation seed.
-        weights: `ema` for the averaged weights, `raw` for the live ones.
+        weights: `ema` for the averaged weights, `raw` for the live ones; a flow that keeps no average is measured,
+            and its rows are marked, `raw`.
         sweep: `{network_evaluations: [1, 2, 4, ...]}`: budgets to sample with from the same weights, for families
             that can choose.
-        curve: names of metrics to measure at every validation during training, with the averaged weights.
+        curve: names of metrics to measure at every validation during training, with the same weights.
         num_trajectories: paths for the geometry metrics.
         trajectory_points: states along each path of a continuous flow.
         num_pictures: samples to keep for pictures.
@@ -228,7 +230,8 @@ class Evaluator(L.Callback):
         if not trainer.is_global_zero:
             return
         main = self._subject(flow, trainer, samples, evaluations)
-        main.log_prob, main.likelihood = log_prob, flow.likelihood
+        main.log_prob, main.likelihood, main.likelihood_method = log_prob, flow.likelihood, flow.likelihood_method
+        main.given_label, main.dequantize = flow.num_classes is not None, _data(trainer).dequantize
         main.geometry, main.space = geometry, _space_name(flow)
         main.transport_cost = self._transport_cost(flow, trainer)
         main.cost = self._cost(flow, rate)
@@ -238,8 +241,9 @@ class Evaluator(L.Callback):
             subject.swept = True
             subjects.append(subject)
         provenance = {**self._provenance(trainer), **asdict(main.cost)}
+        weights = self.weights if flow.ema else "raw"
         self.rows = [
-            self._row(self.identity.contender, type(flow).__name__, subject, m, self.weights, provenance)
+            self._row(self.identity.contender, type(flow).__name__, subject, m, weights, provenance)
             for subject in subjects
             for m in score(subject, self.metrics)
         ]
@@ -257,7 +261,7 @@ class Evaluator(L.Callback):
     def _draw(
         self, flow: FlowModule, trainer: L.Trainer, network_evaluations: int | None = None
     ) -> tuple[Tensor, float, float]:
-        """Samples by index, evaluations per sample, samples per second of this process."""
+        """Samples by index, mean evaluations per sample, samples per second of this process."""
         index = shard(self.num_samples, trainer.global_rank, trainer.world_size)
         labels = self._labels(flow, trainer)
 
@@ -266,14 +270,15 @@ class Evaluator(L.Callback):
             return flow.sample(flow.draw_noise(chunk, self.seed), condition, network_evaluations=network_evaluations)
 
         draw(index[:2])  # the first call allocates and compiles, which is no part of the rate
-        parts, seconds, evaluations = [], 0.0, 0.0
+        parts, costs, seconds = [], [], 0.0
         for chunk in index.split(self.batch_size):
             drawn = draw(chunk)
             parts.append(drawn.x)
+            # An adaptive solver's cost differs from batch to batch.
+            costs.append(torch.full((len(chunk),), drawn.network_evaluations, dtype=torch.float64))
             seconds += drawn.seconds
-            evaluations = drawn.network_evaluations
-        samples = gather_by_index(index, torch.cat(parts))
-        return samples, evaluations, len(index) / seconds
+        samples, cost = (gather_by_index(index, torch.cat(each)) for each in (parts, costs))
+        return samples, float(cost.mean()), len(index) / seconds
 
     def _labels(self, flow: FlowModule, trainer: L.Trainer) -> Tensor | None:
         """Labels of a conditional flow's samples: drawn from the reference split by the evaluation seed."""
@@ -382,10 +387,16 @@ class Evaluator(L.Callback):
 
     def reference_rows(self, data: FlowDataModule) -> Iterator[Row]:
         """Rows of `floor`, `noise`, `gaussian` and `gmm`: they belong to the data, not to a contender or a seed."""
-        provenance = {**environment(), "evaluation_seed": self.seed, "dataset_version": data.spec.version}
+        extractors = self.extractors(data)
+        provenance = {
+            **environment(),
+            "evaluation_seed": self.seed,
+            "dataset_version": data.spec.version,
+            "extractors": {name: e.checksum[:16] for name, e in extractors.items()},
+        }
         subjects = reference_subjects(
             data,
-            self.extractors(data),
+            extractors,
             num_samples=self.num_samples,
             reference=self.reference,
             held_out=self.held_out,

@@ -30,8 +30,12 @@ __all__ = [
 
 
 def _distance(subject: Subject, compute: Callable[[], float]) -> float:
-    """A distance to the subject's samples; NaN where one of them diverged, which costs this row and no others."""
-    return compute() if subject.samples.is_finite else math.nan
+    """A distance to the subject's samples; NaN where there is none, which costs this row and no others.
+
+    There is none where a sample diverged, or where either side has a single point.
+    """
+    enough = min(len(subject.samples), len(subject.reference)) > 1
+    return compute() if enough and subject.samples.is_finite else math.nan
 
 
 class Metric(ABC):
@@ -91,6 +95,10 @@ class _NeighbourMetric(FeatureMetric):
         extractor, count = subject.extractors[self.features], self._count(subject)
         return subject.reference.features(extractor)[:count], subject.samples.features(extractor)[:count]
 
+    def _is_defined(self, subject: Subject) -> bool:
+        """Whether no sample diverged and every point has `k` neighbours; else the values are NaN."""
+        return subject.samples.is_finite and self._count(subject) > self.k
+
     def _count(self, subject: Subject) -> int:
         return min(len(subject.reference), len(subject.samples))
 
@@ -148,7 +156,7 @@ class PrecisionRecall(_NeighbourMetric):
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """`precision[features]` and `recall[features]`, in [0, 1], higher is better."""
-        if not subject.samples.is_finite:
+        if not self._is_defined(subject):
             return self._results(subject, precision=math.nan, recall=math.nan)
         real, generated = self._pair(subject)
         result = pure.precision_recall(real, generated, self.k)
@@ -168,7 +176,7 @@ class DensityCoverage(_NeighbourMetric):
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """`density[features]` (may exceed 1) and `coverage[features]` in [0, 1], higher is better."""
-        if not subject.samples.is_finite:
+        if not self._is_defined(subject):
             return self._results(subject, density=math.nan, coverage=math.nan)
         real, generated = self._pair(subject)
         result = pure.density_coverage(real, generated, self.k)
@@ -235,11 +243,21 @@ class NegativeLogLikelihood(Metric):
         if subject.log_prob is None:
             return []
         log_prob, n = subject.log_prob.double(), len(subject.log_prob)
+        protocol = self._protocol(subject, n)
         if subject.spec.levels is None:
-            return [Measurement("nll", float(-log_prob.mean()), n, f"{subject.likelihood}/test/{n}", "nats")]
+            return [Measurement("nll", float(-log_prob.mean()), n, protocol, "nats")]
         value = bits_per_dim(log_prob.mean(), subject.spec.num_dims, subject.spec.bin_width)
-        protocol = f"{subject.likelihood}/test/{n}/uniform-dequantisation-{subject.spec.levels}-levels"
         return [Measurement("nll", float(value), n, protocol, "bits/dim")]
+
+    def _protocol(self, subject: Subject, n: int) -> str:
+        """Kind, split, N, and whatever else moves the value: labels, the place in the bins, the solver."""
+        parts = [subject.likelihood, "test", str(n)]
+        if subject.given_label:
+            parts.append("given-label")
+        if subject.spec.levels is not None:
+            place = "uniform-dequantisation" if subject.dequantize == "uniform" else "bin-centres"
+            parts.append(f"{place}-{subject.spec.levels}-levels")
+        return "/".join([*parts, subject.likelihood_method] if subject.likelihood_method else parts)
 
 
 class PathStraightness(Metric):

@@ -58,7 +58,7 @@ def reference_subjects(
 
     def subject(x: Tensor, log_prob: Tensor | None = None) -> Subject:
         samples = SampleSet(x, data.spec, "generated")
-        return Subject(data.spec, samples, real, log_prob=log_prob, extractors=extractors)
+        return Subject(data.spec, samples, real, log_prob=log_prob, dequantize=data.dequantize, extractors=extractors)
 
     yield "floor", subject(data.model_values(held_out)[:num_samples])
     yield "noise", subject(indexed_normal(range(num_samples), data.spec.shape, seed, "sample"))

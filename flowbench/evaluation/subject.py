@@ -80,6 +80,9 @@ class Subject:
         swept: whether the evaluations were imposed by a sweep.
         log_prob: log-densities of the test split in nats, shape (N,), or None.
         likelihood: `exact`, `ode` or `bound`.
+        likelihood_method: solver and divergence of the log-densities; empty where they are closed form.
+        given_label: whether the log-densities are those of the points given their labels.
+        dequantize: how grey levels were placed for them: `uniform`, or `none` for the centres of the bins.
         geometry: geometry of the paths from source to data, or None.
         space: where those paths run: `data`, or `latent` with its shape.
         transport_cost: squared W2 between source and data, summed over dimensions, or None.
@@ -93,6 +96,9 @@ class Subject:
     swept: bool = False
     log_prob: Tensor | None = None
     likelihood: str = "exact"
+    likelihood_method: str = ""
+    given_label: bool = False
+    dequantize: str = "uniform"
     geometry: PathGeometry | None = None
     space: str = "data"
     transport_cost: float | None = None

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowbench.data import Batch, DataSpec
 from flowbench.families.checkpoint import load_checkpoint
@@ -60,6 +60,10 @@ class Autoencoder(TrainingModule):
     def latent_std(self) -> Tensor:
         """Root mean square of the latents over the training data, a scalar: the scale factor of the latent space."""
         return self.latent_second_moment.sqrt()
+
+    def compiled_modules(self) -> list[nn.Module]:
+        """Encoder and decoder: the network's own ``forward`` is never called."""
+        return [self.network.encoder, self.network.decoder]
 
     def training_loss(self, batch: Batch, generator: torch.Generator) -> Loss:
         """Negative evidence lower bound in nats per dimension, with the KL term weighted."""

@@ -107,6 +107,11 @@ class FlowModule(TrainingModule):
         """What :meth:`log_prob` is: exact, through an ODE solver, or a lower bound through an autoencoder."""
         return "bound" if isinstance(self.space, LatentSpace) else self.density
 
+    @property
+    def likelihood_method(self) -> str:
+        """What the value of :meth:`log_prob` depends on beside the model, for the protocol; empty for closed forms."""
+        return ""
+
     # ---- what a family gives --------------------------------------------------------------------------
 
     @abstractmethod
@@ -121,7 +126,7 @@ class FlowModule(TrainingModule):
 
     @abstractmethod
     def flow_log_prob(self, x: Tensor, label: Tensor | None, index: Tensor, seed: int) -> Tensor:
-        """Log-density of points `x` (B, *flow_shape) in nats, shape (B,)."""
+        """Log-density of points `x` (B, *flow_shape) in nats, shape (B,); called with autocast off."""
 
     @abstractmethod
     def trajectory(self, noise: Tensor, condition: Tensor | None = None, num_points: int = 33) -> Trajectory:
@@ -182,6 +187,17 @@ class FlowModule(TrainingModule):
                 f"{int(condition.min())}..{int(condition.max())}"
             )
         return condition.long()
+
+    def check_guidance(self, scale: float) -> None:
+        """Refuse a sampler guided by labels that the model never learned, or never learned to do without.
+
+        Raises:
+            ValueError: for a scale other than 1 of an unconditional model, or one trained without dropped labels.
+        """
+        if scale != 1.0 and self.num_classes is None:
+            raise ValueError(f"guidance of scale {scale:g} needs labels: set conditional=true")
+        if scale != 1.0 and self.label_dropout == 0.0:
+            raise ValueError(f"guidance of scale {scale:g} needs a trained null label: set label_dropout above 0")
 
     def draw_noise(self, index: Tensor, seed: int) -> Tensor:
         """Source points keyed by sample index, so that all contenders and any number of processes share them.
@@ -253,7 +269,8 @@ class FlowModule(TrainingModule):
         def flow_density(z: Tensor) -> Tensor:
             return self.flow_log_prob(z, label, index, seed)
 
-        return self.space.log_prob(x, flow_density, index, seed)
+        with self.full_precision():
+            return self.space.log_prob(x, flow_density, index, seed)
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Log-densities of one test batch, for the evaluator."""

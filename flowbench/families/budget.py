@@ -162,6 +162,9 @@ class Budget(L.Callback):
             torch.cuda.synchronize(module.device)
         self.train_seconds += self._clock() - self._batch_start
         self.steps = trainer.global_step
+        if self.max_steps is None:
+            # The schedule follows the clock: with clocks of their own, replicas would step at different rates.
+            self.train_seconds = trainer.strategy.broadcast(self.train_seconds)
         if self.max_steps is None and trainer.strategy.reduce_boolean_decision(self.exhausted, all=False):
             trainer.should_stop = True
 

@@ -105,6 +105,7 @@ class FlowMatching(FlowModule):
         self.coupling = coupling or IndependentCoupling()
         self.weight = weight or UniformWeight()
         self.guidance = guidance or ClassifierFreeGuidance()
+        self.check_guidance(self.guidance.scale)
         self.solver = solver or Midpoint(num_steps=20)
         self.likelihood_solver = likelihood_solver or RungeKutta4(num_steps=32)
         few = torch.Size(self.flow_shape).numel() <= EXACT_TRACE_DIMS
@@ -114,6 +115,11 @@ class FlowMatching(FlowModule):
     def sweeps(self) -> bool:
         """A solver can be given any number of evaluations."""
         return True
+
+    @property
+    def likelihood_method(self) -> str:
+        """The solver and the divergence of the log-densities."""
+        return f"{self.likelihood_solver!r}/{self.divergence!r}"
 
     # ---- training -------------------------------------------------------------------------------------
 
@@ -171,13 +177,12 @@ class FlowMatching(FlowModule):
     def flow_log_prob(self, x: Tensor, label: Tensor | None, index: Tensor, seed: int) -> Tensor:
         """Instantaneous change of variables along the backward solution (Chen et al., 2018, arXiv 1806.07366)."""
         probes = [generator(seed, "probes", int(i)) for i in index]
-        with self.full_precision():
-            return log_likelihood(
-                self.field(label),
-                x,
-                self.source.log_prob,
-                self.likelihood_solver,
-                self.divergence,
-                probes,
-                self.path.interval,
-            ).log_prob
+        return log_likelihood(
+            self.field(label),
+            x,
+            self.source.log_prob,
+            self.likelihood_solver,
+            self.divergence,
+            probes,
+            self.path.interval,
+        ).log_prob

@@ -15,6 +15,10 @@ __all__ = ["OTCFM"]
 class OTCFM(FlowMatching):
     """Flow matching with the exact minibatch optimal-transport coupling.
 
+    Pairs are found inside each process's share of a micro-batch, so the number of processes and the accumulation of
+    gradients change the coupling. The coupling does not look at labels: given its label, a data point's source is no
+    longer distributed as the source that a conditional sampler draws from (arXiv 2503.10636).
+
     References:
         Tong et al. (2024), Improving and Generalizing Flow-Based Generative Models, arXiv 2302.00482, sec. 3.2.
         Pooladian et al. (2023), Multisample Flow Matching, arXiv 2304.14772.

@@ -58,7 +58,7 @@ class DatasetSource(Source):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Exact log-density in nats, float64, shape (B,), where the density has one."""
-        return self.density.log_prob(x)
+        return self.density.log_prob(x.cpu()).to(x.device)
 
     def __repr__(self) -> str:
         return f"DatasetSource({self.dataset!r})"

@@ -97,6 +97,7 @@ class TARFlow(FlowModule):
         self.patch_size = patch_size
         self.conditioned = conditioned
         self.guidance = AutoregressiveGuidance(guidance, conditioned)
+        self.check_guidance(guidance)
         num_tokens, token_dim, grid = self._token_layout(position)
 
         def block(depth: int, order: Permutation, is_last: bool) -> AffineBlock:
@@ -153,7 +154,7 @@ class TARFlow(FlowModule):
 
     def flow_log_prob(self, x: Tensor, label: Tensor | None, index: Tensor, seed: int) -> Tensor:
         """Exact, by the change of variables."""
-        with torch.no_grad(), self.full_precision():
+        with torch.no_grad():
             return self._log_density(x, label)[0]
 
     def _guidance(self, scale: float | None) -> AutoregressiveGuidance:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowbench.data import Batch, DataSpec
 from flowbench.families.budget import Budget
@@ -101,8 +101,12 @@ class TrainingModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Compile the networks in place: the names in checkpoints do not change."""
         if self.compile_networks:
-            for child in self.children():
-                child.compile()
+            for module in self.compiled_modules():
+                module.compile()
+
+    def compiled_modules(self) -> list[nn.Module]:
+        """What `compile` compiles: modules that are called, for it reaches no other method than ``forward``."""
+        return list(self.children())
 
     def step_generator(self, batch_idx: int) -> torch.Generator:
         """The generator of one training micro-batch, keyed by step, micro-batch and rank."""
@@ -141,7 +145,11 @@ class TrainingModule(L.LightningModule):
             self.ema.update()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """The training objective on held-out data, with the averaged weights and noise that never changes."""
+        """The training objective on held-out data, with the averaged weights.
+
+        Its noise is keyed by (seed, batch, rank) and so the same at every validation of a run; runs with other batches
+        or another number of processes draw other noise.
+        """
         rng = generator(self.seed, "validation", batch_idx, self.global_rank, device=self.device)
         with self.evaluating():
             loss = self.training_loss(batch, rng)
@@ -179,7 +187,8 @@ class TrainingModule(L.LightningModule):
         """Refuse a checkpoint of another family or of other data before any tensor is touched.
 
         Raises:
-            ValueError: names what the file holds and what is expected.
+            ValueError: names what the file holds and what is expected; also when one of the two knows averaged
+                weights and the other does not, because an average that nobody loads is the initialisation.
         """
         found = checkpoint.get("flowbench")
         if found is None:
@@ -191,7 +200,13 @@ class TrainingModule(L.LightningModule):
                     f"the checkpoint's {key} is {found.get(key)}, but the configuration builds {value}: "
                     "pass the configuration saved beside the checkpoint"
                 )
-        if self.ema and "ema" in checkpoint:
+        if (self.ema_decay > 0) != ("ema" in checkpoint):
+            holds = "averaged weights" if "ema" in checkpoint else "no averaged weights"
+            raise ValueError(
+                f"the checkpoint holds {holds}, but the configuration has ema_decay={self.ema_decay:g}: "
+                "pass the configuration saved beside the checkpoint"
+            )
+        if self.ema:
             self.ema.load_state_dict(checkpoint["ema"])
 
 

@@ -112,13 +112,14 @@ class KLAutoencoder(nn.Module):
             x: images in [-1, 1], shape (B, C, H, W).
 
         Returns:
-            Mean and log-variance (clamped to [-30, 20]), each of shape (B, *latent_shape).
+            Mean and log-variance (clamped to [-30, 20]), each of shape (B, *latent_shape), in the dtype of ``x``
+            whatever autocast does to the network.
 
         Raises:
             ValueError: ``x`` does not have the shape of the images.
         """
         _check(x, self.shape, "x")
-        mean, log_variance = self.encoder(x).chunk(2, dim=1)
+        mean, log_variance = self.encoder(x).to(x.dtype).chunk(2, dim=1)
         return mean, log_variance.clamp(MIN_LOG_VARIANCE, MAX_LOG_VARIANCE)
 
     def decode(self, z: Tensor) -> Tensor:
@@ -128,13 +129,13 @@ class KLAutoencoder(nn.Module):
             z: latents, shape (B, *latent_shape).
 
         Returns:
-            Images, shape (B, C, H, W).
+            Images, shape (B, C, H, W), in the dtype of ``z``.
 
         Raises:
             ValueError: ``z`` does not have the shape of the latents.
         """
         _check(z, self.latent_shape, "z")
-        x_hat: Tensor = self.decoder(z)
+        x_hat: Tensor = self.decoder(z).to(z.dtype)
         return x_hat
 
     @staticmethod

@@ -88,6 +88,13 @@ class Family(LightningModule):
         self.network = network(spec.shape, spec.num_classes)
 
 
+class Untyped(LightningModule):
+    """Its author forgot an annotation."""
+
+    def __init__(self, spec: DataSpec, network, *, dropout: float = 0.0) -> None:
+        super().__init__()
+
+
 class Forwarding(Family):
     """Forwards what it does not know, as the real families do."""
 

@@ -333,6 +333,10 @@ def test_saving_leaves_the_old_file_when_the_disk_is_full(experiment_file, tmp_p
         # missing arguments
         (["model.init_args={dropout: 0.5}"], "model.init_args: Family needs network"),
         (["evaluator.metrics.fd.init_args={k: 1}"], "needs features"),
+        (
+            ["model={class_path: cli_dummies.Untyped}"],
+            "cli_dummies.Untyped does not annotate its argument 'network'; give it a type",
+        ),
         (["model=null"], "the experiment has no 'model'"),
         (["data=null"], "the experiment has no 'data'"),
         # budgets and what has another place

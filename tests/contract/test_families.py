@@ -11,6 +11,7 @@ import torch
 import flowbench.families as families
 from flowbench.data import Batch
 from flowbench.families import FlowModule
+from flowbench.flows import ClassifierFreeGuidance
 
 from .builders import CASES, IDS, IMAGES, batch_of, build
 
@@ -266,3 +267,21 @@ def test_a_latent_family_without_an_autoencoder_says_what_to_add(name):
     arguments = (IMAGES,) if name == "starflow" else (IMAGES, lambda shape, classes: torch.nn.Identity())
     with pytest.raises(ValueError, match=r"requires: \{autoencoder"):
         cls(*arguments)
+
+
+@every_family
+def test_likelihoods_do_not_feel_autocast(name, spec):
+    """Neither the flow nor the autoencoder beneath it: a bound through a half-precision decoder is off by nats."""
+    module, x = build(name, spec).eval(), batch_of(spec).x
+    exact = module.log_prob(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(module.log_prob(x), exact)
+
+
+@pytest.mark.parametrize(("name", "guidance"), [("cfm", ClassifierFreeGuidance(2.0)), ("tarflow", 2.0)])
+def test_guidance_that_could_not_act_is_refused(name, guidance):
+    with pytest.raises(ValueError, match=r"guidance of scale 2 needs labels: set conditional=true"):
+        build(name, IMAGES, guidance=guidance)
+    with pytest.raises(ValueError, match=r"guidance of scale 2 needs a trained null label: set label_dropout above 0"):
+        build(name, IMAGES, guidance=guidance, conditional=True, label_dropout=0.0)
+    assert build(name, IMAGES, guidance=guidance, conditional=True).num_classes == 3

@@ -100,10 +100,12 @@ def test_given_splits_are_kept(tmp_path: Path) -> None:
     arrays = {"train": VECTORS[:30], "val": VECTORS[30:34], "test": VECTORS[34:]}
     entry = get("npz", save_npz(tmp_path, **arrays))
     for name, array in arrays.items():
-        assert torch.equal(opened(entry)[name].values, torch.from_numpy(array).float())
+        assert rows(opened(entry)[name].values) == rows(array)
     labels = {"train_label": LABEL[:30], "val_label": LABEL[30:34], "test_label": LABEL[34:]}
     entry = get("npz", save_npz(tmp_path, **arrays, **labels))
-    assert opened(entry)["test"].label.tolist() == LABEL[34:].tolist()
+    test = opened(entry)["test"]
+    own = {tuple(row): label for row, label in zip(VECTORS.astype(np.float32).tolist(), LABEL.tolist(), strict=True)}
+    assert test.label.tolist() == [own[tuple(row)] for row in test.values.tolist()], "labels stay with their samples"
     assert entry.spec.num_classes == 4
 
 
@@ -287,3 +289,15 @@ def test_sixteen_bits(tmp_path: Path) -> None:
 def test_too_few_images(tmp_path: Path) -> None:
     save_image(tmp_path / "a.png")
     assert "holds 1 samples; at least 10" in message(lambda: get("image_folder", tmp_path))
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_every_prefix_of_a_split_holds_all_classes_though_the_file_is_sorted_by_class(tmp_path, given):
+    values = np.zeros((400, 4, 4), dtype=np.uint8)
+    label = np.sort(np.arange(400) % 4)
+    arrays = {"x": values, "label": label}
+    if given:
+        arrays = {name: values for name in ("train", "val", "test")}
+        arrays |= {f"{name}_label": label for name in ("train", "val", "test")}
+    for split in opened(get("npz", save_npz(tmp_path, **arrays))).values():
+        assert torch.equal(split.label[:20].bincount(minlength=4), torch.full((4,), 5))

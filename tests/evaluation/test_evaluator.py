@@ -24,7 +24,7 @@ from flowbench.evaluation import (
 )
 from flowbench.evaluation import evaluator as module
 from flowbench.families import Budget, BudgetLimit
-from flowbench.flows import ClassifierFreeGuidance, GaussianSource, Midpoint, RungeKutta4
+from flowbench.flows import ClassifierFreeGuidance, DormandPrince, GaussianSource, Midpoint, RungeKutta4
 from flowbench.rows import read_rows
 
 from ..contract.builders import build
@@ -386,3 +386,49 @@ def test_a_sweep_that_the_solver_cannot_do_is_refused_before_training(tmp_path):
     trainer(tmp_path, evaluator(sweep={"network_evaluations": [1]}), max_steps=1).fit(
         flow("tarflow", digits()), digits()
     )
+
+
+def test_rows_name_the_weights_that_were_there(tmp_path):
+    """Without an average the live weights are measured, whatever was asked for."""
+    for decay, weights in ((0.9, "ema"), (0.0, "raw")):
+        found = measured(tmp_path, "tarflow", digits(), evaluator(), ema_decay=decay)
+        assert {row.weights for row in found.values()} == {weights}
+
+
+def test_the_likelihoods_protocol_is_that_of_flow_and_data(tmp_path):
+    data = FlowDataModule("digits", batch_size=16, dequantize="none")
+    found = measured(tmp_path, "cfm", data, evaluator(), conditional=True)
+    assert found["nll", None].protocol == (
+        "ode/test/360/given-label/bin-centres-17-levels/RungeKutta4(num_steps=1)"
+        "/HutchinsonDivergence(num_probes=2, distribution='rademacher')"
+    )
+
+
+def test_the_cost_of_an_adaptive_sampler_is_the_mean_over_its_batches(tmp_path):
+    family = flow("cfm", points(), solver=DormandPrince())
+    costs = []
+    solve = family.sample
+
+    def counted(noise, *args, **options):
+        drawn = solve(noise, *args, **options)
+        drawn.network_evaluations += 10.0 * len(costs)
+        costs.append((len(noise), drawn.network_evaluations))
+        return drawn
+
+    family.sample = counted
+    family.likelihood_solver = RungeKutta4(num_steps=1)
+    measure = evaluator({"cost": CostReport()}, num_samples=5, batch_size=3)
+    trainer(tmp_path, measure, limit_test_batches=1).test(family, points(), verbose=False)
+    (_, first), (_, second) = costs[1:]  # the first call warms up
+    assert first != second
+    assert rows_of(tmp_path)["network_evaluations", None].value == pytest.approx((3 * first + 2 * second) / 5)
+
+
+def test_samples_are_drawn_in_full_precision_whatever_the_training(tmp_path):
+    family, seen = quick(flow("cfm", points())), []
+    family.network.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    trainer(tmp_path, evaluator({"w2": Wasserstein2()}), limit_test_batches=1, precision="bf16-mixed").test(
+        family, points(), verbose=False
+    )
+    assert seen
+    assert not any(seen)

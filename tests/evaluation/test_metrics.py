@@ -133,6 +133,15 @@ def test_points_are_counted_in_nats():
     assert (found.value, found.unit, found.protocol) == (2.0, "nats", "ode/test/2")
 
 
+def test_the_protocol_of_a_likelihood_names_what_moves_it():
+    log_prob = torch.zeros(3)
+    known = {"likelihood": "ode", "given_label": True, "dequantize": "none", "likelihood_method": "Euler(num_steps=2)"}
+    (found,) = NegativeLogLikelihood().measure(subject(DIGITS, log_prob=log_prob, **known))
+    assert found.protocol == "ode/test/3/given-label/bin-centres-17-levels/Euler(num_steps=2)"
+    (found,) = NegativeLogLikelihood().measure(subject(POINTS, log_prob=log_prob, dequantize="none"))
+    assert found.protocol == "exact/test/3", "points have no bins"
+
+
 def test_a_long_sum_of_float32_densities_is_done_in_double():
     values = torch.full((100_000,), 1e7, dtype=torch.float32) + torch.arange(100_000) % 2
     (found,) = NegativeLogLikelihood().measure(subject(log_prob=values))
@@ -201,6 +210,20 @@ def test_a_diverged_sample_gives_the_same_rows_without_a_number(metric, bad):
     found = metric.measure(broken)
     assert [(m.metric, m.n, m.protocol, m.unit) for m in found] == expected
     assert all(math.isnan(m.value) for m in found)
+
+
+@pytest.mark.parametrize("metric", everything(), ids=lambda m: type(m).__name__)
+def test_a_single_point_gives_rows_and_no_failure(metric):
+    """A split of the user's own data may be as small as that; the other rows must not be lost."""
+    found = metric.measure(subject(num=1))
+    assert found
+    assert all(m.n == 1 and math.isnan(m.value) for m in found)
+
+
+@pytest.mark.parametrize(("metric", "k"), [(PrecisionRecall("identity"), 3), (DensityCoverage("identity"), 5)])
+def test_balls_need_more_points_than_neighbours(metric, k):
+    assert all(math.isnan(m.value) for m in metric.measure(subject(num=k)))
+    assert all(math.isfinite(m.value) for m in metric.measure(subject(num=k + 1)))
 
 
 @pytest.mark.parametrize("metric", everything(), ids=lambda m: type(m).__name__)

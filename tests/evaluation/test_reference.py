@@ -141,3 +141,4 @@ def test_rows_of_the_evaluator(digits):
     assert {r.n for r in rows if r.metric != "nll"} == {50}
     assert {r.protocol for r in rows if r.metric != "nll"} == {"identity/train-1077/50"}
     assert rows[0].provenance["dataset_version"] == digits.spec.version
+    assert len(rows[0].provenance["extractors"]["identity"]) == 16

@@ -86,7 +86,7 @@ class Clock:
 
 
 def fake_trainer() -> SimpleNamespace:
-    strategy = SimpleNamespace(reduce_boolean_decision=lambda value, all: value)
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda value, all: value, broadcast=lambda value: value)
     return SimpleNamespace(global_step=0, should_stop=False, strategy=strategy)
 
 
@@ -124,3 +124,21 @@ def test_state_round_trip():
     a.steps, a.train_seconds = 4, 1.5
     b.load_state_dict(a.state_dict())
     assert (b.progress, b.train_seconds, b.exhausted) == (0.5, 1.5, False)
+
+
+def test_all_processes_follow_the_clock_of_the_first():
+    """The learning rate follows the seconds: replicas with clocks of their own would drift apart."""
+    clocks, trainers = [Clock(), Clock()], [fake_trainer(), fake_trainer()]
+    limit = BudgetLimit("train_seconds", 5.0)
+    first, second = (
+        Budget(limit, flops_per_step=1, samples_per_step=1, max_steps=None, clock=clock) for clock in clocks
+    )
+    trainers[1].strategy.broadcast = lambda value: first.train_seconds
+    for step in range(1, 4):
+        for budget, clock, trainer, seconds in zip((first, second), clocks, trainers, (1.0, 1.7), strict=True):
+            budget.on_train_batch_start(trainer, MODULE, None, 0)
+            clock.now += seconds
+            trainer.global_step = step
+            budget.on_train_batch_end(trainer, MODULE, None, None, 0)
+        assert first.train_seconds == second.train_seconds == step
+        assert first.progress_within(step) == second.progress_within(step)

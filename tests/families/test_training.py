@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -8,8 +9,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flowbench.data import FlowDataModule
-from flowbench.families import NonFiniteLossError, OptimizerConfig, load_checkpoint, read_checkpoint
+from flowbench.data import Batch, FlowDataModule
+from flowbench.families import Autoencoder, NonFiniteLossError, OptimizerConfig, load_checkpoint, read_checkpoint
+from flowbench.networks import KLAutoencoder
 
 from ..contract.builders import IMAGES, build
 
@@ -174,3 +176,39 @@ def test_accumulated_gradients_equal_one_large_batch(tmp_path):
     large, small = weights(32, 1), weights(16, 2)
     for key, value in large.items():
         torch.testing.assert_close(small[key], value, atol=1e-5, rtol=1e-4, msg=key)
+
+
+def test_compile_reaches_the_autoencoder(monkeypatch):
+    """Its network is never called as a whole: compiling that would change nothing."""
+    called = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: called.append(self))
+    module = Autoencoder(IMAGES, partial(KLAutoencoder, latent_channels=2, width=8), compile=True)
+    module.setup("fit")
+    reached = []
+    for child in called:
+        child.register_forward_hook(lambda child, *_: reached.append(child))
+    module.training_loss(Batch(torch.zeros(2, 1, 4, 4)), torch.Generator())
+    assert called
+    assert reached == called
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_the_autoencoder_trains_under_autocast(tmp_path, precision):
+    data = digits()
+    module = Autoencoder(data.spec, partial(KLAutoencoder, latent_channels=2, width=8))
+    before = module.latent_std.clone()
+    trainer(tmp_path, max_steps=2, precision=precision).fit(module, data)
+    assert module.latent_std.isfinite()
+    assert module.latent_std != before
+    assert all(p.isfinite().all() for p in module.parameters())
+
+
+@pytest.mark.parametrize(("saved", "built"), [(0.0, 0.9), (0.9, 0.0)])
+def test_an_average_that_only_one_side_knows_is_refused(tmp_path, saved, built):
+    """An average that no file fills would be the initialisation, and would be measured as the model."""
+    run = trainer(tmp_path, max_steps=1)
+    run.fit(model(ema_decay=saved), digits())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=f"averaged weights, but the configuration has ema_decay={built:g}"):
+        load_checkpoint(model(ema_decay=built), tmp_path / "a.ckpt")
+    load_checkpoint(model(ema_decay=saved), tmp_path / "a.ckpt")

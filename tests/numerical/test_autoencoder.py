@@ -179,3 +179,16 @@ def test_training_on_digits_beats_the_mean_image():
 def test_user_errors_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_reaches_the_network_and_not_the_latents(dtype: torch.dtype):
+    model = KLAutoencoder((1, 8, 8), latent_channels=2, width=8)
+    x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    exact, _ = model.encode(x)
+    with torch.autocast("cpu", dtype=dtype):
+        mean, log_variance = model.encode(x)
+        decoded = model.decode(mean)
+    assert {mean.dtype, log_variance.dtype, decoded.dtype} == {torch.float32}
+    assert not torch.equal(mean, exact)
+    torch.testing.assert_close(mean, exact, atol=0.05, rtol=0.05)

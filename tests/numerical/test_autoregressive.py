@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowbench.flows.autoregressive import (
@@ -26,32 +26,11 @@ from flowbench.flows.patch import patchify, unpatchify
 from flowbench.flows.permutation import alternating, permute
 from flowbench.networks.causal_transformer import CausalTransformer
 
+from .autoregressive_builders import make_flow, make_network, normal
+
 SCALES = ["exp", "softplus"]
 STARTS = ["learned", "zero"]
 CLIPS = [None, 4.0]
-
-
-def make_network(num_tokens=6, token_dim=2, num_classes=3, *, std=0.05, **options) -> CausalTransformer:
-    """A small double-precision network; its output layer is drawn from N(0, std^2)."""
-    net = CausalTransformer(num_tokens, token_dim, num_classes, **({"width": 16, "depth": 2, "head_dim": 8} | options))
-    nn.init.normal_(net.out.weight, std=std)
-    nn.init.normal_(net.out.bias, std=std)
-    if net.label_embedding is not None:
-        nn.init.normal_(net.label_embedding.weight)
-    return net.double()
-
-
-def make_flow(num_blocks=2, seed=0, scale="exp", soft_clip=None, last="identity", **options) -> AutoregressiveFlow:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return AutoregressiveFlow(
-            AffineBlock(make_network(**options), order, scale, soft_clip)
-            for order in alternating(num_blocks, last=last)
-        )
-
-
-def normal(*shape: int, seed: int = 0, dtype=torch.float64) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def naive_inverse(block: AffineBlock, z: Tensor, label: Tensor | None = None) -> Tensor:

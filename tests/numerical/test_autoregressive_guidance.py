@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from flowbench.flows.autoregressive import (
     AffineBlock,
@@ -14,33 +14,11 @@ from flowbench.flows.autoregressive import (
     AutoregressiveGuidance,
     InverseStats,
 )
-from flowbench.flows.permutation import alternating
 from flowbench.networks.causal_transformer import CausalTransformer
 
+from .autoregressive_builders import make_flow, make_network, normal
+
 STARTS = ["learned", "zero"]
-
-
-def make_network(num_tokens=6, token_dim=2, num_classes=3, *, std=0.05, **options) -> CausalTransformer:
-    """A small double-precision network; its output layer is drawn from N(0, std^2)."""
-    net = CausalTransformer(num_tokens, token_dim, num_classes, **({"width": 16, "depth": 2, "head_dim": 8} | options))
-    nn.init.normal_(net.out.weight, std=std)
-    nn.init.normal_(net.out.bias, std=std)
-    if net.label_embedding is not None:
-        nn.init.normal_(net.label_embedding.weight)
-    return net.double()
-
-
-def make_flow(num_blocks=2, seed=0, scale="exp", soft_clip=None, last="identity", **options) -> AutoregressiveFlow:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return AutoregressiveFlow(
-            AffineBlock(make_network(**options), order, scale, soft_clip)
-            for order in alternating(num_blocks, last=last)
-        )
-
-
-def normal(*shape: int, seed: int = 0, dtype=torch.float64) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def test_scale_one_and_equal_branches_change_nothing():
