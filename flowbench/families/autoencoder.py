@@ -85,12 +85,6 @@ class Autoencoder(TrainingModule):
             second_moment /= torch.distributed.get_world_size()
         self.latent_second_moment.lerp_(second_moment, 1.0 - self.latent_std_decay)
 
-    @torch.no_grad()
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """Decode the posterior mean: the floor of every latent result. Data (B, *D) in and out."""
-        mean, _ = self.network.encode(x)
-        return self.network.decode(mean)
-
     def checksum(self) -> str:
         """SHA-256 over names and values of the weights, the first 16 hex digits."""
         digest = hashlib.sha256()

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +111,11 @@ class FlowModule(TrainingModule):
     def likelihood_method(self) -> str:
         """What the value of :meth:`log_prob` depends on beside the model, for the protocol; empty for closed forms."""
         return ""
+
+    @property
+    def checkpoint_identity(self) -> dict[str, Any]:
+        """Classes and the autoencoder's weights besides: latents of another autoencoder mean something else."""
+        return {**super().checkpoint_identity, "classes": self.num_classes, "autoencoder": self.space.checksum}
 
     # ---- what a family gives --------------------------------------------------------------------------
 

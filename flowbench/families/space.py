@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +24,11 @@ class Space(ABC):
     """Carries data into the flow's space and back."""
 
     shape: tuple[int, ...]
+
+    @property
+    def checksum(self) -> str | None:
+        """Names the weights that the space depends on; None when there are none."""
+        return None
 
     @abstractmethod
     def encode(self, x: Tensor, generator: torch.Generator) -> Tensor:
@@ -69,6 +75,11 @@ class LatentSpace(Space):
     def __init__(self, autoencoder: Autoencoder) -> None:
         self.autoencoder = autoencoder.requires_grad_(False).eval()
         self.shape = tuple(autoencoder.network.latent_shape)
+
+    @cached_property
+    def checksum(self) -> str | None:
+        """SHA-256 of the autoencoder's weights, the first 16 hex digits."""
+        return self.autoencoder.checksum()
 
     def _model(self, x: Tensor) -> Autoencoder:
         return self.autoencoder.to(x.device)

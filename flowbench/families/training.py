@@ -177,9 +177,14 @@ class TrainingModule(L.LightningModule):
 
     # ---- checkpoints ----------------------------------------------------------------------------------
 
+    @property
+    def checkpoint_identity(self) -> dict[str, Any]:
+        """What a checkpoint and the module that loads it must agree on, in plain types."""
+        return {"family": type(self).__name__, "shape": list(self.spec.shape)}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store who wrote the file beside the averaged weights; plain types only, so `weights_only` can load it."""
-        checkpoint["flowbench"] = {"family": type(self).__name__, "shape": list(self.spec.shape)}
+        checkpoint["flowbench"] = self.checkpoint_identity
         if self.ema:
             checkpoint["ema"] = self.ema.state_dict()
 
@@ -193,8 +198,7 @@ class TrainingModule(L.LightningModule):
         found = checkpoint.get("flowbench")
         if found is None:
             raise ValueError("this file is not a flowbench checkpoint: it does not say which family wrote it")
-        expected = {"family": type(self).__name__, "shape": list(self.spec.shape)}
-        for key, value in expected.items():
+        for key, value in self.checkpoint_identity.items():
             if found.get(key) != value:
                 raise ValueError(
                     f"the checkpoint's {key} is {found.get(key)}, but the configuration builds {value}: "

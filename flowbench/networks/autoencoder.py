@@ -30,7 +30,7 @@ class KLAutoencoder(nn.Module):
 
     q(z | x) = N(mean(x), exp(log_variance(x))), p(z) = N(0, 1), p(x | z) = N(decode(z), exp(log_sigma)^2).
     ``log_sigma`` is trained with the weights, so that -(reconstruction_nll + kl) is a lower bound on log p(x)
-    and not a sum with a chosen balance; :meth:`calibrate` sets it to its optimum in closed form.
+    and not a sum with a chosen balance.
 
     Args:
         shape: (C, H, W) of the images; H and W are divisible by 2**downsamplings.
@@ -200,20 +200,6 @@ class KLAutoencoder(nn.Module):
     def forward(self, x: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """Same as :meth:`elbo_terms`."""
         return self.elbo_terms(x, noise)
-
-    @torch.no_grad()
-    def calibrate(self, x: Tensor, noise: Tensor) -> None:
-        """Set the decoder's standard deviation to its maximum-likelihood value on a batch.
-
-        sigma^2 is the mean squared error per dimension (Rybkin et al. 2020, arXiv:2006.13202). A step of Adam
-        moves ``log_sigma`` by one learning rate, so a short training may not get there by itself.
-
-        Args:
-            x: images in [-1, 1], shape (B, C, H, W).
-            noise: standard normal noise, shape (B, *latent_shape).
-        """
-        error = x - self.decode(self.sample(*self.encode(x), noise))
-        self.log_sigma.copy_(0.5 * error.square().mean().log())
 
 
 def _check(value: Tensor, shape: tuple[int, ...], name: str) -> None:

@@ -285,3 +285,26 @@ def test_guidance_that_could_not_act_is_refused(name, guidance):
     with pytest.raises(ValueError, match=r"guidance of scale 2 needs a trained null label: set label_dropout above 0"):
         build(name, IMAGES, guidance=guidance, conditional=True, label_dropout=0.0)
     assert build(name, IMAGES, guidance=guidance, conditional=True).num_classes == 3
+
+
+@pytest.mark.parametrize("name", ["starflow", "latent_cfm"])
+def test_a_checkpoint_belongs_to_its_autoencoder(name, tmp_path):
+    module, other = build(name, IMAGES), build(name, IMAGES)
+    checkpoint = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "a.ckpt")
+    families.load_checkpoint(other, tmp_path / "a.ckpt")
+    stranger = build(name, IMAGES)
+    with torch.no_grad():
+        next(stranger.space.autoencoder.parameters()).add_(0.1)
+    with pytest.raises(ValueError, match="checkpoint's autoencoder is"):
+        families.load_checkpoint(stranger, tmp_path / "a.ckpt")
+
+
+def test_a_conditional_checkpoint_does_not_fit_an_unconditional_model(tmp_path):
+    module = build("cfm", IMAGES, conditional=True)
+    checkpoint = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match="checkpoint's classes is 3, but the configuration builds None"):
+        families.load_checkpoint(build("cfm", IMAGES), tmp_path / "a.ckpt")

@@ -126,17 +126,6 @@ def test_log_variance_stays_finite_for_extreme_inputs():
     assert torch.isfinite(log_variance.exp()).all()
 
 
-def test_calibration_is_the_minimum_of_the_reconstruction_term():
-    model = build()
-    x, noise = randn((8, 1, 8, 8), "x"), randn((8, *model.latent_shape), "noise")
-    model.calibrate(x, noise)
-    loss = model.elbo_terms(x, noise)["reconstruction_nll"].mean()
-    (slope,) = torch.autograd.grad(loss, model.log_sigma)
-    assert abs(slope) < 1e-9
-    entropy = Normal(0.0, model.decoder_std.detach()).entropy()
-    torch.testing.assert_close(loss.detach() / x[0].numel(), entropy)
-
-
 def test_training_on_digits_beats_the_mean_image():
     """50 steps must beat the best constant reconstruction, whose error is the pixels' variance."""
     levels = torch.tensor(load_digits().images, dtype=torch.float32)[:, None]
