@@ -10,7 +10,6 @@ import pytest
 import scipy.stats
 from PIL import Image
 from rich.console import Console
-from synthetic import write_synthetic_bench
 
 from flowbench.bench import build_report, compare
 from flowbench.bench.pictures import load_array, tile
@@ -19,6 +18,8 @@ from flowbench.bench.plots import load_curve
 from flowbench.bench.statistics import Summary, summarise
 from flowbench.bench.store import Results, collect, csv_text, load_rows
 from flowbench.bench.tables import format_summary, metric_table
+
+from .synthetic import write_synthetic_bench
 
 SWEEP = {"network_evaluations": [1, 2, 4, 8]}
 

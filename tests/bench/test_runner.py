@@ -8,11 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import PROGRAM
 
 from flowbench.bench.plan import make_plan
 from flowbench.bench.status import Status, lock_is_held, read_status, write_status
 from flowbench.bench.store import load_rows
+
+from .conftest import PROGRAM
 
 
 def wait_for(condition, seconds=15.0):
@@ -202,12 +203,13 @@ def test_a_full_disk_is_one_line(workshop, monkeypatch):
 
 
 def test_a_missing_program_is_one_line(workshop, monkeypatch):
-    monkeypatch.setattr("conftest.PROGRAM", ("/nowhere/flowbench",))
+    monkeypatch.setitem(type(workshop).run.__globals__, "PROGRAM", ("/nowhere/flowbench",))
     with pytest.raises(ValueError, match="/nowhere/flowbench does not exist"):
         workshop.run(two(workshop))
 
 
 def test_concurrent_timings_are_announced(workshop):
+    before = dict(os.environ)
     workshop.run(two(workshop), "budget.train_seconds=5", dry_run=True, jobs=2)
     assert "under 2 concurrent cells" in workshop.output
-    assert os.environ.get("OMP_WAIT_POLICY") != "PASSIVE"  # the policy is for cells, not for this process
+    assert dict(os.environ) == before, "the policy is for cells, not for this process"
