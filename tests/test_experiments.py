@@ -87,7 +87,9 @@ def test_an_experiment_is_parsed_built_and_trained_for_a_step(file, tmp_path, mo
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=str)
 def test_an_experiment_as_shipped_has_an_end(file):
-    Experiment.from_files([ROOT / file]).require_budget()
+    experiment = Experiment.from_files([ROOT / file])
+    experiment.require_budget()
+    assert experiment.budget is not None, "a budget travels to any batch size, trainer.max_steps does not"
 
 
 @pytest.mark.parametrize("file", BENCHES, ids=str)

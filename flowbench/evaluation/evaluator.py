@@ -136,7 +136,8 @@ class Evaluator(L.Callback):
         self.rows: list[Row] = []
         self._stack = ExitStack()
         self._log_prob: list[tuple[Tensor, Tensor]] = []
-        self._real: SampleSet | None = None
+        # Reference samples and feature networks of the data measured last.
+        self._prepared: tuple[FlowDataModule, SampleSet, dict[str, FeatureExtractor]] | None = None
 
     # ---- hooks ----------------------------------------------------------------------------------------
 
@@ -309,21 +310,21 @@ class Evaluator(L.Callback):
 
     def _subject(self, flow: FlowModule, trainer: L.Trainer, samples: Tensor, evaluations: float) -> Subject:
         data = _data(trainer)
-        if self._real is None:
-            self._real = SampleSet(data.model_values(self.reference), data.spec, self.reference)
+        _, real, extractors = self._prepare(data)
         generated = SampleSet(samples, data.spec, "generated")
-        return Subject(
-            data.spec,
-            generated,
-            self._real,
-            network_evaluations=evaluations,
-            extractors=self.extractors(data),
-        )
+        return Subject(data.spec, generated, real, network_evaluations=evaluations, extractors=extractors)
+
+    def _prepare(self, data: FlowDataModule) -> tuple[FlowDataModule, SampleSet, dict[str, FeatureExtractor]]:
+        """Load the reference and the feature networks once per datamodule, not once per point of a sweep."""
+        if self._prepared is None or self._prepared[0] is not data:
+            names = {metric.features for metric in self.metrics.values() if metric.features is not None}
+            real = SampleSet(data.model_values(self.reference), data.spec, self.reference)
+            self._prepared = data, real, {name: get_extractor(name, data) for name in sorted(names)}
+        return self._prepared
 
     def extractors(self, data: FlowDataModule) -> dict[str, FeatureExtractor]:
         """The feature extractors that the metrics name, with their weights."""
-        names = {metric.features for metric in self.metrics.values() if metric.features is not None}
-        return {name: get_extractor(name, data) for name in sorted(names)}
+        return self._prepare(data)[2]
 
     def _transport_cost(self, flow: FlowModule, trainer: L.Trainer) -> float | None:
         """Squared W2 between source and data for points; in many dimensions its estimate is mostly bias."""

@@ -25,6 +25,7 @@ from flowbench.evaluation import (
 from flowbench.evaluation import evaluator as module
 from flowbench.families import Budget, BudgetLimit
 from flowbench.flows import ClassifierFreeGuidance, DormandPrince, GaussianSource, Midpoint, RungeKutta4
+from flowbench.metrics import IdentityFeatures
 from flowbench.rows import read_rows
 
 from ..contract.builders import build
@@ -432,3 +433,13 @@ def test_samples_are_drawn_in_full_precision_whatever_the_training(tmp_path):
     )
     assert seen
     assert not any(seen)
+
+
+def test_reference_and_feature_networks_are_loaded_once_per_datamodule(monkeypatch):
+    loaded = []
+    monkeypatch.setattr(module, "get_extractor", lambda name, data: loaded.append(data) or IdentityFeatures(64, name))
+    evaluator = module.Evaluator({"fd": FrechetDistance("identity")})
+    first, second = FlowDataModule("digits", seed=0), FlowDataModule("digits", seed=1)
+    for data in (first, first, second):
+        evaluator.extractors(data)
+    assert loaded == [first, second]
