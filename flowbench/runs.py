@@ -214,7 +214,7 @@ def prepare(experiment: Experiment) -> dict[str, Path]:
     checkpoints = {name: _required(name, needed) for name, needed in experiment.requirements.items()}
     evaluator = experiment.build_evaluator()
     if evaluator is not None:
-        evaluator.extractors(experiment.build_data())
+        evaluator.prepare(experiment.build_data())
     return checkpoints
 
 

@@ -82,6 +82,8 @@ class FlowDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.dequantize = dequantize
         self.seed = 0 if seed is None else seed
+        # How many test samples `test_dataloader` serves, from the first; an evaluator sets it, None is all.
+        self.num_test: int | None = None
 
     @cached_property
     def entry(self) -> DatasetEntry:
@@ -116,6 +118,11 @@ class FlowDataModule(LightningDataModule):
         """
         split = self.split(name)
         return self._dataset(name).model_values(split.values, BatchIndex(torch.arange(len(split))))
+
+    def uint8_images(self, name: str, indices: Tensor) -> Tensor:
+        """Some samples of a split as 8-bit pictures, uint8, shape (M, C, H, W); dequantisation plays no part."""
+        values = self.split(name).values[indices]
+        return self.spec.to_uint8(values if self.spec.levels is None else self.spec.to_model(values))
 
     @property
     def samples_seen(self) -> int:
@@ -190,7 +197,8 @@ class FlowDataModule(LightningDataModule):
 
     def _eval_loader(self, name: str) -> DataLoader[Batch]:
         dataset = self._dataset(name)
-        return self._loader(dataset, ShardedSampler(len(dataset), self.eval_batch_size, *self._shard()))
+        count = min(self.num_test or len(dataset), len(dataset)) if name == "test" else len(dataset)
+        return self._loader(dataset, ShardedSampler(count, self.eval_batch_size, *self._shard()))
 
     def _loader(self, dataset: SplitDataset, sampler: EndlessSampler | ShardedSampler) -> DataLoader[Batch]:
         # batch_size=None: the sampler yields whole batches and the dataset gathers them, nothing is collated.

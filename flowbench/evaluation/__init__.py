@@ -4,22 +4,24 @@ from flowbench.torchvision_guard import ensure_importable
 
 ensure_importable()
 
-from flowbench.evaluation.evaluator import Evaluator, Identity  # noqa: E402
+from flowbench.evaluation.evaluator import Evaluator  # noqa: E402
 from flowbench.evaluation.extractors import cache_dir, get_extractor  # noqa: E402
-from flowbench.evaluation.metrics import (  # noqa: E402
-    CostReport,
+from flowbench.evaluation.feature_metrics import (  # noqa: E402
     DensityCoverage,
     FrechetDistance,
     KernelDistance,
-    MaximumMeanDiscrepancy,
-    Metric,
-    NegativeLogLikelihood,
-    PathStraightness,
     PrecisionRecall,
+)
+from flowbench.evaluation.flow_metrics import CostReport, NegativeLogLikelihood, PathStraightness  # noqa: E402
+from flowbench.evaluation.metric import Metric  # noqa: E402
+from flowbench.evaluation.point_metrics import (  # noqa: E402
+    MaximumMeanDiscrepancy,
     SlicedWasserstein2,
     Wasserstein2,
 )
-from flowbench.evaluation.subject import Cost, Measurement, SampleSet, Subject  # noqa: E402
+from flowbench.evaluation.records import Identity  # noqa: E402
+from flowbench.evaluation.samples import SampleSet  # noqa: E402
+from flowbench.evaluation.subject import Cost, Measurement, Subject  # noqa: E402
 
 __all__ = [
     "Cost",

@@ -1,16 +1,19 @@
-"""Arrays that a run leaves for pictures: samples.npz and trajectories.npz."""
+"""What a run leaves for the eye: samples.npz, trajectories.npz and the metrics' own pictures."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from flowbench.data import DataSpec
 from flowbench.storage import write_atomic
 
-__all__ = ["save_samples", "save_trajectories"]
+__all__ = ["save_pictures", "save_samples", "save_trajectories"]
 
 
 def save_samples(run_dir: Path, samples: Tensor, spec: DataSpec, num_images: int) -> None:
@@ -33,3 +36,11 @@ def save_trajectories(run_dir: Path, states: Tensor, times: Tensor) -> None:
     """Write trajectories.npz: `states` float32 (T, B, *D) in data space, and `times` (T,)."""
     shown, grid = states.float().cpu().numpy(), times.cpu().numpy()
     write_atomic(run_dir / "trajectories.npz", lambda file: np.savez_compressed(file, states=shown, times=grid))
+
+
+def save_pictures(run_dir: Path, pictures: Mapping[str, Tensor]) -> None:
+    """Write pictures, uint8 (C, H, W) with one or three channels, as `<name>.png`."""
+    for name, picture in pictures.items():
+        pixels = picture.permute(1, 2, 0).cpu().numpy()
+        image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+        write_atomic(run_dir / f"{name}.png", partial(image.save, format="PNG"))

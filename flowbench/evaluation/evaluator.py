@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,49 +14,27 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from flowbench.data import FlowDataModule
-from flowbench.evaluation.artifacts import save_samples, save_trajectories
+from flowbench.evaluation.artifacts import save_pictures, save_samples, save_trajectories
+from flowbench.evaluation.drawing import Drawing, Paths, draw_paths, draw_samples, labels_of
 from flowbench.evaluation.extractors import get_extractor
-from flowbench.evaluation.gather import gather_by_index, shard
-from flowbench.evaluation.metrics import Metric, PathStraightness
-from flowbench.evaluation.pictures import log_hyperparameters, log_samples
+from flowbench.evaluation.flow_metrics import PathStraightness
+from flowbench.evaluation.gather import gather_by_index
+from flowbench.evaluation.metric import Metric
+from flowbench.evaluation.pictures import log_hyperparameters, log_pictures, log_samples
 from flowbench.evaluation.provenance import environment, peak_memory_mb
+from flowbench.evaluation.records import Curve, Identity, make_row
 from flowbench.evaluation.reference import reference_subjects, score
-from flowbench.evaluation.subject import Cost, Measurement, SampleSet, Subject
-from flowbench.families import Budget, FlowModule, Samples, Trajectory
-from flowbench.metrics import (
-    FeatureExtractor,
-    PathGeometry,
-    block_geometry,
-    path_geometry,
-    wasserstein2_squared,
-)
+from flowbench.evaluation.samples import Collector, DrawnSet, Images, RealSet, SampleSet
+from flowbench.evaluation.subject import Cost, Subject
+from flowbench.families import Budget, FlowModule
+from flowbench.metrics import FeatureExtractor, wasserstein2_squared
 from flowbench.rows import Row, write_rows
 from flowbench.seeds import derive_seed
-from flowbench.storage import write_text
 
-__all__ = ["Evaluator", "Identity"]
+__all__ = ["Evaluator"]
 
 # Points on either side of the reference W2 between source and data.
 TRANSPORT_POINTS = 2048
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Who is measured, for the rows.
-
-    Attributes:
-        bench: name of the bench, or empty.
-        task: name of the task, or empty.
-        contender: name of the contender.
-        seed: training seed.
-        config_hash: fingerprint of the resolved configuration.
-    """
-
-    bench: str = ""
-    task: str = ""
-    contender: str = ""
-    seed: int = 0
-    config_hash: str = ""
 
 
 class Evaluator(L.Callback):
@@ -82,6 +59,7 @@ class Evaluator(L.Callback):
         num_trajectories: paths for the geometry metrics.
         trajectory_points: states along each path of a continuous flow.
         num_pictures: samples to keep for pictures.
+        num_likelihood: test samples whose likelihood is measured, counted from the first; None takes all.
 
     Raises:
         ValueError: for counts below 1, or a curve of a metric that is not there.
@@ -102,14 +80,16 @@ class Evaluator(L.Callback):
         num_trajectories: int = 256,
         trajectory_points: int = 33,
         num_pictures: int = 64,
+        num_likelihood: int | None = None,
     ) -> None:
         for name, value in (
             ("num_samples", num_samples),
             ("batch_size", batch_size),
             ("num_pictures", num_pictures),
             ("num_trajectories", num_trajectories),
+            ("num_likelihood", num_likelihood),
         ):
-            if value < 1:
+            if value is not None and value < 1:
                 raise ValueError(f"evaluator.{name} must be >= 1, got {value}")
         if trajectory_points < 2:
             raise ValueError(f"evaluator.trajectory_points must be >= 2, got {trajectory_points}")
@@ -131,15 +111,19 @@ class Evaluator(L.Callback):
         self.seed = seed
         self.weights: Literal["ema", "raw"] = weights
         self.num_trajectories, self.trajectory_points = num_trajectories, trajectory_points
+        self.num_likelihood = num_likelihood
         self.identity = Identity()
         self.budget: Budget | None = None
         self.rows: list[Row] = []
         self._stack = ExitStack()
         self._log_prob: list[tuple[Tensor, Tensor]] = []
-        # Reference samples and feature networks of the data measured last.
-        self._prepared: tuple[FlowDataModule, SampleSet, dict[str, FeatureExtractor]] | None = None
+        self._prepared: _Prepared | None = None
 
     # ---- hooks ----------------------------------------------------------------------------------------
+
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        """Tell the datamodule how many test samples are asked for."""
+        _data(trainer).num_test = self.num_likelihood
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Refuse before the training, not after it, what cannot be measured.
@@ -148,11 +132,11 @@ class Evaluator(L.Callback):
             ValueError: when the module is no flow, or its sampler cannot do a budget of the sweep.
         """
         flow = _flow(module)
-        labels = self._labels(flow, trainer)
-        condition = labels[:1].to(flow.device) if labels is not None else None
+        drawing = self._drawing(flow, trainer)
+        labels = labels_of(drawing)
         with torch.no_grad(), flow.evaluating(self.weights):
             for n in self.sweep if flow.sweeps else ():
-                flow.sample(flow.draw_noise(torch.zeros(1), self.seed), condition, network_evaluations=n)
+                drawing.sample(torch.zeros(1, dtype=torch.int64), labels, n)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """A point of quality against training, and a picture in TensorBoard."""
@@ -165,20 +149,24 @@ class Evaluator(L.Callback):
         """Make up for the point that a run killed between its checkpoint and its validation has lost."""
         step, every = trainer.global_step, trainer.val_check_batch
         due = trainer.enable_validation and every and step and step * trainer.accumulate_grad_batches % every == 0
-        missing = bool(due and self.curve) and step not in self._curve_steps(trainer)
+        missing = bool(due and self.curve) and step not in Curve(trainer.default_root_dir).steps()
         # Process 0 decides for all: it may have written the file before another one reads it.
         if trainer.strategy.broadcast(missing):
             self._measure_curve(trainer, _flow(module))
 
     def _measure_curve(self, trainer: L.Trainer, module: FlowModule) -> None:
+        chosen = {name: self.metrics[name] for name in self.curve}
         with torch.no_grad(), module.evaluating(self.weights):
-            samples, evaluations, _ = self._draw(module, trainer)
+            samples, evaluations, _ = self._draw(module, trainer, chosen)
             if trainer.is_global_zero:
-                subject = self._subject(module, trainer, samples, evaluations)
-                chosen = {name: self.metrics[name] for name in self.curve}
+                subject = self._subject(_data(trainer), samples, evaluations)
                 measured = list(score(subject, chosen))
-                self._append_curve(trainer, measured)
-                log_samples(trainer, samples[: self.num_pictures], module.spec, "val/samples", trainer.global_step)
+                Curve(trainer.default_root_dir).append(trainer.global_step, self.budget, measured)
+                if trainer.logger is not None:
+                    values: Mapping[str, float] = {f"val/{m.metric}": m.value for m in measured}
+                    trainer.logger.log_metrics(dict(values), step=trainer.global_step)
+                shown = samples.shown[: self.num_pictures]
+                log_samples(trainer, shown, module.spec, "val/samples", trainer.global_step)
         trainer.strategy.barrier("flowbench.curve")
 
     def on_test_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -225,106 +213,112 @@ class Evaluator(L.Callback):
     def _evaluate(self, trainer: L.Trainer, flow: FlowModule) -> None:
         index = torch.cat([i for i, _ in self._log_prob])
         log_prob = gather_by_index(index, torch.cat([v for _, v in self._log_prob]))
-        samples, evaluations, rate = self._draw(flow, trainer)
-        geometry, states, times = self._paths(flow, trainer)
-        sweep = [self._draw(flow, trainer, n)[:2] for n in self.sweep if flow.sweeps]
+        samples, evaluations, rate = self._draw(flow, trainer, self.metrics)
+        paths = self._paths(flow, trainer)
+        in_sweep = {name: metric for name, metric in self.metrics.items() if metric.in_sweep}
+        sweep = [self._draw(flow, trainer, in_sweep, n)[:2] for n in self.sweep if flow.sweeps]
         if not trainer.is_global_zero:
             return
-        main = self._subject(flow, trainer, samples, evaluations)
+        data = _data(trainer)
+        main = self._subject(data, samples, evaluations)
         main.log_prob, main.likelihood, main.likelihood_method = log_prob, flow.likelihood, flow.likelihood_method
-        main.given_label, main.dequantize = flow.num_classes is not None, _data(trainer).dequantize
-        main.geometry, main.space = geometry, _space_name(flow)
+        main.given_label, main.dequantize = flow.num_classes is not None, data.dequantize
+        main.geometry, main.space = paths.geometry if paths else None, _space_name(flow)
         main.transport_cost = self._transport_cost(flow, trainer)
         main.cost = self._cost(flow, rate)
         subjects = [main]
         for swept, n in sweep:
-            subject = self._subject(flow, trainer, swept, n)
+            subject = self._subject(data, swept, n)
             subject.swept = True
             subjects.append(subject)
         provenance = {**self._provenance(trainer), **asdict(main.cost)}
         weights = self.weights if flow.ema else "raw"
-        self.rows = [
-            self._row(self.identity.contender, type(flow).__name__, subject, m, weights, provenance)
-            for subject in subjects
-            for m in score(subject, self.metrics)
-        ]
+        self.rows = self._rows(self.identity.contender, type(flow).__name__, subjects, weights, provenance)
+        self._write(trainer, flow, main, samples, paths)
+
+    def _write(
+        self, trainer: L.Trainer, flow: FlowModule, main: Subject, samples: DrawnSet, paths: Paths | None
+    ) -> None:
+        """Leave rows and pictures in the run's folder and in TensorBoard."""
         run_dir = Path(trainer.default_root_dir)
-        save_samples(run_dir, samples, flow.spec, self.num_pictures)
-        if len(states):
-            shown = states[:, : self.num_pictures].to(flow.device)
-            save_trajectories(run_dir, torch.stack([flow.space.decode(state) for state in shown]), times)
         write_rows(run_dir / "rows.jsonl", self.rows)
+        save_samples(run_dir, samples.shown, flow.spec, self.num_pictures)
+        if paths is not None:
+            states = torch.stack([flow.space.decode(state) for state in paths.shown.to(flow.device)])
+            save_trajectories(run_dir, states, paths.times)
+        pictures = {name: p for metric in self.metrics.values() for name, p in metric.pictures(main).items()}
+        save_pictures(run_dir, pictures)
         # A trainer that only measures has not counted the steps behind the checkpoint.
         step = self.budget.steps if self.budget else trainer.global_step
-        log_samples(trainer, samples[: self.num_pictures], flow.spec, "test/samples", step)
+        log_samples(trainer, samples.shown[: self.num_pictures], flow.spec, "test/samples", step)
+        log_pictures(trainer, pictures, "test", step)
         log_hyperparameters(trainer, self.rows, asdict(self.identity))
 
+    def _drawing(self, flow: FlowModule, trainer: L.Trainer) -> Drawing:
+        return Drawing(
+            flow,
+            _data(trainer),
+            self.seed,
+            self.num_samples,
+            self.batch_size,
+            self.reference,
+            trainer.global_rank,
+            trainer.world_size,
+        )
+
     def _draw(
-        self, flow: FlowModule, trainer: L.Trainer, network_evaluations: int | None = None
-    ) -> tuple[Tensor, float, float]:
-        """Samples by index, mean evaluations per sample, samples per second of this process."""
-        index = shard(self.num_samples, trainer.global_rank, trainer.world_size)
-        labels = self._labels(flow, trainer)
+        self, flow: FlowModule, trainer: L.Trainer, metrics: Mapping[str, Metric], n: int | None = None
+    ) -> tuple[DrawnSet, float, float]:
+        """Samples as those metrics need them, mean evaluations per sample, samples per second of this process."""
+        extractors = self.extractors(_data(trainer), flow.device)
+        counts = self._counts(metrics)
+        return draw_samples(self._drawing(flow, trainer), extractors, counts, self.num_pictures, n)
 
-        def draw(chunk: Tensor) -> Samples:
-            condition = labels[chunk].to(flow.device) if labels is not None else None
-            return flow.sample(flow.draw_noise(chunk, self.seed), condition, network_evaluations=network_evaluations)
-
-        draw(index[:2])  # the first call allocates and compiles, which is no part of the rate
-        parts, costs, seconds = [], [], 0.0
-        for chunk in index.split(self.batch_size):
-            drawn = draw(chunk)
-            parts.append(drawn.x)
-            # An adaptive solver's cost differs from batch to batch.
-            costs.append(torch.full((len(chunk),), drawn.network_evaluations, dtype=torch.float64))
-            seconds += drawn.seconds
-        samples, cost = (gather_by_index(index, torch.cat(each)) for each in (parts, costs))
-        return samples, float(cost.mean()), len(index) / seconds
-
-    def _labels(self, flow: FlowModule, trainer: L.Trainer) -> Tensor | None:
-        """Labels of a conditional flow's samples: drawn from the reference split by the evaluation seed."""
-        if flow.num_classes is None:
-            return None
-        label = _data(trainer).split(self.reference).label
-        assert label is not None, "a conditional flow has labelled data"
-        rng = torch.Generator().manual_seed(derive_seed(self.seed, "labels"))
-        return label[torch.randint(len(label), (self.num_samples,), generator=rng)]
-
-    def _paths(self, flow: FlowModule, trainer: L.Trainer) -> tuple[PathGeometry | None, Tensor, Tensor]:
-        """Geometry of the flow's paths; states (T, B, *D) of the first ones for pictures, and their times."""
+    def _paths(self, flow: FlowModule, trainer: L.Trainer) -> Paths | None:
         if not any(isinstance(metric, PathStraightness) for metric in self.metrics.values()):
-            return None, torch.empty(0), torch.empty(0)
-        index = shard(self.num_trajectories, trainer.global_rank, trainer.world_size)
-        labels = self._labels(flow, trainer)
-        geometries, states = [], []
-        times = torch.empty(0)
-        for chunk in index.split(self.batch_size):
-            condition = labels[chunk % self.num_samples].to(flow.device) if labels is not None else None
-            path = flow.trajectory(flow.draw_noise(chunk, self.seed), condition, self.trajectory_points)
-            geometries.append(_geometry(path))
-            states.append(path.states.transpose(0, 1))
-            times = path.times
-        local = PathGeometry.concatenate(geometries)
-        gathered = {name: gather_by_index(index, value) for name, value in vars(local).items()}
-        return PathGeometry(**gathered), gather_by_index(index, torch.cat(states)).transpose(0, 1), times
+            return None
+        shown = min(self.num_pictures, self.num_trajectories)
+        return draw_paths(self._drawing(flow, trainer), self.num_trajectories, self.trajectory_points, shown)
 
-    def _subject(self, flow: FlowModule, trainer: L.Trainer, samples: Tensor, evaluations: float) -> Subject:
-        data = _data(trainer)
-        _, real, extractors = self._prepare(data)
-        generated = SampleSet(samples, data.spec, "generated")
-        return Subject(data.spec, generated, real, network_evaluations=evaluations, extractors=extractors)
+    def _counts(self, metrics: Mapping[str, Metric]) -> dict[str, int]:
+        """Samples that each extractor is asked for by these metrics."""
+        counts: dict[str, int] = {}
+        for metric in metrics.values():
+            if metric.features is not None:
+                wanted = min(metric.num_samples or self.num_samples, self.num_samples)
+                counts[metric.features] = max(counts.get(metric.features, 0), wanted)
+        return counts
 
-    def _prepare(self, data: FlowDataModule) -> tuple[FlowDataModule, SampleSet, dict[str, FeatureExtractor]]:
+    def _subject(self, data: FlowDataModule, samples: SampleSet, evaluations: float | None) -> Subject:
+        known = self._prepare(data)
+        return Subject(
+            data.spec,
+            samples,
+            known.reference,
+            network_evaluations=evaluations,
+            extractors=known.extractors,
+            held_out=known.held_out,
+        )
+
+    def _prepare(self, data: FlowDataModule, device: torch.device | str = "cpu") -> _Prepared:
         """Load the reference and the feature networks once per datamodule, not once per point of a sweep."""
-        if self._prepared is None or self._prepared[0] is not data:
+        if self._prepared is None or self._prepared.data is not data:
             names = {metric.features for metric in self.metrics.values() if metric.features is not None}
-            real = SampleSet(data.model_values(self.reference), data.spec, self.reference)
-            self._prepared = data, real, {name: get_extractor(name, data) for name in sorted(names)}
+            extractors = {name: get_extractor(name, data, device) for name in sorted(names)}
+            reference, held_out = RealSet(data, self.reference), RealSet(data, self.held_out)
+            self._prepared = _Prepared(data, reference, held_out, extractors)
         return self._prepared
 
-    def extractors(self, data: FlowDataModule) -> dict[str, FeatureExtractor]:
+    def extractors(self, data: FlowDataModule, device: torch.device | str = "cpu") -> dict[str, FeatureExtractor]:
         """The feature extractors that the metrics name, with their weights."""
-        return self._prepare(data)[2]
+        return self._prepare(data, device).extractors
+
+    def prepare(self, data: FlowDataModule) -> None:
+        """Put into the cache what all contenders share: feature networks, and the reference split's features."""
+        known = self._prepare(data)
+        for metric in self.metrics.values():
+            if metric.features is not None and data.spec.modality == "image":
+                known.reference.features(known.extractors[metric.features], metric.num_reference)
 
     def _transport_cost(self, flow: FlowModule, trainer: L.Trainer) -> float | None:
         """Squared W2 between source and data for points; in many dimensions its estimate is mostly bias."""
@@ -350,96 +344,78 @@ class Evaluator(L.Callback):
     def _provenance(self, trainer: L.Trainer) -> dict[str, Any]:
         data = _data(trainer)
         return {
-            **environment(),
+            **self._data_provenance(data),
             "config_hash": self.identity.config_hash,
             "world_size": trainer.world_size,
             "global_batch": data.batch_size * trainer.accumulate_grad_batches,
             "precision": str(trainer.precision),
+        }
+
+    def _data_provenance(self, data: FlowDataModule) -> dict[str, Any]:
+        return {
+            **environment(),
             "evaluation_seed": self.seed,
             "dataset_version": data.spec.version,
             "extractors": {name: e.checksum[:16] for name, e in self.extractors(data).items()},
         }
 
-    def _row(
-        self,
-        contender: str,
-        family: str,
-        subject: Subject,
-        m: Measurement,
-        weights: str,
-        provenance: dict[str, Any],
-    ) -> Row:
-        return Row(
-            bench=self.identity.bench,
-            task=self.identity.task,
-            contender=contender,
-            family=family,
-            dataset=subject.spec.name,
-            seed=self.identity.seed,
-            metric=m.metric,
-            value=m.value,
-            n=m.n,
-            protocol=m.protocol,
-            unit=m.unit,
-            network_evaluations=subject.network_evaluations,
-            weights=weights,
-            provenance=provenance,
-        )
+    def _rows(
+        self, contender: str, family: str, subjects: Iterable[Subject], weights: str, provenance: Mapping[str, Any]
+    ) -> list[Row]:
+        return [
+            make_row(
+                self.identity, subject, m, contender=contender, family=family, weights=weights, provenance=provenance
+            )
+            for subject in subjects
+            for m in score(subject, self.metrics)
+        ]
 
     def reference_rows(self, data: FlowDataModule) -> Iterator[Row]:
         """Rows of `floor`, `noise`, `gaussian` and `gmm`: they belong to the data, not to a contender or a seed."""
-        extractors = self.extractors(data)
-        provenance = {
-            **environment(),
-            "evaluation_seed": self.seed,
-            "dataset_version": data.spec.version,
-            "extractors": {name: e.checksum[:16] for name, e in extractors.items()},
-        }
+        known, provenance = self._prepare(data), self._data_provenance(data)
         subjects = reference_subjects(
             data,
-            extractors,
+            known.extractors,
+            self._counts(self.metrics),
             num_samples=self.num_samples,
-            reference=self.reference,
-            held_out=self.held_out,
+            reference=known.reference,
+            held_out=known.held_out,
             seed=self.seed,
+            num_likelihood=self.num_likelihood,
         )
         for name, subject in subjects:
-            for m in score(subject, self.metrics):
-                yield self._row(name, "reference", subject, m, "none", provenance)
+            yield from self._rows(name, "reference", [subject], "none", provenance)
 
-    def _curve_steps(self, trainer: L.Trainer) -> set[int]:
-        path = Path(trainer.default_root_dir) / "curve.jsonl"
-        return {json.loads(line)["step"] for line in path.read_text().splitlines()} if path.is_file() else set()
+    def external_rows(
+        self, data: FlowDataModule, batches: Iterable[tuple[Tensor, Tensor]], images: Images
+    ) -> tuple[list[Row], dict[str, Tensor]]:
+        """Rows of images that somebody else's model made.
 
-    def _append_curve(self, trainer: L.Trainer, measured: list[Measurement]) -> None:
-        """Append to curve.jsonl; a resumed run drops what lies beyond its checkpoint."""
-        path = Path(trainer.default_root_dir) / "curve.jsonl"
-        budget = self.budget
-        point: dict[str, Any] = {"step": trainer.global_step}
-        if budget is not None:
-            point |= {
-                "samples_seen": budget.samples_seen,
-                "train_seconds": budget.train_seconds,
-                "train_flops": budget.train_flops,
-            }
-        lines = path.read_text().splitlines() if path.is_file() else []
-        kept = [line for line in lines if json.loads(line)["step"] < trainer.global_step]
-        kept += [json.dumps({**point, "metric": m.metric, "value": m.value}) for m in measured]
-        write_text(path, "".join(f"{line}\n" for line in kept))
-        if trainer.logger is not None:
-            values: Mapping[str, float] = {f"val/{m.metric}": m.value for m in measured}
-            trainer.logger.log_metrics(dict(values), step=trainer.global_step)
+        Args:
+            data: the data that they are compared with.
+            batches: indices (B,) and pictures uint8 (B, C, H, W), in the order of the indices.
+            images: gives the pictures at some indices.
+
+        Returns:
+            The rows, and the metrics' pictures by name.
+        """
+        known = self._prepare(data)
+        collector = Collector(data.spec, known.extractors, self._counts(self.metrics), self.num_pictures)
+        for index, pictures in batches:
+            collector.add_images(index, pictures)
+        subject = self._subject(data, collector.gathered("generated", images), None)
+        rows = self._rows(self.identity.contender, "external", [subject], "none", self._data_provenance(data))
+        return rows, {name: p for metric in self.metrics.values() for name, p in metric.pictures(subject).items()}
 
 
-def _geometry(path: Trajectory) -> PathGeometry:
-    """Geometry of the paths; of paths that diverged it is NaN, which costs these rows and no others."""
-    finite = bool(path.states.isfinite().all()) and (path.velocities is None or bool(path.velocities.isfinite().all()))
-    if not finite:
-        lost = torch.full((path.states.shape[1],), torch.nan, dtype=torch.float64)
-        return PathGeometry(**{field.name: lost for field in fields(PathGeometry)})
-    if path.velocities is None:
-        return block_geometry(path.states, path.times)
-    return path_geometry(path.states, path.velocities, path.times)
+@dataclass(frozen=True)
+class _Prepared:
+    """What is loaded once per datamodule."""
+
+    data: FlowDataModule
+    reference: RealSet
+    held_out: RealSet
+    extractors: dict[str, FeatureExtractor]
 
 
 def _flow(module: L.LightningModule) -> FlowModule:

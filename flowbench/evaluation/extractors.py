@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import torch
 from filelock import FileLock
 
 from flowbench.data import FlowDataModule
@@ -29,7 +30,7 @@ def cache_dir() -> Path:
     return Path(os.environ.get("FLOWBENCH_CACHE", "data/cache"))
 
 
-def get_extractor(name: str, data: FlowDataModule) -> FeatureExtractor:
+def get_extractor(name: str, data: FlowDataModule, device: torch.device | str = "cpu") -> FeatureExtractor:
     """Find or make the extractor that an experiment file names.
 
     `<dataset>-cnn` is a small classifier trained deterministically on the training split, once per machine;
@@ -38,6 +39,7 @@ def get_extractor(name: str, data: FlowDataModule) -> FeatureExtractor:
     Args:
         name: as in `fd[name]`.
         data: the data that is measured.
+        device: where its network runs.
 
     Raises:
         ValueError: for an unknown name, or a classifier of data without labels.
@@ -45,14 +47,14 @@ def get_extractor(name: str, data: FlowDataModule) -> FeatureExtractor:
     if name == "identity":
         return IdentityFeatures(data.spec.num_dims)
     if name == f"{data.dataset}-cnn" and data.spec.modality == "image":
-        return _classifier(name, data)
+        return _classifier(name, data, device)
     raise ValueError(
         f"no feature extractor {name!r} for the dataset {data.dataset}: use identity"
         + (f" or {data.dataset}-cnn" if data.spec.modality == "image" else "")
     )
 
 
-def _classifier(name: str, data: FlowDataModule) -> ClassifierFeatures:
+def _classifier(name: str, data: FlowDataModule, device: torch.device | str) -> ClassifierFeatures:
     train = data.split("train")
     if train.label is None or data.spec.num_classes is None:
         raise ValueError(f"{name} is a classifier, but {data.dataset} has no labels: use features: identity")
@@ -64,4 +66,4 @@ def _classifier(name: str, data: FlowDataModule) -> ClassifierFeatures:
             images = data.spec.to_uint8(values)
             seed = derive_seed(CLASSIFIER_VERSION, name) % 2**31
             save_classifier(path, train_classifier(images, train.label, data.spec.num_classes, seed))
-    return ClassifierFeatures(load_classifier(path), name)
+    return ClassifierFeatures(load_classifier(path).to(device), name)

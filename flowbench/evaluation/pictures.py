@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -13,7 +13,7 @@ from torch import Tensor
 from flowbench.data import DataSpec
 from flowbench.rows import Row
 
-__all__ = ["image_grid", "log_hyperparameters", "log_samples"]
+__all__ = ["image_grid", "log_hyperparameters", "log_pictures", "log_samples"]
 
 
 def image_grid(images: Tensor, columns: int = 8, scale: int = 4) -> Tensor:
@@ -64,6 +64,13 @@ def log_samples(trainer: L.Trainer, samples: Tensor, spec: DataSpec, tag: str, s
         return
     channels = picture.shape[0]
     logger.experiment.add_image(tag, picture if channels in (1, 3) else picture[:1], step)
+
+
+def log_pictures(trainer: L.Trainer, pictures: Mapping[str, Tensor], tag: str, step: int) -> None:
+    """Write pictures, uint8 (C, H, W), where the run has a TensorBoard logger."""
+    logger = _writer(trainer)
+    for name, picture in pictures.items() if logger is not None else ():
+        logger.experiment.add_image(f"{tag}/{name}", picture, step)
 
 
 def log_hyperparameters(trainer: L.Trainer, rows: Sequence[Row], identity: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -10,8 +10,9 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from flowbench.data import FlowDataModule
-from flowbench.evaluation.metrics import Metric
-from flowbench.evaluation.subject import Measurement, SampleSet, Subject
+from flowbench.evaluation.metric import Metric
+from flowbench.evaluation.samples import CHUNK, Collector, RealSet, SampleSet
+from flowbench.evaluation.subject import Measurement, Subject
 from flowbench.metrics import FeatureExtractor
 from flowbench.seeds import derive_seed, generator, indexed_normal
 
@@ -23,6 +24,8 @@ MIXTURE_SIZES = (1, 5, 10, 20, 40)
 COVARIANCE_FLOORS = (1e-4, 1e-3, 1e-2)
 # More points than this change a mixture of forty components little and cost much.
 MIXTURE_POINTS = 10_000
+# Multiplications of one step of expectation maximisation, about a second; larger mixtures are left out.
+MIXTURE_WORK = 1e11
 
 
 def score(subject: Subject, metrics: Mapping[str, Metric]) -> Iterator[Measurement]:
@@ -35,38 +38,53 @@ def score(subject: Subject, metrics: Mapping[str, Metric]) -> Iterator[Measureme
 def reference_subjects(
     data: FlowDataModule,
     extractors: dict[str, FeatureExtractor],
+    counts: Mapping[str, int],
     *,
     num_samples: int,
-    reference: str,
-    held_out: str,
+    reference: RealSet,
+    held_out: RealSet,
     seed: int,
+    num_shown: int = 64,
+    num_likelihood: int | None = None,
 ) -> Iterator[tuple[str, Subject]]:
     """The reference rows' subjects: `floor`, `noise`, `gaussian`, `gmm`.
 
     Args:
         data: the data.
         extractors: feature extractors by name.
+        counts: samples that each extractor is asked for.
         num_samples: as many as the contenders draw.
-        reference: the split that samples are compared with.
-        held_out: the split scored as if generated.
+        reference: what samples are compared with.
+        held_out: real data scored as if generated.
         seed: the evaluation seed.
+        num_shown: samples to keep for pictures.
+        num_likelihood: test samples whose likelihood is measured; None takes all.
 
     Yields:
         Contender name and subject.
     """
-    real = SampleSet(data.model_values(reference), data.spec, reference)
 
-    def subject(x: Tensor, log_prob: Tensor | None = None) -> Subject:
-        samples = SampleSet(x, data.spec, "generated")
-        return Subject(data.spec, samples, real, log_prob=log_prob, dequantize=data.dequantize, extractors=extractors)
+    def subject(samples: SampleSet, log_prob: Tensor | None = None) -> Subject:
+        return Subject(
+            data.spec, samples, reference, log_prob=log_prob, dequantize=data.dequantize, extractors=extractors,
+            held_out=held_out,
+        )  # fmt: skip
 
-    yield "floor", subject(data.model_values(held_out)[:num_samples])
-    yield "noise", subject(indexed_normal(range(num_samples), data.spec.shape, seed, "sample"))
-    train, test = _flat(data.model_values("train")), _flat(data.model_values("test"))
+    def drawn(draw: Callable[[Tensor], Tensor]) -> SampleSet:
+        collector = Collector(data.spec, extractors, counts, num_shown)
+        for index in torch.arange(num_samples).split(CHUNK):
+            collector.add(index, draw(index))
+        return collector.gathered("generated")
+
+    yield "floor", subject(RealSet(data, held_out.name, num_samples))
+    yield "noise", subject(drawn(lambda index: indexed_normal(index, data.spec.shape, seed, "sample")))
+    train, val = (_flat(data.model_values(split)[:MIXTURE_POINTS]) for split in ("train", "val"))
+    test = _flat(data.model_values("test")[:num_likelihood])
     for name, sizes in (("gaussian", (1,)), ("gmm", MIXTURE_SIZES)):
-        model = fit_mixture(train, _flat(data.model_values("val")), sizes, seed)
-        drawn = _draw(model, num_samples, generator(seed, name)).reshape(-1, *data.spec.shape)
-        yield name, subject(drawn.float(), torch.from_numpy(model.score_samples(test)))
+        model = fit_mixture(train, val, sizes, seed)
+        sampler = _Sampler(model, num_samples, generator(seed, name))
+        samples = drawn(lambda index: sampler.draw(index).reshape(-1, *data.spec.shape).float())  # noqa: B023
+        yield name, subject(samples, torch.from_numpy(model.score_samples(test)))
 
 
 def _flat(x: Tensor) -> np.ndarray:
@@ -79,7 +97,8 @@ def fit_mixture(train: np.ndarray, val: np.ndarray, sizes: Sequence[int], seed: 
     Args:
         train: points, shape (N, D); the first 10,000 are used.
         val: validation points, shape (M, D).
-        sizes: numbers of components to try; those with fewer than ten points a component are left out.
+        sizes: numbers of components to try; those with fewer than ten points a component, or whose fit would take
+            minutes in this dimension, are left out.
         seed: keys the initial assignment.
 
     Returns:
@@ -90,16 +109,28 @@ def fit_mixture(train: np.ndarray, val: np.ndarray, sizes: Sequence[int], seed: 
     candidates = [
         GaussianMixture(size, covariance_type="full", reg_covar=floor, random_state=state).fit(train)
         for size in sizes
-        if size == 1 or size <= len(train) // 10
+        if size == 1 or (size <= len(train) // 10 and size * train.size * train.shape[1] <= MIXTURE_WORK)
         for floor in COVARIANCE_FLOORS
     ]
     return max(candidates, key=lambda model: model.score(val))
 
 
-def _draw(model: GaussianMixture, num: int, rng: torch.Generator) -> Tensor:
-    """Samples by a torch generator: scikit-learn's own sampler groups them by component."""
-    weights, means = torch.from_numpy(model.weights_), torch.from_numpy(model.means_)
-    factors = torch.linalg.cholesky(torch.from_numpy(model.covariances_))
-    component = torch.multinomial(weights, num, replacement=True, generator=rng)
-    noise = torch.randn(num, means.shape[1], generator=rng, dtype=means.dtype)
-    return means[component] + torch.einsum("nij,nj->ni", factors[component], noise)
+class _Sampler:
+    """Samples of a mixture by a torch generator, in order: scikit-learn's own sampler groups them by component."""
+
+    def __init__(self, model: GaussianMixture, num: int, rng: torch.Generator) -> None:
+        self.means = torch.from_numpy(model.means_)
+        self.factors = torch.linalg.cholesky(torch.from_numpy(model.covariances_))
+        self.component = torch.multinomial(torch.from_numpy(model.weights_), num, replacement=True, generator=rng)
+        self.rng = rng
+
+    def draw(self, index: Tensor) -> Tensor:
+        """The next samples, at indices that follow the last ones', shape (B, D)."""
+        component = self.component[index]
+        noise = torch.randn(len(index), self.means.shape[1], generator=self.rng, dtype=self.means.dtype)
+        points = self.means[component]
+        # A factor at a time: one for every sample would not fit into memory for images.
+        for number in component.unique().tolist():
+            mine = component == number
+            points[mine] += noise[mine] @ self.factors[number].T
+        return points

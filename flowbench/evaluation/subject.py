@@ -3,48 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 from flowbench.data import DataSpec
-from flowbench.metrics import FeatureExtractor, PathGeometry, extract
+from flowbench.evaluation.samples import SampleSet
+from flowbench.metrics import FeatureExtractor, PathGeometry
 
-__all__ = ["Cost", "Measurement", "SampleSet", "Subject"]
-
-
-class SampleSet:
-    """Samples in model space with their features, computed once per extractor.
-
-    Args:
-        x: samples in model space, shape (N, *D), on the CPU.
-        spec: the data's shape and value grid.
-        name: what they are, for the protocol: a split's name or `generated`.
-    """
-
-    def __init__(self, x: Tensor, spec: DataSpec, name: str) -> None:
-        self.x = x.detach().cpu()
-        self.spec = spec
-        self.name = name
-        self._features: dict[str, Tensor] = {}
-
-    def __len__(self) -> int:
-        """Number of samples."""
-        return len(self.x)
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether no sample diverged to NaN or infinity; a distance to samples that did has no value."""
-        return bool(self.x.isfinite().all())
-
-    def features(self, extractor: FeatureExtractor) -> Tensor:
-        """Features (N, F) of the samples as the extractor sees them: uint8 images, or the points themselves.
-
-        Generated images are put on the data's value grid first, as they would be in a file.
-        """
-        if extractor.name not in self._features:
-            images = self.spec.to_uint8(self.x) if self.spec.modality == "image" else self.x
-            self._features[extractor.name] = extract(extractor, images)
-        return self._features[extractor.name]
+__all__ = ["Cost", "Measurement", "Subject"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +54,9 @@ class Subject:
         space: where those paths run: `data`, or `latent` with its shape.
         transport_cost: squared W2 between source and data, summed over dimensions, or None.
         cost: what training and sampling cost, or None.
+        extractors: feature extractors by name.
+        held_out: real data that no model has seen, of the same kind as the reference, or None.
+        memory: what one metric computed and another may use, by name.
     """
 
     spec: DataSpec
@@ -104,6 +74,8 @@ class Subject:
     transport_cost: float | None = None
     cost: Cost | None = None
     extractors: dict[str, FeatureExtractor] = field(default_factory=dict)
+    held_out: SampleSet | None = None
+    memory: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

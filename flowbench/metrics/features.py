@@ -15,17 +15,19 @@ __all__ = ["ClassifierFeatures", "FeatureExtractor", "IdentityFeatures", "extrac
 
 @runtime_checkable
 class FeatureExtractor(Protocol):
-    """A fixed map from samples to features. Any object with these four members serves.
+    """A fixed map from samples to features. Any object with these five members serves.
 
     Attributes:
         name: what a metric's row shows, e.g. ``digits-cnn`` in ``fd[digits-cnn]``.
         dimension: D, the width of a feature vector.
         checksum: SHA-256 (hex) of the weights and of everything else that changes the features.
+        protocol: what protocol strings show: network, resize, and precision where it is not float32.
     """
 
     name: str
     dimension: int
     checksum: str
+    protocol: str
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features.
@@ -52,7 +54,7 @@ class ClassifierFeatures:
 
     def __init__(self, model: DigitsCNN, name: str = "digits-cnn") -> None:
         self.model = model.eval().requires_grad_(False)
-        self.name = name
+        self.name = self.protocol = name
         self.dimension = model.dimension
         self.checksum = weights_checksum(model)
 
@@ -75,7 +77,7 @@ class IdentityFeatures:
     def __init__(self, dimension: int, name: str = "identity") -> None:
         if dimension < 1:
             raise ValueError(f"dimension must be at least 1, got {dimension}")
-        self.name = name
+        self.name = self.protocol = name
         self.dimension = dimension
         self.checksum = hashlib.sha256(f"identity-{dimension}".encode()).hexdigest()
 

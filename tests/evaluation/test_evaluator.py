@@ -437,7 +437,9 @@ def test_samples_are_drawn_in_full_precision_whatever_the_training(tmp_path):
 
 def test_reference_and_feature_networks_are_loaded_once_per_datamodule(monkeypatch):
     loaded = []
-    monkeypatch.setattr(module, "get_extractor", lambda name, data: loaded.append(data) or IdentityFeatures(64, name))
+    monkeypatch.setattr(
+        module, "get_extractor", lambda name, data, device: loaded.append(data) or IdentityFeatures(64, name)
+    )
     evaluator = module.Evaluator({"fd": FrechetDistance("identity")})
     first, second = FlowDataModule("digits", seed=0), FlowDataModule("digits", seed=1)
     for data in (first, first, second):

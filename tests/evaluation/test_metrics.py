@@ -28,6 +28,7 @@ from flowbench.evaluation import (
     Subject,
     Wasserstein2,
 )
+from flowbench.evaluation.samples import Collector
 from flowbench.metrics import IdentityFeatures, block_geometry
 
 DIGITS = DataSpec("digits", "1", (1, 8, 8), num_classes=10, levels=17)
@@ -39,12 +40,24 @@ def cloud(num: int, spec: DataSpec, seed: int, shift: float = 0.0) -> Tensor:
     return (0.4 * torch.randn(num, *spec.shape, generator=rng) + shift).clamp(-0.999, 0.999)
 
 
+def sample_set(x: Tensor, spec: DataSpec, name: str) -> SampleSet:
+    """Samples as the evaluator collects them, all kept for the comparisons here."""
+    collector = Collector(spec, extractors(spec), {"identity": len(x)}, len(x))
+    for index in torch.arange(len(x)).split(25):
+        collector.add(index, x[index])
+    return collector.gathered(name)
+
+
+def extractors(spec: DataSpec) -> dict:
+    return {"identity": IdentityFeatures(spec.num_dims)}
+
+
 def subject(spec: DataSpec = POINTS, num: int = 60, num_real: int = 90, **known) -> Subject:
     samples, real = (
-        SampleSet(cloud(num, spec, 0, 0.2), spec, "generated"),
-        SampleSet(cloud(num_real, spec, 1), spec, "val"),
+        sample_set(cloud(num, spec, 0, 0.2), spec, "generated"),
+        sample_set(cloud(num_real, spec, 1), spec, "val"),
     )
-    return Subject(spec, samples, real, extractors={"identity": IdentityFeatures(spec.num_dims)}, **known)
+    return Subject(spec, samples, real, extractors=extractors(spec), **known)
 
 
 def flat(x: Tensor, spec: DataSpec) -> np.ndarray:
@@ -57,7 +70,7 @@ def test_fd_is_that_of_torch_fidelity(spec):
     """Images are compared as 8-bit pictures, points as they are."""
     given = subject(spec, num=200, num_real=150)
     (found,) = FrechetDistance("identity").measure(given)
-    sides = [flat(part.x, spec) for part in (given.samples, given.reference)]
+    sides = [flat(part.shown, spec) for part in (given.samples, given.reference)]
     first, second = ({"mu": s.mean(0), "sigma": np.cov(s, rowvar=False)} for s in sides)
     expected = fid_statistics_to_metric(first, second, verbose=False)["frechet_inception_distance"]
     assert found.value == pytest.approx(expected, rel=1e-5)
@@ -67,7 +80,7 @@ def test_fd_is_that_of_torch_fidelity(spec):
 def test_kid_is_the_mean_over_all_pairs():
     given = subject()
     (found,) = KernelDistance("identity").measure(given)
-    x, y = given.samples.x.double(), given.reference.x.double()
+    x, y = given.samples.shown.double(), given.reference.shown.double()
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         return (a @ b.T / 2 + 1) ** 3
@@ -81,7 +94,7 @@ def test_kid_is_the_mean_over_all_pairs():
 @pytest.mark.parametrize("sizes", [(60, 90), (90, 60)])
 def test_neighbour_metrics_take_equal_numbers_and_say_so(sizes):
     given = subject(num=sizes[0], num_real=sizes[1])
-    generated, real = given.samples.x[:60].double(), given.reference.x[:60].double()
+    generated, real = given.samples.shown[:60].double(), given.reference.shown[:60].double()
 
     def covered(points: Tensor, centres: Tensor, k: int) -> Tensor:
         radius = torch.cdist(centres, centres).sort(1).values[:, k]
@@ -107,7 +120,7 @@ def test_neighbour_metrics_take_equal_numbers_and_say_so(sizes):
 
 def test_point_metrics_against_pot():
     given = subject()
-    x, y = given.samples.x.numpy().astype(float), given.reference.x[:60].numpy().astype(float)
+    x, y = given.samples.shown.numpy().astype(float), given.reference.shown[:60].numpy().astype(float)
     (w2,) = Wasserstein2().measure(given)
     assert w2.value == pytest.approx(math.sqrt(ot.emd2([], [], ot.dist(x, y))), rel=1e-6)
     assert (w2.n, w2.protocol, w2.unit) == (60, "points/val-60/60", "data units")
@@ -203,9 +216,9 @@ def everything() -> list[evaluation.Metric]:
 @pytest.mark.parametrize("metric", everything(), ids=lambda m: type(m).__name__)
 def test_a_diverged_sample_gives_the_same_rows_without_a_number(metric, bad):
     healthy = subject()
-    x = healthy.samples.x.clone()
+    x = healthy.samples.shown.clone()
     x[3, 0] = bad
-    broken = Subject(POINTS, SampleSet(x, POINTS, "generated"), healthy.reference, extractors=healthy.extractors)
+    broken = Subject(POINTS, sample_set(x, POINTS, "generated"), healthy.reference, extractors=healthy.extractors)
     expected = [(m.metric, m.n, m.protocol, m.unit) for m in metric.measure(healthy)]
     found = metric.measure(broken)
     assert [(m.metric, m.n, m.protocol, m.unit) for m in found] == expected
@@ -239,22 +252,33 @@ def test_every_exported_metric_is_tested_here():
     assert exported == tested
 
 
-def test_features_are_computed_once_per_extractor():
-    class Counting(IdentityFeatures):
-        calls = 0
+def test_samples_are_seen_as_they_would_be_in_a_file():
+    """On the grid of the grey levels, and without gradients."""
+    samples = sample_set(cloud(9, DIGITS, 0).requires_grad_(), DIGITS, "generated")
+    assert set(samples.features(IdentityFeatures(64)).unique().tolist()) <= {float(k * 255 // 16) for k in range(17)}
+    assert not samples.shown.requires_grad
 
-        def __call__(self, images: Tensor) -> Tensor:
-            self.calls += 1
-            return super().__call__(images)
 
-    one, two = Counting(64, "one"), Counting(64, "two")
-    samples = SampleSet(cloud(9, DIGITS, 0).requires_grad_(), DIGITS, "generated")
-    first = samples.features(one)
-    assert samples.features(one) is first
-    assert one.calls == 1
-    samples.features(two)
-    assert (one.calls, two.calls) == (1, 1)
-    assert len(samples) == 9
-    assert not samples.x.requires_grad
-    # As they would be in a file: on the grid of the grey levels.
-    assert set(first.unique().tolist()) <= {float(k * 255 // 16) for k in range(17)}
+@pytest.mark.parametrize("metric", [FrechetDistance("identity", 40, 70), KernelDistance("identity", 40, 70)])
+def test_a_metric_may_look_at_the_first_few_samples_only(metric):
+    whole = subject(DIGITS)
+    part = subject(DIGITS)
+    part.samples = sample_set(whole.samples.shown[:40], DIGITS, "generated")
+    part.reference = sample_set(whole.reference.shown[:70], DIGITS, "val")
+    (limited,), (cut,) = metric.measure(whole), type(metric)("identity").measure(part)
+    assert limited == cut
+    assert limited.protocol == "identity/val-70/40"
+    # A limit beyond what there is takes what there is.
+    assert type(metric)("identity", 999, 999).measure(whole) == type(metric)("identity").measure(whole)
+
+
+def test_only_float32_inception_features_make_an_fid():
+    for features, expected in (("inception", "fid"), ("inception-bf16", "fd[inception-bf16]"), ("x-cnn", "fd[x-cnn]")):
+        assert FrechetDistance(features).label("fd") == expected
+    assert KernelDistance("inception").label("kid") == "kid[inception]"
+
+
+@pytest.mark.parametrize("options", [{"num_samples": 1}, {"num_reference": 0}])
+def test_counts_out_of_range(options):
+    with pytest.raises(ValueError, match=r"must be at least 2 or null for all, got [01]"):
+        FrechetDistance("identity", **options)

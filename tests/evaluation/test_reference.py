@@ -10,6 +10,7 @@ from flowbench.data import FlowDataModule
 from flowbench.evaluation import Evaluator, FrechetDistance, NegativeLogLikelihood
 from flowbench.evaluation import reference as module
 from flowbench.evaluation.reference import reference_subjects
+from flowbench.evaluation.samples import RealSet
 from flowbench.families import FlowMatching
 from flowbench.seeds import derive_seed
 
@@ -21,10 +22,16 @@ def digits():
     return FlowDataModule("digits")
 
 
+def subjects_of(data, num_samples: int, held_out: str, seed: int) -> dict:
+    """By name, with all samples kept."""
+    sides = {"reference": RealSet(data, "train"), "held_out": RealSet(data, held_out)}
+    found = reference_subjects(data, {}, {}, num_samples=num_samples, seed=seed, num_shown=num_samples, **sides)
+    return dict(found)
+
+
 @pytest.fixture(scope="module")
 def subjects(digits):
-    options = {"num_samples": 200, "reference": "train", "held_out": "val", "seed": 5}
-    return dict(reference_subjects(digits, {}, **options))
+    return subjects_of(digits, 200, "val", 5)
 
 
 def test_names_in_order(subjects):
@@ -34,23 +41,21 @@ def test_names_in_order(subjects):
 
 
 def test_floor_is_the_held_out_split_against_the_reference_split(subjects, digits):
-    assert torch.equal(subjects["floor"].samples.x, digits.model_values("val")[:200])
+    assert torch.equal(subjects["floor"].samples.points(), digits.model_values("val")[:200])
     for subject in subjects.values():
-        assert torch.equal(subject.reference.x, digits.model_values("train"))
+        assert torch.equal(subject.reference.points(), digits.model_values("train"))
         assert subject.reference.name == "train"
 
 
 def test_floor_has_no_more_than_the_split_holds(digits):
-    options = {"num_samples": 10_000, "reference": "train", "held_out": "test", "seed": 0}
-    name, floor = next(iter(reference_subjects(digits, {}, **options)))
-    assert (name, len(floor.samples)) == ("floor", 360)
+    assert len(subjects_of(digits, 500, "test", 0)["floor"].samples) == 360
 
 
 def test_noise_is_the_contenders_own(subjects, digits):
     """A flow whose velocity is zero draws exactly the noise row, and so does any flow of the data space."""
     for name in ("cfm", "tarflow", "wcfm"):
         flow = build(name, digits.spec)
-        assert torch.equal(flow.draw_noise(torch.arange(200), 5), subjects["noise"].samples.x)
+        assert torch.equal(flow.draw_noise(torch.arange(200), 5), subjects["noise"].samples.shown)
 
     class Still(torch.nn.Module):
         def __init__(self, shape, num_classes):
@@ -61,7 +66,7 @@ def test_noise_is_the_contenders_own(subjects, digits):
 
     still = FlowMatching(digits.spec, Still)
     drawn = still.sample(still.draw_noise(torch.arange(200), 5)).x
-    assert torch.equal(drawn, subjects["noise"].samples.x)
+    assert torch.equal(drawn, subjects["noise"].samples.shown)
 
 
 def test_the_gaussian_is_that_of_the_fitted_moments(subjects, digits):
@@ -94,7 +99,8 @@ def test_baselines_draw_what_they_model():
     both = np.concatenate(halves)
     model = module.fit_mixture(both, both, [2], 0)
     num = 40_000
-    drawn = module._draw(model, num, torch.Generator().manual_seed(0)).numpy()
+    sampler = module._Sampler(model, num, torch.Generator().manual_seed(0))
+    drawn = torch.cat([sampler.draw(index) for index in torch.arange(num).split(7000)]).numpy()
     mean = model.weights_ @ model.means_
     spread = model.means_ - mean
     covariance = np.einsum("k,kij->ij", model.weights_, model.covariances_ + np.einsum("ki,kj->kij", spread, spread))
@@ -107,8 +113,8 @@ def test_baselines_draw_what_they_model():
 
 def test_the_same_seed_draws_the_same_and_another_does_not(digits):
     def drawn(seed: int):
-        options = {"num_samples": 20, "reference": "train", "held_out": "test", "seed": seed}
-        return [s.samples.x for _, s in reference_subjects(digits, {}, **options)]
+        found = subjects_of(digits, 20, "test", seed)
+        return [found["floor"].samples.points(), *(found[name].samples.shown for name in ("noise", "gaussian", "gmm"))]
 
     first, again, other = drawn(1), drawn(1), drawn(2)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
@@ -120,8 +126,7 @@ def test_a_handful_of_data_still_has_baselines(tmp_path):
     path = tmp_path / "few.npy"
     np.save(path, rng.normal(size=(30, 2)).astype(np.float32))
     data = FlowDataModule("npy", str(path))
-    options = {"num_samples": 5, "reference": "train", "held_out": "test", "seed": 0}
-    found = dict(reference_subjects(data, {}, **options))
+    found = subjects_of(data, 5, "test", 0)
     assert torch.isfinite(found["gmm"].log_prob).all()
 
 

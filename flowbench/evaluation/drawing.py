@@ -1,0 +1,150 @@
+"""Drawing from a flow: a stream of samples that is scored and thrown away, and a few paths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from flowbench.data import FlowDataModule
+from flowbench.evaluation.gather import gather_by_index, shard
+from flowbench.evaluation.samples import Collector, DrawnSet
+from flowbench.families import FlowModule, Samples, Trajectory
+from flowbench.metrics import FeatureExtractor, PathGeometry, block_geometry, path_geometry
+from flowbench.seeds import derive_seed
+
+__all__ = ["Drawing", "Paths", "draw_paths", "draw_samples", "labels_of"]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Who is drawn from, and how.
+
+    Attributes:
+        flow: the flow, with the weights that are measured in place.
+        data: its data.
+        seed: the evaluation seed.
+        num_samples: samples over all processes.
+        batch_size: samples at a time.
+        label_split: split whose labels a conditional flow is given.
+        rank: this process.
+        world_size: number of processes.
+    """
+
+    flow: FlowModule
+    data: FlowDataModule
+    seed: int
+    num_samples: int
+    batch_size: int
+    label_split: str
+    rank: int = 0
+    world_size: int = 1
+
+    def sample(self, index: Tensor, labels: Tensor | None, network_evaluations: int | None = None) -> Samples:
+        """The samples at some indices; the same for any batch and any number of processes."""
+        flow = self.flow
+        condition = labels[index].to(flow.device) if labels is not None else None
+        return flow.sample(flow.draw_noise(index, self.seed), condition, network_evaluations=network_evaluations)
+
+
+def labels_of(drawing: Drawing) -> Tensor | None:
+    """Labels of a conditional flow's samples: drawn from the reference split by the evaluation seed."""
+    if drawing.flow.num_classes is None:
+        return None
+    label = drawing.data.split(drawing.label_split).label
+    assert label is not None, "a conditional flow has labelled data"
+    rng = torch.Generator().manual_seed(derive_seed(drawing.seed, "labels"))
+    return label[torch.randint(len(label), (drawing.num_samples,), generator=rng)]
+
+
+def draw_samples(
+    drawing: Drawing,
+    extractors: Mapping[str, FeatureExtractor],
+    counts: Mapping[str, int],
+    num_shown: int,
+    network_evaluations: int | None = None,
+) -> tuple[DrawnSet, float, float]:
+    """Draw, extract and throw away, batch by batch.
+
+    Args:
+        drawing: whose samples.
+        extractors: feature extractors by name.
+        counts: samples that each extractor is asked for.
+        num_shown: samples to keep for pictures.
+        network_evaluations: evaluations per sample; None is the flow's own sampler.
+
+    Returns:
+        The set, mean evaluations per sample, samples per second of this process.
+    """
+    index = shard(drawing.num_samples, drawing.rank, drawing.world_size)
+    labels = labels_of(drawing)
+    collector = Collector(drawing.data.spec, extractors, counts, num_shown)
+    drawing.sample(index[:2], labels, network_evaluations)  # the first call allocates and compiles: no part of the rate
+    costs, seconds = [], 0.0
+    for chunk in index.split(drawing.batch_size):
+        drawn = drawing.sample(chunk, labels, network_evaluations)
+        collector.add(chunk, drawn.x)
+        # An adaptive solver's cost differs from batch to batch.
+        costs.append(torch.full((len(chunk),), drawn.network_evaluations, dtype=torch.float64))
+        seconds += drawn.seconds
+    cost = gather_by_index(index, torch.cat(costs))
+
+    def pictures(wanted: Tensor) -> Tensor:
+        """Draw some samples again: their noise is keyed by their index."""
+        parts = [drawing.sample(part, labels, network_evaluations).x for part in wanted.split(drawing.batch_size)]
+        return drawing.data.spec.to_uint8(torch.cat(parts).cpu().nan_to_num(-1.0))
+
+    return collector.gathered("generated", pictures), float(cost.mean()), len(index) / seconds
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Paths from source to data.
+
+    Attributes:
+        geometry: of every path.
+        shown: states of the first paths in the flow's space, shape (T, B, *D).
+        times: shape (T,).
+    """
+
+    geometry: PathGeometry
+    shown: Tensor
+    times: Tensor
+
+
+def draw_paths(drawing: Drawing, num_paths: int, num_points: int, num_shown: int) -> Paths:
+    """Paths by index over all processes; a collective.
+
+    Args:
+        drawing: whose paths.
+        num_paths: how many.
+        num_points: states along each path of a continuous flow.
+        num_shown: paths whose states are kept.
+    """
+    index = shard(num_paths, drawing.rank, drawing.world_size)
+    labels, flow = labels_of(drawing), drawing.flow
+    geometries, states = [], []
+    times = torch.empty(0)
+    for chunk in index.split(drawing.batch_size):
+        condition = labels[chunk % drawing.num_samples].to(flow.device) if labels is not None else None
+        path = flow.trajectory(flow.draw_noise(chunk, drawing.seed), condition, num_points)
+        geometries.append(_geometry(path))
+        states.append(path.states.transpose(0, 1)[chunk.to(path.states.device) < num_shown].cpu())
+        times = path.times
+    local = PathGeometry.concatenate(geometries)
+    gathered = {name: gather_by_index(index, value) for name, value in vars(local).items()}
+    shown = gather_by_index(index[index < num_shown], torch.cat(states))
+    return Paths(PathGeometry(**gathered), shown.transpose(0, 1), times)
+
+
+def _geometry(path: Trajectory) -> PathGeometry:
+    """Geometry of the paths; of paths that diverged it is NaN, which costs these rows and no others."""
+    finite = bool(path.states.isfinite().all()) and (path.velocities is None or bool(path.velocities.isfinite().all()))
+    if not finite:
+        lost = torch.full((path.states.shape[1],), torch.nan, dtype=torch.float64)
+        return PathGeometry(**{field.name: lost for field in fields(PathGeometry)})
+    if path.velocities is None:
+        return block_geometry(path.states, path.times)
+    return path_geometry(path.states, path.velocities, path.times)

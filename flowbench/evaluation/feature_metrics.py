@@ -1,0 +1,189 @@
+"""Metrics on the features of a named network."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from flowbench import metrics as pure
+from flowbench.evaluation.metric import Metric, distance
+from flowbench.evaluation.subject import Measurement, Subject
+
+__all__ = ["DensityCoverage", "FeatureMetric", "FrechetDistance", "KernelDistance", "PrecisionRecall"]
+
+
+class FeatureMetric(Metric):
+    """A metric on the features of a named extractor.
+
+    Args:
+        features: name of the extractor: `inception`, `efficientnet-lite0`, `<dataset>-cnn`, `identity` (raw pixels or
+            coordinates) or another one of `flowbench.evaluation.get_extractor`.
+        num_samples: how many samples to look at, counted from the first; None takes all that were drawn.
+        num_reference: how many samples of the reference split; None takes all.
+
+    Raises:
+        ValueError: for counts below 2.
+    """
+
+    def __init__(self, features: str, num_samples: int | None = None, num_reference: int | None = None) -> None:
+        for name, count in (("num_samples", num_samples), ("num_reference", num_reference)):
+            if count is not None and count < 2:
+                raise ValueError(f"{name} must be at least 2 or null for all, got {count}")
+        self._features, self._num_samples, self._num_reference = features, num_samples, num_reference
+
+    @property
+    def features(self) -> str:
+        """Name of the feature extractor."""
+        return self._features
+
+    @property
+    def num_samples(self) -> int | None:
+        """How many samples it looks at; None is all."""
+        return self._num_samples
+
+    @property
+    def num_reference(self) -> int | None:
+        """How many samples of the reference split it looks at; None is all."""
+        return self._num_reference
+
+    def counts(self, subject: Subject) -> tuple[int, int]:
+        """Samples and reference samples that this metric compares."""
+        n, m = len(subject.samples), len(subject.reference)
+        return min(self._num_samples or n, n), min(self._num_reference or m, m)
+
+    def pair(self, subject: Subject) -> tuple[Tensor, Tensor]:
+        """Features of the generated and of the real samples."""
+        extractor, (n, m) = subject.extractors[self.features], self.counts(subject)
+        return subject.samples.features(extractor, n), subject.reference.features(extractor, m)
+
+    def measurement(
+        self, subject: Subject, name: str, value: float, counts: tuple[int, int], extra: str = ""
+    ) -> Measurement:
+        """A number whose protocol names extractor, reference split with its size, and number of samples."""
+        n, m = counts
+        protocol = f"{subject.extractors[self.features].protocol}/{subject.reference.name}-{m}/{n}{extra}"
+        return Measurement(self.label(name), value, n, f"{protocol}/sweep" if subject.swept else protocol)
+
+    def label(self, name: str) -> str:
+        """The metric's name with its extractor; the Frechet distance of float32 Inception features is the FID."""
+        if self.features == "inception" and name.startswith("fd"):
+            return name.replace("fd", "fid", 1)
+        return f"{name}[{self.features}]"
+
+
+class _NeighbourMetric(FeatureMetric):
+    """Balls around neighbours shrink with N, so both sides have equal numbers of points.
+
+    Args:
+        features: name of the extractor.
+        k: neighbours that make a ball.
+        num_samples: see :class:`FeatureMetric`.
+        num_reference: see :class:`FeatureMetric`.
+    """
+
+    def __init__(self, features: str, k: int, num_samples: int | None = None, num_reference: int | None = None) -> None:
+        super().__init__(features, num_samples, num_reference)
+        self.k = k
+
+    def counts(self, subject: Subject) -> tuple[int, int]:
+        """The smaller of both counts, twice."""
+        smaller = min(super().counts(subject))
+        return smaller, smaller
+
+    def _is_defined(self, subject: Subject) -> bool:
+        """Whether no sample diverged and every point has `k` neighbours; else the values are NaN."""
+        return subject.samples.is_finite and self.counts(subject)[0] > self.k
+
+    def _results(self, subject: Subject, **values: float) -> list[Measurement]:
+        counts = self.counts(subject)
+        return [self.measurement(subject, n, v, counts, f"/k{self.k}") for n, v in values.items()]
+
+
+class FrechetDistance(FeatureMetric):
+    """Frechet distance between Gaussians fitted to features (Heusel et al., 2017, arXiv 1706.08500).
+
+    Args:
+        features: name of the extractor; only Inception features may be called FID.
+        num_samples: see :class:`FeatureMetric`.
+        num_reference: see :class:`FeatureMetric`.
+        sweep: measure it at every point of a sweep, too.
+    """
+
+    def __init__(
+        self,
+        features: str,
+        num_samples: int | None = None,
+        num_reference: int | None = None,
+        sweep: bool = True,
+    ) -> None:
+        super().__init__(features, num_samples, num_reference)
+        self.in_sweep = sweep
+
+    def measure(self, subject: Subject) -> list[Measurement]:
+        """`fd[features]`, or `fid`; lower is better."""
+        value = distance(subject, lambda: self._value(subject))
+        return [self.measurement(subject, "fd", value, self.counts(subject))]
+
+    def _value(self, subject: Subject) -> float:
+        extractor, (n, m) = subject.extractors[self.features], self.counts(subject)
+        return pure.frechet_distance(
+            subject.samples.statistics(extractor, n), subject.reference.statistics(extractor, m)
+        )
+
+
+class KernelDistance(FeatureMetric):
+    """Kernel distance, unbiased on the full sets (Binkowski et al., 2018, arXiv 1801.01401)."""
+
+    def measure(self, subject: Subject) -> list[Measurement]:
+        """`kid[features]`, lower is better; may be below 0."""
+        value = distance(subject, lambda: pure.kernel_distance(*self.pair(subject)).mean)
+        return [self.measurement(subject, "kid", value, self.counts(subject))]
+
+
+class PrecisionRecall(_NeighbourMetric):
+    """Improved precision and recall (Kynkaanniemi et al., 2019, arXiv 1904.06991).
+
+    Args:
+        features: name of the extractor.
+        k: neighbours that make a ball.
+        num_samples: see :class:`FeatureMetric`.
+        num_reference: see :class:`FeatureMetric`.
+    """
+
+    def __init__(
+        self, features: str, k: int = 3, num_samples: int | None = None, num_reference: int | None = None
+    ) -> None:
+        super().__init__(features, k, num_samples, num_reference)
+
+    def measure(self, subject: Subject) -> list[Measurement]:
+        """`precision[features]` and `recall[features]`, in [0, 1], higher is better."""
+        if not self._is_defined(subject):
+            return self._results(subject, precision=math.nan, recall=math.nan)
+        generated, real = self.pair(subject)
+        result = pure.precision_recall(real, generated, self.k)
+        return self._results(subject, precision=result.precision, recall=result.recall)
+
+
+class DensityCoverage(_NeighbourMetric):
+    """Density and coverage (Naeem et al., 2020, arXiv 2002.09797).
+
+    Args:
+        features: name of the extractor.
+        k: neighbours that make a ball.
+        num_samples: see :class:`FeatureMetric`.
+        num_reference: see :class:`FeatureMetric`.
+    """
+
+    def __init__(
+        self, features: str, k: int = 5, num_samples: int | None = None, num_reference: int | None = None
+    ) -> None:
+        super().__init__(features, k, num_samples, num_reference)
+
+    def measure(self, subject: Subject) -> list[Measurement]:
+        """`density[features]` (may exceed 1) and `coverage[features]` in [0, 1], higher is better."""
+        if not self._is_defined(subject):
+            return self._results(subject, density=math.nan, coverage=math.nan)
+        generated, real = self.pair(subject)
+        result = pure.density_coverage(real, generated, self.k)
+        return self._results(subject, density=result.density, coverage=result.coverage)

@@ -1,0 +1,51 @@
+"""What every metric of an experiment file is."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from torch import Tensor
+
+from flowbench.evaluation.subject import Measurement, Subject
+
+__all__ = ["Metric", "distance"]
+
+
+class Metric(ABC):
+    """Something to measure about a subject."""
+
+    in_sweep = False
+
+    @abstractmethod
+    def measure(self, subject: Subject) -> list[Measurement]:
+        """Measurements of the subject; none when it lacks what the metric looks at."""
+
+    @property
+    def features(self) -> str | None:
+        """Name of the feature extractor it needs, if any."""
+        return None
+
+    @property
+    def num_samples(self) -> int | None:
+        """How many samples it looks at, counted from the first; None is all."""
+        return None
+
+    @property
+    def num_reference(self) -> int | None:
+        """How many samples of the reference split it looks at, counted from the first; None is all."""
+        return None
+
+    def pictures(self, subject: Subject) -> dict[str, Tensor]:
+        """Pictures beside the numbers, uint8 (C, H, W) by name; most metrics have none."""
+        return {}
+
+
+def distance(subject: Subject, compute: Callable[[], float]) -> float:
+    """A distance to the subject's samples; NaN where there is none, which costs this row and no others.
+
+    There is none where a sample diverged, or where either side has a single point.
+    """
+    enough = min(len(subject.samples), len(subject.reference)) > 1
+    return compute() if enough and subject.samples.is_finite else math.nan

@@ -1,0 +1,105 @@
+"""From measurements to rows, and the file of quality against training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowbench.evaluation.subject import Measurement, Subject
+from flowbench.families import Budget
+from flowbench.rows import Row
+from flowbench.storage import write_text
+
+__all__ = ["Curve", "Identity", "make_row"]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who is measured, for the rows.
+
+    Attributes:
+        bench: name of the bench, or empty.
+        task: name of the task, or empty.
+        contender: name of the contender.
+        seed: training seed.
+        config_hash: fingerprint of the resolved configuration.
+    """
+
+    bench: str = ""
+    task: str = ""
+    contender: str = ""
+    seed: int = 0
+    config_hash: str = ""
+
+
+def make_row(
+    identity: Identity,
+    subject: Subject,
+    measurement: Measurement,
+    *,
+    contender: str,
+    family: str,
+    weights: str,
+    provenance: Mapping[str, Any],
+) -> Row:
+    """The row of one measurement.
+
+    Args:
+        identity: bench, task and seed.
+        subject: who was measured.
+        measurement: the number.
+        contender: the contender's name, or that of a reference row.
+        family: class of the flow, `reference`, or `external`.
+        weights: `ema`, `raw` or `none`.
+        provenance: where the number comes from.
+    """
+    return Row(
+        bench=identity.bench,
+        task=identity.task,
+        contender=contender,
+        family=family,
+        dataset=subject.spec.name,
+        seed=identity.seed,
+        metric=measurement.metric,
+        value=measurement.value,
+        n=measurement.n,
+        protocol=measurement.protocol,
+        unit=measurement.unit,
+        network_evaluations=subject.network_evaluations,
+        weights=weights,
+        provenance=dict(provenance),
+    )
+
+
+class Curve:
+    """curve.jsonl: metrics against steps, samples, seconds and operations of training.
+
+    Args:
+        run_dir: the run's folder.
+    """
+
+    def __init__(self, run_dir: str | Path) -> None:
+        self.path = Path(run_dir) / "curve.jsonl"
+
+    def steps(self) -> set[int]:
+        """Steps that have a point."""
+        return {json.loads(line)["step"] for line in self._lines()}
+
+    def append(self, step: int, budget: Budget | None, measured: Sequence[Measurement]) -> None:
+        """Add the point at `step`; a resumed run drops what lies beyond its checkpoint."""
+        point: dict[str, Any] = {"step": step}
+        if budget is not None:
+            point |= {
+                "samples_seen": budget.samples_seen,
+                "train_seconds": budget.train_seconds,
+                "train_flops": budget.train_flops,
+            }
+        kept = [line for line in self._lines() if json.loads(line)["step"] < step]
+        kept += [json.dumps({**point, "metric": m.metric, "value": m.value}) for m in measured]
+        write_text(self.path, "".join(f"{line}\n" for line in kept))
+
+    def _lines(self) -> list[str]:
+        return self.path.read_text().splitlines() if self.path.is_file() else []

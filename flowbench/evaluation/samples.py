@@ -1,0 +1,314 @@
+"""Sets of samples as the metrics see them: features by extractor, never all images at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from filelock import FileLock
+from torch import Tensor
+
+from flowbench.data import DataSpec, FlowDataModule
+from flowbench.evaluation.extractors import cache_dir
+from flowbench.evaluation.gather import gather_by_index
+from flowbench.metrics import FeatureExtractor, FeatureStatistics, load_statistics, save_statistics
+from flowbench.storage import write_atomic
+
+__all__ = ["Collector", "DrawnSet", "Images", "RealSet", "SampleSet"]
+
+# Images at a time on their way through a feature network.
+CHUNK = 256
+
+Images = Callable[[Tensor], Tensor]
+
+
+class SampleSet(ABC):
+    """Samples in a fixed order, known by their features.
+
+    A metric may look at the first few samples only, so every question names a count.
+
+    Args:
+        spec: the data's shape and value grid.
+        name: what they are, for the protocol: a split's name or `generated`.
+        count: number of samples N.
+    """
+
+    is_finite: bool = True
+
+    def __init__(self, spec: DataSpec, name: str, count: int) -> None:
+        self.spec = spec
+        self.name = name
+        self._count = count
+        self._statistics: dict[tuple[str, int], FeatureStatistics] = {}
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return self._count
+
+    @abstractmethod
+    def features(self, extractor: FeatureExtractor, count: int | None = None) -> Tensor:
+        """Features of the first `count` samples (None: all), shape (count, F), on the CPU."""
+
+    @abstractmethod
+    def points(self) -> Tensor:
+        """The samples themselves, of data that are points, shape (N, d)."""
+
+    @abstractmethod
+    def images(self, indices: Tensor) -> Tensor:
+        """Some samples as pictures, uint8, shape (M, C, H, W)."""
+
+    def statistics(self, extractor: FeatureExtractor, count: int | None = None) -> FeatureStatistics:
+        """Float64 sums over the features of the first `count` samples, computed once."""
+        key = (extractor.name, len(self) if count is None else count)
+        if key not in self._statistics:
+            self._statistics[key] = self._sums(extractor, key[1])
+        return self._statistics[key]
+
+    def _sums(self, extractor: FeatureExtractor, count: int) -> FeatureStatistics:
+        return FeatureStatistics.from_features(self.features(extractor, count))
+
+
+class DrawnSet(SampleSet):
+    """Samples that were turned into features when they were drawn.
+
+    Args:
+        spec: the data's shape and value grid.
+        name: what they are.
+        count: number of samples.
+        features: by the extractor's name, in the order of the samples, shape (at most N, F).
+        shown: the first samples in model space, for pictures; of points all, shape (at most N, *D).
+        is_finite: whether no sample diverged to NaN or infinity; a distance to samples that did has no value.
+        images: gives pictures of the samples at some indices.
+    """
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        name: str,
+        count: int,
+        *,
+        features: Mapping[str, Tensor],
+        shown: Tensor,
+        is_finite: bool = True,
+        images: Images | None = None,
+    ) -> None:
+        super().__init__(spec, name, count)
+        self._features = features
+        self.shown = shown
+        self.is_finite = is_finite
+        self._images = images
+
+    def features(self, extractor: FeatureExtractor, count: int | None = None) -> Tensor:
+        """See :meth:`SampleSet.features`."""
+        wanted = len(self) if count is None else count
+        found = self._features[extractor.name]
+        assert len(found) >= wanted, f"{wanted} features of {extractor.name} were not collected"
+        return found[:wanted]
+
+    def points(self) -> Tensor:
+        """See :meth:`SampleSet.points`."""
+        assert len(self.shown) == len(self), "points are kept all"
+        return self.shown
+
+    def images(self, indices: Tensor) -> Tensor:
+        """See :meth:`SampleSet.images`."""
+        assert self._images is not None, "this set was made without a way to its pictures"
+        return self._images(indices)
+
+
+class Collector:
+    """Turns samples into features as they come, and puts the parts of all processes together.
+
+    Args:
+        spec: the data's shape and value grid.
+        extractors: feature extractors by name.
+        counts: how many samples, counted from index 0, each extractor is asked for.
+        num_shown: samples to keep for pictures; of points all are kept.
+    """
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        extractors: Mapping[str, FeatureExtractor],
+        counts: Mapping[str, int],
+        num_shown: int,
+    ) -> None:
+        self.spec = spec
+        self.extractors = {name: extractors[name] for name in counts}
+        self.counts = dict(counts)
+        self.num_shown = num_shown
+        self.is_finite = True
+        self._shown: list[tuple[Tensor, Tensor]] = []
+        self._features: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in counts}
+        self._count = 0
+
+    def add(self, index: Tensor, x: Tensor) -> None:
+        """Take samples in model space, shape (B, *D), at indices (B,)."""
+        self.is_finite = self.is_finite and bool(x.isfinite().all())
+        x = x.detach().cpu()
+        if self.spec.modality == "vector":
+            self._take(index, x, x)
+        else:
+            # A broken sample still needs a place; the distances of a set that holds one are not computed.
+            self._take(index, x, self.spec.to_uint8(x.nan_to_num(-1.0)))
+
+    def add_images(self, index: Tensor, images: Tensor) -> None:
+        """Take pictures, uint8 (B, C, H, W), at indices (B,)."""
+        self._take(index, images.float() / 127.5 - 1, images)
+
+    def _take(self, index: Tensor, x: Tensor, pictures: Tensor) -> None:
+        self._count += len(index)
+        kept = index < self.num_shown if self.spec.modality == "image" else torch.ones_like(index, dtype=torch.bool)
+        self._shown.append((index[kept], x[kept]))
+        for name, count in self.counts.items():
+            mine = index < count
+            if mine.any():
+                self._features[name].append((index[mine], self.extractors[name](pictures[mine]).float().cpu()))
+
+    def gathered(self, name: str, images: Images | None = None) -> DrawnSet:
+        """All processes' samples as one set; a collective, so every process calls it."""
+        total = torch.tensor([self._count, 0 if self.is_finite else 1])
+        parts = _gather_all(total)
+        features = {key: self._ordered(pairs, self.extractors[key].dimension) for key, pairs in self._features.items()}
+        return DrawnSet(
+            self.spec,
+            name,
+            int(parts[:, 0].sum()),
+            features=features,
+            shown=self._ordered(self._shown, *self.spec.shape),
+            is_finite=not bool(parts[:, 1].any()),
+            images=images,
+        )
+
+    @staticmethod
+    def _ordered(pairs: list[tuple[Tensor, Tensor]], *shape: int) -> Tensor:
+        # A process without a share of the first few samples still takes part in the collective.
+        index = torch.cat([torch.empty(0, dtype=torch.int64), *(i for i, _ in pairs)])
+        return gather_by_index(index, torch.cat([torch.empty(0, *shape), *(v.float() for _, v in pairs)]))
+
+
+def _gather_all(row: Tensor) -> Tensor:
+    """The row of every process, shape (processes, *row)."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return row[None]
+    rows: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(rows, row)
+    return torch.stack(rows)
+
+
+class RealSet(SampleSet):
+    """A split of the data; its features are extracted when they are first asked for, and kept in the cache.
+
+    The cache's files are named by a hash of everything the features depend on, and carry it inside.
+
+    Args:
+        data: the data.
+        split: name of the split.
+        count: the first so many samples; None takes all.
+    """
+
+    def __init__(self, data: FlowDataModule, split: str, count: int | None = None) -> None:
+        total = len(data.split(split))
+        super().__init__(data.spec, split, total if count is None else min(count, total))
+        self.data = data
+        self._features: dict[str, Tensor] = {}
+
+    def features(self, extractor: FeatureExtractor, count: int | None = None) -> Tensor:
+        """See :meth:`SampleSet.features`."""
+        wanted = len(self) if count is None else count
+        held = self._features.get(extractor.name)
+        if held is None or len(held) < wanted:
+            held = self._cached(extractor, wanted) if self._is_cached(extractor) else self._extract(extractor, wanted)
+            self._features[extractor.name] = held
+        return held[:wanted]
+
+    def points(self) -> Tensor:
+        """See :meth:`SampleSet.points`."""
+        return self.data.model_values(self.name)[: len(self)]
+
+    def images(self, indices: Tensor) -> Tensor:
+        """See :meth:`SampleSet.images`."""
+        return self.data.uint8_images(self.name, indices)
+
+    def metadata(self, extractor: FeatureExtractor, count: int) -> dict[str, Any]:
+        """What the features of the first `count` samples depend on, as JSON values."""
+        return {
+            "dataset": self.data.spec.name,
+            "version": self.data.spec.version,
+            "split": self.name,
+            "split_size": len(self.data.split(self.name)),
+            "transform": "uint8",
+            "extractor": extractor.name,
+            "checksum": extractor.checksum,
+            "protocol": extractor.protocol,
+            "count": count,
+        }
+
+    def _is_cached(self, extractor: FeatureExtractor) -> bool:
+        """Points and raw pixels are cheaper to take than to keep."""
+        return self.spec.modality == "image" and extractor.name != "identity"
+
+    def _file(self, kind: str, extractor: FeatureExtractor, count: int) -> Path:
+        text = json.dumps(self.metadata(extractor, count), sort_keys=True)
+        key = hashlib.sha256(text.encode()).hexdigest()[:12]
+        dataset = self.data.spec.name.replace(":", "-").replace("/", "-")
+        return cache_dir() / "features" / f"{dataset}-{self.name}-{count}-{extractor.name}-{kind}-{key}.npz"
+
+    def _cached(self, extractor: FeatureExtractor, count: int) -> Tensor:
+        path = self._file("features", extractor, count)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # One process computes, the others wait and read.
+        with FileLock(f"{path}.lock"):
+            if path.is_file():
+                return read_features(path, self.metadata(extractor, count))
+            features = self._extract(extractor, count)
+            write_features(path, features, self.metadata(extractor, count))
+            return features
+
+    def _sums(self, extractor: FeatureExtractor, count: int) -> FeatureStatistics:
+        if not self._is_cached(extractor):
+            return super()._sums(extractor, count)
+        path, metadata = self._file("statistics", extractor, count), self.metadata(extractor, count)
+        if path.is_file():
+            return load_statistics(path, metadata)[0]
+        statistics = super()._sums(extractor, count)
+        save_statistics(path, statistics, metadata)
+        return statistics
+
+    def _extract(self, extractor: FeatureExtractor, count: int) -> Tensor:
+        return torch.cat([extractor(part).float().cpu() for part in self._chunks(count)])
+
+    def _chunks(self, count: int) -> Iterable[Tensor]:
+        if self.spec.modality == "vector":
+            return [self.points()[:count]]
+        return (self.images(part) for part in torch.arange(count).split(CHUNK))
+
+
+def write_features(path: Path, features: Tensor, metadata: Mapping[str, Any]) -> None:
+    """Write features float32 (N, F) and what they are of, atomically."""
+    text = json.dumps(dict(metadata), sort_keys=True)
+    write_atomic(path, lambda file: np.savez(file, features=features.numpy(), metadata=np.str_(text)))
+
+
+def read_features(path: Path, expected: Mapping[str, Any]) -> Tensor:
+    """Read what :func:`write_features` wrote.
+
+    Raises:
+        ValueError: the file is damaged, or its metadata is not the expected.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            metadata, features = json.loads(str(file["metadata"])), torch.from_numpy(file["features"])
+    except Exception as error:  # broken files make NumPy, zipfile and zlib raise nearly anything
+        raise ValueError(f"cannot read the features in {path} ({type(error).__name__}); delete the file") from None
+    for key, value in expected.items():
+        if metadata.get(key) != value:
+            raise ValueError(f"features {path} have {key}={metadata.get(key)!r}, expected {value!r}; delete the file")
+    return features
