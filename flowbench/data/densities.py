@@ -392,4 +392,5 @@ def density_entry(density: Density2D) -> DatasetEntry:
         licence="none needed (synthetic)",
         citation="flowbench (defined in flowbench/data/densities.py)",
         load=_loader(density),
+        num_samples=NUM_SAMPLES,
     )

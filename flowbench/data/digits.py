@@ -53,4 +53,5 @@ DIGITS = DatasetEntry(
     licence="CC BY 4.0 (UCI Machine Learning Repository)",
     citation="E. Alpaydin, C. Kaynak (1998), Optical Recognition of Handwritten Digits, UCI repository",
     load=load_digits,
+    num_samples={"train": 1_797 - NUM_VAL - NUM_TEST, "val": NUM_VAL, "test": NUM_TEST},
 )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from flowbench.data.spec import DataSpec
 from flowbench.data.split import Split
 
-__all__ = ["DatasetEntry"]
+__all__ = ["DatasetEntry", "Report"]
+
+Report = Callable[[str], object]
+"""Receives one line about what is going on."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,14 @@ class DatasetEntry:
         description: one line for ``flowbench list``.
         licence: terms of use.
         citation: whom to cite.
-        load: given the folder for downloads, returns the splits ``train``, ``val`` and ``test``.
+        load: given the folder for downloads, returns the splits ``train``, ``val`` and ``test``; fetches what is
+            missing unless FLOWBENCH_OFFLINE is set.
+        num_samples: samples per split, known without loading; empty for a user's own data.
+        download_mb: size of the download in megabytes (10^6 bytes); 0 when the data ship or are generated.
+        is_present: given the folder for downloads, whether :attr:`load` needs no download.
+        flips: a horizontal mirror image is a sample of the same distribution.
+        fetch: given the folder for downloads and a report, fetches what is missing and verifies what is there; None
+            when there is nothing to fetch.
     """
 
     spec: DataSpec
@@ -29,6 +39,11 @@ class DatasetEntry:
     licence: str
     citation: str
     load: Callable[[Path], dict[str, Split]]
+    num_samples: Mapping[str, int] = field(default_factory=dict)
+    download_mb: float = 0.0
+    is_present: Callable[[Path], bool] = lambda root: True
+    flips: bool = False
+    fetch: Callable[[Path, Report], None] | None = None
 
     @property
     def name(self) -> str:

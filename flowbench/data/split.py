@@ -1,4 +1,4 @@
-"""One split of a dataset in memory, and the rule that cuts a dataset into splits."""
+"""One split of a dataset, in memory or mapped into it, and the rule that cuts a dataset into splits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["SPLITS", "Split", "cut", "stratified_order"]
+__all__ = ["SPLITS", "Split", "cut", "cut_order", "stratified_order"]
 
 SPLITS = ("train", "val", "test")
 
@@ -38,7 +38,27 @@ class Split:
 
     def take(self, indices: Tensor) -> Split:
         """The samples at ``indices`` (int64, shape (M,)), in that order."""
-        return Split(self.values[indices], None if self.label is None else self.label[indices])
+        # index_select copies whole rows; plain indexing of bytes is five times slower.
+        values = self.values.index_select(0, indices)
+        return Split(values, None if self.label is None else self.label[indices])
+
+    def part(self, rows: slice) -> Split:
+        """The samples of a range: views, so a memory map stays one."""
+        return Split(self.values[rows], None if self.label is None else self.label[rows])
+
+    def join(self, other: Split) -> Split:
+        """The samples of both, this split's first; a view where they lie one behind the other in memory."""
+        label = None if self.label is None or other.label is None else torch.cat([self.label, other.label])
+        return Split(_join(self.values, other.values), label)
+
+
+def _join(first: Tensor, second: Tensor) -> Tensor:
+    end = first.data_ptr() + first.numel() * first.element_size()
+    shared = first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr() and end == second.data_ptr()
+    if not (shared and first.is_contiguous() and second.is_contiguous()):
+        return torch.cat([first, second])
+    # A memory map stays a memory map, and a large set is not copied.
+    return first.as_strided((len(first) + len(second), *first.shape[1:]), first.stride())
 
 
 def stratified_order(num: int, key: str, label: Tensor | None = None) -> Tensor:
@@ -68,6 +88,23 @@ def stratified_order(num: int, key: str, label: Tensor | None = None) -> Tensor:
     return torch.tensor([index for _, _, index in sorted(placed)], dtype=torch.int64)
 
 
+def cut_order(num: int, key: str, num_val: int, num_test: int, label: Tensor | None = None) -> dict[str, Tensor]:
+    """Which samples go into train, val and test, stratified by class.
+
+    Args:
+        num: number of samples N.
+        key: names the order, see :func:`stratified_order`.
+        num_val: size of the validation split.
+        num_test: size of the test split.
+        label: class ids (N,), or None for one class.
+
+    Returns:
+        Indices of each split in ascending order, int64.
+    """
+    parts = stratified_order(num, key, label).split([num_test, num_val, num - num_test - num_val])
+    return {name: part.sort().values for name, part in zip(("test", "val", "train"), parts, strict=True)}
+
+
 def cut(whole: Split, key: str, num_val: int, num_test: int) -> dict[str, Split]:
     """Cut a dataset into train, val and test, stratified by class.
 
@@ -80,6 +117,5 @@ def cut(whole: Split, key: str, num_val: int, num_test: int) -> dict[str, Split]
     Returns:
         The three splits; within a split samples keep their original order.
     """
-    order = stratified_order(len(whole), key, whole.label)
-    parts = order.split([num_test, num_val, len(whole) - num_test - num_val])
-    return {name: whole.take(part.sort().values) for name, part in zip(("test", "val", "train"), parts, strict=True)}
+    order = cut_order(len(whole), key, num_val, num_test, whole.label)
+    return {name: whole.take(indices) for name, indices in order.items()}

@@ -1,4 +1,4 @@
-"""From a split in memory to batches in model space."""
+"""From a split to batches in model space."""
 
 from __future__ import annotations
 
@@ -35,11 +35,12 @@ def indexed_uniform(indices: Tensor, shape: tuple[int, ...], seed: int, *names: 
 
 
 class SplitDataset(Dataset[Batch]):
-    """Gathers a whole batch at once and dequantises it.
+    """Gathers a whole batch at once, mirrors it where asked, and dequantises it.
 
     Dequantisation is a function of (seed, position in the stream) in training, where the global batch's noise
     is drawn and this process's rows are kept, and of (seed, split, sample index) in evaluation. It happens
     here rather than on the device, so a batch is the same on every machine and for every number of workers.
+    Mirroring is likewise a function of (seed, position in the stream), and evaluation never mirrors.
 
     Args:
         spec: the dataset.
@@ -49,6 +50,7 @@ class SplitDataset(Dataset[Batch]):
         uniform: uniform dequantisation; else bin centres. Continuous data are never changed.
         batch_size: size of the global training batch.
         rows: this process's rows of the global training batch.
+        random_flip: mirror each training image left to right with probability 1/2.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class SplitDataset(Dataset[Batch]):
         uniform: bool = True,
         batch_size: int = 0,
         rows: slice = slice(None),
+        random_flip: bool = False,
     ) -> None:
         self.spec = spec
         self.split = split
@@ -68,6 +71,7 @@ class SplitDataset(Dataset[Batch]):
         self.uniform = uniform
         self.batch_size = batch_size
         self.rows = rows
+        self.random_flip = random_flip
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -76,7 +80,14 @@ class SplitDataset(Dataset[Batch]):
     def __getitem__(self, item: BatchIndex) -> Batch:
         """The batch at ``item``."""
         part = self.split.take(item.indices)
-        return Batch(self.model_values(part.values, item), part.label, index=item.indices, position=item.position)
+        values = self._flipped(part.values, item)
+        return Batch(self.model_values(values, item), part.label, index=item.indices, position=item.position)
+
+    def _flipped(self, values: Tensor, item: BatchIndex) -> Tensor:
+        if not self.random_flip or item.position is None:
+            return values
+        coin = torch.rand(self.batch_size, generator=generator(self.seed, "flip", item.position))[self.rows]
+        return torch.where((coin < 0.5)[:, None, None, None], values.flip(-1), values)
 
     def model_values(self, values: Tensor, item: BatchIndex) -> Tensor:
         """Values (B, *D) of the samples at ``item`` in model space, float32."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowbench.data.copies import first_copies, leaks
 from flowbench.data.entry import DatasetEntry
 from flowbench.data.image_folder import read_image_folder
 from flowbench.data.spec import DataSpec
-from flowbench.data.split import SPLITS, Split, cut, stratified_order
+from flowbench.data.split import SPLITS, Split, cut_order, stratified_order
 
 __all__ = ["USER_FORMATS", "open_user_data"]
 
@@ -40,6 +42,11 @@ def open_user_data(kind: str, path: Path, image_size: int | None = None) -> Data
     (N, d). Labels are integers 0..K-1. Data without given splits are cut 80/10/10, stratified by class, in a
     fixed order.
 
+    Copies of an image in training and test data would let a memoriser win. So, of data that are cut here, all copies
+    of a uint8 image go where the first goes, unless fewer than 10 different ones are left; given splits stay as they
+    are. In each case a warning of one line counts the copies. Mirroring (``random_flip``) is allowed for all images,
+    because only you know whether yours allow it.
+
     Args:
         kind: a key of ``USER_FORMATS``.
         path: the file or folder.
@@ -61,7 +68,15 @@ def open_user_data(kind: str, path: Path, image_size: int | None = None) -> Data
     levels = 256 if train.dtype == torch.uint8 else None
     name, version = f"{kind}:{path.stem}", _content_hash(splits.values())
     spec = DataSpec(name, version, tuple(train.shape[1:]), num_classes, levels)
-    return DatasetEntry(spec, f"your data at {path}", "yours", "yours", load=lambda root: splits)
+    return DatasetEntry(
+        spec,
+        f"your data at {path}",
+        "yours",
+        "yours",
+        load=lambda root: splits,
+        num_samples={split: len(splits[split]) for split in SPLITS},
+        flips=spec.modality == "image",
+    )
 
 
 def _content_hash(splits: Iterable[Split]) -> str:
@@ -122,17 +137,48 @@ def _splits(arrays: dict[str, Tensor], path: Path) -> tuple[dict[str, Split], in
     if given:
         splits = {s: _split(arrays[s], arrays.get(f"{s}_label"), s, path) for s in SPLITS}
         _check_agreement(splits, path)
+        _warn_of_leaks(splits, path)
+        splits = {name: split.take(_mixed_order(len(split), name, split.label)) for name, split in splits.items()}
     else:
         whole = _split(arrays["x"], arrays.get("label", arrays.get("y")), "x", path)
-        splits = cut(whole, "flowbench/user/1", len(whole) // 10, len(whole) // 10)
-    splits = {name: _mixed(splits[name], name) for name in SPLITS}
+        splits = _cut(whole, path)
     labels = [split.label for split in splits.values() if split.label is not None]
     return splits, _num_classes(torch.cat(labels) if labels else None, num_classes, path)
 
 
-def _mixed(split: Split, name: str) -> Split:
+def _cut(whole: Split, path: Path) -> dict[str, Split]:
+    """Train, val and test of data that came in one piece; copies of an image stay together."""
+    first = first_copies(whole.values)
+    originals = first.unique()
+    if len(originals) < MIN_SAMPLES:
+        _warn(f"{path}: holds only {len(originals)} different images; every split repeats them, so scores mean nothing")
+        first = originals = torch.arange(len(whole))
+    elif copies := len(whole) - len(originals):
+        _warn(f"{path}: {copies} images are copies of others; copies were put into the split of the first")
+    label = None if whole.label is None else whole.label[originals]
+    order = cut_order(len(originals), "flowbench/user/1", len(originals) // 10, len(originals) // 10, label)
+    splits = {}
+    for name in SPLITS:
+        members = torch.isin(first, originals[order[name]]).nonzero()[:, 0]
+        labels = None if whole.label is None else whole.label[members]
+        splits[name] = whole.take(members[_mixed_order(len(members), name, labels)])
+    return splits
+
+
+def _warn_of_leaks(splits: dict[str, Split], path: Path) -> None:
+    found = leaks({name: split.values for name, split in splits.items()})
+    if found:
+        shared = ", ".join(f"{count} of {later} in {earlier}" for (earlier, later), count in found.items())
+        _warn(f"{path}: images lie in two splits ({shared}); scores will flatter a memoriser")
+
+
+def _warn(line: str) -> None:
+    warnings.warn(line, stacklevel=2)
+
+
+def _mixed_order(num: int, name: str, label: Tensor | None) -> Tensor:
     """An order whose every prefix holds all classes: folders come sorted, and evaluation takes prefixes."""
-    return split.take(stratified_order(len(split), f"flowbench/user/1/{name}", split.label))
+    return stratified_order(num, f"flowbench/user/1/{name}", label)
 
 
 def _split(values: Tensor, label: Tensor | None, key: str, path: Path) -> Split:

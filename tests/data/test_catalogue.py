@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,16 +24,17 @@ from flowbench.data import (
 
 
 def test_lists_the_shipped_datasets() -> None:
-    assert {entry.name for entry in list_datasets()} >= {"digits", *DENSITIES}
+    assert {entry.name for entry in list_datasets()} >= {"digits", "mnist", "fashion_mnist", "cifar10", *DENSITIES}
 
 
 @pytest.mark.parametrize("entry", list_datasets(), ids=lambda entry: entry.name)
-def test_every_entry_is_complete_and_as_its_spec_says(entry: DatasetEntry) -> None:
+def test_every_entry_is_complete_and_as_its_spec_says(entry: DatasetEntry, full_set: Callable[[str], Path]) -> None:
     assert entry.version
     assert entry.description
     assert entry.licence
     assert entry.citation
-    splits = entry.load(Path("unused"))
+    splits = entry.load(full_set(entry.name))
+    assert entry.num_samples == {name: len(split) for name, split in splits.items()}
     assert tuple(splits) == SPLITS or set(splits) == set(SPLITS)
     for split in splits.values():
         assert tuple(split.values.shape[1:]) == entry.spec.shape
@@ -69,7 +71,9 @@ def test_register_extends_the_catalogue(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("digit",), "dataset: unknown name 'digit'; did you mean 'digits'? known: checkerboard, digits"),
+        (("digit",), "dataset: unknown name 'digit'; did you mean 'digits'? known: checkerboard, cifar10, digits"),
+        (("Fashion-MNIST",), "did you mean 'fashion_mnist'?"),
+        (("mnist", None, None, True), "random_flip: a mirror image of 'mnist' is no sample of it; set it to False"),
         (("zzz",), "dataset: unknown name 'zzz'; known:"),
         (("digits", "x.npz"), "path: the dataset 'digits' takes none, got 'x.npz'; remove it"),
         (("npz",), "set path to your .npz file"),

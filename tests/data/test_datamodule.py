@@ -147,7 +147,7 @@ def test_user_data_through_the_datamodule(tmp_path: Path) -> None:
     path = tmp_path / "mine.npz"
     np.savez(
         path,
-        x=np.arange(30 * 16, dtype=np.float64).reshape(30, 4, 4).astype(np.uint8),
+        x=np.random.default_rng(0).integers(0, 256, (30, 4, 4), dtype=np.uint8),
         label=np.arange(30) % 3,
     )
     data = FlowDataModule("npz", path=str(path), batch_size=8)
