@@ -13,12 +13,22 @@ from flowbench.metrics.classifier import (
 from flowbench.metrics.features import ClassifierFeatures, FeatureExtractor, IdentityFeatures, extract
 from flowbench.metrics.frechet import (
     FeatureStatistics,
+    GaussianStatistics,
+    Moments,
     frechet_distance,
+    frechet_distance_of_features,
     gaussian_frechet_distance,
-    load_statistics,
-    save_statistics,
 )
+from flowbench.metrics.inception import InceptionFeatures
+from flowbench.metrics.inception_score import InceptionScore, inception_score
 from flowbench.metrics.kernel import KernelEstimate, kernel_distance, median_bandwidths, mmd_rbf
+from flowbench.metrics.memorization import (
+    Memorization,
+    authenticity,
+    data_copying,
+    memorization,
+    nearest_neighbours,
+)
 from flowbench.metrics.modules import (
     DensityCoverageMetric,
     FrechetDistance,
@@ -30,6 +40,16 @@ from flowbench.metrics.modules import (
     Wasserstein2,
 )
 from flowbench.metrics.neighbours import DensityCoverage, PrecisionRecall, density_coverage, precision_recall
+from flowbench.metrics.pairwise import Neighbours
+from flowbench.metrics.small_sample import (
+    FrechetInfinity,
+    Interval,
+    frechet_infinity,
+    frechet_interval,
+    jackknife_interval,
+    sample_size_warning,
+)
+from flowbench.metrics.statistics_file import load_moments, load_statistics, save_statistics
 from flowbench.metrics.straightness import (
     PathEnergySplit,
     PathGeometry,
@@ -47,10 +67,18 @@ __all__ = [
     "FeatureExtractor",
     "FeatureStatistics",
     "FrechetDistance",
+    "FrechetInfinity",
+    "GaussianStatistics",
     "IdentityFeatures",
+    "InceptionFeatures",
+    "InceptionScore",
+    "Interval",
     "KernelDistance",
     "KernelEstimate",
     "MaximumMeanDiscrepancy",
+    "Memorization",
+    "Moments",
+    "Neighbours",
     "PathEnergySplit",
     "PathGeometry",
     "PrecisionRecall",
@@ -58,20 +86,31 @@ __all__ = [
     "SampleMetric",
     "SlicedWasserstein2",
     "Wasserstein2",
+    "authenticity",
     "block_geometry",
     "classification_accuracy",
+    "data_copying",
     "density_coverage",
     "extract",
     "frechet_distance",
+    "frechet_distance_of_features",
+    "frechet_infinity",
+    "frechet_interval",
     "gaussian_frechet_distance",
+    "inception_score",
+    "jackknife_interval",
     "kernel_distance",
     "load_classifier",
+    "load_moments",
     "load_statistics",
     "median_bandwidths",
+    "memorization",
     "mmd_rbf",
+    "nearest_neighbours",
     "normalized_path_energy",
     "path_geometry",
     "precision_recall",
+    "sample_size_warning",
     "save_classifier",
     "save_statistics",
     "sliced_wasserstein2",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from flowbench.metrics.checks import check_tables
+from flowbench.metrics.pairwise import distance_blocks
 
 __all__ = ["DensityCoverage", "PrecisionRecall", "density_coverage", "precision_recall"]
 
@@ -48,10 +48,15 @@ def precision_recall(real: Tensor, generated: Tensor, k: int = 3, chunk_size: in
         ValueError: a side with k or fewer samples, widths that differ, or values that are not finite.
     """
     real, generated = _check(real, generated, k)
-    return PrecisionRecall(
-        precision=_share_inside(generated, real, _radii(real, k, chunk_size), chunk_size),
-        recall=_share_inside(real, generated, _radii(generated, k, chunk_size), chunk_size),
-    )
+    real_radii, generated_radii = _radii(real, k, chunk_size), _radii(generated, k, chunk_size)
+    precise = []
+    recalled = torch.zeros(len(real), dtype=torch.bool, device=real.device)
+    for rows, block in zip(
+        generated_radii.split(chunk_size), distance_blocks(generated, real, chunk_size), strict=True
+    ):
+        precise.append(block.within_points(real_radii, closed=True).any(dim=1))
+        recalled |= block.within_rows(rows, closed=True).any(dim=0)
+    return PrecisionRecall(float(torch.cat(precise).double().mean()), float(recalled.double().mean()))
 
 
 def density_coverage(real: Tensor, generated: Tensor, k: int = 5, chunk_size: int = 1024) -> DensityCoverage:
@@ -79,8 +84,8 @@ def density_coverage(real: Tensor, generated: Tensor, k: int = 5, chunk_size: in
     radii = _radii(real, k, chunk_size)
     balls = 0
     covered = torch.zeros(len(real), dtype=torch.bool, device=real.device)
-    for distances in _distances(generated, real, chunk_size):
-        inside = distances < radii
+    for block in distance_blocks(generated, real, chunk_size):
+        inside = block.within_points(radii, closed=False)
         balls += int(inside.sum())
         covered |= inside.any(dim=0)
     return DensityCoverage(balls / (k * len(generated)), float(covered.double().mean()))
@@ -92,18 +97,6 @@ def _check(real: Tensor, generated: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return check_tables(real, generated, ("real", "generated"), minimum=k + 1)
 
 
-def _distances(x: Tensor, y: Tensor, chunk_size: int) -> Iterator[Tensor]:
-    # Differences in float64, not the expanded square: coinciding samples must be at distance exactly 0, and
-    # ties must not depend on the chunk.
-    for rows in x.split(chunk_size):
-        yield torch.cdist(rows, y, compute_mode="donot_use_mm_for_euclid_dist")
-
-
 def _radii(x: Tensor, k: int, chunk_size: int) -> Tensor:
     """Distance of each sample to its k-th neighbour, shape (N,); the sample itself is the 0-th."""
-    return torch.cat([rows.kthvalue(k + 1, dim=1).values for rows in _distances(x, x, chunk_size)])
-
-
-def _share_inside(points: Tensor, centres: Tensor, radii: Tensor, chunk_size: int) -> float:
-    inside = [(rows <= radii).any(dim=1) for rows in _distances(points, centres, chunk_size)]
-    return float(torch.cat(inside).double().mean())
+    return torch.cat([block.nearest(k + 1).distances[:, k] for block in distance_blocks(x, x, chunk_size)])

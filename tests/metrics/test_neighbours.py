@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowbench.metrics import density_coverage, precision_recall
+from flowbench.metrics import density_coverage, nearest_neighbours, precision_recall
+from flowbench.metrics.pairwise import distance_blocks, exact_distances
 from flowbench.seeds import generator
 from flowbench.torchvision_guard import ensure_importable
 
@@ -118,3 +119,78 @@ def test_users_mistakes_cost_one_line(metric):
         metric(torch.rand(9, 2), torch.rand(9, 2), 0)
     with pytest.raises(ValueError, match="real has 2 dimensions and generated has 3"):
         metric(torch.rand(9, 2), torch.rand(9, 3))
+
+
+def differences(x, y):
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+@pytest.mark.parametrize("dim", [1, 7, 64, 500])
+def test_exact_pairs_are_bit_for_bit_those_of_the_full_matrix(dim):
+    x, y = normal(40, dim, "x"), normal(30, dim, "y")
+    full = differences(x, y)
+    row, column = torch.ones(40, 30).nonzero(as_tuple=True)
+    assert torch.equal(exact_distances(x, y, row, column), full.flatten())
+    assert torch.equal(exact_distances(y, x, column, row), full.flatten())
+    assert torch.equal(full[:1, :1], differences(x[:1], y[:1]))
+
+
+def coarse(draw, num, dim):
+    """Few distinct values: points that coincide, distances that tie; far from the origin."""
+    offset = draw(st.sampled_from([0.0, 1.0, 1e6]))
+    step = draw(st.sampled_from([1.0, 0.1, 1e-7]))
+    values = draw(st.lists(st.integers(0, 3), min_size=num * dim, max_size=num * dim))
+    return torch.tensor(values, dtype=torch.float64).view(num, dim) * step + offset
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), st.integers(1, 25), st.integers(6, 25), st.integers(1, 5), st.integers(1, 6))
+def test_decisions_equal_those_of_differences(data, n, m, dim, k):
+    x, y = coarse(data.draw, n, dim), coarse(data.draw, m, dim)
+    full = differences(x, y)
+    radii = full[0][torch.arange(m) % m]  # radii that some distances hit exactly
+    per_row = full.kthvalue(k, dim=1).values
+    (block,) = distance_blocks(x, y)
+    for closed, compare in ((True, torch.le), (False, torch.lt)):
+        assert torch.equal(block.within_points(radii, closed), compare(full, radii))
+        assert torch.equal(block.within_rows(per_row, closed), compare(full, per_row[:, None]))
+    distances, order = full.sort(dim=1, stable=True)
+    found = nearest_neighbours(x, y, k, chunk_size=7)
+    assert torch.equal(found.distances, distances[:, :k])
+    assert torch.equal(found.indices, order[:, :k])
+
+
+@pytest.mark.parametrize("scale", [1e-160, 1e-3, 1e3, 1e160, 1e200])
+def test_decisions_hold_where_squares_underflow_or_overflow(scale):
+    x, y = normal(20, 5, "x") * scale, normal(30, 5, "y") * scale
+    y[:5] = x[:5]
+    full = differences(x, y)
+    (block,) = distance_blocks(x, y)
+    radii = full[3]
+    assert torch.equal(block.within_points(radii, closed=True), full <= radii)
+    assert torch.equal(block.nearest(3).distances, full.sort(dim=1).values[:, :3])
+
+
+def test_one_far_outlier_and_wide_float32_features():
+    x = torch.relu(normal(300, 512, "x") + 0.3).float().double()
+    y = torch.relu(normal(200, 512, "y") + 0.3).float().double()
+    x[0] *= 1e9
+    y[5:10] = x[5:10]
+    full = differences(y, x)
+    found = nearest_neighbours(y, x, 2)
+    assert torch.equal(found.distances, full.sort(dim=1).values[:, :2])
+    (block,) = distance_blocks(y, x)
+    assert torch.equal(block.within_points(full[7], closed=True), full <= full[7])
+
+
+def test_neighbours_of_slices_of_a_memory_map(tmp_path, monkeypatch):
+    monkeypatch.setitem(nearest_neighbours.__globals__, "_REFERENCE_CHUNK", 13)
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 4, (50, 1, 2, 2), dtype=np.uint8))
+    references = torch.from_numpy(np.load(tmp_path / "x.npy", mmap_mode="c"))
+    queries = references[20:40].clone()
+    found = nearest_neighbours(queries, references, k=20)
+    distances, order = differences(queries.flatten(1).double(), references.flatten(1).double()).sort(dim=1, stable=True)
+    assert torch.equal(found.distances, distances[:, :20])
+    assert torch.equal(found.indices, order[:, :20])
+    with pytest.raises(ValueError, match="k=51 neighbours need 1 <= k <= 50"):
+        nearest_neighbours(queries, references, k=51)
