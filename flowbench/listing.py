@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["listing"]
+__all__ = ["data_table", "listing"]
 
 Rows = list[tuple[str, str]]
 
@@ -35,6 +35,23 @@ def _table(title: str, rows: Rows) -> str:
     width = max((len(name) for name, _ in rows), default=0)
     lines = [f"  {name:<{width}}  {text}".rstrip() for name, text in rows] or ["  none found"]
     return "\n".join([title, *lines])
+
+
+def data_table() -> str:
+    """The catalogue with shape, classes, sizes, licence and whether each dataset is here, as text."""
+    from flowbench.data.inventory import inventory
+    from flowbench.data.store import data_root
+
+    header = ("name", "shape", "classes", "train + val + test", "download", "present", "licence")
+    lines = [header]
+    for row in inventory(data_root()):
+        sizes = " + ".join(f"{n:,}" for n in row.num_samples.values()) or "-"
+        download = f"{row.download_mb:.0f} MB" if row.download_mb else "none"
+        shape = "x".join(map(str, row.shape))
+        classes = str(row.num_classes or "-")
+        lines.append((row.name, shape, classes, sizes, download, "yes" if row.present else "no", row.licence))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
 def _classes(room: str, keep: Callable[[type], bool]) -> Rows:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from flowbench.bench.notes import sample_size_notes
 from flowbench.bench.store import REFERENCES, Results, load_rows
 from flowbench.bench.tables import metric_table
 from flowbench.bench.vocabulary import GROUPS
@@ -84,3 +85,5 @@ def _print_group(console: Console, rows: list[Row], dataset: str, task: str) -> 
         protocols = {results.protocol(task, name, metric) for name in names} - {""}
         if len(protocols) > 1:
             console.print(f"{metric}: not the same protocol: {' | '.join(sorted(protocols))}", markup=False)
+    for note in sample_size_notes(rows):
+        console.print(note, markup=False, highlight=False)

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flowbench.bench.claims import Verdict, judge, parse_claim
+from flowbench.bench.notes import sample_size_notes
 from flowbench.bench.pictures import draw_samples, draw_strips, draw_trajectories
 from flowbench.bench.plots import plot_bars, plot_evaluations, plot_training
 from flowbench.bench.provenance import provenance_lines
@@ -144,8 +145,9 @@ def _result_sections(plan: Mapping[str, Any], results: Results) -> list[str]:
         for table in tables:
             if table is not None:
                 parts += [f"### {table.title}", table.to_markdown()]
-    if results.notes:
-        parts.append("\n".join(f"- {note}" for note in results.notes))
+    notes = [*results.notes, *sample_size_notes(results.rows)]
+    if notes:
+        parts.append("\n".join(f"- {note}" for note in notes))
     return parts
 
 
@@ -158,7 +160,8 @@ def _reading_guide(plan: Mapping[str, Any]) -> str:
     return (
         f"{spread} Arrows point to the better value; bold: the best contender and those whose paired "
         "difference to it cannot be told from 0. `≤`: an upper bound. _floor_: held-out real data scored as "
-        "if generated; _noise_: the source; _gaussian_, _gmm_: classical baselines fitted on the same split. "
+        "if generated; _noise_: the source; _gaussian_, _gmm_: classical baselines fitted on the same split; other "
+        "names in italics: images that other code made. "
         "Differences are paired by seed; bold: the interval excludes 0."
     )
 

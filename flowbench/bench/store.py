@@ -15,10 +15,13 @@ from flowbench.bench.status import read_status
 from flowbench.rows import Row, read_rows, write_rows
 from flowbench.storage import write_text
 
-__all__ = ["REFERENCES", "Results", "cell_rows", "collect", "csv_text", "load_plan", "load_rows"]
+__all__ = ["EXTERNAL", "REFERENCES", "Results", "cell_rows", "collect", "csv_text", "load_plan", "load_rows"]
 
 REFERENCES = ("floor", "noise", "gaussian", "gmm")
 """Contenders that nobody trains: held-out data, noise, and two classical baselines."""
+
+EXTERNAL = "external"
+"""Folder of a bench with the rows of images that other code made, and the family of those rows."""
 
 _WEIGHT_ORDER = {"ema": 0, "none": 1, "raw": 2}
 
@@ -80,7 +83,7 @@ def cell_rows(directory: Path, cell: Mapping[str, Any], bench: str) -> list[Row]
 
 
 def collect(directory: Path) -> list[Row]:
-    """Gather the rows of all cells into results.jsonl and results.csv, replacing both atomically.
+    """Gather the rows of all cells, and of external samples, into results.jsonl and results.csv, atomically.
 
     A failed cell becomes one row with metric ``cell``, status ``failed`` and the path of its log in the
     provenance.
@@ -97,6 +100,8 @@ def collect(directory: Path) -> list[Row]:
             rows += cell_rows(folder, cell, plan["name"])
         elif status.state == "FAILED":
             rows.append(_failed_row(plan["name"], cell, folder))
+    for path in sorted((directory / EXTERNAL).glob("*/rows.jsonl")):
+        rows += read_rows(path)
     write_rows(directory / "results.jsonl", rows)
     write_text(directory / "results.csv", csv_text(rows))
     return rows
@@ -177,6 +182,10 @@ class Results:
     def contenders(self, task: str) -> list[str]:
         """Contenders that have rows in a task, in order of appearance."""
         return list(dict.fromkeys(row.contender for row in self.rows if row.task == task and row.status != "failed"))
+
+    def external(self, task: str) -> list[str]:
+        """Names of the samples in a task that other code made."""
+        return list(dict.fromkeys(row.contender for row in self.rows if (row.task, row.family) == (task, EXTERNAL)))
 
     def metrics(self, task: str, contender: str | None = None) -> list[str]:
         """Metrics measured in a task, in order of appearance."""

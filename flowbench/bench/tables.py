@@ -150,7 +150,7 @@ def metric_table(plan: Mapping[str, Any], results: Results, task: str, group: Gr
         seeds = len(plan["seeds"])
         cells = [_entry(results, task, name, m, name in winners[m], seeds) for m in metrics]
         table.rows.append([Entry(name), *cells])
-    for name in REFERENCES:
+    for name in (*results.external(task), *REFERENCES):
         cells = [_entry(results, task, name, m, False, None) for m in metrics]
         if any(cell.text != _NOTHING for cell in cells):
             table.rows.append([Entry(name, italic=True), *cells])

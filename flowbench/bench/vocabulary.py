@@ -23,6 +23,12 @@ class MetricInfo:
 
 
 _INFO: dict[str, MetricInfo] = {
+    "fid": MetricInfo("quality", "lower"),
+    "fid_low": MetricInfo("quality", "none"),
+    "fid_high": MetricInfo("quality", "none"),
+    "fid_infinity": MetricInfo("quality", "lower"),
+    "fid_infinity_low": MetricInfo("quality", "none"),
+    "fid_infinity_high": MetricInfo("quality", "none"),
     "fd": MetricInfo("quality", "lower"),
     "kid": MetricInfo("quality", "lower"),
     "w2": MetricInfo("quality", "lower"),
@@ -33,6 +39,10 @@ _INFO: dict[str, MetricInfo] = {
     "recall": MetricInfo("quality", "higher"),
     "density": MetricInfo("quality", "higher"),
     "coverage": MetricInfo("quality", "higher"),
+    "inception_score": MetricInfo("quality", "higher"),
+    "authenticity": MetricInfo("quality", "none"),
+    "data_copying": MetricInfo("quality", "none"),
+    "neighbour_distance_ratio": MetricInfo("quality", "none"),
     "straightness": MetricInfo("transport", "lower"),
     "path_energy": MetricInfo("transport", "lower"),
     "displacement": MetricInfo("transport", "none"),
@@ -48,7 +58,7 @@ _INFO: dict[str, MetricInfo] = {
 }
 _ORDER = list(_INFO)
 _ARROWS = {"lower": " ↓", "higher": " ↑", "zero": " → 0", "none": ""}
-_QUALITY_FIRST = ("fd", "w2", "sliced_w2", "mmd", "kid", "nll")
+_QUALITY_FIRST = ("fd", "fid", "w2", "sliced_w2", "mmd", "kid", "nll")
 
 
 def info(metric: str) -> MetricInfo:

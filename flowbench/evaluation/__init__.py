@@ -8,11 +8,13 @@ from flowbench.evaluation.evaluator import Evaluator  # noqa: E402
 from flowbench.evaluation.extractors import cache_dir, get_extractor  # noqa: E402
 from flowbench.evaluation.feature_metrics import (  # noqa: E402
     DensityCoverage,
-    FrechetDistance,
+    InceptionScore,
     KernelDistance,
     PrecisionRecall,
 )
 from flowbench.evaluation.flow_metrics import CostReport, NegativeLogLikelihood, PathStraightness  # noqa: E402
+from flowbench.evaluation.frechet_metrics import FrechetDistance, FrechetInfinity  # noqa: E402
+from flowbench.evaluation.memorization import Memorization  # noqa: E402
 from flowbench.evaluation.metric import Metric  # noqa: E402
 from flowbench.evaluation.point_metrics import (  # noqa: E402
     MaximumMeanDiscrepancy,
@@ -29,10 +31,13 @@ __all__ = [
     "DensityCoverage",
     "Evaluator",
     "FrechetDistance",
+    "FrechetInfinity",
     "Identity",
+    "InceptionScore",
     "KernelDistance",
     "MaximumMeanDiscrepancy",
     "Measurement",
+    "Memorization",
     "Metric",
     "NegativeLogLikelihood",
     "PathStraightness",

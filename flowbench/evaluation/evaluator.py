@@ -19,6 +19,7 @@ from flowbench.evaluation.drawing import Drawing, Paths, draw_paths, draw_sample
 from flowbench.evaluation.extractors import get_extractor
 from flowbench.evaluation.flow_metrics import PathStraightness
 from flowbench.evaluation.gather import gather_by_index
+from flowbench.evaluation.memorization import Memorization
 from flowbench.evaluation.metric import Metric
 from flowbench.evaluation.pictures import log_hyperparameters, log_pictures, log_samples
 from flowbench.evaluation.provenance import environment, peak_memory_mb
@@ -93,6 +94,8 @@ class Evaluator(L.Callback):
                 raise ValueError(f"evaluator.{name} must be >= 1, got {value}")
         if trajectory_points < 2:
             raise ValueError(f"evaluator.trajectory_points must be >= 2, got {trajectory_points}")
+        if reference != "train" and any(isinstance(metric, Memorization) for metric in (metrics or {}).values()):
+            raise ValueError(f"evaluator.reference is {reference}, but memorization needs train; remove that metric")
         if reference == held_out:
             raise ValueError(f"evaluator.reference and held_out are both {reference}: the floor would be zero")
         if set(sweep or {}) - {"network_evaluations"}:
@@ -317,7 +320,7 @@ class Evaluator(L.Callback):
         """Put into the cache what all contenders share: feature networks, and the reference split's features."""
         known = self._prepare(data)
         for metric in self.metrics.values():
-            if metric.features is not None and data.spec.modality == "image":
+            if metric.features is not None and data.spec.modality == "image" and metric.num_reference != 0:
                 known.reference.features(known.extractors[metric.features], metric.num_reference)
 
     def _transport_cost(self, flow: FlowModule, trainer: L.Trainer) -> float | None:

@@ -13,6 +13,7 @@ from flowbench.metrics import (
     ClassifierFeatures,
     FeatureExtractor,
     IdentityFeatures,
+    InceptionFeatures,
     load_classifier,
     save_classifier,
     train_classifier,
@@ -46,6 +47,8 @@ def get_extractor(name: str, data: FlowDataModule, device: torch.device | str = 
     """
     if name == "identity":
         return IdentityFeatures(data.spec.num_dims)
+    if name in ("inception", "inception-bf16") and data.spec.modality == "image":
+        return InceptionFeatures(device=device, precision="bfloat16" if name.endswith("bf16") else "float32")
     if name == f"{data.dataset}-cnn" and data.spec.modality == "image":
         return _classifier(name, data, device)
     raise ValueError(

@@ -10,7 +10,7 @@ from flowbench import metrics as pure
 from flowbench.evaluation.metric import Metric, distance
 from flowbench.evaluation.subject import Measurement, Subject
 
-__all__ = ["DensityCoverage", "FeatureMetric", "FrechetDistance", "KernelDistance", "PrecisionRecall"]
+__all__ = ["DensityCoverage", "FeatureMetric", "InceptionScore", "KernelDistance", "PrecisionRecall"]
 
 
 class FeatureMetric(Metric):
@@ -100,38 +100,6 @@ class _NeighbourMetric(FeatureMetric):
         return [self.measurement(subject, n, v, counts, f"/k{self.k}") for n, v in values.items()]
 
 
-class FrechetDistance(FeatureMetric):
-    """Frechet distance between Gaussians fitted to features (Heusel et al., 2017, arXiv 1706.08500).
-
-    Args:
-        features: name of the extractor; only Inception features may be called FID.
-        num_samples: see :class:`FeatureMetric`.
-        num_reference: see :class:`FeatureMetric`.
-        sweep: measure it at every point of a sweep, too.
-    """
-
-    def __init__(
-        self,
-        features: str,
-        num_samples: int | None = None,
-        num_reference: int | None = None,
-        sweep: bool = True,
-    ) -> None:
-        super().__init__(features, num_samples, num_reference)
-        self.in_sweep = sweep
-
-    def measure(self, subject: Subject) -> list[Measurement]:
-        """`fd[features]`, or `fid`; lower is better."""
-        value = distance(subject, lambda: self._value(subject))
-        return [self.measurement(subject, "fd", value, self.counts(subject))]
-
-    def _value(self, subject: Subject) -> float:
-        extractor, (n, m) = subject.extractors[self.features], self.counts(subject)
-        return pure.frechet_distance(
-            subject.samples.statistics(extractor, n), subject.reference.statistics(extractor, m)
-        )
-
-
 class KernelDistance(FeatureMetric):
     """Kernel distance, unbiased on the full sets (Binkowski et al., 2018, arXiv 1801.01401)."""
 
@@ -187,3 +155,28 @@ class DensityCoverage(_NeighbourMetric):
         generated, real = self.pair(subject)
         result = pure.density_coverage(real, generated, self.k)
         return self._results(subject, density=result.density, coverage=result.coverage)
+
+
+class InceptionScore(FeatureMetric):
+    """Inception score (Salimans et al., 2016, arXiv 1606.03498); it knows nothing of real data.
+
+    Args:
+        splits: equal parts whose scores are averaged; published values use 10.
+        num_samples: see :class:`FeatureMetric`.
+
+    Raises:
+        ValueError: for fewer than one split.
+    """
+
+    def __init__(self, splits: int = 10, num_samples: int | None = None) -> None:
+        super().__init__("inception-logits", num_samples)
+        if splits < 1:
+            raise ValueError(f"splits must be at least 1, got {splits}")
+        self.splits = splits
+
+    def measure(self, subject: Subject) -> list[Measurement]:
+        """`inception_score`, from 1 to the number of classes, higher is better."""
+        extractor, (n, _) = subject.extractors[self.features], self.counts(subject)
+        defined = subject.samples.is_finite and n >= self.splits
+        value = pure.inception_score(subject.samples.features(extractor, n), self.splits).mean if defined else math.nan
+        return [Measurement("inception_score", value, n, f"{extractor.protocol}/{n}/{self.splits}-splits")]

@@ -34,7 +34,7 @@ class Metric(ABC):
 
     @property
     def num_reference(self) -> int | None:
-        """How many samples of the reference split it looks at, counted from the first; None is all."""
+        """How many samples of the reference split it looks at, counted from the first; None is all, 0 none."""
         return None
 
     def pictures(self, subject: Subject) -> dict[str, Tensor]:

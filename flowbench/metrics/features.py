@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from flowbench.metrics.classifier import DigitsCNN, weights_checksum
 
-__all__ = ["ClassifierFeatures", "FeatureExtractor", "IdentityFeatures", "extract"]
+__all__ = [
+    "ClassifierFeatures",
+    "FeatureExtractor",
+    "IdentityFeatures",
+    "as_rgb",
+    "exact_inference",
+    "extract",
+    "fold_normalisations",
+]
 
 
 @runtime_checkable
@@ -61,8 +72,7 @@ class ClassifierFeatures:
     def __call__(self, images: Tensor) -> Tensor:
         """Features (N, dimension) of uint8 images (N, C, H, W), float32 on the model's device."""
         device = self.model.head.weight.device
-        # Metrics are compared across precisions of training, so autocast must not reach the feature network.
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        with exact_inference(device):
             return self.model.features(images.to(device)).float()
 
 
@@ -91,6 +101,61 @@ class IdentityFeatures:
         if flat.shape[1] != self.dimension:
             raise ValueError(f"samples have {flat.shape[1]} coordinates, expected {self.dimension}")
         return flat.float()
+
+
+def as_rgb(images: Tensor) -> Tensor:
+    """Check pictures and replicate grey ones to three channels, as networks trained on colour pictures want.
+
+    Args:
+        images: uint8 (N, 1 or 3, H, W) in 0..255.
+
+    Returns:
+        uint8 (N, 3, H, W); grey pictures are a view.
+
+    Raises:
+        ValueError: another dtype, dimension or number of channels.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f"images must be uint8 of shape (N, 1 or 3, H, W), got {images.dtype} {tuple(images.shape)}")
+    return images.expand(-1, 3, -1, -1)
+
+
+@contextmanager
+def exact_inference(device: torch.device) -> Iterator[None]:
+    """No gradients, no autocast, and convolutions in true float32, whatever the caller trains with.
+
+    Metrics are compared across precisions of training, so the caller's settings must not reach a feature network.
+    (On a GPU torch lets convolutions use TF32 unless told otherwise.)
+    """
+    convolution = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = convolution.fp32_precision
+    convolution.fp32_precision = "ieee"
+    try:
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        convolution.fp32_precision = before
+
+
+def fold_normalisations(network: nn.Module) -> nn.Module:
+    """Prepare a convolutional network for inference: what it computes changes by rounding only.
+
+    Every submodule with a convolution ``conv`` followed by a normalisation ``bn`` gets the second folded into the
+    first, and weights are laid out channels last, which halves the time of a CPU.
+
+    Args:
+        network: changed in place.
+
+    Returns:
+        The network, in evaluation mode, its parameters without gradient.
+    """
+    network.eval().requires_grad_(False)
+    for block in network.modules():
+        convolution, normalisation = getattr(block, "conv", None), getattr(block, "bn", None)
+        if isinstance(convolution, nn.Conv2d) and isinstance(normalisation, nn.BatchNorm2d):
+            block.add_module("conv", fuse_conv_bn_eval(convolution, normalisation))
+            block.add_module("bn", nn.Identity())
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def extract(extractor: FeatureExtractor, images: Tensor, batch_size: int = 512) -> Tensor:

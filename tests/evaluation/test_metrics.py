@@ -18,8 +18,11 @@ from flowbench.evaluation import (
     CostReport,
     DensityCoverage,
     FrechetDistance,
+    FrechetInfinity,
+    InceptionScore,
     KernelDistance,
     MaximumMeanDiscrepancy,
+    Memorization,
     NegativeLogLikelihood,
     PathStraightness,
     PrecisionRecall,
@@ -29,7 +32,7 @@ from flowbench.evaluation import (
     Wasserstein2,
 )
 from flowbench.evaluation.samples import Collector
-from flowbench.metrics import IdentityFeatures, block_geometry
+from flowbench.metrics import FeatureStatistics, IdentityFeatures, block_geometry, save_statistics
 
 DIGITS = DataSpec("digits", "1", (1, 8, 8), num_classes=10, levels=17)
 POINTS = DataSpec("points", "1", (2,))
@@ -249,6 +252,7 @@ def test_a_swept_row_says_so(metric):
 def test_every_exported_metric_is_tested_here():
     exported = {v for v in vars(evaluation).values() if isinstance(v, type) and issubclass(v, evaluation.Metric)}
     tested = {type(m) for m in everything()} | {NegativeLogLikelihood, PathStraightness, CostReport, evaluation.Metric}
+    tested |= {FrechetInfinity, InceptionScore, Memorization}  # below
     assert exported == tested
 
 
@@ -282,3 +286,120 @@ def test_only_float32_inception_features_make_an_fid():
 def test_counts_out_of_range(options):
     with pytest.raises(ValueError, match=r"must be at least 2 or null for all, got [01]"):
         FrechetDistance("identity", **options)
+
+
+def test_the_interval_of_the_distance_is_centred_and_shrinks_with_n():
+    widths = []
+    for num in (60, 600):
+        low, value, high = (
+            m.value
+            for name in ("fd_low[identity]", "fd[identity]", "fd_high[identity]")
+            for m in FrechetDistance("identity", interval=True).measure(subject(num=num))
+            if m.metric == name
+        )
+        assert low < value < high
+        assert value == FrechetDistance("identity").measure(subject(num=num))[0].value
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 2
+
+
+def test_moments_from_a_file_take_the_place_of_the_reference(tmp_path):
+    given = subject()
+    real = given.reference.shown.double().numpy()
+    np.savez(tmp_path / "others.npz", mu=real.mean(0), sigma=np.cov(real, rowvar=False))
+    (own,) = FrechetDistance("identity").measure(given)
+    metric = FrechetDistance("identity", statistics=str(tmp_path / "others.npz"))
+    (found,) = metric.measure(given)
+    assert found.value == pytest.approx(own.value, rel=1e-9)
+    assert found.protocol == "identity/others-unknown-N/60"
+    assert metric.num_reference == 0
+    with pytest.raises(ValueError, match=r"num_reference=5 has no say over the statistics in a.npz; remove it"):
+        FrechetDistance("identity", num_reference=5, statistics="a.npz")
+
+
+def test_statistics_of_other_weights_are_refused(tmp_path):
+    given = subject()
+    statistics = FeatureStatistics.from_features(given.reference.shown)
+    metadata = {"extractor": "identity", "checksum": "of other weights", "protocol": "identity"}
+    save_statistics(tmp_path / "s.npz", statistics, metadata)
+    metric = FrechetDistance("identity", statistics=str(tmp_path / "s.npz"))
+    with pytest.raises(ValueError, match="checksum='of other weights', expected"):
+        metric.measure(given)
+    metadata["checksum"] = given.extractors["identity"].checksum
+    save_statistics(tmp_path / "s.npz", statistics, metadata)
+    assert metric.measure(given)[0].protocol == "identity/s-90/60"
+
+
+def test_the_extrapolated_distance_of_equal_gaussians_is_nought_where_the_plain_one_is_biased():
+    rng = torch.Generator().manual_seed(0)
+    spec = DataSpec("points", "1", (20,))
+    samples = sample_set(torch.randn(400, 20, generator=rng), spec, "generated")
+    real = sample_set(torch.randn(20_000, 20, generator=rng), spec, "val")
+    given = Subject(spec, samples, real, extractors=extractors(spec))
+    value, low, high = (m.value for m in FrechetInfinity("identity").measure(given))
+    assert low < 0.05
+    assert low < value < high
+    assert abs(value) < FrechetDistance("identity").measure(given)[0].value / 3
+    with pytest.raises(ValueError, match="needs at least 50 samples of 20 features, got 40"):
+        FrechetInfinity("identity", num_samples=40).measure(given)
+
+
+def split_subject(samples: Tensor, train: Tensor, held_out: Tensor, spec: DataSpec) -> Subject:
+    named = {"generated": samples, "train": train, "test": held_out}
+    sets = {name: sample_set(x, spec, name) for name, x in named.items()}
+    for kept, name in ((sets["generated"], "generated"), (sets["train"], "train")):
+        kept._images = lambda index, x=named[name]: spec.to_uint8(x[index])
+    return Subject(spec, sets["generated"], sets["train"], extractors=extractors(spec), held_out=sets["test"])
+
+
+def test_copies_are_found_and_shown():
+    """Seven of twenty samples are training images: they are the worst pairs, beside the image they copy."""
+    train, fresh, held_out = (cloud(num, DIGITS, seed) for num, seed in ((80, 1), (20, 2), (30, 3)))
+    copies = fresh.clone()
+    copies[5:12] = train[30:37]
+    metric = Memorization("identity", num_pairs=7)
+    found = {m.metric: m for m in metric.measure(split_subject(copies, train, held_out, DIGITS))}
+    plain = {m.metric: m for m in metric.measure(split_subject(fresh, train, held_out, DIGITS))}
+    assert found["data_copying[identity]"].value < plain["data_copying[identity]"].value - 1
+    assert found["authenticity[identity]"].value == pytest.approx(plain["authenticity[identity]"].value, abs=7 / 20)
+    assert found["authenticity[identity]"].value <= 13 / 20
+    assert found["authenticity[identity]"].protocol == "identity/train-80/20/test-20"
+    picture = metric.pictures(split_subject(copies, train, held_out, DIGITS))["nearest-identity"]
+    # Two rows of seven, framed and enlarged: the upper row is the lower one.
+    assert torch.equal(picture[:, :34], picture[:, 34:])
+    assert picture.shape == (1, 2 * 34, 7 * 34)
+
+
+def test_diverged_samples_have_no_memorisation():
+    samples = cloud(20, DIGITS, 0)
+    samples[3, 0, 0, 0] = math.nan
+    given = split_subject(samples, cloud(30, DIGITS, 1), cloud(30, DIGITS, 2), DIGITS)
+    metric = Memorization("identity")
+    assert all(math.isnan(m.value) for m in metric.measure(given))
+    assert metric.pictures(given) == {}
+
+
+class Logits(IdentityFeatures):
+    """Two pixels as the logits of two classes."""
+
+    def __init__(self) -> None:
+        super().__init__(64, "inception-logits")
+        self.dimension = 2
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.float().flatten(1)[:, :2]
+
+
+def test_inception_score_of_two_sure_classes_is_two():
+    spec, network = DIGITS, Logits()
+    x = torch.full((40, 1, 8, 8), -1.0)
+    x[::2, 0, 0, 0] = 0.999
+    x[1::2, 0, 0, 1] = 0.999
+    collector = Collector(spec, {network.name: network}, {network.name: 40}, 1)
+    collector.add(torch.arange(40), x)
+    given = Subject(
+        spec, collector.gathered("generated"), collector.gathered("train"), extractors={network.name: network}
+    )
+    (found,) = InceptionScore(splits=4).measure(given)
+    assert found.value == pytest.approx(2.0, rel=1e-6)
+    assert (found.metric, found.protocol) == ("inception_score", "inception-logits/40/4-splits")

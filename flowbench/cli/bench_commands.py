@@ -1,0 +1,89 @@
+"""Commands on benches and their results: bench, compare, report, list."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from flowbench.cli.parser import Command, Parser, UsageError, count
+
+__all__ = ["COMMANDS"]
+
+
+def _bench_options(parser: Parser) -> None:
+    parser.add_argument("-c", "--config", dest="file", metavar="FILE", required=True, help="bench file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the bench file")
+    parser.add_argument("--jobs", type=count, metavar="N", help="cells at the same time (default: by the machine)")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+
+
+def _compare_options(parser: Parser) -> None:
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories, two or more")
+
+
+def _report_options(parser: Parser) -> None:
+    parser.add_argument("directory", type=Path, metavar="BENCH_DIR", help="directory of a bench, e.g. runs/toy_2d")
+
+
+def _list_options(parser: Parser) -> None:
+    kinds = ("families", "datasets", "metrics", "networks", "experiments")
+    parser.add_argument("kind", nargs="?", choices=kinds, help="what to list (default: everything)")
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from flowbench.bench import run_bench
+
+    return run_bench(Path(arguments.file), arguments.overrides, arguments.jobs, arguments.dry_run)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    if len(arguments.runs) < 2:
+        raise UsageError("compare needs two run directories or more, got 1")
+    from flowbench.bench import compare
+
+    print(compare(arguments.runs))
+    return 0
+
+
+def _report_bench(arguments: argparse.Namespace) -> int:
+    from flowbench.bench import build_report
+
+    print(build_report(arguments.directory))
+    return 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from flowbench.listing import listing
+
+    print(listing(arguments.kind))
+    return 0
+
+
+COMMANDS = {
+    "bench": Command(
+        "run a comparison: every contender, every seed, one report",
+        "  flowbench bench -c experiments/starflow_vs_wcfm.yaml\n"
+        "  flowbench bench -c experiments/toy_2d.yaml seeds=[0,1] budget.train_flops=1e12 --jobs 2\n"
+        "  the same command again continues where it stopped",
+        _bench_options,
+        _bench,
+    ),
+    "compare": Command(
+        "put the results of several runs side by side",
+        "  flowbench compare runs/cfm runs/wcfm",
+        _compare_options,
+        _compare,
+    ),
+    "report": Command(
+        "rebuild the report of a bench from its rows",
+        "  flowbench report runs/starflow_vs_wcfm",
+        _report_options,
+        _report_bench,
+    ),
+    "list": Command(
+        "list what is available: families, datasets, metrics, networks, experiments",
+        "  flowbench list\n  flowbench list families",
+        _list_options,
+        _list,
+    ),
+}

@@ -1,0 +1,154 @@
+"""Commands on data and on other people's samples: data, stats, evaluate."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from flowbench.cli.parser import Command, Parser, UsageError, count, print_result
+
+__all__ = ["COMMANDS"]
+
+
+def _data_options(parser: Parser) -> None:
+    parser.add_argument("action", choices=("list", "get"), help="list the catalogue, or get a dataset of it")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="datasets to get")
+
+
+def _dataset_options(parser: Parser, required: bool) -> None:
+    parser.add_argument("--data", metavar="NAME", required=required, help="dataset of the catalogue, e.g. cifar10")
+    parser.add_argument("--path", metavar="PATH", help="your data, with --data npz, npy, pt or image_folder")
+    parser.add_argument("--image-size", type=count, metavar="PIXELS", help="with --data image_folder")
+    parser.add_argument(
+        "--train-on-val", action="store_true", help="take the whole canonical training set as the split train"
+    )
+
+
+def _stats_options(parser: Parser) -> None:
+    _dataset_options(parser, required=True)
+    parser.add_argument("--samples", type=Path, metavar="DIR_OR_NPZ", help="of these images instead of a split's")
+    parser.add_argument("--split", choices=("train", "val", "test"), default="train", help="default: train")
+    parser.add_argument("--features", metavar="NAME", default="inception", help="extractor (default: inception)")
+    parser.add_argument("--num-samples", type=count, metavar="N", help="the first N images (default: all)")
+    parser.add_argument("--output", "-o", type=Path, metavar="FILE", required=True, help=".npz file to write")
+
+
+def _evaluate_options(parser: Parser) -> None:
+    parser.add_argument("--samples", type=Path, metavar="DIR_OR_NPZ", required=True, help="images to score")
+    _dataset_options(parser, required=False)
+    parser.add_argument(
+        "-c",
+        "--config",
+        dest="files",
+        action="append",
+        metavar="FILE",
+        help="experiment file whose data and evaluator are used, instead of --data",
+    )
+    parser.add_argument(
+        "--bench", type=Path, metavar="DIR", help="bench that says how to measure, and whose tables the rows join"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the experiment file")
+    parser.add_argument(
+        "--features",
+        action="append",
+        metavar="NAME",
+        help="extractor, may be repeated; with --data (default: inception)",
+    )
+    parser.add_argument("--num-samples", type=count, metavar="N", help="the first N images (default: all)")
+    parser.add_argument(
+        "--num-reference", type=count, metavar="N", help="the first N of the reference split; with --data"
+    )
+    parser.add_argument("--reference", choices=("train", "val", "test"), help="reference split (default: train)")
+    parser.add_argument("--name", metavar="NAME", help="contender's name in the rows (default: that of the samples)")
+    parser.add_argument("--output", "-o", type=Path, metavar="DIR", help="folder (default: runs/NAME)")
+
+
+def _data(arguments: argparse.Namespace) -> int:
+    if arguments.action == "list":
+        if arguments.names:
+            raise UsageError(f"data list takes no names, got {' '.join(arguments.names)}")
+        from flowbench.listing import data_table
+
+        print(data_table())
+        return 0
+    if not arguments.names:
+        raise UsageError("data get needs the name of a dataset; see flowbench data list")
+    from flowbench.data.inventory import get
+    from flowbench.data.store import data_root
+
+    for name in arguments.names:
+        get(name, data_root())
+    return 0
+
+
+def _stats(arguments: argparse.Namespace) -> int:
+    from flowbench import scoring
+
+    print(
+        scoring.stats(
+            scoring.open_data(arguments.data, arguments.path, arguments.image_size, arguments.train_on_val),
+            arguments.output,
+            features=arguments.features,
+            split=arguments.split,
+            samples=arguments.samples,
+            num_samples=arguments.num_samples,
+        )
+    )
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    places = {"--data": arguments.data, "-c": arguments.files, "--bench": arguments.bench}
+    given = [name for name, value in places.items() if value is not None]
+    if len(given) != 1:
+        raise UsageError(f"evaluate needs one of --data, -c and --bench, got {' and '.join(given) or 'none'}")
+    _refuse_unused(arguments, given[0])
+    from flowbench import scoring
+
+    if arguments.data is not None:
+        data = scoring.open_data(arguments.data, arguments.path, arguments.image_size, arguments.train_on_val)
+        features = arguments.features or ["inception"]
+        evaluator = scoring.image_evaluator(features, arguments.reference or "train", arguments.num_reference)
+    elif arguments.files is not None:
+        data, evaluator = scoring.open_experiment(arguments.files, arguments.overrides)
+    else:
+        print(scoring.join_bench(arguments.samples, arguments.bench, arguments.name, arguments.num_samples))
+        return 0
+    wanted = {"name": arguments.name, "output": arguments.output, "num_samples": arguments.num_samples}
+    print_result(scoring.evaluate(arguments.samples, data, evaluator, **wanted))
+    return 0
+
+
+def _refuse_unused(arguments: argparse.Namespace, place: str) -> None:
+    """Options that say how to measure go with --data alone: a file or a bench says it already."""
+    for option in ("path", "image_size", "train_on_val", "features", "num_reference", "reference"):
+        if place != "--data" and getattr(arguments, option):
+            raise UsageError(f"--{option.replace('_', '-')} goes with --data; with {place} the experiment says it")
+    if place != "-c" and arguments.overrides:
+        raise UsageError(f"the override {arguments.overrides[0]} goes with -c FILE, not with {place}")
+    if place == "--bench" and arguments.output is not None:
+        raise UsageError("--output does not go with --bench: the rows lie in the bench's folder")
+
+
+COMMANDS = {
+    "evaluate": Command(
+        "score images that any code made, with the evaluator and the rows of everybody else",
+        "  flowbench evaluate --samples samples.npz --data cifar10 --num-reference 10000\n"
+        "  flowbench evaluate --samples folder -c experiments/cifar10/tiny/cfm.yaml --name stranger\n"
+        "  flowbench evaluate --samples folder --bench runs/families_cifar10 --name stranger",
+        _evaluate_options,
+        _evaluate,
+    ),
+    "stats": Command(
+        "write the feature statistics of a split, or of images, to a file",
+        "  flowbench stats --data cifar10 --split train --features inception --output cifar10-train.npz",
+        _stats_options,
+        _stats,
+    ),
+    "data": Command(
+        "list the catalogue of datasets, or get one",
+        "  flowbench data list\n  flowbench data get cifar10",
+        _data_options,
+        _data,
+    ),
+}

@@ -1,0 +1,116 @@
+"""What the commands' parsers have in common.
+
+Nothing heavy is imported here or in the commands' modules; each handler imports what it calls, so that ``--help``
+answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+__all__ = [
+    "Command",
+    "Parser",
+    "UsageError",
+    "config_options",
+    "count",
+    "make_parser",
+    "plain_overrides",
+    "print_result",
+]
+
+_OVERRIDES = """
+overrides:
+  key=value sets one key of the composed files, e.g. trainer.max_steps=500, optimizer.lr=1e-3,
+  evaluator.sweep.network_evaluations=[1,2,4]; --key=value means the same. Later ones win.
+"""
+
+
+class UsageError(ValueError):
+    """A command line that cannot be read."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are raised rather than printed."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a :class:`UsageError` of one line."""
+        hint = ""
+        if message.startswith("unrecognized arguments: --") and "." in message:
+            hint = "; options of the experiment are written key=value"
+        raise UsageError(f"{message}{hint}; see {self.prog} --help")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand: what it is for, how to use it, its options, what it calls."""
+
+    summary: str
+    examples: str
+    options: Callable[[Parser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def make_parser(name: str, command: Command) -> Parser:
+    """The parser of one subcommand."""
+    parser = Parser(
+        prog=f"flowbench {name}",
+        description=command.summary,
+        epilog=f"examples:\n{command.examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.options(parser)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    if any(action.dest == "overrides" for action in parser._actions):
+        parser.epilog = f"{_OVERRIDES.lstrip()}\n{parser.epilog}"
+    return parser
+
+
+def plain_overrides(parser: Parser, words: list[str]) -> list[str]:
+    """Turn ``--key=value`` into ``key=value`` unless the parser has the option."""
+    known = parser._option_string_actions
+    return [w[2:] if w.startswith("--") and "=" in w and w.partition("=")[0] not in known else w for w in words]
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1, as an option's type."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got '{text}'")
+    return int(text)
+
+
+def config_options(parser: Parser) -> None:
+    """Options of every command that takes an experiment file."""
+    parser.add_argument(
+        "-c",
+        "--config",
+        dest="files",
+        action="append",
+        metavar="FILE",
+        required=True,
+        help="experiment file; may be repeated, later files win",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, see below")
+    parser.add_argument("--print-config", action="store_true", help="print the composed YAML and stop")
+    parser.add_argument("--dry-run", action="store_true", help="validate, say what would run, and stop")
+
+
+def print_result(result: object) -> None:
+    """What a command leaves: a folder, with its measurements where it holds some, or named numbers."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return
+    if isinstance(result, Path):
+        if (result / "rows.jsonl").is_file():
+            from flowbench.bench import compare
+
+            print(compare([result]))
+        print(result)
+    elif isinstance(result, dict):
+        for name, value in result.items():
+            print(f"{name}  {value}")

@@ -1,0 +1,144 @@
+"""The Frechet distance of features, at the N that was drawn and extrapolated."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from flowbench import metrics as pure
+from flowbench.evaluation.feature_metrics import FeatureMetric
+from flowbench.evaluation.metric import distance
+from flowbench.evaluation.subject import Measurement, Subject
+from flowbench.metrics import Moments
+from flowbench.seeds import generator
+
+__all__ = ["FrechetDistance", "FrechetInfinity"]
+
+
+class _FrechetMetric(FeatureMetric):
+    """Compares with the reference split, or with moments from a file.
+
+    Args:
+        features: name of the extractor.
+        num_samples: see :class:`FeatureMetric`.
+        num_reference: see :class:`FeatureMetric`.
+        statistics: file of moments to compare with instead; see :func:`flowbench.metrics.load_moments`.
+
+    Raises:
+        ValueError: for a file and a number of reference samples at once.
+    """
+
+    def __init__(
+        self,
+        features: str,
+        num_samples: int | None = None,
+        num_reference: int | None = None,
+        statistics: str | None = None,
+    ) -> None:
+        super().__init__(features, num_samples, num_reference)
+        if statistics is not None and num_reference is not None:
+            raise ValueError(f"num_reference={num_reference} has no say over the statistics in {statistics}; remove it")
+        self.statistics = statistics
+
+    @property
+    def num_reference(self) -> int | None:
+        """None of the reference split where a file takes its place."""
+        return super().num_reference if self.statistics is None else 0
+
+    def _moments(self, subject: Subject) -> Moments:
+        extractor = subject.extractors[self.features]
+        if self.statistics is None:
+            return subject.reference.statistics(extractor, self.counts(subject)[1])
+        key = f"moments of {self.statistics} for {extractor.name}"
+        if key not in subject.memory:
+            expected = {"extractor": extractor.name, "checksum": extractor.checksum, "protocol": extractor.protocol}
+            subject.memory[key] = pure.load_moments(self.statistics, extractor.dimension, expected)
+        moments: Moments = subject.memory[key]
+        return moments
+
+    def _against(self, subject: Subject) -> str:
+        """What the samples are compared with, for the protocol."""
+        if self.statistics is None:
+            return f"{subject.reference.name}-{self.counts(subject)[1]}"
+        return f"{Path(self.statistics).stem}-{self._moments(subject).count or 'unknown-N'}"
+
+    def _result(self, subject: Subject, name: str, value: float, extra: str = "") -> Measurement:
+        n, _ = self.counts(subject)
+        protocol = f"{subject.extractors[self.features].protocol}/{self._against(subject)}/{n}{extra}"
+        return Measurement(self.label(name), value, n, f"{protocol}/sweep" if subject.swept else protocol)
+
+
+class FrechetDistance(_FrechetMetric):
+    """Frechet distance between Gaussians fitted to features (Heusel et al., 2017, arXiv 1706.08500).
+
+    Args:
+        features: name of the extractor; only Inception features may be called FID.
+        num_samples: see :class:`FeatureMetric`.
+        num_reference: see :class:`FeatureMetric`.
+        statistics: file of moments to compare with instead of the reference split: our own, clean-fid's,
+            pytorch-fid's, torch-fidelity's.
+        sweep: measure it at every point of a sweep, too.
+        interval: add the ends of the 95 % interval over redrawn samples of this model
+            (:func:`flowbench.metrics.frechet_interval`); the spread over training seeds is another one.
+    """
+
+    def __init__(
+        self,
+        features: str,
+        num_samples: int | None = None,
+        num_reference: int | None = None,
+        statistics: str | None = None,
+        sweep: bool = True,
+        interval: bool = False,
+    ) -> None:
+        super().__init__(features, num_samples, num_reference, statistics)
+        self.in_sweep = sweep
+        self.interval = interval
+
+    def measure(self, subject: Subject) -> list[Measurement]:
+        """`fd[features]`, or `fid`; lower is better."""
+        if not self.interval or subject.swept:
+            return [self._result(subject, "fd", distance(subject, lambda: self._value(subject)))]
+        n, _ = self.counts(subject)
+        if not subject.samples.is_finite or n < 4:
+            return [self._result(subject, name, math.nan, extra) for name, extra in self._names()]
+        features = subject.samples.features(subject.extractors[self.features], n)
+        groups = min(25, n // 2)
+        found = pure.frechet_interval(
+            features, self._moments(subject), generator(0, "frechet-interval"), num_groups=groups
+        )
+        values = (found.value, found.low, found.high)
+        return [self._result(subject, name, v, extra) for (name, extra), v in zip(self._names(), values, strict=True)]
+
+    @staticmethod
+    def _names() -> list[tuple[str, str]]:
+        return [("fd", ""), ("fd_low", "/jackknife-95"), ("fd_high", "/jackknife-95")]
+
+    def _value(self, subject: Subject) -> float:
+        features = subject.samples.features(subject.extractors[self.features], self.counts(subject)[0])
+        return pure.frechet_distance_of_features(features, self._moments(subject))
+
+
+class FrechetInfinity(_FrechetMetric):
+    """Frechet distance extrapolated to infinitely many samples (Chong and Forsyth, 2020, arXiv 1911.07023).
+
+    Needs 2.5 samples a feature: 5,120 for Inception's 2,048. The reference is taken as it is.
+
+    Args:
+        features: name of the extractor.
+        num_samples: see :class:`FeatureMetric`.
+        num_reference: see :class:`FeatureMetric`.
+        statistics: see :class:`FrechetDistance`.
+    """
+
+    def measure(self, subject: Subject) -> list[Measurement]:
+        """`fd_infinity[features]`, or `fid_infinity`, and the ends of its 95 % interval."""
+        n, _ = self.counts(subject)
+        features = subject.samples.features(subject.extractors[self.features], n)
+        values = (math.nan, math.nan, math.nan)
+        if subject.samples.is_finite:
+            found = pure.frechet_infinity(features, self._moments(subject), generator(0, "frechet-infinity"))
+            half = 1.96 * found.standard_error
+            values = (found.value, found.value - half, found.value + half)
+        names = ("fd_infinity", "fd_infinity_low", "fd_infinity_high")
+        return [self._result(subject, name, value) for name, value in zip(names, values, strict=True)]

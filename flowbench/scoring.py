@@ -1,0 +1,191 @@
+"""What the commands data, stats and evaluate do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from flowbench.torchvision_guard import ensure_importable
+
+ensure_importable()
+
+from flowbench.bench.report import build_report  # noqa: E402
+from flowbench.bench.store import EXTERNAL, REFERENCES, collect, load_plan  # noqa: E402
+from flowbench.config import Experiment, compose  # noqa: E402
+from flowbench.data import FlowDataModule  # noqa: E402
+from flowbench.evaluation import (  # noqa: E402
+    DensityCoverage,
+    Evaluator,
+    FrechetDistance,
+    Identity,
+    KernelDistance,
+    Memorization,
+    Metric,
+    PrecisionRecall,
+    get_extractor,
+)
+from flowbench.evaluation.artifacts import save_pictures  # noqa: E402
+from flowbench.evaluation.external import ExternalImages  # noqa: E402
+from flowbench.evaluation.samples import RealSet  # noqa: E402
+from flowbench.metrics import FeatureStatistics, save_statistics  # noqa: E402
+from flowbench.rows import write_rows  # noqa: E402
+
+__all__ = ["evaluate", "image_evaluator", "join_bench", "open_data", "open_experiment", "stats"]
+
+
+def open_data(
+    name: str, path: str | None = None, image_size: int | None = None, train_on_val: bool = False
+) -> FlowDataModule:
+    """The datamodule of a dataset."""
+    return FlowDataModule(name, path=path, image_size=image_size, train_on_val=train_on_val)
+
+
+def image_evaluator(features: Sequence[str], reference: str = "train", num_reference: int | None = None) -> Evaluator:
+    """An evaluator of images by their features alone.
+
+    Args:
+        features: extractors; every metric is measured with each.
+        reference: split that the images are compared with.
+        num_reference: the first so many of it; None takes all.
+    """
+    metrics: dict[str, Metric] = {}
+    for name in features:
+        limit: dict[str, Any] = {"features": name, "num_reference": num_reference}
+        metrics |= {
+            f"fd-{name}": FrechetDistance(**limit),
+            f"kid-{name}": KernelDistance(**limit),
+            f"precision-recall-{name}": PrecisionRecall(**limit),
+            f"density-coverage-{name}": DensityCoverage(**limit),
+            f"memorization-{name}": Memorization(**limit),
+        }
+    split: Literal["train", "val", "test"] = reference  # type: ignore[assignment]
+    return Evaluator(metrics, reference=split, held_out="val" if reference == "test" else "test")
+
+
+def open_experiment(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> tuple[FlowDataModule, Evaluator]:
+    """Data and evaluator of an experiment file.
+
+    Raises:
+        ValueError: when it has no evaluator.
+    """
+    experiment = Experiment.from_composed(compose(list(files), list(overrides)))
+    evaluator = experiment.build_evaluator()
+    if evaluator is None:
+        raise ValueError("the configuration has no section evaluator, so there is nothing to measure")
+    return experiment.build_data(), evaluator
+
+
+def join_bench(samples: Path, bench: Path, name: str | None = None, num_samples: int | None = None) -> Path:
+    """Score images as a bench scores its contenders, and put their rows into its tables.
+
+    Args:
+        samples: see :func:`evaluate`.
+        bench: directory of a bench of one task that has measured its reference rows.
+        name: line in the tables; None takes the name of the samples.
+        num_samples: the first so many; None takes as many as the contenders drew.
+
+    Returns:
+        The bench's report.
+
+    Raises:
+        ValueError: when the directory holds no such bench, or the name is taken.
+    """
+    plan = load_plan(bench)
+    if len(plan["tasks"]) != 1:
+        raise ValueError(f"{bench} has the tasks {', '.join(plan['tasks'])}; use -c with one cell.yaml of it instead")
+    (task,) = plan["tasks"]
+    contender = name or samples.stem
+    if contender in (*plan["contenders"], *REFERENCES):
+        raise ValueError(f"--name: {contender!r} is a contender of the bench already; choose another name")
+    config = bench / "reference" / task / "cell.yaml"
+    if not config.is_file():
+        raise ValueError(f"{bench} has not run yet (no {config.name} of its reference rows); run the bench first")
+    data, evaluator = open_experiment([config])
+    identity = Identity(bench=plan["name"], task=task, contender=contender)
+    folder = bench / EXTERNAL / contender
+    evaluate(
+        samples, data, evaluator, output=folder, num_samples=num_samples or evaluator.num_samples, identity=identity
+    )
+    collect(bench)
+    return build_report(bench)
+
+
+def evaluate(
+    samples: Path,
+    data: FlowDataModule,
+    evaluator: Evaluator,
+    *,
+    name: str | None = None,
+    output: Path | None = None,
+    num_samples: int | None = None,
+    identity: Identity | None = None,
+) -> Path:
+    """Score images that any code made.
+
+    Args:
+        samples: folder, .npz or .npy; see :class:`flowbench.evaluation.external.ExternalImages`.
+        data: what they are compared with.
+        evaluator: its feature metrics are measured; likelihood, paths and cost need a model and give no rows.
+        name: contender in the rows; None takes the name of the file or folder.
+        output: folder for rows.jsonl and the pictures; None takes `runs/<name>`.
+        num_samples: the first so many; None takes all.
+        identity: bench, task and contender of the rows; None leaves all but the contender empty.
+
+    Returns:
+        The folder.
+    """
+    images = ExternalImages(samples, data.spec, num_samples)
+    evaluator.identity = identity or Identity(contender=name or samples.stem)
+    evaluator.num_samples = len(images)
+    rows, pictures = evaluator.external_rows(data, images.batches(), images.at)
+    if not rows:
+        raise ValueError("the evaluator has no metric on features, so images alone cannot be scored")
+    folder = output or Path("runs") / evaluator.identity.contender
+    folder.mkdir(parents=True, exist_ok=True)
+    write_rows(folder / "rows.jsonl", rows)
+    save_pictures(folder, pictures)
+    return folder
+
+
+def stats(
+    data: FlowDataModule,
+    output: Path,
+    *,
+    features: str = "inception",
+    split: str = "train",
+    samples: Path | None = None,
+    num_samples: int | None = None,
+) -> Path:
+    """Write the feature statistics of a split, or of images, with what they are of.
+
+    Args:
+        data: the data.
+        output: the file.
+        features: name of the extractor.
+        split: of the data.
+        samples: images to take instead of the split.
+        num_samples: the first so many; None takes all.
+
+    Returns:
+        `output`.
+    """
+    extractor = get_extractor(features, data)
+    if samples is None:
+        real = RealSet(data, split, num_samples)
+        save_statistics(output, real.statistics(extractor), real.metadata(extractor, len(real)))
+        return output
+    images = ExternalImages(samples, data.spec, num_samples)
+    statistics = FeatureStatistics(extractor.dimension)
+    for _, pictures in images.batches():
+        statistics.update(extractor(pictures).cpu())
+    metadata = {
+        "dataset": samples.name,
+        "extractor": extractor.name,
+        "checksum": extractor.checksum,
+        "protocol": extractor.protocol,
+        "transform": "uint8",
+        "count": len(images),
+    }
+    save_statistics(output, statistics, metadata)
+    return output
