@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
 from flowbench import runs
 from flowbench.cli import main
 from flowbench.config import Experiment
+from flowbench.data.catalogue import list_datasets
+from flowbench.evaluation import cache_dir
 from flowbench.families import read_checkpoint
 from flowbench.rows import read_rows
 
@@ -21,23 +26,77 @@ def content(file: Path) -> dict:
     return yaml.safe_load((ROOT / file).read_text())
 
 
-def has_a_model(file: Path) -> bool:
-    """A whole experiment names a class, itself or in the files that it is based on."""
-    found = content(file)
-    if "class_path" in found.get("model", {}):
-        return True
-    return any(has_a_model(file.parent / base) for base in found.get("base", []))
+def bases(file: Path) -> set[Path]:
+    found = {
+        (ROOT / file.parent / base).resolve().relative_to(ROOT.resolve()) for base in content(file).get("base", [])
+    }
+    return found | {deeper for base in found for deeper in bases(base)}
+
+
+def is_whole(file: Path) -> bool:
+    """A whole experiment names a class and a data set, itself or in the files that it is based on."""
+    parts = [content(part) for part in (file, *bases(file))]
+    return any("class_path" in part.get("model", {}) for part in parts) and any(
+        "dataset" in part.get("data", {}) for part in parts
+    )
 
 
 BENCHES = [file for file in FILES if "contenders" in content(file)]
-EXPERIMENTS = [file for file in FILES if file not in BENCHES and has_a_model(file)]
-# One step is enough, of the required autoencoder too; that one is as narrow as it can be.
-SHORT = ["budget=null", "trainer.max_steps=1", "trainer.limit_val_batches=1", "data.batch_size=8"]
-TINY_AUTOENCODER = [
-    "requires.autoencoder.budget.steps=1",
-    "requires.autoencoder.model.init_args.network.init_args.width=8",
-]
-TINY_AUTOENCODER += ["requires.autoencoder.data.batch_size=8"]
+EXPERIMENTS = [file for file in FILES if file not in BENCHES and is_whole(file)]
+DOWNLOADED = {entry.name: entry.spec.shape for entry in list_datasets() if entry.download_mb}
+# One step is enough, of the required autoencoder too.
+SHORT = ["trainer.limit_val_batches=1", "trainer.accelerator=cpu", "trainer.precision=32-true", "data.batch_size=4"]
+# The smallest that each class builds from the shipped options: every other option keeps its value.
+SMALLEST = {
+    "flowbench.networks.UNet": {"channels": 8, "num_res_blocks": 1, "num_heads": 1},
+    "flowbench.networks.DiT": {"depth": 1},
+    "flowbench.networks.KLAutoencoder": {"width": 8, "num_res_blocks": 1},
+    "flowbench.families.TARFlow": {"layers": [1, 1]},
+    "flowbench.families.STARFlow": {"deep_layers": 1, "shallow_blocks": 1, "shallow_layers": 1},
+}
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory) -> dict[str, Path]:
+    """A few images of noise in the shape of each data set that would have to be fetched."""
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for shape in set(DOWNLOADED.values()):
+        values = rng.integers(0, 256, (200, *shape), dtype=np.uint8)
+        np.savez(folder / f"{shape}.npz", x=values, y=np.arange(200) % 10)
+    # Equal shapes share a file, and with it an autoencoder.
+    return {name: folder / f"{shape}.npz" for name, shape in DOWNLOADED.items()}
+
+
+def smallest(model: dict[str, Any], key: str = "model") -> list[str]:
+    """Overrides that shrink a model and the networks in its arguments."""
+    found = [f"{key}.init_args.{name}={value}" for name, value in SMALLEST.get(model["class_path"], {}).items()]
+    for name, value in (model.get("init_args") or {}).items():
+        if isinstance(value, dict) and "class_path" in value:
+            found += smallest(value, f"{key}.init_args.{name}")
+    return found
+
+
+def quick(file: Path, images: dict[str, Path]) -> list[str]:
+    """Overrides that make an experiment a matter of a second: one step, small networks, noise for missing data."""
+    found = ["budget=null", "trainer.max_steps=1"]
+    shipped = Experiment.from_files([ROOT / file])
+    whole = {"": shipped.resolved} | {f"requires.{k}.": v.resolved for k, v in shipped.requirements.items()}
+    found += [f"{prefix}budget.steps=1" for prefix in whole if prefix]
+    for prefix, resolved in whole.items():
+        found += [prefix + text for text in (*SHORT, *smallest(resolved["model"]))]
+        if (name := resolved["data"]["dataset"]) in images:
+            found += [f"{prefix}data.dataset=npz", f"{prefix}data.path={images[name]}"]
+            found += [f"{prefix}data.{key}=false" for key in ("random_flip", "train_on_val") if key in resolved["data"]]
+    return found
+
+
+def prepare(experiment: Experiment, folder: Path) -> None:
+    """Train what is required where `flowbench prepare` looks for it, without the seconds that a new process takes."""
+    for name, needed in experiment.requirements.items():
+        trained = cache_dir() / f"{name}-{needed.fingerprint}"
+        if not trained.exists():
+            needed.write(folder / "required.yaml")
+            runs.fit(Experiment.from_files([folder / "required.yaml"], [f"run.dir={trained}"]))
 
 
 def sweep_of(file: Path) -> list[int]:
@@ -50,15 +109,9 @@ def _swept(bench: Path) -> list[int]:
     return content(bench).get("sweep", {}).get("network_evaluations", [])
 
 
-def bases(file: Path) -> set[Path]:
-    found = {
-        (ROOT / file.parent / base).resolve().relative_to(ROOT.resolve()) for base in content(file).get("base", [])
-    }
-    return found | {deeper for base in found for deeper in bases(base)}
-
-
 def test_the_benches_ask_for_few_evaluations_too():
     assert sweep_of(Path("toy/cfm.yaml")) == sweep_of(Path("digits/wcfm.yaml")) == [1, 2, 4, 8, 16, 32]
+    assert min(sweep_of(Path("cifar10/gpu/cfm.yaml")), default=99) <= 2
 
 
 def test_every_file_is_an_experiment_a_bench_or_part_of_one():
@@ -68,21 +121,70 @@ def test_every_file_is_an_experiment_a_bench_or_part_of_one():
     assert set(FILES) == set(EXPERIMENTS) | set(BENCHES) | parts
 
 
-@pytest.mark.parametrize("file", EXPERIMENTS, ids=str)
-def test_an_experiment_is_parsed_built_and_trained_for_a_step(file, tmp_path, monkeypatch):
-    overrides = [f"run.dir={tmp_path / 'run'}", *SHORT]
-    if "autoencoder" in Experiment.from_files([ROOT / file]).requirements:
-        overrides += TINY_AUTOENCODER
-    experiment = Experiment.from_files([ROOT / file], overrides)
-    if experiment.build_evaluator() is not None:
+def test_every_data_set_of_images_has_every_family_at_both_sizes():
+    families = {
+        f"{name}.yaml" for name in ("tarflow", "starflow", "cfm", "ot_cfm", "wcfm", "latent_cfm", "autoencoder")
+    }
+    for name in ("mnist", "fashion_mnist", "cifar10"):
+        for size in ("tiny", "gpu"):
+            folder = Path(name, size)
+            assert {file.name for file in EXPERIMENTS if file.parent == folder} == families
+            assert set(content(Path(f"families_{name}{'_gpu' * (size == 'gpu')}.yaml"))["contenders"]) <= {
+                Path(file).stem for file in families
+            }
+
+
+def test_mnist_and_fashion_mnist_differ_in_the_data_alone():
+    for file in [file for file in EXPERIMENTS if file.parts[0] == "mnist"]:
+        assert content(file) == content(Path("fashion_mnist", *file.parts[1:]))
+    for size in ("tiny", "gpu"):
+        data, fashion = (content(Path(name, size, "data.yaml")) for name in ("mnist", "fashion_mnist"))
+        assert data["data"].pop("dataset") == "mnist"
+        assert fashion["data"].pop("dataset") == "fashion_mnist"
+        assert data == fashion
+
+
+def named(files: list[Path], *slow: str) -> list:
+    """Parameters of a test; files in the folders `slow` are left to the slow run."""
+    late = {file for folder in slow for file in files if file.is_relative_to(folder)}
+    return [pytest.param(file, marks=[pytest.mark.slow] * (file in late), id=str(file)) for file in files]
+
+
+LARGE = [file for file in EXPERIMENTS if file.parent.name == "gpu"]
+
+
+# MNIST's files say what Fashion-MNIST's say, and CIFAR-10's large networks are built below.
+@pytest.mark.parametrize("file", named(EXPERIMENTS, "mnist", "cifar10/gpu"))
+def test_an_experiment_is_parsed_built_and_trained_for_a_step(file, tmp_path, images):
+    overrides = [f"run.dir={tmp_path / 'run'}", *quick(file, images)]
+    evaluator = Experiment.from_files([ROOT / file]).build_evaluator()
+    if evaluator is not None:
         # A point of the curve costs thousands of samples; tests/evaluation measures in earnest.
         # What the benches ask of its sampler is checked when training begins.
         overrides += ["evaluator.curve=[]", f"evaluator.sweep.network_evaluations={sweep_of(file)}"]
-        experiment = Experiment.from_files([ROOT / file], overrides)
+        overrides += [f"evaluator.metrics.{name}=null" for name, metric in evaluator.metrics.items() if metric.features]
+    experiment = Experiment.from_files([ROOT / file], overrides)
+    prepare(experiment, tmp_path)
     runs.fit(experiment)
     state = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
     assert state["global_step"] == 1
     assert all(value.isfinite().all() for value in state["state_dict"].values())
+
+
+@pytest.mark.filterwarnings("ignore:.*is a no-op")
+@pytest.mark.parametrize("file", named(LARGE, "mnist"))
+def test_a_large_network_is_built_as_shipped(file, tmp_path):
+    """On the meta device, which holds shapes and no numbers."""
+    experiment, required = Experiment.from_files([ROOT / file]), {}
+    for name, needed in experiment.requirements.items():
+        module, required[name] = needed.build().model, tmp_path / f"{name}.ckpt"
+        state = {"state_dict": module.state_dict()}
+        module.on_save_checkpoint(state)
+        torch.save(state, required[name])
+    with torch.device("meta"):
+        model = experiment.build(required).model
+    assert 1e6 < sum(parameter.numel() for parameter in model.parameters()) < 1e8
+    assert all(parameter.is_meta for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=str)
@@ -102,16 +204,18 @@ def test_a_bench_is_planned(file, tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
 
 
+SMALL = [file for file in EXPERIMENTS if file.stem != "autoencoder" and file.parts[0] in ("toy", "digits")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("file", [file for file in EXPERIMENTS if file.stem != "autoencoder"], ids=str)
-def test_an_experiment_is_measured_with_all_its_metrics(file, tmp_path):
+@pytest.mark.parametrize("file", SMALL, ids=str)
+def test_an_experiment_is_measured_with_all_its_metrics(file, tmp_path, images):
     """The shipped metrics on a flow of one step, with few samples; every number is finite."""
     few = ["evaluator.num_samples=60", "evaluator.num_trajectories=20", "evaluator.sweep.network_evaluations=[2,4]"]
-    overrides = [f"run.dir={tmp_path / 'run'}", *SHORT, *few, "trainer.limit_test_batches=1", "data.eval_batch_size=50"]
-    if "autoencoder" in Experiment.from_files([ROOT / file]).requirements:
-        overrides += TINY_AUTOENCODER
-    experiment = Experiment.from_files([ROOT / file], overrides)
-    runs.fit(experiment, test=True)
+    few += ["trainer.limit_test_batches=1", "data.eval_batch_size=50"]
+    runs.fit(
+        Experiment.from_files([ROOT / file], [f"run.dir={tmp_path / 'run'}", *quick(file, images), *few]), test=True
+    )
     rows = read_rows(tmp_path / "run" / "rows.jsonl")
     assert all(row.status == "ok" for row in rows)
     assert {"nll", "straightness", "parameters"} <= {row.metric for row in rows}

@@ -2,40 +2,53 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+import sys
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from filelock import FileLock
 
 from flowbench.data import FlowDataModule
 from flowbench.metrics import (
+    FIDELITY_DIMENSIONS,
     ClassifierFeatures,
+    EfficientNetFeatures,
     FeatureExtractor,
+    FidelityFeatures,
     IdentityFeatures,
     InceptionFeatures,
+    InceptionLogits,
+    classification_accuracy,
+    classifier_settings,
     load_classifier,
     save_classifier,
     train_classifier,
 )
+from flowbench.metrics.weights import cache_dir
 from flowbench.seeds import derive_seed
 
 __all__ = ["cache_dir", "get_extractor"]
 
-# Part of the file's name: raise it when the classifier or its training changes.
-CLASSIFIER_VERSION = 1
+Device = torch.device | str
+
+# Networks for any picture, whatever the dataset.
+PRETRAINED: dict[str, Callable[..., FeatureExtractor]] = {
+    "inception": InceptionFeatures,
+    "inception-bf16": partial(InceptionFeatures, precision="bfloat16"),
+    "inception-logits": InceptionLogits,
+    "efficientnet-lite0": EfficientNetFeatures,
+    **{name: partial(FidelityFeatures, name) for name in FIDELITY_DIMENSIONS},
+}
 
 
-def cache_dir() -> Path:
-    """Where trained feature networks and autoencoders are kept: $FLOWBENCH_CACHE, or `data/cache`."""
-    return Path(os.environ.get("FLOWBENCH_CACHE", "data/cache"))
-
-
-def get_extractor(name: str, data: FlowDataModule, device: torch.device | str = "cpu") -> FeatureExtractor:
+def get_extractor(name: str, data: FlowDataModule, device: Device = "cpu") -> FeatureExtractor:
     """Find or make the extractor that an experiment file names.
 
-    `<dataset>-cnn` is a small classifier trained deterministically on the training split, once per machine;
-    `identity` is the raw pixels or coordinates.
+    `identity` is the raw pixels or coordinates. Images also have `<dataset>-cnn`, a small classifier trained
+    deterministically on the training split, once per machine, and pretrained networks: `inception` (the FID's),
+    `inception-bf16`, `inception-logits` (the Inception score's), `efficientnet-lite0`, `dinov2-vit-s-14`,
+    `clip-vit-b-32`.
 
     Args:
         name: as in `fd[name]`.
@@ -43,30 +56,38 @@ def get_extractor(name: str, data: FlowDataModule, device: torch.device | str = 
         device: where its network runs.
 
     Raises:
-        ValueError: for an unknown name, or a classifier of data without labels.
+        ValueError: for an unknown name, pictures that are neither grey nor RGB, a classifier of data without labels,
+            or weights that cannot be had.
     """
     if name == "identity":
         return IdentityFeatures(data.spec.num_dims)
-    if name in ("inception", "inception-bf16") and data.spec.modality == "image":
-        return InceptionFeatures(device=device, precision="bfloat16" if name.endswith("bf16") else "float32")
-    if name == f"{data.dataset}-cnn" and data.spec.modality == "image":
+    is_image = data.spec.modality == "image"
+    if is_image and name == f"{data.dataset}-cnn":
         return _classifier(name, data, device)
-    raise ValueError(
-        f"no feature extractor {name!r} for the dataset {data.dataset}: use identity"
-        + (f" or {data.dataset}-cnn" if data.spec.modality == "image" else "")
-    )
+    if is_image and name in PRETRAINED:
+        if data.spec.shape[0] not in (1, 3):
+            raise ValueError(f"{name} takes images of 1 or 3 channels, {data.dataset} has {data.spec.shape[0]}")
+        return PRETRAINED[name](device=device)
+    known = ", ".join(["identity", f"{data.dataset}-cnn", *PRETRAINED] if is_image else ["identity"])
+    raise ValueError(f"no feature extractor {name!r} for the dataset {data.dataset}: use {known}")
 
 
-def _classifier(name: str, data: FlowDataModule, device: torch.device | str) -> ClassifierFeatures:
-    train = data.split("train")
-    if train.label is None or data.spec.num_classes is None:
+def _classifier(name: str, data: FlowDataModule, device: Device) -> ClassifierFeatures:
+    labels, test_labels, classes = data.split("train").label, data.split("test").label, data.spec.num_classes
+    if labels is None or test_labels is None or classes is None:
         raise ValueError(f"{name} is a classifier, but {data.dataset} has no labels: use features: identity")
-    path = cache_dir() / f"{name}-{data.spec.version}-v{CLASSIFIER_VERSION}.pt"
+    # What the flow is trained on must not change the features that it is measured with.
+    count = len(labels) - (len(data.split("val")) if data.train_on_val else 0)
+    settings = classifier_settings(data.spec.shape, count)
+    path = cache_dir() / f"{name}-{data.spec.version}-v{settings.version}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         if not path.is_file():
-            values = train.values if data.spec.levels is None else data.spec.to_model(train.values)
-            images = data.spec.to_uint8(values)
-            seed = derive_seed(CLASSIFIER_VERSION, name) % 2**31
-            save_classifier(path, train_classifier(images, train.label, data.spec.num_classes, seed))
+            print(f"training the classifier {name} once", file=sys.stderr, flush=True)
+            seed = derive_seed(settings.version, name) % 2**31
+            images = data.uint8_images("train", slice(count))
+            model = train_classifier(images, labels[:count], classes, seed, **settings.options)
+            model.test_accuracy = classification_accuracy(model, data.uint8_images("test"), test_labels)
+            print(f"{name} recognises {model.test_accuracy:.1%} of the test images", file=sys.stderr, flush=True)
+            save_classifier(path, model)
     return ClassifierFeatures(load_classifier(path).to(device), name)

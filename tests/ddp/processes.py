@@ -38,6 +38,11 @@ EXPERIMENT = {
         "metrics": {
             "fd": {"class_path": "flowbench.evaluation.FrechetDistance", "init_args": {"features": "identity"}},
             "kid": {"class_path": "flowbench.evaluation.KernelDistance", "init_args": {"features": "identity"}},
+            "few": {
+                "class_path": "flowbench.evaluation.PrecisionRecall",
+                "init_args": {"features": "identity", "num_samples": 60, "num_reference": 200},
+            },
+            "copies": {"class_path": "flowbench.evaluation.Memorization", "init_args": {"features": "identity"}},
             "nll": {"class_path": "flowbench.evaluation.NegativeLogLikelihood"},
             "straightness": {"class_path": "flowbench.evaluation.PathStraightness"},
             "cost": {"class_path": "flowbench.evaluation.CostReport"},

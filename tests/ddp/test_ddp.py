@@ -15,7 +15,10 @@ from flowbench.seeds import generator
 
 # What the machine's speed or memory decides, and so differs between runs.
 COSTS = {"samples_per_second", "peak_memory", "train_seconds"}
-QUALITY = {"fd[identity]", "kid[identity]", "nll", "straightness", "path_energy", "displacement", "path_length_ratio"}
+QUALITY = {
+    "fd[identity]", "kid[identity]", "precision[identity]", "recall[identity]", "authenticity[identity]",
+    "data_copying[identity]", "nll", "straightness", "path_energy", "displacement", "path_length_ratio",
+}  # fmt: skip
 
 
 def assert_finished(workplace: Workplace, run: str, outcome: Outcome) -> None:

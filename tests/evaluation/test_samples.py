@@ -115,6 +115,10 @@ def test_what_the_features_depend_on_is_in_the_key(cache, change):
     assert len(list(cache.glob("*.npz"))) == 2
 
 
+def test_more_than_the_split_holds_is_the_split(cache):
+    assert RealSet(FlowDataModule("digits"), "val").features(Counting(), 10_000).shape == (360, 8)
+
+
 def test_statistics_are_kept_beside_the_features(cache):
     RealSet(FlowDataModule("digits"), "train").statistics(Counting(), 50)
     files = sorted(cache.glob("*.npz"))

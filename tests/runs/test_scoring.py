@@ -109,7 +109,8 @@ def test_statistics_of_a_split_and_of_images(capsys, samples):
     assert capsys.readouterr().out == "val.npz\nstranger.stats.npz\n"
     split, about = load_statistics("val.npz")
     images, _ = load_statistics("stranger.stats.npz")
-    assert (about["dataset"], about["split"], about["count"], about["extractor"]) == ("digits", "val", 120, "digits-cnn")
+    found = about["dataset"], about["split"], about["count"], about["extractor"]
+    assert found == ("digits", "val", 120, "digits-cnn")
     # The same images by both ways.
     torch.testing.assert_close(split.mean, images.mean)
     torch.testing.assert_close(split.outer, images.outer)
