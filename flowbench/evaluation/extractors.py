@@ -80,6 +80,8 @@ def _classifier(name: str, data: FlowDataModule, device: Device) -> ClassifierFe
     count = len(labels) - (len(data.split("val")) if data.train_on_val else 0)
     settings = classifier_settings(data.spec.shape, count)
     path = cache_dir() / f"{name}-{data.spec.version}-v{settings.version}.pt"
+    if path.is_file():  # files appear whole; a cache that is there may be read-only
+        return ClassifierFeatures(load_classifier(path).to(device), name)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         if not path.is_file():

@@ -59,7 +59,8 @@ class InceptionFeatures:
         self.name = "inception" if exact else "inception-bf16"
         self.protocol = "inception-v3-compat/bilinear-299" + ("" if exact else "/bf16")
         self.origin = weights.origin
-        self.has_logits = "fc.weight" in weights.state
+        # Some conversions fill the missing classifier with zeros.
+        self.has_logits = bool(weights.state.get("fc.weight", torch.zeros(1)).any())
         self.checksum = hashlib.sha256(f"{INCEPTION_CHECKSUM}|{self.protocol}".encode()).hexdigest()
         self._dtype = torch.float32 if exact else torch.bfloat16
         network = inception_network(weights.state)

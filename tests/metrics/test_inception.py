@@ -126,8 +126,10 @@ def test_the_score_needs_the_classifier(made, random_state, pictures):
     assert not extractor.has_logits
     with pytest.raises(ValueError, match="weights from random lack the classifier, which the Inception score needs"):
         extractor.logits(pictures)
-    with pytest.raises(ValueError, match="lack the classifier"):
-        made(InceptionLogits, state=headless)
+    zeros = headless | {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}
+    for state in (headless, zeros):
+        with pytest.raises(ValueError, match="lack the classifier"):
+            made(InceptionLogits, state=state)
 
 
 def test_photographs_have_the_features_of_the_tensorflow_graph(made, inception_state):

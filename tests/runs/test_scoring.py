@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -114,3 +116,31 @@ def test_statistics_of_a_split_and_of_images(capsys, samples):
     # The same images by both ways.
     torch.testing.assert_close(split.mean, images.mean)
     torch.testing.assert_close(split.outer, images.outer)
+
+
+def test_a_strangers_samples_join_the_tables_of_a_bench(capsys, samples, place):
+    """As the bench measures: its data, its evaluator, its number of samples; a line in italics, no contender."""
+    bench = place / "runs" / "b"
+    (bench / "reference").mkdir(parents=True)
+    (bench / "reference" / "cell.yaml").write_text(
+        "data: {dataset: digits}\nmodel: {class_path: flowbench.families.TARFlow}\n"
+        "evaluator:\n  num_samples: 100\n  reference: train\n  metrics:\n"
+        "    fd: {class_path: flowbench.evaluation.FrechetDistance, init_args: {features: identity}}\n"
+    )
+    plan = {
+        "name": "b", "question": "Which?", "contenders": ["cfm"], "seeds": [0], "budget": {"steps": 1}, "sweep": {},
+        "claims": [], "tasks": {"": ["cfm"]}, "reasons": {}, "policy": "one at a time", "jobs": 1, "threads": 1,
+        "cells": [],
+    }  # fmt: skip
+    (bench / "plan.json").write_text(json.dumps(plan))
+    words = ["evaluate", "--samples", "stranger.npz", "--bench", "runs/b"]
+    assert main(words) == 0
+    assert capsys.readouterr().out.strip().endswith("report.md")
+    (row,) = read_rows(bench / "results.jsonl")
+    assert (row.bench, row.contender, row.family, row.n) == ("b", "stranger", "external", 100)
+    assert "| _stranger_ |" in (bench / "report.md").read_text()
+    assert "is a contender of the bench already" in refused(capsys, *words, "--name", "cfm")
+    assert "--output does not go with --bench" in refused(capsys, *words, "--output", "x")
+    assert "holds no bench" in refused(capsys, "evaluate", "--samples", "stranger.npz", "--bench", "elsewhere")
+    (bench / "reference" / "cell.yaml").unlink()
+    assert "has not run yet" in refused(capsys, *words)
