@@ -199,7 +199,8 @@ def reference(experiment: Experiment) -> Path:
             raise ValueError("the configuration has no section evaluator, so there is nothing to measure")
         _identify(evaluator, experiment)
         _set_threads()
-        held_out = data.model_values(evaluator.held_out)[: evaluator.num_samples]
+        evaluator.extractors(data, _features_device(experiment))
+        held_out = data.model_values(evaluator.held_out, slice(evaluator.num_samples))
         save_samples(experiment.run_dir, held_out, data.spec, evaluator.num_pictures)
         write_rows(experiment.run_dir / "rows.jsonl", list(evaluator.reference_rows(data)))
     return experiment.run_dir
@@ -214,8 +215,16 @@ def prepare(experiment: Experiment) -> dict[str, Path]:
     checkpoints = {name: _required(name, needed) for name, needed in experiment.requirements.items()}
     evaluator = experiment.build_evaluator()
     if evaluator is not None:
-        evaluator.prepare(experiment.build_data())
+        evaluator.prepare(experiment.build_data(), _features_device(experiment))
     return checkpoints
+
+
+def _features_device(experiment: Experiment) -> torch.device:
+    """Where feature networks run before there is a trainer: where it will train."""
+    accelerator = (experiment.resolved.get("trainer") or {}).get("accelerator", "auto")
+    if accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
 
 
 def _require_evaluator(experiment: Experiment) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from flowbench.torchvision_guard import ensure_importable
 
 ensure_importable()
@@ -138,6 +140,7 @@ def evaluate(
     images = ExternalImages(samples, data.spec, num_samples)
     evaluator.identity = identity or Identity(contender=name or samples.stem)
     evaluator.num_samples = len(images)
+    evaluator.extractors(data, _device())
     rows, pictures = evaluator.external_rows(data, images.batches(), images.at)
     if not rows:
         raise ValueError("the evaluator has no metric on features, so images alone cannot be scored")
@@ -146,6 +149,10 @@ def evaluate(
     write_rows(folder / "rows.jsonl", rows)
     save_pictures(folder, pictures)
     return folder
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def stats(
@@ -170,7 +177,7 @@ def stats(
     Returns:
         `output`.
     """
-    extractor = get_extractor(features, data)
+    extractor = get_extractor(features, data, _device())
     if samples is None:
         real = RealSet(data, split, num_samples)
         save_statistics(output, real.statistics(extractor), real.metadata(extractor, len(real)))

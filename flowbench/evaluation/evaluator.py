@@ -316,9 +316,9 @@ class Evaluator(L.Callback):
         """The feature extractors that the metrics name, with their weights."""
         return self._prepare(data, device).extractors
 
-    def prepare(self, data: FlowDataModule) -> None:
+    def prepare(self, data: FlowDataModule, device: torch.device | str = "cpu") -> None:
         """Put into the cache what all contenders share: feature networks, and the reference split's features."""
-        known = self._prepare(data)
+        known = self._prepare(data, device)
         for metric in self.metrics.values():
             if metric.features is not None and data.spec.modality == "image" and metric.num_reference != 0:
                 known.reference.features(known.extractors[metric.features], metric.num_reference)
@@ -327,7 +327,7 @@ class Evaluator(L.Callback):
         """Squared W2 between source and data for points; in many dimensions its estimate is mostly bias."""
         if flow.spec.modality != "vector":
             return None
-        real = _data(trainer).model_values("train")[:TRANSPORT_POINTS]
+        real = _data(trainer).model_values("train", slice(TRANSPORT_POINTS))
         noise = flow.draw_noise(torch.arange(len(real)), derive_seed(self.seed, "transport"))
         return wasserstein2_squared(noise.cpu(), real)
 

@@ -79,8 +79,8 @@ def reference_subjects(
 
     yield "floor", subject(RealSet(data, held_out.name, num_samples))
     yield "noise", subject(drawn(lambda index: indexed_normal(index, data.spec.shape, seed, "sample")))
-    train, val = (_flat(data.model_values(split)[:MIXTURE_POINTS]) for split in ("train", "val"))
-    test = _flat(data.model_values("test")[:num_likelihood])
+    train, val = (_flat(data.model_values(split, slice(MIXTURE_POINTS))) for split in ("train", "val"))
+    test = _flat(data.model_values("test", slice(num_likelihood)))
     for name, sizes in (("gaussian", (1,)), ("gmm", MIXTURE_SIZES)):
         model = fit_mixture(train, val, sizes, seed)
         sampler = _Sampler(model, num_samples, generator(seed, name))

@@ -231,7 +231,7 @@ class RealSet(SampleSet):
 
     def points(self) -> Tensor:
         """See :meth:`SampleSet.points`."""
-        return self.data.model_values(self.name)[: len(self)]
+        return self.data.model_values(self.name, slice(len(self)))
 
     def images(self, indices: Tensor) -> Tensor:
         """See :meth:`SampleSet.images`."""
