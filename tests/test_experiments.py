@@ -128,7 +128,7 @@ def test_every_data_set_of_images_has_every_family_at_both_sizes():
     for name in ("mnist", "fashion_mnist", "cifar10"):
         for size in ("tiny", "gpu"):
             folder = Path(name, size)
-            assert {file.name for file in EXPERIMENTS if file.parent == folder} == families
+            assert {file.name for file in EXPERIMENTS if file.parent == folder} >= families
             assert set(content(Path(f"families_{name}{'_gpu' * (size == 'gpu')}.yaml"))["contenders"]) <= {
                 Path(file).stem for file in families
             }

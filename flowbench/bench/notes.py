@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from flowbench.metrics import sample_size_warning
 from flowbench.rows import Row
+from flowbench.sample_size import sample_size_warning
 
 __all__ = ["sample_size_notes"]
 

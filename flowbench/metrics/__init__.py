@@ -51,7 +51,6 @@ from flowbench.metrics.small_sample import (
     frechet_infinity,
     frechet_interval,
     jackknife_interval,
-    sample_size_warning,
 )
 from flowbench.metrics.statistics_file import load_moments, load_statistics, save_statistics
 from flowbench.metrics.straightness import (
@@ -120,7 +119,6 @@ __all__ = [
     "normalized_path_energy",
     "path_geometry",
     "precision_recall",
-    "sample_size_warning",
     "save_classifier",
     "save_statistics",
     "sliced_wasserstein2",

@@ -30,10 +30,7 @@ __all__ = [
     "frechet_infinity",
     "frechet_interval",
     "jackknife_interval",
-    "sample_size_warning",
 ]
-
-_PUBLISHED = 10_000
 
 
 class Interval(NamedTuple):
@@ -69,28 +66,6 @@ class FrechetInfinity(NamedTuple):
     slope: float
     sizes: tuple[int, ...]
     distances: tuple[float, ...]
-
-
-def sample_size_warning(count: int | None, dimension: int) -> str | None:
-    """One line that says which claim N samples of D features are too few for; None when they are enough.
-
-    Args:
-        count: N of the smaller side; None where it is not known.
-        dimension: D.
-    """
-    if count is None:
-        return "the number of samples behind these statistics is not known: the bias of the distance cannot be judged"
-    if count <= dimension:
-        return (
-            f"N={count} samples of {dimension} features: the covariance is singular and most of the distance may be "
-            "bias; compare only rows with the same N"
-        )
-    if count < _PUBLISHED:
-        return (
-            f"N={count} samples: the distance is biased upwards; compare only rows with the same N, and not with "
-            "published values at 50,000"
-        )
-    return None
 
 
 def jackknife_interval(

@@ -15,9 +15,9 @@ from flowbench.metrics import (
     frechet_infinity,
     frechet_interval,
     jackknife_interval,
-    sample_size_warning,
 )
 from flowbench.metrics.small_sample import _Subsets
+from flowbench.sample_size import sample_size_warning
 from flowbench.seeds import generator
 
 
