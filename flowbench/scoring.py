@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -59,8 +60,9 @@ def image_evaluator(features: Sequence[str], reference: str = "train", num_refer
             f"kid-{name}": KernelDistance(**limit),
             f"precision-recall-{name}": PrecisionRecall(**limit),
             f"density-coverage-{name}": DensityCoverage(**limit),
-            f"memorization-{name}": Memorization(**limit),
         }
+        if reference == "train":  # copies of other splits mean nothing
+            metrics[f"memorization-{name}"] = Memorization(**limit)
     split: Literal["train", "val", "test"] = reference  # type: ignore[assignment]
     return Evaluator(metrics, reference=split, held_out="val" if reference == "test" else "test")
 
@@ -97,7 +99,7 @@ def join_bench(samples: Path, bench: Path, name: str | None = None, num_samples:
     if len(plan["tasks"]) != 1:
         raise ValueError(f"{bench} has the tasks {', '.join(plan['tasks'])}; use -c with one cell.yaml of it instead")
     (task,) = plan["tasks"]
-    contender = name or samples.stem
+    contender = _name(name, samples)
     if contender in (*plan["contenders"], *REFERENCES):
         raise ValueError(f"--name: {contender!r} is a contender of the bench already; choose another name")
     config = bench / "reference" / task / "cell.yaml"
@@ -106,6 +108,12 @@ def join_bench(samples: Path, bench: Path, name: str | None = None, num_samples:
     data, evaluator = open_experiment([config])
     identity = Identity(bench=plan["name"], task=task, contender=contender)
     folder = bench / EXTERNAL / contender
+    found, drawn = len(ExternalImages(samples, data.spec, num_samples)), evaluator.num_samples
+    if num_samples is None and found < drawn:
+        raise ValueError(
+            f"{samples}: holds {found} images, but the contenders drew {drawn} and distances depend on N; give as "
+            f"many, or say --num-samples {found} to stand in the table at that N"
+        )
     evaluate(
         samples, data, evaluator, output=folder, num_samples=num_samples or evaluator.num_samples, identity=identity
     )
@@ -138,7 +146,7 @@ def evaluate(
         The folder.
     """
     images = ExternalImages(samples, data.spec, num_samples)
-    evaluator.identity = identity or Identity(contender=name or samples.stem)
+    evaluator.identity = identity or Identity(contender=_name(name, samples))
     evaluator.num_samples = len(images)
     evaluator.extractors(data, _device())
     rows, pictures = evaluator.external_rows(data, images.batches(), images.at)
@@ -149,6 +157,19 @@ def evaluate(
     write_rows(folder / "rows.jsonl", rows)
     save_pictures(folder, pictures)
     return folder
+
+
+def _name(name: str | None, samples: Path) -> str:
+    """The contender's name: one part of a path, because it names a folder.
+
+    Raises:
+        ValueError: for a name that is no such part.
+    """
+    path = samples.resolve()
+    found = name or (path.name if path.is_dir() else path.stem)
+    if not re.fullmatch(r"[\w.+ -]*\w[\w.+ -]*", found):
+        raise ValueError(f"--name: {found!r} cannot name a folder; use letters, digits, '.', '-', '_' and '+'")
+    return found
 
 
 def _device() -> str:

@@ -18,6 +18,7 @@ from flowbench.evaluation.artifacts import save_pictures, save_samples, save_tra
 from flowbench.evaluation.drawing import Drawing, Paths, draw_paths, draw_samples, labels_of
 from flowbench.evaluation.extractors import get_extractor
 from flowbench.evaluation.flow_metrics import PathStraightness
+from flowbench.evaluation.frechet_metrics import FrechetDistance, FrechetInfinity
 from flowbench.evaluation.gather import gather_by_index
 from flowbench.evaluation.memorization import Memorization
 from flowbench.evaluation.metric import Metric
@@ -305,6 +306,8 @@ class Evaluator(L.Callback):
 
     def _prepare(self, data: FlowDataModule, device: torch.device | str = "cpu") -> _Prepared:
         """Load the reference and the feature networks once per datamodule, not once per point of a sweep."""
+        if data.train_on_val and "val" in (self.reference, self.held_out):
+            raise ValueError("evaluator.reference or held_out is val, but data.train_on_val trains on it: take test")
         if self._prepared is None or self._prepared.data is not data:
             names = {metric.features for metric in self.metrics.values() if metric.features is not None}
             extractors = {name: get_extractor(name, data, device) for name in sorted(names)}
@@ -319,9 +322,14 @@ class Evaluator(L.Callback):
     def prepare(self, data: FlowDataModule, device: torch.device | str = "cpu") -> None:
         """Put into the cache what all contenders share: feature networks, and the reference split's features."""
         known = self._prepare(data, device)
-        for metric in self.metrics.values():
-            if metric.features is not None and data.spec.modality == "image" and metric.num_reference != 0:
-                known.reference.features(known.extractors[metric.features], metric.num_reference)
+        wanted = [m for m in self.metrics.values() if m.features is not None and m.num_reference != 0]
+        # The largest first: the smaller ones are its beginning.
+        for metric in sorted(wanted, key=lambda m: -(m.num_reference or len(known.reference))):
+            if data.spec.modality == "image" and metric.features is not None:
+                extractor = known.extractors[metric.features]
+                known.reference.features(extractor, metric.num_reference)
+                if isinstance(metric, FrechetDistance | FrechetInfinity):
+                    known.reference.statistics(extractor, metric.num_reference)
 
     def _transport_cost(self, flow: FlowModule, trainer: L.Trainer) -> float | None:
         """Squared W2 between source and data for points; in many dimensions its estimate is mostly bias."""

@@ -83,6 +83,7 @@ def _list_images(folder: Path) -> list[Path]:
 
 def _read_array(path: Path, spec: DataSpec) -> np.ndarray:
     """The array of a file as uint8 (N, C, H, W)."""
+    several, names = False, [""]
     try:
         loaded = np.load(path, allow_pickle=False, mmap_mode="r")
         if isinstance(loaded, np.ndarray):
@@ -90,11 +91,14 @@ def _read_array(path: Path, spec: DataSpec) -> np.ndarray:
         else:
             with loaded:
                 names = [key for key in KEYS if key in loaded.files] or loaded.files
-                array = loaded[names[0]]
+                several = names[0] not in KEYS and len(names) > 1
+                array = np.empty(0) if several else loaded[names[0]]
     except Exception as error:  # broken files make NumPy and zipfile raise nearly anything
         raise ValueError(
             f"{path}: cannot be read as .npz or .npy ({type(error).__name__}); save uint8 images"
         ) from None
+    if several:
+        raise ValueError(f"{path}: holds the arrays {', '.join(names)}; call the images 'x'")
     if array.dtype != np.uint8:
         raise ValueError(f"{path}: holds {array.dtype} of shape {array.shape}; save uint8 images, 0 to 255")
     channels, height, width = spec.shape

@@ -174,6 +174,11 @@ class InceptionScore(FeatureMetric):
             raise ValueError(f"splits must be at least 1, got {splits}")
         self.splits = splits
 
+    @property
+    def num_reference(self) -> int | None:
+        """None of the reference split is needed."""
+        return 0
+
     def measure(self, subject: Subject) -> list[Measurement]:
         """`inception_score`, from 1 to the number of classes, higher is better."""
         extractor, (n, _) = subject.extractors[self.features], self.counts(subject)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 from flowbench import metrics as pure
 from flowbench.evaluation.feature_metrics import FeatureMetric
 from flowbench.evaluation.metric import distance
 from flowbench.evaluation.subject import Measurement, Subject
 from flowbench.metrics import Moments
+from flowbench.packages import sha256_of
 from flowbench.seeds import generator
 
 __all__ = ["FrechetDistance", "FrechetInfinity"]
@@ -60,7 +60,8 @@ class _FrechetMetric(FeatureMetric):
         """What the samples are compared with, for the protocol."""
         if self.statistics is None:
             return f"{subject.reference.name}-{self.counts(subject)[1]}"
-        return f"{Path(self.statistics).stem}-{self._moments(subject).count or 'unknown-N'}"
+        # The file's hash, because its name says nothing about what it holds.
+        return f"statistics-{sha256_of(self.statistics)[:8]}-{self._moments(subject).count or 'foreign-unknown-N'}"
 
     def _result(self, subject: Subject, name: str, value: float, extra: str = "") -> Measurement:
         n, _ = self.counts(subject)
@@ -122,7 +123,8 @@ class FrechetDistance(_FrechetMetric):
 class FrechetInfinity(_FrechetMetric):
     """Frechet distance extrapolated to infinitely many samples (Chong and Forsyth, 2020, arXiv 1911.07023).
 
-    Needs 2.5 samples a feature: 5,120 for Inception's 2,048. The reference is taken as it is.
+    Needs 2.5 samples a feature, 5,120 for Inception's 2,048, and has no value with fewer. The reference is taken as it
+    is.
 
     Args:
         features: name of the extractor.
@@ -136,7 +138,8 @@ class FrechetInfinity(_FrechetMetric):
         n, _ = self.counts(subject)
         features = subject.samples.features(subject.extractors[self.features], n)
         values = (math.nan, math.nan, math.nan)
-        if subject.samples.is_finite:
+        # Too few samples cost this row and no others.
+        if subject.samples.is_finite and n >= max(20, math.ceil(2.5 * features.shape[1])):
             found = pure.frechet_infinity(features, self._moments(subject), generator(0, "frechet-infinity"))
             half = 1.96 * found.standard_error
             values = (found.value, found.value - half, found.value + half)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -256,21 +257,33 @@ class RealSet(SampleSet):
         return self.spec.modality == "image" and extractor.name != "identity"
 
     def _file(self, kind: str, extractor: FeatureExtractor, count: int) -> Path:
-        text = json.dumps(self.metadata(extractor, count), sort_keys=True)
+        text = json.dumps({**self.metadata(extractor, count), "count": None}, sort_keys=True)
         key = hashlib.sha256(text.encode()).hexdigest()[:12]
-        dataset = self.data.spec.name.replace(":", "-").replace("/", "-")
-        return cache_dir() / "features" / f"{dataset}-{self.name}-{count}-{extractor.name}-{kind}-{key}.npz"
+        dataset = re.sub(r"[^\w.-]", "-", self.data.spec.name)
+        return cache_dir() / "features" / f"{dataset}-{self.name}-{extractor.name}-{kind}-{key}-{count}.npz"
 
     def _cached(self, extractor: FeatureExtractor, count: int) -> Tensor:
+        found = self._found(extractor, count)
+        if found is not None:  # before the lock, which a read-only cache does not allow
+            return found
         path = self._file("features", extractor, count)
         path.parent.mkdir(parents=True, exist_ok=True)
         # One process computes, the others wait and read.
-        with FileLock(f"{path}.lock"):
-            if path.is_file():
-                return read_features(path, self.metadata(extractor, count))
-            features = self._extract(extractor, count)
-            write_features(path, features, self.metadata(extractor, count))
-            return features
+        with FileLock(path.parent / f"{path.name}.lock"):
+            found = self._found(extractor, count)
+            if found is None:
+                found = self._extract(extractor, count)
+                write_features(path, found, self.metadata(extractor, count))
+            return found
+
+    def _found(self, extractor: FeatureExtractor, count: int) -> Tensor | None:
+        """Features in the cache: a file of as many samples, or of more, whose first ones are the same."""
+        known = self._file("features", extractor, count)
+        for path in known.parent.glob(known.name.replace(f"-{count}.npz", "-*.npz")):
+            held = path.stem.rpartition("-")[2]
+            if held.isdigit() and int(held) >= count:
+                return read_features(path, self.metadata(extractor, int(held)))[:count]
+        return None
 
     def _sums(self, extractor: FeatureExtractor, count: int) -> FeatureStatistics:
         if not self._is_cached(extractor):

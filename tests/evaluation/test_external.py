@@ -77,6 +77,8 @@ def test_what_is_refused(tmp_path):
     refused(tmp_path / "size.npy", COLOUR, r"images of shape \(3, 8, 8\), but colour has \(3, 5, 4\)")
     np.save(tmp_path / "one.npy", images(1, 3))
     refused(tmp_path / "one.npy", COLOUR, r"holds 1 images; at least 2 are needed")
+    np.savez(tmp_path / "several.npz", train=images(3, 3), test=images(2, 3))
+    refused(tmp_path / "several.npz", COLOUR, r"holds the arrays train, test; call the images 'x'")
     np.save(tmp_path / "objects.npy", np.array([{}, {}], dtype=object), allow_pickle=True)
     refused(tmp_path / "objects.npy", COLOUR, r"cannot be read as .npz or .npy \(ValueError\)")
     folder = tmp_path / "colour"

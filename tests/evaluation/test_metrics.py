@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import ot
@@ -311,7 +312,7 @@ def test_moments_from_a_file_take_the_place_of_the_reference(tmp_path):
     metric = FrechetDistance("identity", statistics=str(tmp_path / "others.npz"))
     (found,) = metric.measure(given)
     assert found.value == pytest.approx(own.value, rel=1e-9)
-    assert found.protocol == "identity/others-unknown-N/60"
+    assert re.fullmatch(r"identity/statistics-[0-9a-f]{8}-foreign-unknown-N/60", found.protocol)
     assert metric.num_reference == 0
     with pytest.raises(ValueError, match=r"num_reference=5 has no say over the statistics in a.npz; remove it"):
         FrechetDistance("identity", num_reference=5, statistics="a.npz")
@@ -327,7 +328,7 @@ def test_statistics_of_other_weights_are_refused(tmp_path):
         metric.measure(given)
     metadata["checksum"] = given.extractors["identity"].checksum
     save_statistics(tmp_path / "s.npz", statistics, metadata)
-    assert metric.measure(given)[0].protocol == "identity/s-90/60"
+    assert re.fullmatch(r"identity/statistics-[0-9a-f]{8}-90/60", metric.measure(given)[0].protocol)
 
 
 def test_the_extrapolated_distance_of_equal_gaussians_is_nought_where_the_plain_one_is_biased():
@@ -340,8 +341,8 @@ def test_the_extrapolated_distance_of_equal_gaussians_is_nought_where_the_plain_
     assert low < 0.05
     assert low < value < high
     assert abs(value) < FrechetDistance("identity").measure(given)[0].value / 3
-    with pytest.raises(ValueError, match="needs at least 50 samples of 20 features, got 40"):
-        FrechetInfinity("identity", num_samples=40).measure(given)
+    # Too few samples cost this row and no others.
+    assert all(math.isnan(m.value) for m in FrechetInfinity("identity", num_samples=40).measure(given))
 
 
 def split_subject(samples: Tensor, train: Tensor, held_out: Tensor, spec: DataSpec) -> Subject:

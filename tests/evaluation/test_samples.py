@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from flowbench.data import DataSpec, FlowDataModule
+from flowbench.evaluation import samples as samples_module
 from flowbench.evaluation.samples import Collector, RealSet, read_features, write_features
 from flowbench.metrics import IdentityFeatures
 
@@ -110,6 +113,7 @@ def test_what_the_features_depend_on_is_in_the_key(cache, change):
         object.__setattr__(
             data, "entry", type(data.entry)(**{**vars(data.entry), "spec": DataSpec("digits", "2", (1, 8, 8), 10, 17)})
         )
+    # More samples than are there; fewer are the beginning of them.
     RealSet(data, "val" if change == "split" else "train").features(counting, 51 if change == "count" else 50)
     assert sum(counting.seen) in (50, 51)
     assert len(list(cache.glob("*.npz"))) == 2
@@ -117,6 +121,32 @@ def test_what_the_features_depend_on_is_in_the_key(cache, change):
 
 def test_more_than_the_split_holds_is_the_split(cache):
     assert RealSet(FlowDataModule("digits"), "val").features(Counting(), 10_000).shape == (360, 8)
+
+
+def test_fewer_samples_are_the_beginning_of_more(cache):
+    expected = RealSet(FlowDataModule("digits"), "train").features(Counting(), 50)
+    counting = Counting()
+    assert torch.equal(RealSet(FlowDataModule("digits"), "train").features(counting, 20), expected[:20])
+    assert counting.seen == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_read_only_cache_is_read(cache):
+    expected = RealSet(FlowDataModule("digits"), "train").features(Counting(), 50)
+    for lock in cache.glob("*.lock"):
+        lock.unlink()
+    cache.chmod(0o555)
+    try:
+        assert torch.equal(RealSet(FlowDataModule("digits"), "train").features(Counting(), 50), expected)
+    finally:
+        cache.chmod(0o755)
+
+
+def test_finding_takes_no_lock(cache, monkeypatch):
+    """So that a read-only cache serves; root, who runs some test machines, may write there all the same."""
+    RealSet(FlowDataModule("digits"), "train").features(Counting(), 50)
+    monkeypatch.setattr(samples_module, "FileLock", None)
+    assert RealSet(FlowDataModule("digits"), "train").features(Counting(), 50).shape == (50, 8)
 
 
 def test_statistics_are_kept_beside_the_features(cache):

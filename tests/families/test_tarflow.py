@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from flowbench.data import Batch
+from flowbench.families import tarflow as module
 
 from ..contract.builders import IMAGES, POINTS, build
 
@@ -67,6 +68,17 @@ def test_gradients_stay_with_the_loss():
     drawn = flow.sample(points(3, IMAGES)).x
     assert not drawn.requires_grad
     assert all(parameter.grad is None for parameter in flow.parameters())
+
+
+def test_denoising_goes_a_few_points_at_a_time_and_changes_nothing(monkeypatch):
+    flow, noise, label = (
+        build("tarflow", IMAGES, conditional=True, noise_std=0.2),
+        points(7, IMAGES),
+        torch.arange(7) % 3,
+    )
+    whole = flow.sample(noise, label).x
+    monkeypatch.setattr(module, "DENOISING_BATCH", 3)
+    torch.testing.assert_close(flow.sample(noise, label).x, whole)
 
 
 def test_negative_noise_is_refused():

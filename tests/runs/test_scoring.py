@@ -77,6 +77,27 @@ def test_a_strangers_samples_get_the_rows_of_everybody(capsys, samples):
     assert row.value == pytest.approx(frechet_distance(*sides), rel=1e-9)
 
 
+@pytest.mark.parametrize("reference", ["val", "test"])
+def test_any_split_may_be_the_reference(samples, reference):
+    words = ["--data", "digits", "--features", "identity", "--reference", reference, "--output", reference]
+    assert main(["evaluate", "--samples", "stranger.npz", *words]) == 0
+    rows = {row.metric: row for row in read_rows(f"{reference}/rows.jsonl")}
+    assert rows["fd[identity]"].protocol == f"identity/{reference}-360/120"
+    # Copies of images that nobody trained on mean nothing.
+    assert "authenticity[identity]" not in rows
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", ""])
+def test_names_that_cannot_name_a_folder(capsys, samples, name, place):
+    samples_file = "stranger.npz"
+    words = ["evaluate", "--data", "digits", "--features", "identity", "--samples"]
+    if name:
+        assert "cannot name a folder" in refused(capsys, *words, samples_file, "--name", name)
+    else:
+        assert main([*words, samples_file, "--num-samples", "20"]) == 0
+        assert (place / "runs" / "stranger" / "rows.jsonl").is_file()
+
+
 def test_an_experiment_says_how_to_measure(capsys, samples, place):
     (place / "e.yaml").write_text(
         "data: {dataset: digits}\n"
@@ -142,5 +163,7 @@ def test_a_strangers_samples_join_the_tables_of_a_bench(capsys, samples, place):
     assert "is a contender of the bench already" in refused(capsys, *words, "--name", "cfm")
     assert "--output does not go with --bench" in refused(capsys, *words, "--output", "x")
     assert "holds no bench" in refused(capsys, "evaluate", "--samples", "stranger.npz", "--bench", "elsewhere")
+    np.savez(place / "few.npz", samples[:40].numpy())
+    assert "holds 40 images, but the contenders drew 100" in refused(capsys, *words[:2], "few.npz", *words[3:])
     (bench / "reference" / "cell.yaml").unlink()
     assert "has not run yet" in refused(capsys, *words)
