@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -82,6 +85,8 @@ class _NeighbourMetric(FeatureMetric):
         num_reference: see :class:`FeatureMetric`.
     """
 
+    names: ClassVar[tuple[str, str]]
+
     def __init__(self, features: str, k: int, num_samples: int | None = None, num_reference: int | None = None) -> None:
         super().__init__(features, num_samples, num_reference)
         self.k = k
@@ -91,13 +96,19 @@ class _NeighbourMetric(FeatureMetric):
         smaller = min(super().counts(subject))
         return smaller, smaller
 
-    def _is_defined(self, subject: Subject) -> bool:
-        """Whether no sample diverged and every point has `k` neighbours; else the values are NaN."""
-        return subject.samples.is_finite and self.counts(subject)[0] > self.k
+    @abstractmethod
+    def compute(self, real: Tensor, generated: Tensor) -> tuple[float, float]:
+        """The two numbers, in the order of `names`."""
 
-    def _results(self, subject: Subject, **values: float) -> list[Measurement]:
-        counts = self.counts(subject)
-        return [self.measurement(subject, n, v, counts, f"/k{self.k}") for n, v in values.items()]
+    def measure(self, subject: Subject) -> list[Measurement]:
+        """Two numbers; NaN where a sample diverged or a point lacks `k` neighbours, which costs these rows alone."""
+        counts, names = self.counts(subject), self.names
+        values: Iterable[float] = [math.nan] * len(names)
+        if subject.samples.is_finite and counts[0] > self.k:
+            generated, real = self.pair(subject)
+            values = self.compute(real, generated)
+        pairs = zip(names, values, strict=True)
+        return [self.measurement(subject, name, value, counts, f"/k{self.k}") for name, value in pairs]
 
 
 class KernelDistance(FeatureMetric):
@@ -119,18 +130,16 @@ class PrecisionRecall(_NeighbourMetric):
         num_reference: see :class:`FeatureMetric`.
     """
 
+    names = ("precision", "recall")
+
     def __init__(
         self, features: str, k: int = 3, num_samples: int | None = None, num_reference: int | None = None
     ) -> None:
         super().__init__(features, k, num_samples, num_reference)
 
-    def measure(self, subject: Subject) -> list[Measurement]:
+    def compute(self, real: Tensor, generated: Tensor) -> tuple[float, float]:
         """`precision[features]` and `recall[features]`, in [0, 1], higher is better."""
-        if not self._is_defined(subject):
-            return self._results(subject, precision=math.nan, recall=math.nan)
-        generated, real = self.pair(subject)
-        result = pure.precision_recall(real, generated, self.k)
-        return self._results(subject, precision=result.precision, recall=result.recall)
+        return pure.precision_recall(real, generated, self.k)
 
 
 class DensityCoverage(_NeighbourMetric):
@@ -143,18 +152,16 @@ class DensityCoverage(_NeighbourMetric):
         num_reference: see :class:`FeatureMetric`.
     """
 
+    names = ("density", "coverage")
+
     def __init__(
         self, features: str, k: int = 5, num_samples: int | None = None, num_reference: int | None = None
     ) -> None:
         super().__init__(features, k, num_samples, num_reference)
 
-    def measure(self, subject: Subject) -> list[Measurement]:
+    def compute(self, real: Tensor, generated: Tensor) -> tuple[float, float]:
         """`density[features]` (may exceed 1) and `coverage[features]` in [0, 1], higher is better."""
-        if not self._is_defined(subject):
-            return self._results(subject, density=math.nan, coverage=math.nan)
-        generated, real = self.pair(subject)
-        result = pure.density_coverage(real, generated, self.k)
-        return self._results(subject, density=result.density, coverage=result.coverage)
+        return pure.density_coverage(real, generated, self.k)
 
 
 class InceptionScore(FeatureMetric):

@@ -39,6 +39,8 @@ class _FrechetMetric(FeatureMetric):
         if statistics is not None and num_reference is not None:
             raise ValueError(f"num_reference={num_reference} has no say over the statistics in {statistics}; remove it")
         self.statistics = statistics
+        # The file's moments and hash: read once, not for every point of a sweep.
+        self._loaded: tuple[Moments, str] | None = None
 
     @property
     def num_reference(self) -> int | None:
@@ -49,19 +51,20 @@ class _FrechetMetric(FeatureMetric):
         extractor = subject.extractors[self.features]
         if self.statistics is None:
             return subject.reference.statistics(extractor, self.counts(subject)[1])
-        key = f"moments of {self.statistics} for {extractor.name}"
-        if key not in subject.memory:
+        if self._loaded is None:
             expected = {"extractor": extractor.name, "checksum": extractor.checksum, "protocol": extractor.protocol}
-            subject.memory[key] = pure.load_moments(self.statistics, extractor.dimension, expected)
-        moments: Moments = subject.memory[key]
-        return moments
+            moments = pure.load_moments(self.statistics, extractor.dimension, expected)
+            self._loaded = moments, sha256_of(self.statistics)[:8]
+        return self._loaded[0]
 
     def _against(self, subject: Subject) -> str:
         """What the samples are compared with, for the protocol."""
         if self.statistics is None:
             return f"{subject.reference.name}-{self.counts(subject)[1]}"
+        count = self._moments(subject).count or "foreign-unknown-N"
+        assert self._loaded is not None, "the moments were just loaded"
         # The file's hash, because its name says nothing about what it holds.
-        return f"statistics-{sha256_of(self.statistics)[:8]}-{self._moments(subject).count or 'foreign-unknown-N'}"
+        return f"statistics-{self._loaded[1]}-{count}"
 
     def _result(self, subject: Subject, name: str, value: float, extra: str = "") -> Measurement:
         n, _ = self.counts(subject)

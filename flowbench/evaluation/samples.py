@@ -19,7 +19,7 @@ from torch import Tensor
 from flowbench.data import DataSpec, FlowDataModule
 from flowbench.evaluation.extractors import cache_dir
 from flowbench.evaluation.gather import gather_by_index
-from flowbench.metrics import FeatureExtractor, FeatureStatistics, load_statistics, save_statistics
+from flowbench.metrics import FeatureExtractor, FeatureStatistics, extract, load_statistics, save_statistics
 from flowbench.storage import write_atomic
 
 __all__ = ["Collector", "DrawnSet", "Images", "RealSet", "SampleSet"]
@@ -171,7 +171,7 @@ class Collector:
         for name, count in self.counts.items():
             mine = index < count
             if mine.any():
-                self._features[name].append((index[mine], self.extractors[name](pictures[mine]).float().cpu()))
+                self._features[name].append((index[mine], extract(self.extractors[name], pictures[mine])))
 
     def gathered(self, name: str, images: Images | None = None) -> DrawnSet:
         """All processes' samples as one set; a collective, so every process calls it."""
@@ -296,7 +296,7 @@ class RealSet(SampleSet):
         return statistics
 
     def _extract(self, extractor: FeatureExtractor, count: int) -> Tensor:
-        return torch.cat([extractor(part).float().cpu() for part in self._chunks(count)])
+        return torch.cat([extract(extractor, part) for part in self._chunks(count)])
 
     def _chunks(self, count: int) -> Iterable[Tensor]:
         if self.spec.modality == "vector":

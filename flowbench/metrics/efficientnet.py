@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowbench.metrics.features import as_rgb, exact_inference, fold_normalisations
+from flowbench.metrics.features import exact_inference, fold_normalisations, in_batches
 from flowbench.metrics.weights import EFFICIENTNET_SHA256, efficientnet_weights
 
 __all__ = ["EfficientNetFeatures", "EfficientNetLite0"]
@@ -165,10 +165,7 @@ class EfficientNetFeatures:
         Raises:
             ValueError: another dtype or shape.
         """
-        pictures = as_rgb(images)
-        size = CPU_BATCH if self.device.type == "cpu" else max(len(pictures), 1)
-        with exact_inference(self.device):
-            return torch.cat([self._features(part.to(self.device)) for part in pictures.split(size)])
+        return in_batches(self._features, images, self.device, CPU_BATCH)
 
     def logits(self, images: Tensor) -> Tensor:
         """ImageNet logits, for an Inception-like score.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
@@ -21,6 +21,7 @@ __all__ = [
     "exact_inference",
     "extract",
     "fold_normalisations",
+    "in_batches",
 ]
 
 
@@ -139,6 +140,24 @@ def exact_inference(device: torch.device) -> Iterator[None]:
             yield
     finally:
         convolution.fp32_precision = before
+
+
+def in_batches(network: Callable[[Tensor], Tensor], images: Tensor, device: torch.device, cpu_batch: int) -> Tensor:
+    """Outputs of a network that takes RGB pictures, exact and without gradients.
+
+    Args:
+        network: maps uint8 (B, 3, H, W) on `device` to (B, F).
+        images: uint8 (N, 1 or 3, H, W); grey ones are replicated.
+        device: where the network runs.
+        cpu_batch: pictures at a time on a CPU, so that activations stay in its caches; a GPU takes all at once.
+
+    Raises:
+        ValueError: images of another dtype or shape.
+    """
+    pictures = as_rgb(images)
+    size = cpu_batch if device.type == "cpu" else max(len(pictures), 1)
+    with exact_inference(device):
+        return torch.cat([network(part.to(device)) for part in pictures.split(size)])
 
 
 def fold_normalisations(network: nn.Module) -> nn.Module:

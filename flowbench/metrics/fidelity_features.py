@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flowbench.metrics.classifier import weights_checksum
-from flowbench.metrics.features import as_rgb, exact_inference
+from flowbench.metrics.features import as_rgb, in_batches
 from flowbench.packages import sha256_of
 from flowbench.torchvision_guard import ensure_importable
 
@@ -66,9 +66,7 @@ class FidelityFeatures:
         pictures = as_rgb(images)
         if not len(pictures):
             return torch.empty(0, self.dimension, device=self.device)
-        size = CPU_BATCH if self.device.type == "cpu" else len(pictures)
-        with exact_inference(self.device):
-            return torch.cat([self._network(part.to(self.device))[0] for part in pictures.split(size)])
+        return in_batches(lambda part: self._network(part)[0], pictures, self.device, CPU_BATCH)
 
 
 def _clip(name: str, path: str | Path | None) -> nn.Module:

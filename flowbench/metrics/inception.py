@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from flowbench.metrics.features import as_rgb, exact_inference, fold_normalisations
+from flowbench.metrics.features import fold_normalisations, in_batches
 from flowbench.metrics.weights import INCEPTION_CHECKSUM, inception_network, inception_weights
 
 __all__ = ["InceptionFeatures", "InceptionLogits", "resize_like_tensorflow"]
@@ -81,10 +81,7 @@ class InceptionFeatures:
         Raises:
             ValueError: another dtype or shape.
         """
-        pictures = as_rgb(images)
-        size = CPU_BATCH if self.device.type == "cpu" else max(len(pictures), 1)
-        with exact_inference(self.device):
-            return torch.cat([self._features(part.to(self.device)) for part in pictures.split(size)])
+        return in_batches(self._features, images, self.device, CPU_BATCH)
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits without bias, of which the Inception score (Salimans et al., 2016, arXiv 1606.03498) is made.

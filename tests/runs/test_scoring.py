@@ -87,15 +87,10 @@ def test_any_split_may_be_the_reference(samples, reference):
     assert "authenticity[identity]" not in rows
 
 
-@pytest.mark.parametrize("name", ["a/b", "..", ""])
-def test_names_that_cannot_name_a_folder(capsys, samples, name, place):
-    samples_file = "stranger.npz"
-    words = ["evaluate", "--data", "digits", "--features", "identity", "--samples"]
-    if name:
-        assert "cannot name a folder" in refused(capsys, *words, samples_file, "--name", name)
-    else:
-        assert main([*words, samples_file, "--num-samples", "20"]) == 0
-        assert (place / "runs" / "stranger" / "rows.jsonl").is_file()
+@pytest.mark.parametrize("name", ["a/b", "..", " "])
+def test_names_that_cannot_name_a_folder(capsys, samples, name):
+    words = ["--data", "digits", "--features", "identity", "--samples", "stranger.npz", "--name", name]
+    assert "cannot name a folder" in refused(capsys, "evaluate", *words)
 
 
 def test_an_experiment_says_how_to_measure(capsys, samples, place):
