@@ -19,7 +19,7 @@ from flowbench.storage import write_text
 
 __all__ = ["SCHEMA", "STATUSES", "WEIGHTS", "Row", "read_rows", "write_rows"]
 
-SCHEMA = 1
+SCHEMA = 2
 STATUSES = ("ok", "failed", "nonfinite", "skipped")
 WEIGHTS = ("ema", "raw", "none")
 
@@ -37,6 +37,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "protocol": (str,),
     "unit": (str,),
     "network_evaluations": (float, int, type(None)),
+    "guidance": (float, int, type(None)),
+    "sampler": (str,),
     "weights": (str,),
     "status": (str,),
     "provenance": (dict,),
@@ -64,6 +66,9 @@ class Row:
         protocol: extractor, resize, split, N; rows of a sweep carry the word ``sweep``.
         unit: e.g. ``bits/dim``; empty for pure numbers.
         network_evaluations: per sample.
+        guidance: scale of the samples' guidance, 1 = none; None where nothing can be guided.
+        sampler: what the samples depend on beside the weights, e.g. ``jacobi(1e-03)+tweedie``; empty where there is
+            nothing to say.
         weights: ``ema``, ``raw`` or ``none``.
         status: ``ok``, ``failed``, ``nonfinite`` or ``skipped``.
         provenance: git sha, config hash, versions, hardware, counts and costs of the cell; JSON values only.
@@ -85,6 +90,8 @@ class Row:
     protocol: str
     unit: str
     network_evaluations: float | None
+    guidance: float | None = None
+    sampler: str = ""
     weights: str
     status: Literal["ok", "failed", "nonfinite", "skipped"] = "ok"
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -104,8 +111,10 @@ class Row:
         if self.value is not None and not math.isfinite(self.value):
             object.__setattr__(self, "value", None)
             object.__setattr__(self, "status", "nonfinite")
-        if self.network_evaluations is not None and not math.isfinite(self.network_evaluations):
-            raise ValueError(f"row field 'network_evaluations' is {self.network_evaluations}; it must be finite")
+        for name in ("network_evaluations", "guidance"):
+            number = getattr(self, name)
+            if number is not None and not math.isfinite(number):
+                raise ValueError(f"row field {name!r} is {number}; it must be finite")
 
     def to_json(self) -> str:
         """The row as one line of JSON, fields in declared order."""
@@ -114,7 +123,7 @@ class Row:
 
     @classmethod
     def from_json(cls, text: str) -> Row:
-        """Read one line written by :meth:`to_json`.
+        """Read one line written by :meth:`to_json`; one of schema 1 lacks guidance and sampler, which nobody noted.
 
         Raises:
             ValueError: when the text is not a JSON object, or a field is missing, unknown or of the wrong
@@ -126,8 +135,10 @@ class Row:
             raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
         if not isinstance(record, dict):
             raise ValueError(f"a row is a JSON object, not {type(record).__name__}")
+        if record.get("schema") == 1:
+            record = {"guidance": None, "sampler": "", **record, "schema": SCHEMA}
         if record.get("schema") != SCHEMA:
-            raise ValueError(f"row schema {record.get('schema')!r}; this flowbench reads schema {SCHEMA}")
+            raise ValueError(f"row schema {record.get('schema')!r}; this flowbench reads schema 1 and {SCHEMA}")
         names = {f.name for f in fields(cls)}
         if missing := sorted(names - record.keys()):
             raise ValueError(f"row without {', '.join(missing)}")

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flowbench.bench.claims import Claim, parse_claim
-from flowbench.bench.mappings import flatten, load_mapping, nest
+from flowbench.bench.mappings import flatten, load_mapping, merge, nest
 from flowbench.bench.store import REFERENCES
 
 __all__ = ["BUDGETS", "BenchFile", "Contender", "Task", "load_bench_file"]
@@ -26,11 +26,20 @@ _NAME = re.compile(r"[A-Za-z0-9][\w-]*")
 
 @dataclass(frozen=True)
 class Contender:
-    """One family with one configuration: an experiment file and what the bench changes in it."""
+    """One family with one configuration: an experiment file and what the bench changes in it.
+
+    Attributes:
+        name: name in the bench.
+        experiment: its experiment file.
+        overrides: what the bench changes.
+        trained: the contender whose trained weights it takes, sampled or measured in another way; empty when it is
+            trained itself.
+    """
 
     name: str
     experiment: Path
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    trained: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,7 @@ class BenchFile:
     contenders: tuple[Contender, ...]
     seeds: tuple[int, ...]
     budget: Mapping[str, float]
-    sweep: Mapping[str, list[int]]
+    sweep: Mapping[str, list[float]]
     tasks: tuple[Task, ...]
     claims: tuple[Claim, ...]
     jobs: int | str
@@ -152,26 +161,50 @@ def _check_overrides(value: Any, where: str) -> dict[str, Any]:
 def _contenders(value: Any, folder: Path, where: str) -> tuple[Contender, ...]:
     if not isinstance(value, Mapping) or not value:
         raise ValueError(f"{where}: contenders is {value!r}; name at least one, e.g. contenders: {{cfm: cfm.yaml}}")
-    return tuple(_contender(str(name), entry, folder, where) for name, entry in value.items())
+    found: dict[str, Contender] = {}
+    for name, entry in value.items():
+        found[str(name)] = _contender(str(name), entry, folder, f"{where}: contender {str(name)!r}", found)
+    return tuple(found.values())
 
 
-def _contender(name: str, entry: Any, folder: Path, where: str) -> Contender:
-    where = f"{where}: contender {name!r}"
+def _contender(name: str, entry: Any, folder: Path, where: str, before: Mapping[str, Contender]) -> Contender:
     if not _NAME.fullmatch(name):
         raise ValueError(f"{where}: use letters, digits, - and _")
     if name in (*REFERENCES, "reference"):
         raise ValueError(f"{where}: the name belongs to the reference rows; choose another")
     if isinstance(entry, str):
         entry = {"experiment": entry}
-    if not isinstance(entry, Mapping) or "experiment" not in entry:
-        raise ValueError(f"{where}: write a path, or {{experiment: path, overrides: {{key: value}}}}")
-    _known(entry, ("experiment", "overrides"), where)
+    if not isinstance(entry, Mapping) or ("experiment" in entry) == ("trained" in entry):
+        raise ValueError(
+            f"{where}: write a path, {{experiment: path, overrides: {{key: value}}}}, "
+            "or {trained: contender, overrides: {key: value}}"
+        )
+    _known(entry, ("experiment", "trained", "overrides"), where)
+    overrides = _check_overrides(entry.get("overrides"), where)
+    if "trained" in entry:
+        return _retested(name, str(entry["trained"]), overrides, where, before)
     experiment = folder / str(entry["experiment"])
     if not experiment.is_file():
         near = difflib.get_close_matches(experiment.name, [p.name for p in experiment.parent.glob("*.yaml")], n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"{where}: {experiment} does not exist{hint}")
-    return Contender(name, experiment.resolve(), _check_overrides(entry.get("overrides"), where))
+    return Contender(name, experiment.resolve(), overrides)
+
+
+def _retested(
+    name: str, trained: str, overrides: Mapping[str, Any], where: str, before: Mapping[str, Contender]
+) -> Contender:
+    """A contender that measures another one's weights again, with other settings of its sampler."""
+    if trained not in before:
+        raise ValueError(
+            f"{where}: trained names {trained!r}, which is no contender above it{_nearest(trained, before)}"
+        )
+    source = before[trained]
+    if source.trained:
+        raise ValueError(f"{where}: trained names {trained!r}, which is not trained itself; name {source.trained!r}")
+    if not overrides:
+        raise ValueError(f"{where}: it would repeat {trained!r}; give overrides of what is measured in another way")
+    return Contender(name, source.experiment, merge(source.overrides, overrides), trained)
 
 
 def _seeds(value: Any, where: str) -> tuple[int, ...]:
@@ -196,17 +229,22 @@ def _budget(value: Any, where: str) -> dict[str, float]:
     return {str(key): amount}
 
 
-def _sweep(value: Any, where: str) -> dict[str, list[int]]:
+def _sweep(value: Any, where: str) -> dict[str, list[float]]:
     if value is None:
         return {}
-    if not isinstance(value, Mapping):
+    if not isinstance(value, Mapping) or not value:
         raise ValueError(f"{where}: sweep is {value!r}; write {{network_evaluations: [1, 2, 4]}}")
-    _known(value, ("network_evaluations",), f"{where}: sweep")
-    counts = value.get("network_evaluations")
-    good = isinstance(counts, list) and all(isinstance(c, int) and not isinstance(c, bool) and c > 0 for c in counts)
-    if not good or not counts or len(set(counts)) < len(counts):
-        raise ValueError(f"{where}: sweep.network_evaluations is {counts!r}; write distinct positive whole numbers")
-    return {"network_evaluations": counts}
+    _known(value, ("network_evaluations", "guidance"), f"{where}: sweep")
+    for name, points in value.items():
+        whole = name == "network_evaluations"
+        kinds = int if whole else (int, float)
+        good = isinstance(points, list) and all(
+            isinstance(p, kinds) and not isinstance(p, bool) and p >= 1 for p in points
+        )
+        if not good or not points or len(set(points)) < len(points):
+            wanted = "distinct positive whole numbers" if whole else "distinct numbers >= 1 (1 is no guidance)"
+            raise ValueError(f"{where}: sweep.{name} is {points!r}; write {wanted}")
+    return {str(name): list(points) for name, points in value.items()}
 
 
 def _tasks(value: Any, contenders: tuple[Contender, ...], where: str) -> tuple[Task, ...]:
@@ -215,6 +253,13 @@ def _tasks(value: Any, contenders: tuple[Contender, ...], where: str) -> tuple[T
     if not isinstance(value, Mapping) or not value:
         raise ValueError(f"{where}: tasks is {value!r}; write {{name: {{overrides: {{data.dataset: moons}}}}}}")
     tasks = tuple(_task(str(name), entry, contenders, where) for name, entry in value.items())
+    for task in tasks:
+        for contender in contenders:
+            if contender.trained and task.has(contender.name) and not task.has(contender.trained):
+                raise ValueError(
+                    f"{where}: task {task.name!r} has {contender.name!r}, but not {contender.trained!r}, whose weights "
+                    f"it takes; put both into `only`"
+                )
     unused = [c.name for c in contenders if not any(task.has(c.name) for task in tasks)]
     if unused:
         raise ValueError(f"{where}: contender {unused[0]!r} takes part in no task; add it to one or remove it")
@@ -247,7 +292,7 @@ def _task(name: str, entry: Any, contenders: tuple[Contender, ...], where: str) 
 
 
 def _claims(
-    value: Any, contenders: list[str], tasks: list[str], sweep: Mapping[str, list[int]], where: str
+    value: Any, contenders: list[str], tasks: list[str], sweep: Mapping[str, list[float]], where: str
 ) -> tuple[Claim, ...]:
     if value is None:
         return ()
@@ -261,7 +306,6 @@ def _claims(
                 raise ValueError(f"{name}: unknown contender {side.contender!r}{_nearest(side.contender, contenders)}")
             if side.task is not None and side.task not in tasks:
                 raise ValueError(f"{name}: unknown task {side.task!r}{_nearest(side.task, filter(None, tasks))}")
-            swept = sweep.get("network_evaluations", [])
-            if side.evaluations is not None and side.evaluations not in swept:
-                raise ValueError(f"{name}: @{side.evaluations} is not swept; sweep.network_evaluations is {swept}")
+            if side.at is not None and side.at not in sweep.get(side.axis, []):
+                raise ValueError(f"{name}: {side.at:g} is not swept; sweep.{side.axis} is {sweep.get(side.axis, [])}")
     return claims

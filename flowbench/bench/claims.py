@@ -4,11 +4,12 @@ Grammar::
 
     claim    := side ("<" | ">") side
     side     := NUMBER | [NUMBER "*"] quantity
-    quantity := [TASK "/"] CONTENDER "." METRIC ["@" NETWORK_EVALUATIONS]
+    quantity := [TASK "/"] CONTENDER "." METRIC ["@" (NETWORK_EVALUATIONS | "guidance=" SCALE)]
 
 Examples: ``wcfm.straightness < cfm.straightness``, ``wcfm.fd[digits-cnn]@4 < 0.5 * noise.fd[digits-cnn]``,
 ``moons/otcfm.npe < moons/cfm.npe``, ``tarflow.nll < 2.6``. A claim that names no task is judged once in every
-task where its contenders take part. ``@8`` reads the rows of the sweep at 8 network evaluations.
+task where its contenders take part. ``@8`` reads the rows of the sweep at 8 network evaluations, ``@guidance=3`` those
+at guidance scale 3.
 
 Verdict: the difference left - right is formed seed by seed. The claim **holds** when the 95 % t-interval of the
 mean difference lies wholly on the claimed side of 0, **fails** when it lies wholly on the other side, and is
@@ -26,36 +27,38 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from flowbench.bench.statistics import Summary, paired_difference, summarise
-from flowbench.bench.store import REFERENCES, Results
+from flowbench.bench.store import REFERENCES, Results, SweepAxis
 
 __all__ = ["Claim", "Quantity", "Verdict", "judge", "parse_claim"]
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _SIDE = re.compile(
     rf"(?:(?P<factor>{_NUMBER})\s*\*\s*)?(?:(?P<task>[\w-]+)/)?"
-    r"(?P<contender>[\w-]+)\.(?P<metric>\w+(?:\[[^\]]+\])?)(?:@(?P<evaluations>\d+))?"
+    r"(?P<contender>[\w-]+)\.(?P<metric>\w+(?:\[[^\]]+\])?)(?:@(?P<axis>guidance=)?(?P<at>\d+(?:\.\d+)?))?"
 )
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A metric of a contender: ``factor * task/contender.metric@evaluations``."""
+    """A metric of a contender: ``factor * task/contender.metric@at``; ``axis`` says what ``at`` counts."""
 
     contender: str
     metric: str
     task: str | None = None
-    evaluations: int | None = None
+    at: float | None = None
+    axis: SweepAxis = "network_evaluations"
     factor: float = 1.0
 
     def values(self, results: Results, task: str) -> dict[int, float]:
         """The quantity per seed in one task."""
-        found = results.values(task, self.contender, self.metric, self.evaluations)
+        found = results.values(task, self.contender, self.metric, self.at, self.axis)
         return {seed: self.factor * value for seed, value in found.items()}
 
     @property
     def name(self) -> str:
-        """``contender.metric@evaluations``."""
-        at = f"@{self.evaluations}" if self.evaluations is not None else ""
+        """``contender.metric@at``."""
+        axis = "guidance=" if self.axis == "guidance" else ""
+        at = f"@{axis}{self.at:g}" if self.at is not None else ""
         return f"{self.contender}.{self.metric}{at}"
 
 
@@ -113,13 +116,17 @@ def _parse_side(part: str, text: str) -> Quantity | float:
         return float(part)
     match = _SIDE.fullmatch(part)
     if match is None:
-        raise ValueError(f"claim {text!r}: {part!r} is neither a number nor [TASK/]CONTENDER.METRIC[@NFE]")
-    evaluations = match["evaluations"]
+        raise ValueError(
+            f"claim {text!r}: {part!r} is neither a number nor [TASK/]CONTENDER.METRIC[@NFE or @guidance=SCALE]"
+        )
+    if match["at"] and not match["axis"] and not match["at"].isdigit():
+        raise ValueError(f"claim {text!r}: @{match['at']} is no whole number of evaluations; a scale is @guidance=...")
     return Quantity(
         contender=match["contender"],
         metric=match["metric"],
         task=match["task"],
-        evaluations=int(evaluations) if evaluations else None,
+        at=float(match["at"]) if match["at"] else None,
+        axis="guidance" if match["axis"] else "network_evaluations",
         factor=float(match["factor"]) if match["factor"] else 1.0,
     )
 
@@ -221,8 +228,8 @@ def _missing(side: Quantity, results: Results, task: str) -> str:
         near = difflib.get_close_matches(side.metric, known, n=1)
         hint = f"; nearest: {near[0]}" if near else ""
         return f"{side.contender} has no metric {side.metric}{where}{hint}"
-    budgets = sorted(results.sweep(task, side.contender, side.metric))
-    return f"no finite value of {side.name}{where}; measured at {_join(budgets) or 'no swept budgets'}"
+    points = sorted(results.sweep(task, side.contender, side.metric, side.axis))
+    return f"no finite value of {side.name}{where}; measured at {_join(points) or 'no swept points'}"
 
 
 def _notes(claim: Claim, results: Results, task: str) -> Iterable[str]:

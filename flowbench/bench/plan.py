@@ -26,7 +26,7 @@ class Cell:
     """One process of the bench: a contender with one seed, or the reference rows of a task.
 
     Attributes:
-        kind: ``fit`` (fit then test) or ``reference``; the subcommand the process runs.
+        kind: the subcommand the process runs: ``fit`` (then test), ``test`` of another cell's weights, ``reference``.
         task: task name, empty where the bench has one unnamed task.
         contender: name in the bench file; ``reference`` for the reference rows.
         seed: training seed.
@@ -35,9 +35,10 @@ class Cell:
         config_hash: fingerprint of the composed experiment; another one means other results.
         preparation: cells with the same value share one ``prepare`` (same data, evaluator and prerequisites);
             empty where none is needed.
+        trained: directory of the cell whose weights a ``test`` cell measures.
     """
 
-    kind: Literal["fit", "reference"]
+    kind: Literal["fit", "test", "reference"]
     task: str
     contender: str
     seed: int
@@ -45,12 +46,13 @@ class Cell:
     config: Mapping[str, Any]
     config_hash: str
     preparation: str
+    trained: Path | None = None
 
     @property
     def label(self) -> str:
         """Name for people: ``task/contender seed 0``."""
         prefix = f"{self.task}/" if self.task else ""
-        return f"{prefix}{self.contender}" + (f" seed {self.seed}" if self.kind == "fit" else " rows")
+        return f"{prefix}{self.contender}" + (" rows" if self.kind == "reference" else f" seed {self.seed}")
 
     @property
     def config_path(self) -> Path:
@@ -88,6 +90,7 @@ class Plan:
             "sweep": dict(self.bench.sweep),
             "claims": [claim.text for claim in self.bench.claims],
             "tasks": self.tasks,
+            "trained": {c.name: c.trained for c in self.bench.contenders if c.trained},
             "reasons": {t.name: t.reason for t in self.bench.tasks if t.only is not None},
             "policy": self.policy.describe(),
             "jobs": self.policy.jobs,
@@ -121,11 +124,7 @@ def make_plan(path: str | Path, overrides: Sequence[str] = (), jobs: int | None 
     directory = (bench.run_dir or root / bench.name).absolute()
     pairs = [(task, c) for task in bench.tasks for c in bench.contenders if task.has(c.name)]
     contents = {(t.name, c.name): _compose(_cell_config(bench, c, t, bench.seeds[0], directory)) for t, c in pairs}
-    cells = tuple(
-        _cell(_cell_config(bench, contender, task, seed, directory), contents[task.name, contender.name])
-        for seed in bench.seeds
-        for task, contender in pairs
-    )
+    cells = _cells(bench, pairs, contents, directory)
     firsts = {cell.task: cell for cell in reversed(cells)}
     references = tuple(
         _reference(firsts[t.name], contents[t.name, firsts[t.name].contender], directory) for t in bench.tasks
@@ -133,6 +132,25 @@ def make_plan(path: str | Path, overrides: Sequence[str] = (), jobs: int | None 
     cpu_only = all((content.get("trainer") or {}).get("accelerator") == "cpu" for content in contents.values())
     policy = choose_policy(bench.jobs if jobs is None else jobs, len(cells), cpu_only=cpu_only)
     return Plan(bench, directory, cells, references, policy)
+
+
+def _cells(
+    bench: BenchFile,
+    pairs: Sequence[tuple[Task, Contender]],
+    contents: Mapping[tuple[str, str], Mapping[str, Any]],
+    directory: Path,
+) -> tuple[Cell, ...]:
+    """The cells, seed by seed; one that measures another one's weights comes after it and knows its directory."""
+    cells: dict[tuple[int, str, str], Cell] = {}
+    for seed in bench.seeds:
+        for task, contender in pairs:
+            cell = _cell(_cell_config(bench, contender, task, seed, directory), contents[task.name, contender.name])
+            if contender.trained:
+                source = cells[seed, task.name, contender.trained]
+                own_hash = fingerprint({"own": cell.config_hash, "trained": source.config_hash})
+                cell = replace(cell, kind="test", trained=source.directory, config_hash=own_hash)
+            cells[seed, task.name, contender.name] = cell
+    return tuple(cells.values())
 
 
 def _cell_config(bench: BenchFile, contender: Contender, task: Task, seed: int, root: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowbench.bench.statistics import summarise
-from flowbench.bench.store import REFERENCES, Results
+from flowbench.bench.store import REFERENCES, Results, SweepAxis
 from flowbench.bench.vocabulary import quality_metric
 
 if TYPE_CHECKING:
@@ -22,8 +22,10 @@ __all__ = [
     "new_figure",
     "plot_bars",
     "plot_evaluations",
+    "plot_guidance",
     "plot_training",
     "save_figure",
+    "swept_metric",
 ]
 
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C564B", "#4D4D4D")
@@ -92,39 +94,52 @@ def load_curve(path: Path, metric: str) -> Curve:
 
 def plot_evaluations(plan: Mapping[str, Any], results: Results, path: Path) -> Path | None:
     """Quality against network evaluations per sample, one panel per task; None when nothing was swept."""
-    panels = {task: metric for task in plan["tasks"] if (metric := _swept_metric(plan, results, task))}
+    return _plot_sweep(plan, results, path, "network_evaluations", "network evaluations per sample")
+
+
+def plot_guidance(plan: Mapping[str, Any], results: Results, path: Path) -> Path | None:
+    """Quality against the scale of guidance, one panel per task; None when it was not swept."""
+    return _plot_sweep(plan, results, path, "guidance", "guidance scale (1 = none)")
+
+
+def _plot_sweep(plan: Mapping[str, Any], results: Results, path: Path, axis: SweepAxis, x_label: str) -> Path | None:
+    panels = {task: metric for task in plan["tasks"] if (metric := swept_metric(plan, results, task, axis))}
     if not panels:
         return None
     figure, axes = new_figure(1, len(panels), (5.0 if len(panels) > 1 else 6.6, 4.0))
-    for axis, (task, metric) in zip(axes[0], panels.items(), strict=True):
+    for panel, (task, metric) in zip(axes[0], panels.items(), strict=True):
         for name in plan["tasks"][task]:
-            _draw_sweep(axis, plan, results, task, name, metric)
-        _draw_references(axis, results, task, metric)
-        axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        _finish(axis, task, "network evaluations per sample", metric, results.unit(task, metric))
+            _draw_sweep(panel, plan, results, task, name, metric, axis)
+        _draw_references(panel, results, task, metric)
+        if axis == "network_evaluations":
+            panel.set_xscale("log", base=2)
+        panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        _finish(panel, task, x_label, metric, results.unit(task, metric))
     _legend(figure, axes[0])
     return save_figure(figure, path)
 
 
-def _swept_metric(plan: Mapping[str, Any], results: Results, task: str) -> str | None:
+def swept_metric(plan: Mapping[str, Any], results: Results, task: str, axis: SweepAxis) -> str | None:
+    """The metric of a task that a picture of a sweep shows; None when nothing was swept along the axis."""
     names = plan["tasks"][task]
-    return quality_metric(m for m in results.metrics(task) if any(results.sweep(task, n, m) for n in names))
+    return quality_metric(m for m in results.metrics(task) if any(results.sweep(task, n, m, axis) for n in names))
 
 
-def _draw_sweep(axis: Axes, plan: Mapping[str, Any], results: Results, task: str, name: str, metric: str) -> None:
-    """A line where the contender was swept; else one point at the evaluations that it always needs."""
+def _draw_sweep(
+    panel: Axes, plan: Mapping[str, Any], results: Results, task: str, name: str, metric: str, axis: SweepAxis
+) -> None:
+    """A line where the contender was swept; else one point where it always is."""
     style = _style(plan, name)
-    sweep = results.sweep(task, name, metric)
+    sweep = results.sweep(task, name, metric, axis)
     if len(sweep) > 1:
         x = list(sweep)
-        _line_and_band(axis, x, [list(sweep[count].values()) for count in x], name, style)
+        _line_and_band(panel, x, [list(sweep[point].values()) for point in x], name, style)
         return
-    (count, values), *_ = [*sweep.items()] or [_fixed_point(results, task, name, metric)]
-    if values and count:
+    (point, values), *_ = [*sweep.items()] or [_fixed_point(results, task, name, metric, axis)]
+    if values and point:
         summary = summarise(list(values.values()))
-        axis.errorbar(
-            [count],
+        panel.errorbar(
+            [point],
             [summary.mean],
             yerr=[_spread(list(values.values()))[0], _spread(list(values.values()))[1]],
             label=f"{name} (fixed)",
@@ -135,10 +150,12 @@ def _draw_sweep(axis: Axes, plan: Mapping[str, Any], results: Results, task: str
         )
 
 
-def _fixed_point(results: Results, task: str, name: str, metric: str) -> tuple[float, dict[int, float]]:
+def _fixed_point(
+    results: Results, task: str, name: str, metric: str, axis: SweepAxis
+) -> tuple[float, dict[int, float]]:
     rows = results.main_rows(task, name, metric)
-    counts = [row.network_evaluations for row in rows if row.network_evaluations]
-    return (sum(counts) / len(counts) if counts else 0.0), results.values(task, name, metric)
+    points = [float(point) for row in rows if (point := getattr(row, axis))]
+    return (sum(points) / len(points) if points else 0.0), results.values(task, name, metric)
 
 
 def _spread(values: list[float]) -> tuple[list[float], list[float]]:

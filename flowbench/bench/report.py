@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from rich.text import Text
 from flowbench.bench.claims import Verdict, judge, parse_claim
 from flowbench.bench.notes import sample_size_notes
 from flowbench.bench.pictures import draw_samples, draw_strips, draw_trajectories
-from flowbench.bench.plots import plot_bars, plot_evaluations, plot_training
+from flowbench.bench.plots import plot_bars, plot_evaluations, plot_guidance, plot_training
 from flowbench.bench.provenance import provenance_lines
 from flowbench.bench.store import Results, load_plan, load_rows
 from flowbench.bench.tables import difference_table, metric_table, seed_table
@@ -129,7 +129,7 @@ def _failures(plan: Mapping[str, Any], results: Results) -> str:
         for row in failed
     ]
     seen = {(row.task, row.contender, row.seed) for row in results.rows if row.status != "failed"}
-    fits = [c for c in plan["cells"] if c["kind"] == "fit"]
+    fits = [c for c in plan["cells"] if c["kind"] != "reference"]
     gone = {(row.task, row.contender, row.seed) for row in failed}
     missing = [c for c in fits if (c["task"], c["contender"], c["seed"]) not in seen | gone]
     if missing:
@@ -178,6 +178,10 @@ def _pictures(plan: Mapping[str, Any], results: Results, directory: Path) -> lis
             plot_evaluations(plan, results, folder / "evaluations.png"),
         ),
         (
+            f"Quality against the scale of guidance. {band}",
+            plot_guidance(plan, results, folder / "guidance.png"),
+        ),
+        (
             f"Quality against training time. {band}",
             plot_training(plan, results, directory, folder / "training.png"),
         ),
@@ -221,11 +225,27 @@ def _protocol(plan: Mapping[str, Any], results: Results) -> str:
         f"- cells ran {plan['policy']}",
     ]
     if plan["sweep"]:
-        counts = ", ".join(map(str, plan["sweep"]["network_evaluations"]))
-        lines.append(f"- swept network evaluations: {counts}")
+        swept = "; ".join(f"{name.replace('_', ' ')} {_join(points)}" for name, points in plan["sweep"].items())
+        lines.append(f"- swept: {swept}")
+    lines += [f"- {name} measures the weights of {source} again" for name, source in plan.get("trained", {}).items()]
     if kind == "train_seconds" and plan["jobs"] > 1:
         lines.append(f"- training seconds were taken under {plan['jobs']} concurrent cells")
-    return "\n".join([*lines, *_protocol_lines(results), *provenance_lines(plan, results)])
+    return "\n".join([*lines, *_protocol_lines(results), *_sampler_lines(results), *provenance_lines(plan, results)])
+
+
+def _join(points: Sequence[float]) -> str:
+    return ", ".join(f"{point:g}" for point in points)
+
+
+def _sampler_lines(results: Results) -> list[str]:
+    """Per contender, what its samples depend on beside the weights."""
+    found: dict[str, dict[str, None]] = {}
+    for row in results.rows:
+        if row.sampler and "sweep" not in row.protocol:
+            scale = "" if row.guidance in (None, 1.0) else f", guidance scale {row.guidance:g}"
+            found.setdefault(row.contender, {})[f"`{row.sampler}`{scale}"] = None
+    lines = [f"  - {contender}: {'; '.join(samplers)}" for contender, samplers in found.items()]
+    return ["- samplers:", *lines] if lines else []
 
 
 def _protocol_lines(results: Results) -> list[str]:

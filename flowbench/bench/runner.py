@@ -34,6 +34,9 @@ __all__ = ["PROGRAM", "Interrupted", "Runner"]
 PROGRAM = (sys.executable, "-m", "flowbench.cli")
 """The program that runs a cell; a subcommand and ``-c cell.yaml`` are appended."""
 
+CHECKPOINT = Path("checkpoints") / "last.ckpt"
+"""Where a training cell leaves its weights, in its directory."""
+
 _POLL_SECONDS = 0.1
 
 
@@ -161,7 +164,7 @@ class Runner:
                 message = last_line(log)
                 self.display.say(f"preparation failed (exit {code}): {message} (log: {log})")
                 for cell in cells:
-                    self._fail_unprepared(cell, code, message, log)
+                    self._fail(cell, f"preparation: {message}", code, str(log))
         return deque(cell for cell in todo if cell.preparation not in failed)
 
     def _prepare_one(self, cell: Cell, log: Path) -> int:
@@ -173,12 +176,10 @@ class Runner:
         self.preparing = None
         return code
 
-    def _fail_unprepared(self, cell: Cell, code: int, message: str, log: Path) -> None:
+    def _fail(self, cell: Cell, message: str, code: int | None = None, log: str = "log.txt") -> None:
+        """A cell that cannot start."""
         status = read_status(cell.directory)
-        self._mark(
-            cell,
-            replace(status, state="FAILED", exit_code=code, message=f"preparation: {message}", log=str(log)),
-        )
+        self._mark(cell, replace(status, state="FAILED", exit_code=code, message=message, log=log))
         self.finished += 1
 
     @property
@@ -187,8 +188,8 @@ class Runner:
 
     def _run_pool(self, todo: deque[Cell]) -> None:
         while todo or self.running:
-            while todo and len(self.running) < self.plan.policy.jobs:
-                self._start(todo.popleft())
+            while len(self.running) < self.plan.policy.jobs and (cell := self._next(todo)) is not None:
+                self._start(cell)
             for attempt in list(self.running.values()):
                 if self._poll(attempt):
                     collect(self.plan.directory)
@@ -196,6 +197,19 @@ class Runner:
             self.display.update(shown, self.finished, self._total)
             if self.running:
                 time.sleep(_POLL_SECONDS)
+
+    def _next(self, todo: deque[Cell]) -> Cell | None:
+        """Take the first cell whose weights are there; those whose training failed fail with it."""
+        waiting = {cell.directory for cell in todo} | self.running.keys()
+        for cell in list(todo):
+            if cell.trained in waiting:
+                continue
+            todo.remove(cell)
+            if cell.trained is None or read_status(cell.trained).state == "DONE":
+                return cell
+            self._fail(cell, f"its weights are missing: {cell.trained} did not finish")
+            self.display.say(f"FAILED {cell.label}: its weights are missing")
+        return None
 
     def _start(self, cell: Cell) -> None:
         if lock_is_held(cell.directory):
@@ -213,6 +227,8 @@ class Runner:
         arguments = [*self.program, cell.kind, "-c", str(cell.config_path)]
         if cell.kind == "fit":
             arguments.append("--test")
+        elif cell.trained is not None:
+            arguments += ["--ckpt", str(cell.trained / CHECKPOINT)]
         log = cell.directory / "log.txt"
         process = start_process(arguments, log, policy.environment, f"{cell.label}, attempt {attempts}")
         self.running[cell.directory] = _Attempt(cell, process, started)

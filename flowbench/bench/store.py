@@ -9,13 +9,23 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from flowbench.bench.status import read_status
 from flowbench.rows import Row, read_rows, write_rows
 from flowbench.storage import write_text
 
-__all__ = ["EXTERNAL", "REFERENCES", "Results", "cell_rows", "collect", "csv_text", "load_plan", "load_rows"]
+__all__ = [
+    "EXTERNAL",
+    "REFERENCES",
+    "Results",
+    "SweepAxis",
+    "cell_rows",
+    "collect",
+    "csv_text",
+    "load_plan",
+    "load_rows",
+]
 
 REFERENCES = ("floor", "noise", "gaussian", "gmm")
 """Contenders that nobody trains: held-out data, noise, and two classical baselines."""
@@ -23,6 +33,10 @@ REFERENCES = ("floor", "noise", "gaussian", "gmm")
 EXTERNAL = "external"
 """Folder of a bench with the rows of images that other code made, and the family of those rows."""
 
+SweepAxis = Literal["network_evaluations", "guidance"]
+"""What a sweep imposes on the samplers."""
+
+_SUFFIX: dict[SweepAxis, str] = {"network_evaluations": "sweep", "guidance": "sweep-guidance"}
 _WEIGHT_ORDER = {"ema": 0, "none": 1, "raw": 2}
 
 
@@ -150,7 +164,7 @@ def csv_text(rows: Iterable[Row]) -> str:
 
 
 class Results:
-    """Lookup of rows by task, contender, metric, seed and swept network evaluations.
+    """Lookup of rows by task, contender, metric, seed and point of a sweep.
 
     Rows of EMA weights are preferred over raw ones. Where a metric was measured under several protocols, the
     first in alphabetical order is shown and the others are named in ``notes``.
@@ -199,26 +213,37 @@ class Results:
         """The rows of a metric outside any sweep, one per seed."""
         return self._main.get((task, contender, metric), [])
 
-    def values(self, task: str, contender: str, metric: str, evaluations: int | None = None) -> dict[int, float]:
+    def values(
+        self,
+        task: str,
+        contender: str,
+        metric: str,
+        at: float | None = None,
+        axis: SweepAxis = "network_evaluations",
+    ) -> dict[int, float]:
         """Finite values per seed.
 
         Args:
             task: task name, empty for the unnamed one.
             contender: name in the bench file or of a reference.
             metric: metric name.
-            evaluations: None for the main rows, else the swept number of network evaluations.
+            at: None for the main rows, else the point of the sweep.
+            axis: what the sweep imposes.
         """
-        if evaluations is not None:
-            return self.sweep(task, contender, metric).get(float(evaluations), {})
+        if at is not None:
+            return self.sweep(task, contender, metric, axis).get(float(at), {})
         rows = self.main_rows(task, contender, metric)
         return {row.seed: row.value for row in rows if row.value is not None}
 
-    def sweep(self, task: str, contender: str, metric: str) -> dict[float, dict[int, float]]:
-        """Network evaluations -> seed -> value, from the rows of the sweep."""
+    def sweep(
+        self, task: str, contender: str, metric: str, axis: SweepAxis = "network_evaluations"
+    ) -> dict[float, dict[int, float]]:
+        """Point of the sweep -> seed -> value, from the rows of one axis."""
         out: dict[float, dict[int, float]] = defaultdict(dict)
         for row in _preferred_weights(self._swept.get((task, contender, metric), [])):
-            if row.value is not None and row.network_evaluations is not None:
-                out[row.network_evaluations][row.seed] = row.value
+            point = getattr(row, axis)
+            if row.value is not None and point is not None and row.protocol.endswith(_SUFFIX[axis]):
+                out[float(point)][row.seed] = row.value
         return dict(sorted(out.items()))
 
     def protocol(self, task: str, contender: str, metric: str) -> str:

@@ -11,11 +11,32 @@ from torch import Tensor
 from flowbench.data import FlowDataModule
 from flowbench.evaluation.gather import gather_by_index, shard
 from flowbench.evaluation.samples import Collector, DrawnSet
+from flowbench.evaluation.subject import SweptName
 from flowbench.families import FlowModule, Samples, Trajectory
 from flowbench.metrics import FeatureExtractor, PathGeometry, block_geometry, path_geometry
 from flowbench.seeds import derive_seed
 
-__all__ = ["Drawing", "Paths", "draw_paths", "draw_samples", "labels_of"]
+__all__ = ["Drawing", "Imposed", "Paths", "draw_paths", "draw_samples", "labels_of"]
+
+
+@dataclass(frozen=True)
+class Imposed:
+    """What a sweep imposes on a flow's sampler; None leaves the flow's own.
+
+    Attributes:
+        network_evaluations: evaluations per sample.
+        guidance: scale of the guidance, 1 = none.
+    """
+
+    network_evaluations: int | None = None
+    guidance: float | None = None
+
+    @property
+    def swept(self) -> SweptName:
+        """Which of the two is imposed."""
+        if self.guidance is not None:
+            return "guidance"
+        return "" if self.network_evaluations is None else "network_evaluations"
 
 
 @dataclass(frozen=True)
@@ -42,11 +63,16 @@ class Drawing:
     rank: int = 0
     world_size: int = 1
 
-    def sample(self, index: Tensor, labels: Tensor | None, network_evaluations: int | None = None) -> Samples:
+    def sample(self, index: Tensor, labels: Tensor | None, imposed: Imposed | None = None) -> Samples:
         """The samples at some indices; the same for any batch and any number of processes."""
-        flow = self.flow
+        flow, imposed = self.flow, imposed or Imposed()
         condition = labels[index].to(flow.device) if labels is not None else None
-        return flow.sample(flow.draw_noise(index, self.seed), condition, network_evaluations=network_evaluations)
+        return flow.sample(
+            flow.draw_noise(index, self.seed),
+            condition,
+            network_evaluations=imposed.network_evaluations,
+            guidance=imposed.guidance,
+        )
 
 
 def labels_of(drawing: Drawing) -> Tensor | None:
@@ -64,7 +90,7 @@ def draw_samples(
     extractors: Mapping[str, FeatureExtractor],
     counts: Mapping[str, int],
     num_shown: int,
-    network_evaluations: int | None = None,
+    imposed: Imposed | None = None,
 ) -> tuple[DrawnSet, float, float]:
     """Draw, extract and throw away, batch by batch.
 
@@ -73,7 +99,7 @@ def draw_samples(
         extractors: feature extractors by name.
         counts: samples that each extractor is asked for.
         num_shown: samples to keep for pictures.
-        network_evaluations: evaluations per sample; None is the flow's own sampler.
+        imposed: what a sweep imposes; None is the flow's own sampler.
 
     Returns:
         The set, mean evaluations per sample, samples per second of this process.
@@ -81,10 +107,10 @@ def draw_samples(
     index = shard(drawing.num_samples, drawing.rank, drawing.world_size)
     labels = labels_of(drawing)
     collector = Collector(drawing.data.spec, extractors, counts, num_shown)
-    drawing.sample(index[:2], labels, network_evaluations)  # the first call allocates and compiles: no part of the rate
+    drawing.sample(index[:2], labels, imposed)  # the first call allocates and compiles: no part of the rate
     costs, seconds = [], 0.0
     for chunk in index.split(drawing.batch_size):
-        drawn = drawing.sample(chunk, labels, network_evaluations)
+        drawn = drawing.sample(chunk, labels, imposed)
         collector.add(chunk, drawn.x)
         # An adaptive solver's cost differs from batch to batch.
         costs.append(torch.full((len(chunk),), drawn.network_evaluations, dtype=torch.float64))
@@ -93,7 +119,7 @@ def draw_samples(
 
     def pictures(wanted: Tensor) -> Tensor:
         """Draw some samples again: their noise is keyed by their index."""
-        parts = [drawing.sample(part, labels, network_evaluations).x for part in wanted.split(drawing.batch_size)]
+        parts = [drawing.sample(part, labels, imposed).x for part in wanted.split(drawing.batch_size)]
         return drawing.data.spec.to_uint8(torch.cat(parts).cpu().nan_to_num(-1.0))
 
     return collector.gathered("generated", pictures), float(cost.mean()), len(index) / seconds

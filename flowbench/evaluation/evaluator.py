@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from flowbench.data import FlowDataModule
 from flowbench.evaluation.artifacts import save_pictures, save_samples, save_trajectories
-from flowbench.evaluation.drawing import Drawing, Paths, draw_paths, draw_samples, labels_of
+from flowbench.evaluation.drawing import Drawing, Imposed, Paths, draw_paths, draw_samples, labels_of
 from flowbench.evaluation.extractors import get_extractor
 from flowbench.evaluation.flow_metrics import PathStraightness
 from flowbench.evaluation.frechet_metrics import FrechetDistance, FrechetInfinity
@@ -55,8 +56,8 @@ class Evaluator(L.Callback):
         seed: the evaluation seed.
         weights: `ema` for the averaged weights, `raw` for the live ones; a flow that keeps no average is measured,
             and its rows are marked, `raw`.
-        sweep: `{network_evaluations: [1, 2, 4, ...]}`: budgets to sample with from the same weights, for families
-            that can choose.
+        sweep: `{network_evaluations: [1, 2, 4, ...]}` and `{guidance: [1, 2, 4, ...]}`: budgets and guidance scales to
+            sample with from the same weights, one at a time, for families that can choose.
         curve: names of metrics to measure at every validation during training, with the same weights.
         num_trajectories: paths for the geometry metrics.
         trajectory_points: states along each path of a continuous flow.
@@ -77,7 +78,7 @@ class Evaluator(L.Callback):
         held_out: Literal["train", "val", "test"] = "test",
         seed: int = 0,
         weights: Literal["ema", "raw"] = "ema",
-        sweep: dict[str, list[int]] | None = None,
+        sweep: dict[str, list[float]] | None = None,
         curve: list[str] | None = None,
         num_trajectories: int = 256,
         trajectory_points: int = 33,
@@ -99,12 +100,7 @@ class Evaluator(L.Callback):
             raise ValueError(f"evaluator.reference is {reference}, but memorization needs train; remove that metric")
         if reference == held_out:
             raise ValueError(f"evaluator.reference and held_out are both {reference}: the floor would be zero")
-        if set(sweep or {}) - {"network_evaluations"}:
-            raise ValueError(f"evaluator.sweep goes over network_evaluations alone, got {', '.join(sweep or {})}")
-        self.sweep = list((sweep or {}).get("network_evaluations", []))
-        for budget in self.sweep:
-            if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
-                raise ValueError(f"evaluator.sweep.network_evaluations must be whole numbers >= 1, got {budget!r}")
+        self.sweep = _sweep(sweep or {})
         self.metrics: dict[str, Metric] = dict(metrics or {})
         self.curve = list(curve or [])
         for name in self.curve:
@@ -139,8 +135,8 @@ class Evaluator(L.Callback):
         drawing = self._drawing(flow, trainer)
         labels = labels_of(drawing)
         with torch.no_grad(), flow.evaluating(self.weights):
-            for n in self.sweep if flow.sweeps else ():
-                drawing.sample(torch.zeros(1, dtype=torch.int64), labels, n)
+            for imposed in self._imposed(flow):
+                drawing.sample(torch.zeros(1, dtype=torch.int64), labels, imposed)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """A point of quality against training, and a picture in TensorBoard."""
@@ -220,7 +216,7 @@ class Evaluator(L.Callback):
         samples, evaluations, rate = self._draw(flow, trainer, self.metrics)
         paths = self._paths(flow, trainer)
         in_sweep = {name: metric for name, metric in self.metrics.items() if metric.in_sweep}
-        sweep = [self._draw(flow, trainer, in_sweep, n)[:2] for n in self.sweep if flow.sweeps]
+        sweep = [(point, *self._draw(flow, trainer, in_sweep, point)[:2]) for point in self._imposed(flow)]
         if not trainer.is_global_zero:
             return
         data = _data(trainer)
@@ -230,10 +226,12 @@ class Evaluator(L.Callback):
         main.geometry, main.space = paths.geometry if paths else None, _space_name(flow)
         main.transport_cost = self._transport_cost(flow, trainer)
         main.cost = self._cost(flow, rate)
+        main.guidance, main.sampler = flow.guidance_scale, flow.sampler_name
         subjects = [main]
-        for swept, n in sweep:
-            subject = self._subject(data, swept, n)
-            subject.swept = True
+        for point, swept, cost in sweep:
+            subject = self._subject(data, swept, cost)
+            subject.swept, subject.sampler = point.swept, flow.sampler_name
+            subject.guidance = flow.guidance_scale if point.guidance is None else point.guidance
             subjects.append(subject)
         provenance = {**self._provenance(trainer), **asdict(main.cost)}
         weights = self.weights if flow.ema else "raw"
@@ -271,12 +269,17 @@ class Evaluator(L.Callback):
         )
 
     def _draw(
-        self, flow: FlowModule, trainer: L.Trainer, metrics: Mapping[str, Metric], n: int | None = None
+        self, flow: FlowModule, trainer: L.Trainer, metrics: Mapping[str, Metric], imposed: Imposed | None = None
     ) -> tuple[DrawnSet, float, float]:
         """Samples as those metrics need them, mean evaluations per sample, samples per second of this process."""
         extractors = self.extractors(_data(trainer), flow.device)
         counts = self._counts(metrics)
-        return draw_samples(self._drawing(flow, trainer), extractors, counts, self.num_pictures, n)
+        return draw_samples(self._drawing(flow, trainer), extractors, counts, self.num_pictures, imposed)
+
+    def _imposed(self, flow: FlowModule) -> list[Imposed]:
+        """The points of the sweep that this flow can choose."""
+        can = {"network_evaluations": flow.sweeps, "guidance": flow.guidance_scale is not None}
+        return [point for point in self.sweep if can[point.swept]]
 
     def _paths(self, flow: FlowModule, trainer: L.Trainer) -> Paths | None:
         if not any(isinstance(metric, PathStraightness) for metric in self.metrics.values()):
@@ -427,6 +430,22 @@ class _Prepared:
     reference: RealSet
     held_out: RealSet
     extractors: dict[str, FeatureExtractor]
+
+
+def _sweep(sweep: Mapping[str, list[float]]) -> list[Imposed]:
+    """The points of a sweep; ValueError for an unknown name or a number that cannot be imposed."""
+    if set(sweep) - {"network_evaluations", "guidance"}:
+        raise ValueError(f"evaluator.sweep goes over network_evaluations and guidance, got {', '.join(sweep)}")
+    points = []
+    for budget in sweep.get("network_evaluations", []):
+        if isinstance(budget, bool) or budget != int(budget) or budget < 1:
+            raise ValueError(f"evaluator.sweep.network_evaluations must be whole numbers >= 1, got {budget!r}")
+        points.append(Imposed(network_evaluations=int(budget)))
+    for scale in sweep.get("guidance", []):
+        if isinstance(scale, bool) or not 1 <= scale < math.inf:
+            raise ValueError(f"evaluator.sweep.guidance must be numbers >= 1 (1 is none), got {scale!r}")
+        points.append(Imposed(guidance=float(scale)))
+    return points
 
 
 def _flow(module: L.LightningModule) -> FlowModule:

@@ -66,7 +66,7 @@ class FeatureMetric(Metric):
         """A number whose protocol names extractor, reference split with its size, and number of samples."""
         n, m = counts
         protocol = f"{subject.extractors[self.features].protocol}/{subject.reference.name}-{m}/{n}{extra}"
-        return Measurement(self.label(name), value, n, f"{protocol}/sweep" if subject.swept else protocol)
+        return Measurement(self.label(name), value, n, f"{protocol}{subject.sweep_suffix}")
 
     def label(self, name: str) -> str:
         """The metric's name with its extractor; the Frechet distance of float32 Inception features is the FID."""

@@ -69,7 +69,7 @@ class _FrechetMetric(FeatureMetric):
     def _result(self, subject: Subject, name: str, value: float, extra: str = "") -> Measurement:
         n, _ = self.counts(subject)
         protocol = f"{subject.extractors[self.features].protocol}/{self._against(subject)}/{n}{extra}"
-        return Measurement(self.label(name), value, n, f"{protocol}/sweep" if subject.swept else protocol)
+        return Measurement(self.label(name), value, n, f"{protocol}{subject.sweep_suffix}")
 
 
 class FrechetDistance(_FrechetMetric):

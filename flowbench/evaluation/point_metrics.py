@@ -21,8 +21,7 @@ class _PointMetric(Metric):
 
     def _measurement(self, subject: Subject, name: str, value: float, unit: str, extra: str = "") -> Measurement:
         count = min(len(subject.samples), len(subject.reference))
-        sweep = "/sweep" if subject.swept else ""
-        protocol = f"points/{subject.reference.name}-{count}/{count}{extra}{sweep}"
+        protocol = f"points/{subject.reference.name}-{count}/{count}{extra}{subject.sweep_suffix}"
         return Measurement(name, value, count, protocol, unit)
 
 

@@ -69,6 +69,8 @@ def make_row(
         protocol=measurement.protocol,
         unit=measurement.unit,
         network_evaluations=subject.network_evaluations,
+        guidance=subject.guidance,
+        sampler=subject.sampler,
         weights=weights,
         provenance=dict(provenance),
     )

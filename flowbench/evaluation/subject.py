@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -11,7 +11,9 @@ from flowbench.data import DataSpec
 from flowbench.evaluation.samples import SampleSet
 from flowbench.metrics import FeatureExtractor, PathGeometry
 
-__all__ = ["Cost", "Measurement", "Subject"]
+__all__ = ["Cost", "Measurement", "Subject", "SweptName"]
+
+SweptName = Literal["", "network_evaluations", "guidance"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,9 @@ class Subject:
         samples: what was generated.
         reference: real data that the samples are compared with.
         network_evaluations: per sample; None where there is no network.
-        swept: whether the evaluations were imposed by a sweep.
+        guidance: scale of the samples' guidance, 1 = none; None where nothing can be guided.
+        sampler: what the samples depend on beside the weights, for the row.
+        swept: what a sweep imposed on the sampler, `network_evaluations` or `guidance`; empty outside a sweep.
         log_prob: log-densities of the test split in nats, shape (N,), or None.
         likelihood: `exact`, `ode` or `bound`.
         likelihood_method: solver and divergence of the log-densities; empty where they are closed form.
@@ -63,7 +67,9 @@ class Subject:
     samples: SampleSet
     reference: SampleSet
     network_evaluations: float | None = None
-    swept: bool = False
+    guidance: float | None = None
+    sampler: str = ""
+    swept: SweptName = ""
     log_prob: Tensor | None = None
     likelihood: str = "exact"
     likelihood_method: str = ""
@@ -76,6 +82,11 @@ class Subject:
     extractors: dict[str, FeatureExtractor] = field(default_factory=dict)
     held_out: SampleSet | None = None
     memory: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def sweep_suffix(self) -> str:
+        """The last part of a swept number's protocol; empty outside a sweep."""
+        return {"": "", "network_evaluations": "/sweep", "guidance": "/sweep-guidance"}[self.swept]
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,16 @@ class FlowModule(TrainingModule):
         return ""
 
     @property
+    def sampler_name(self) -> str:
+        """What samples depend on beside the weights, noise and guidance scale, for their rows; empty where nothing."""
+        return ""
+
+    @property
+    def guidance_scale(self) -> float | None:
+        """Scale of the sampler's own guidance, 1 is none; None where nothing can be guided."""
+        return None
+
+    @property
     def checkpoint_identity(self) -> dict[str, Any]:
         """Classes and the autoencoder's weights besides: latents of another autoencoder mean something else."""
         return {**super().checkpoint_identity, "classes": self.num_classes, "autoencoder": self.space.checksum}
@@ -129,6 +139,18 @@ class FlowModule(TrainingModule):
     ) -> tuple[Tensor, float]:
         """Carry noise to the flow's data end; returns the points and the evaluations per sample."""
 
+    def flow_encode(self, z: Tensor, label: Tensor | None) -> Tensor:
+        """Carry points `z` (B, *flow_shape) to the noise that the flow maps to them, same shape, without guidance."""
+        raise NotImplementedError
+
+    def flow_decode(self, noise: Tensor, label: Tensor | None, guidance: float = 1.0) -> tuple[Tensor, float]:
+        """Carry noise to the data end of the flow: at scale 1 the inverse of :meth:`flow_encode`, never denoised.
+
+        Returns:
+            The points (B, *flow_shape) and the evaluations per sample.
+        """
+        return self.flow_sample(noise, label, None, guidance)
+
     @abstractmethod
     def flow_log_prob(self, x: Tensor, label: Tensor | None, index: Tensor, seed: int) -> Tensor:
         """Log-density of points `x` (B, *flow_shape) in nats, shape (B,); called with autocast off."""
@@ -142,6 +164,16 @@ class FlowModule(TrainingModule):
             condition: labels, shape (B,), or None.
             num_points: states to return along a continuous flow; a block flow returns one per block.
         """
+
+    @property
+    def encoding_evaluations(self) -> float | None:
+        """Network evaluations per sample of :meth:`encode`; None where an adaptive solver decides."""
+        return 1.0
+
+    @property
+    def likelihood_evaluations(self) -> float | None:
+        """Network evaluations per sample of :meth:`log_prob`; None where an adaptive solver decides."""
+        return 1.0
 
     @property
     def sweeps(self) -> bool:
@@ -252,6 +284,31 @@ class FlowModule(TrainingModule):
             torch.cuda.synchronize(x.device)
         return Samples(x, evaluations, time.perf_counter() - start)
 
+    @torch.no_grad()
+    def encode(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The noise that the flow carries to some data: the deterministic way back, with autocast off.
+
+        Latent families take the mean of the autoencoder's posterior, and no noise of training is added.
+
+        Args:
+            x: points in model space, shape (B, *shape).
+            condition: labels, shape (B,), or None for the unconditional flow.
+
+        Returns:
+            Noise, shape (B, *flow_shape): exact for block flows, up to the solver's error for continuous ones.
+
+        Raises:
+            ValueError: for another shape, or labels that the model cannot take.
+        """
+        self._check_points(x)
+        label = self.check_condition(condition, len(x))
+        with self.full_precision():
+            return self.flow_encode(self.space.encode_mean(x), label)
+
+    def _check_points(self, x: Tensor) -> None:
+        if x.shape[1:] != torch.Size(self.spec.shape):
+            raise ValueError(f"expected points of shape {self.spec.shape}, got {tuple(x.shape[1:])}")
+
     def log_prob(
         self, x: Tensor, condition: Tensor | None = None, *, index: Tensor | None = None, seed: int = 0
     ) -> Tensor:
@@ -266,8 +323,7 @@ class FlowModule(TrainingModule):
         Returns:
             Nats, shape (B,).
         """
-        if x.shape[1:] != torch.Size(self.spec.shape):
-            raise ValueError(f"expected points of shape {self.spec.shape}, got {tuple(x.shape[1:])}")
+        self._check_points(x)
         label = self.check_condition(condition, len(x))
         index = torch.arange(len(x)) if index is None else index
 

@@ -16,6 +16,7 @@ from flowbench.flows import (
     Divergence,
     ExactDivergence,
     Field,
+    FixedStepSolver,
     GaussianSource,
     HutchinsonDivergence,
     IndependentCoupling,
@@ -117,6 +118,16 @@ class FlowMatching(FlowModule):
         return True
 
     @property
+    def sampler_name(self) -> str:
+        """The solver of the samples."""
+        return repr(self.solver)
+
+    @property
+    def guidance_scale(self) -> float | None:
+        """Scale of classifier-free guidance."""
+        return None if self.num_classes is None else self.guidance.scale
+
+    @property
     def likelihood_method(self) -> str:
         """The solver and the divergence of the log-densities."""
         return f"{self.likelihood_solver!r}/{self.divergence!r}"
@@ -137,6 +148,16 @@ class FlowMatching(FlowModule):
         return Loss((weighted.weight * error).mean(), parts)
 
     # ---- field and solver -----------------------------------------------------------------------------
+
+    @property
+    def encoding_evaluations(self) -> float | None:
+        """Those of the sampler's solver without guidance."""
+        return _fixed_cost(self.solver)
+
+    @property
+    def likelihood_evaluations(self) -> float | None:
+        """Those of the likelihood's solver; each also costs one backward pass per probe."""
+        return _fixed_cost(self.likelihood_solver)
 
     def field(self, label: Tensor | None, guidance: ClassifierFreeGuidance | None = None) -> Field:
         """The velocity field of some labels, guided when `guidance` is given."""
@@ -165,6 +186,14 @@ class FlowMatching(FlowModule):
         solution = solver.solve(self.field(label, guide), noise, self._times())
         return solution.states[-1], float(cost * solution.stats.network_evaluations)
 
+    def flow_encode(self, z: Tensor, label: Tensor | None) -> Tensor:
+        """Integrate the unguided field from the data end of the path's interval to its source end.
+
+        The sampler's solver runs backward with the same steps. An explicit method is not its own inverse: encoding and
+        decoding return a point up to O(h^p), h the step and p the solver's order.
+        """
+        return self.solver.solve(self.field(label), z, self._times().flip(0)).states[-1]
+
     @torch.no_grad()
     def trajectory(self, noise: Tensor, condition: Tensor | None = None, num_points: int = 33) -> Trajectory:
         """States and velocities of the learned ODE at equal times, two midpoint steps between neighbours."""
@@ -186,3 +215,8 @@ class FlowMatching(FlowModule):
             probes,
             self.path.interval,
         ).log_prob
+
+
+def _fixed_cost(solver: Solver) -> float | None:
+    """Evaluations of a solver that knows them before it starts; None for an adaptive one."""
+    return float(solver.num_steps * solver.evaluations_per_step) if isinstance(solver, FixedStepSolver) else None

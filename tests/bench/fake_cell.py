@@ -24,7 +24,7 @@ def merged(path: Path) -> dict:
 def record(**fields: object) -> dict:
     run = CONFIG["run"]
     return {
-        "schema": 1,
+        "schema": 2,
         "bench": run["bench"],
         "task": run["task"],
         "contender": run["contender"],
@@ -37,6 +37,8 @@ def record(**fields: object) -> dict:
         "protocol": "fake/test/10",
         "unit": "",
         "network_evaluations": 8.0,
+        "guidance": None,
+        "sampler": "",
         "weights": "ema",
         "status": "ok",
         "provenance": {
@@ -86,7 +88,7 @@ def fit() -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if "meet" in FAKE:
             meet()
-        resumed = train()
+        resumed = train() if VERB == "fit" else int((Path(sys.argv[5]).parents[1] / "checkpoint").read_text())
         if "crash_unless" in FAKE and not Path(FAKE["crash_unless"]).exists():
             print("RuntimeError: loss is nan at step 7", file=sys.stderr)
             sys.exit(1)
@@ -97,7 +99,8 @@ def fit() -> None:
         sweep = [record(value=value / k, network_evaluations=float(k), protocol="fake/sweep") for k in counts]
         if not FAKE.get("no_rows"):
             write_rows([row, *sweep])
-        write("progress.json", json.dumps({"phase": "done", "fraction": 1.0}))
+        if VERB == "fit":
+            write("progress.json", json.dumps({"phase": "done", "fraction": 1.0}))
 
 
 VERB, PATH = sys.argv[1], Path(sys.argv[3])

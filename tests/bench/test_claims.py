@@ -133,6 +133,23 @@ def test_swept_values(make_row):
     assert (missing.verdict, "1, 4" in missing.reason) == ("undecided", True)
 
 
+def test_guided_values_are_a_sweep_of_their_own(make_row):
+    both = [
+        ("network_evaluations", 4.0, "x/sweep"),
+        ("guidance", 4.0, "x/sweep-guidance"),
+        ("guidance", 1.5, "x/sweep-guidance"),
+    ]
+    rows = Results(
+        make_row("a", "fd", value=value + 0.01 * seed, seed=seed, protocol=protocol, **{axis: point})
+        for value, (axis, point, protocol) in enumerate(both, start=1)
+        for seed in range(3)
+    )
+    assert judge(parse_claim("a.fd@guidance=4 < a.fd@guidance=1.5"), rows, {"": ["a"]})[0].verdict == "holds"
+    assert judge(parse_claim("a.fd@4 < a.fd@guidance=4"), rows, {"": ["a"]})[0].verdict == "holds"
+    assert "measured at 4" in judge(parse_claim("a.fd@1 < 1"), rows, {"": ["a"]})[0].reason
+    assert parse_claim("a.fd@guidance=1.5 < 1").left.name == "a.fd@guidance=1.5"
+
+
 def test_missing_numbers_say_why(make_row):
     rows = results(make_row, a=[1.0, 2.0])
     (got,) = judge(parse_claim("a.nl < 1"), rows, TASKS)

@@ -45,6 +45,28 @@ def test_cells_are_tasks_times_contenders_times_seeds(workshop):
     assert [c.task for c in plan.references] == ["moons", "rings"]
 
 
+def test_a_contender_may_measure_the_weights_of_another(workshop):
+    workshop.experiment("cfm")
+    path = workshop.bench(
+        contenders={
+            "cfm": {"experiment": "cfm.yaml", "overrides": {"model.init_args.width": 8}},
+            "guided": {"trained": "cfm", "overrides": {"model.init_args.guidance": 3}},
+        },
+        sweep={"guidance": [1, 2.5]},
+    )
+    plan = make_plan(path)
+    assert [(c.kind, c.contender, c.seed) for c in plan.cells] == [
+        (kind, name, seed) for seed in (0, 1) for kind, name in (("fit", "cfm"), ("test", "guided"))
+    ]
+    cell = plan.cells[1]
+    assert cell.trained == workshop.cell("cfm", 0)
+    assert cell.config["model"]["init_args"] == {"width": 8, "guidance": 3}
+    assert cell.config["evaluator"] == {"sweep": {"guidance": [1, 2.5]}}
+    assert plan.describe()["trained"] == {"guided": "cfm"}
+    # Other weights are another measurement, whatever the sampler's own settings.
+    assert make_plan(path, ["budget.steps=4"]).cells[1].config_hash != cell.config_hash
+
+
 def test_the_hash_sees_base_files_but_not_comments_or_the_place(workshop, monkeypatch):
     workshop.experiment("base")
     (workshop.folder / "cfm.yaml").write_text("base: [base.yaml]\n")
@@ -85,11 +107,17 @@ def test_overrides_replace_the_budget(workshop):
         ({"budget": {"steps": 1.5}}, "whole number"),
         ({"sweep": {"nfe": [1]}}, "unknown key 'nfe'"),
         ({"sweep": {"network_evaluations": [1, 1]}}, "distinct positive"),
+        ({"sweep": {"guidance": [0.5, 2]}}, "numbers >= 1"),
+        ({"claims": ["cfm.nll@guidance=3 < 1"]}, "3 is not swept; sweep.guidance is []"),
+        ({"claims": ["cfm.nll@2.5 < 1"]}, "no whole number"),
+        ({"contenders": {"cfm": "cfm.yaml", "b": {"trained": "cmf", "overrides": {"a.b": 1}}}}, "did you mean 'cfm'"),
+        ({"contenders": {"cfm": "cfm.yaml", "b": {"trained": "cfm"}}}, "would repeat 'cfm'"),
+        ({"contenders": {"cfm": "cfm.yaml", "b": {"trained": "cfm", "experiment": "cfm.yaml"}}}, "write a path"),
         ({"tasks": {"t": {"only": ["cmf"]}}}, "did you mean 'cfm'"),
         ({"tasks": {"t": {"reason": "x"}}}, "no `only`"),
         ({"claims": ["cfn.nll < 1"]}, "unknown contender 'cfn'; did you mean 'cfm'"),
         ({"claims": ["t/cfm.nll < 1"]}, "unknown task 't'"),
-        ({"claims": ["cfm.nll@3 < 1"]}, "@3 is not swept"),
+        ({"claims": ["cfm.nll@3 < 1"]}, "3 is not swept; sweep.network_evaluations is []"),
         ({"claims": ["cfm.nll"]}, "exactly one"),
         ({"jobs": "many"}, "jobs is 'many'"),
         ({"jobs": 0}, "jobs is 0"),

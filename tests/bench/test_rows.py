@@ -13,7 +13,7 @@ from flowbench.rows import SCHEMA, Row, read_rows, write_rows
 from flowbench.storage import write_text
 
 FIELDS = {
-    "schema": 1,
+    "schema": 2,
     "bench": "b",
     "task": "",
     "contender": "cfm",
@@ -26,6 +26,8 @@ FIELDS = {
     "protocol": "exact/test/360",
     "unit": "bits/dim",
     "network_evaluations": None,
+    "guidance": 2.0,
+    "sampler": "midpoint",
     "weights": "ema",
     "status": "ok",
     "provenance": {"git_sha": "abc"},
@@ -34,7 +36,7 @@ FIELDS = {
 
 def test_schema_is_frozen():
     """Changing a field changes every reader: raise SCHEMA, and say in the changelog how to read old files."""
-    assert SCHEMA == 1
+    assert SCHEMA == 2
     assert [f.name for f in dataclasses.fields(Row)] == list(FIELDS)
     assert json.loads(Row(**FIELDS).to_json()) == FIELDS
     assert Row.__dataclass_params__.frozen
@@ -82,7 +84,7 @@ def test_provenance_takes_numpy_and_nan():
         ({"value": "2.5"}, "'value'"),
         ({"weights": "averaged"}, "weights"),
         ({"status": "fine"}, "status"),
-        ({"schema": 2}, "schema 2"),
+        ({"schema": 3}, "schema 3"),
         ({"network_evaluations": math.inf}, "finite"),
     ],
 )
@@ -127,3 +129,10 @@ def test_write_replaces_atomically(tmp_path, monkeypatch):
 def test_missing_file_says_what_to_do(tmp_path):
     with pytest.raises(ValueError, match="does not exist; run"):
         read_rows(tmp_path / "rows.jsonl")
+
+
+def test_a_file_of_schema_1_is_read(tmp_path):
+    old = {name: value for name, value in FIELDS.items() if name not in ("guidance", "sampler")}
+    write_text(tmp_path / "rows.jsonl", json.dumps({**old, "schema": 1}) + "\n")
+    (row,) = read_rows(tmp_path / "rows.jsonl")
+    assert (row.schema, row.guidance, row.sampler, row.value) == (SCHEMA, None, "", 2.5)

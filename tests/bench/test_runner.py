@@ -64,6 +64,35 @@ def test_dry_run_writes_nothing(workshop):
     assert not workshop.runs.exists()
 
 
+def retested(workshop, **fake):
+    workshop.experiment("a", value=1.0, steps=3, **fake)
+    guided = {"trained": "a", "overrides": {"fake.value": 5.0}}
+    return workshop.bench(contenders={"a": "a.yaml", "guided": guided})
+
+
+def test_weights_are_measured_again_after_their_training(workshop):
+    path = retested(workshop)
+    assert workshop.run(path, jobs=2) == 0
+    calls = [call for call in workshop.calls() if not call.startswith("prepare")]
+    assert sorted(calls) == ["fit a 0", "fit a 1", "reference reference 0", "test guided 0", "test guided 1"]
+    for seed in (0, 1):
+        assert calls.index(f"fit a {seed}") < calls.index(f"test guided {seed}")
+    rows = [r for r in load_rows(workshop.runs / "mini") if r.contender == "guided"]
+    assert [(r.value, r.provenance["resumed_from"]) for r in rows] == [(5.0, 3), (5.1, 3)]
+    assert workshop.run(path, jobs=2) == 0
+    assert workshop.calls() == []
+
+
+def test_without_the_training_there_is_nothing_to_measure(workshop):
+    path = retested(workshop, crash_unless=str(workshop.folder / "mended"))
+    assert workshop.run(path) == 1
+    assert not [call for call in workshop.calls() if call.startswith("test")]
+    assert "did not finish" in read_status(workshop.cell("guided", 0)).message
+    (workshop.folder / "mended").touch()
+    assert workshop.run(path) == 0
+    assert read_status(workshop.cell("guided", 1)).state == "DONE"
+
+
 def test_a_crash_is_a_row_and_is_retried(workshop):
     path = two(workshop, crash_unless=str(workshop.folder / "mended"))
     assert workshop.run(path) == 1

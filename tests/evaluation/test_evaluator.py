@@ -111,6 +111,28 @@ def values(rows: dict) -> dict:
     return {key: row.value for key, row in rows.items() if key[0] not in costs}
 
 
+def test_a_sweep_over_guidance(tmp_path):
+    measure = evaluator(sweep={"guidance": [1, 3]})
+    measured(tmp_path, "cfm", digits(), measure, conditional=True)
+    rows = [row for row in read_rows(tmp_path / "rows.jsonl") if row.metric == "fd[identity]"]
+    main, plain, guided = rows
+    assert (main.guidance, main.sampler, main.protocol) == (1.0, main.sampler, "identity/train-1077/20")
+    assert main.sampler.startswith("Midpoint")
+    assert [row.protocol for row in (plain, guided)] == ["identity/train-1077/20/sweep-guidance"] * 2
+    assert [(row.guidance, row.network_evaluations) for row in (plain, guided)] == [(1.0, 4.0), (3.0, 8.0)]
+    assert plain.value == main.value != guided.value
+
+
+def test_what_cannot_be_guided_is_not_swept(tmp_path):
+    measured(tmp_path, "cfm", digits(), evaluator(sweep={"guidance": [1, 3]}))
+    rows = read_rows(tmp_path / "rows.jsonl")
+    assert not [row for row in rows if "sweep" in row.protocol]
+    assert {row.guidance for row in rows} == {None}
+    for wrong in ([0.5], [True]):
+        with pytest.raises(ValueError, match="sweep.guidance must be numbers >= 1"):
+            evaluator(sweep={"guidance": wrong})
+
+
 @pytest.mark.parametrize("name", ["cfm", "tarflow"])
 def test_digits_end_to_end(tmp_path, name):
     measure = evaluator(sweep={"network_evaluations": [1, 2, 4]})

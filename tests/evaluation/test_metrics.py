@@ -246,7 +246,7 @@ def test_balls_need_more_points_than_neighbours(metric, k):
 @pytest.mark.parametrize("metric", everything(), ids=lambda m: type(m).__name__)
 def test_a_swept_row_says_so(metric):
     given = subject()
-    given.swept = True
+    given.swept = "network_evaluations"
     assert all(m.protocol.endswith("/sweep") for m in metric.measure(given))
 
 
