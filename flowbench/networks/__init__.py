@@ -1,16 +1,30 @@
 """Networks: plain ``nn.Module``s.
 
 MLP, UNet and DiT are velocity networks, built as ``Net(shape, num_classes, *, options)``. CausalTransformer
-serves autoregressive flows, KLAutoencoder the latent families.
+serves autoregressive flows; KLAutoencoder and TinyAutoencoder the latent families, PatchDiscriminator their training.
 """
 
 from __future__ import annotations
 
-from flowbench.networks.autoencoder import KLAutoencoder
+from flowbench.networks.autoencoder import GaussianAutoencoder, KLAutoencoder
 from flowbench.networks.causal_transformer import CausalTransformer
+from flowbench.networks.discriminator import PatchDiscriminator
 from flowbench.networks.dit import DiT
 from flowbench.networks.mlp import MLP
+from flowbench.networks.tiny_autoencoder import TinyAutoencoder
+from flowbench.networks.token_transformer import TokenTransformer
 from flowbench.networks.unet import UNet
 from flowbench.networks.velocity import VelocityNetwork
 
-__all__ = ["MLP", "CausalTransformer", "DiT", "KLAutoencoder", "UNet", "VelocityNetwork"]
+__all__ = [
+    "MLP",
+    "CausalTransformer",
+    "DiT",
+    "GaussianAutoencoder",
+    "KLAutoencoder",
+    "PatchDiscriminator",
+    "TinyAutoencoder",
+    "TokenTransformer",
+    "UNet",
+    "VelocityNetwork",
+]

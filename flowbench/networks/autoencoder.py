@@ -1,8 +1,10 @@
-"""Variational autoencoder for images: the first stage of latent flows."""
+"""Variational autoencoders for images: the first stage of latent flows."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from flowbench.networks.blocks import ResidualBlock, conv3x3, group_norm
 
-__all__ = ["KLAutoencoder"]
+__all__ = ["GaussianAutoencoder", "KLAutoencoder"]
 
 # Bounds of the posterior's log-variance: exp stays finite in float32 and the KL keeps a gradient in between.
 MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -30.0, 20.0
@@ -21,90 +23,30 @@ MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -30.0, 20.0
 INITIAL_LOG_SIGMA = -2.0
 
 
-def _stack(channels: int, num_res_blocks: int) -> list[nn.Module]:
-    return [ResidualBlock(channels, channels) for _ in range(num_res_blocks)]
+class GaussianAutoencoder(nn.Module, ABC):
+    """An encoder with a Gaussian posterior and a decoder that is a Gaussian of one standard deviation.
 
-
-class KLAutoencoder(nn.Module):
-    """Convolutional VAE with a Gaussian decoder of one learned standard deviation.
-
-    q(z | x) = N(mean(x), exp(log_variance(x))), p(z) = N(0, 1), p(x | z) = N(decode(z), exp(log_sigma)^2).
-    ``log_sigma`` is trained with the weights, so that -(reconstruction_nll + kl) is a lower bound on log p(x)
-    and not a sum with a chosen balance.
+    q(z | x) = N(mean(x), exp(log_variance(x))), p(x | z) = N(decode(z), exp(log_sigma)^2). A subclass gives
+    :meth:`encode`, :meth:`decode`, :attr:`latent_shape` and the modules of both sides.
 
     Args:
-        shape: (C, H, W) of the images; H and W are divisible by 2**downsamplings.
-        latent_channels: channels of the latent.
-        width: channels at full resolution; doubled per downsampling up to four times.
-        downsamplings: how often height and width are halved; 0 keeps them.
-        num_res_blocks: residual blocks per resolution, in encoder and decoder.
+        shape: (C, H, W) of the images.
 
-    Raises:
-        ValueError: ``shape`` is not (C, H, W) divisible by 2**downsamplings, or a size is not positive.
-
-    References:
-        Kingma and Welling (2013), "Auto-Encoding Variational Bayes", arXiv:1312.6114; Rombach et al. (2021),
-        "High-Resolution Image Synthesis with Latent Diffusion Models", arXiv:2112.10752, section 3.1;
-        Rybkin et al. (2020), "Simple and Effective VAE Training with Calibrated Decoders", arXiv:2006.13202.
+    Attributes:
+        log_sigma: logarithm of the decoder's standard deviation in model units, a scalar parameter.
     """
 
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        *,
-        latent_channels: int = 4,
-        width: int = 64,
-        downsamplings: int = 1,
-        num_res_blocks: int = 1,
-    ) -> None:
+    def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.shape = tuple(int(size) for size in shape)
-        self.downsamplings = downsamplings
-        self.latent_channels = latent_channels
-        if min(latent_channels, width, num_res_blocks) < 1 or downsamplings < 0:
-            raise ValueError(
-                f"latent_channels, width, num_res_blocks, downsamplings are {latent_channels}, {width}, "
-                f"{num_res_blocks}, {downsamplings}; give at least 1, 1, 1, 0"
-            )
-        if len(self.shape) != 3 or self.shape[1] % 2**downsamplings or self.shape[2] % 2**downsamplings:
-            raise ValueError(
-                f"shape is {self.shape} with {downsamplings} downsamplings; give (C, H, W) with H and W "
-                f"divisible by {2**downsamplings}, or fewer downsamplings"
-            )
-        widths = [width * min(2**level, 4) for level in range(downsamplings + 1)]
-        self.encoder = self._build_encoder(widths, num_res_blocks)
-        self.decoder = self._build_decoder(widths[::-1], num_res_blocks)
         self.log_sigma = nn.Parameter(torch.tensor(INITIAL_LOG_SIGMA))
 
-    def _build_encoder(self, widths: list[int], num_res_blocks: int) -> nn.Sequential:
-        layers: list[nn.Module] = [conv3x3(self.shape[0], widths[0]), *_stack(widths[0], num_res_blocks)]
-        for before, after in pairwise(widths):
-            layers += [ResidualBlock(before, after, resample="down"), *_stack(after, num_res_blocks)]
-        return nn.Sequential(*layers, group_norm(widths[-1]), nn.SiLU(), conv3x3(widths[-1], 2 * self.latent_channels))
-
-    def _build_decoder(self, widths: list[int], num_res_blocks: int) -> nn.Sequential:
-        layers: list[nn.Module] = [
-            conv3x3(self.latent_channels, widths[0]),
-            *_stack(widths[0], num_res_blocks),
-        ]
-        for before, after in pairwise(widths):
-            layers += [ResidualBlock(before, after, resample="up"), *_stack(after, num_res_blocks)]
-        return nn.Sequential(*layers, group_norm(widths[-1]), nn.SiLU(), conv3x3(widths[-1], self.shape[0]))
-
     @property
+    @abstractmethod
     def latent_shape(self) -> tuple[int, int, int]:
-        """Shape of one latent, (latent_channels, H / 2**downsamplings, W / 2**downsamplings)."""
-        return (
-            self.latent_channels,
-            self.shape[1] >> self.downsamplings,
-            self.shape[2] >> self.downsamplings,
-        )
+        """Shape of one latent, (latent channels, height, width)."""
 
-    @property
-    def decoder_std(self) -> Tensor:
-        """Standard deviation of the decoder's Gaussian in model units, a positive scalar."""
-        return self.log_sigma.exp()
-
+    @abstractmethod
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Parameters of the posterior q(z | x).
 
@@ -112,16 +54,14 @@ class KLAutoencoder(nn.Module):
             x: images in [-1, 1], shape (B, C, H, W).
 
         Returns:
-            Mean and log-variance (clamped to [-30, 20]), each of shape (B, *latent_shape), in the dtype of ``x``
-            whatever autocast does to the network.
+            Mean and log-variance, each of shape (B, *latent_shape), in the dtype of ``x`` whatever autocast does to
+            the network. The log-variance of a deterministic encoder is minus infinity.
 
         Raises:
             ValueError: ``x`` does not have the shape of the images.
         """
-        _check(x, self.shape, "x")
-        mean, log_variance = self.encoder(x).to(x.dtype).chunk(2, dim=1)
-        return mean, log_variance.clamp(MIN_LOG_VARIANCE, MAX_LOG_VARIANCE)
 
+    @abstractmethod
     def decode(self, z: Tensor) -> Tensor:
         """Mean of p(x | z) in model units, not bounded.
 
@@ -134,9 +74,31 @@ class KLAutoencoder(nn.Module):
         Raises:
             ValueError: ``z`` does not have the shape of the latents.
         """
-        _check(z, self.latent_shape, "z")
-        x_hat: Tensor = self.decoder(z).to(z.dtype)
-        return x_hat
+
+    @abstractmethod
+    def encoder_modules(self) -> Iterator[nn.Module]:
+        """What :meth:`encode` consists of."""
+
+    @abstractmethod
+    def decoder_modules(self) -> Iterator[nn.Module]:
+        """What :meth:`decode` consists of."""
+
+    @property
+    def decoder_std(self) -> Tensor:
+        """Standard deviation of the decoder's Gaussian in model units, a positive scalar."""
+        return self.log_sigma.exp()
+
+    def check_images(self, x: Tensor) -> None:
+        """ValueError where ``x`` is not (B, *shape)."""
+        self._check(x, self.shape, "x")
+
+    def check_latents(self, z: Tensor) -> None:
+        """ValueError where ``z`` is not (B, *latent_shape)."""
+        self._check(z, self.latent_shape, "z")
+
+    def _check(self, value: Tensor, shape: tuple[int, ...], name: str) -> None:
+        if tuple(value.shape[1:]) != shape:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}; this {type(self).__name__} takes (B, *{shape})")
 
     @staticmethod
     def sample(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
@@ -179,7 +141,19 @@ class KLAutoencoder(nn.Module):
         Returns:
             Negative log-likelihoods, shape (B,).
         """
-        standardised = (x - self.decode(z)) * torch.exp(-self.log_sigma)
+        return self.gaussian_nll(x, self.decode(z))
+
+    def gaussian_nll(self, x: Tensor, decoded: Tensor) -> Tensor:
+        """-log p(x | z) in nats, summed over the image, from the decoder's mean.
+
+        Args:
+            x: images, shape (B, C, H, W).
+            decoded: what :meth:`decode` made of the latents, same shape.
+
+        Returns:
+            Negative log-likelihoods, shape (B,).
+        """
+        standardised = (x - decoded) * torch.exp(-self.log_sigma)
         per_dim = 0.5 * standardised.square() + self.log_sigma + 0.5 * math.log(2 * math.pi)
         return per_dim.flatten(1).sum(1)
 
@@ -202,6 +176,99 @@ class KLAutoencoder(nn.Module):
         return self.elbo_terms(x, noise)
 
 
-def _check(value: Tensor, shape: tuple[int, ...], name: str) -> None:
-    if tuple(value.shape[1:]) != shape:
-        raise ValueError(f"{name} has shape {tuple(value.shape)}; this KLAutoencoder takes (B, *{shape})")
+def _stack(channels: int, num_res_blocks: int) -> list[nn.Module]:
+    return [ResidualBlock(channels, channels) for _ in range(num_res_blocks)]
+
+
+class KLAutoencoder(GaussianAutoencoder):
+    """Convolutional VAE with a Gaussian decoder of one learned standard deviation.
+
+    q(z | x) = N(mean(x), exp(log_variance(x))), p(z) = N(0, 1), p(x | z) = N(decode(z), exp(log_sigma)^2).
+    ``log_sigma`` is trained with the weights, so that -(reconstruction_nll + kl) is a lower bound on log p(x)
+    and not a sum with a chosen balance.
+
+    Args:
+        shape: (C, H, W) of the images; H and W are divisible by 2**downsamplings.
+        latent_channels: channels of the latent.
+        width: channels at full resolution; doubled per downsampling up to four times.
+        downsamplings: how often height and width are halved; 0 keeps them.
+        num_res_blocks: residual blocks per resolution, in encoder and decoder.
+
+    Raises:
+        ValueError: ``shape`` is not (C, H, W) divisible by 2**downsamplings, or a size is not positive.
+
+    References:
+        Kingma and Welling (2013), "Auto-Encoding Variational Bayes", arXiv:1312.6114; Rombach et al. (2021),
+        "High-Resolution Image Synthesis with Latent Diffusion Models", arXiv:2112.10752, section 3.1;
+        Rybkin et al. (2020), "Simple and Effective VAE Training with Calibrated Decoders", arXiv:2006.13202.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        latent_channels: int = 4,
+        width: int = 64,
+        downsamplings: int = 1,
+        num_res_blocks: int = 1,
+    ) -> None:
+        super().__init__(shape)
+        self.downsamplings = downsamplings
+        self.latent_channels = latent_channels
+        if min(latent_channels, width, num_res_blocks) < 1 or downsamplings < 0:
+            raise ValueError(
+                f"latent_channels, width, num_res_blocks, downsamplings are {latent_channels}, {width}, "
+                f"{num_res_blocks}, {downsamplings}; give at least 1, 1, 1, 0"
+            )
+        if len(self.shape) != 3 or self.shape[1] % 2**downsamplings or self.shape[2] % 2**downsamplings:
+            raise ValueError(
+                f"shape is {self.shape} with {downsamplings} downsamplings; give (C, H, W) with H and W "
+                f"divisible by {2**downsamplings}, or fewer downsamplings"
+            )
+        widths = [width * min(2**level, 4) for level in range(downsamplings + 1)]
+        self.encoder = self._build_encoder(widths, num_res_blocks)
+        self.decoder = self._build_decoder(widths[::-1], num_res_blocks)
+
+    def _build_encoder(self, widths: list[int], num_res_blocks: int) -> nn.Sequential:
+        layers: list[nn.Module] = [conv3x3(self.shape[0], widths[0]), *_stack(widths[0], num_res_blocks)]
+        for before, after in pairwise(widths):
+            layers += [ResidualBlock(before, after, resample="down"), *_stack(after, num_res_blocks)]
+        return nn.Sequential(*layers, group_norm(widths[-1]), nn.SiLU(), conv3x3(widths[-1], 2 * self.latent_channels))
+
+    def _build_decoder(self, widths: list[int], num_res_blocks: int) -> nn.Sequential:
+        layers: list[nn.Module] = [
+            conv3x3(self.latent_channels, widths[0]),
+            *_stack(widths[0], num_res_blocks),
+        ]
+        for before, after in pairwise(widths):
+            layers += [ResidualBlock(before, after, resample="up"), *_stack(after, num_res_blocks)]
+        return nn.Sequential(*layers, group_norm(widths[-1]), nn.SiLU(), conv3x3(widths[-1], self.shape[0]))
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Shape of one latent, (latent_channels, H / 2**downsamplings, W / 2**downsamplings)."""
+        return (
+            self.latent_channels,
+            self.shape[1] >> self.downsamplings,
+            self.shape[2] >> self.downsamplings,
+        )
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of q(z | x); the log-variance is clamped to [-30, 20]."""
+        self.check_images(x)
+        mean, log_variance = self.encoder(x).to(x.dtype).chunk(2, dim=1)
+        return mean, log_variance.clamp(MIN_LOG_VARIANCE, MAX_LOG_VARIANCE)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Mean of p(x | z) in model units, not bounded."""
+        self.check_latents(z)
+        x_hat: Tensor = self.decoder(z).to(z.dtype)
+        return x_hat
+
+    def encoder_modules(self) -> Iterator[nn.Module]:
+        """The encoder."""
+        yield self.encoder
+
+    def decoder_modules(self) -> Iterator[nn.Module]:
+        """The decoder."""
+        yield self.decoder

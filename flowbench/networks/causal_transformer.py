@@ -5,13 +5,17 @@ Shape suffixes: B batch, N tokens, D token dimension, S slots (N, or N - 1 when 
 
 from __future__ import annotations
 
+import math
 from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from flowbench.networks.attention import CausalBlock, KeyValueCache, LayerNorm
+from flowbench.networks.attention import CausalBlock, LayerNorm, Temperature
+from flowbench.networks.cache import KeyValueCache
+from flowbench.networks.linear import Linear
 from flowbench.networks.rotary import grid_positions, rotary_table
 
 __all__ = ["CausalTransformer"]
@@ -47,6 +51,10 @@ class CausalTransformer(nn.Module):
         grid: (rows, columns) of the token grid with rows * columns = N, for 2-D rotary positions; None: 1-D.
         start: "learned" or "zero", see above.
         final_norm: normalise before the output layer.
+        extent: side length that the grid's rotary positions span (:func:`~flowbench.networks.rotary.grid_positions`);
+            None: one unit per cell.
+        checkpoint_every: activation checkpointing of every n-th transformer block in training: its activations are
+            computed again in the backward pass. 0: off, 1: all blocks.
 
     Attributes:
         num_slots: one-token evaluations that a sequential pass needs, N or N - 1.
@@ -69,110 +77,212 @@ class CausalTransformer(nn.Module):
         grid: tuple[int, int] | None = None,
         start: Literal["learned", "zero"] = "learned",
         final_norm: bool = False,
+        extent: float | None = None,
+        checkpoint_every: int = 0,
     ) -> None:
         super().__init__()
         _check_sizes(num_tokens, token_dim, num_classes, width, depth, head_dim)
         if mlp_ratio * width < 1:
             raise ValueError(f"mlp_ratio must be at least 1 / width, got {mlp_ratio}")
-        _check_position(num_tokens, position, grid, start)
+        _check_position(num_tokens, position, grid, extent, start)
+        if checkpoint_every < 0:
+            raise ValueError(f"checkpoint_every must be at least 0 (0 = off), got {checkpoint_every}")
         self.num_tokens, self.token_dim, self.num_classes = num_tokens, token_dim, num_classes
-        self.head_dim, self.start = head_dim, start
+        self.head_dim, self.start, self.checkpoint_every = head_dim, start, checkpoint_every
         first_slot = 0 if start == "learned" else 1
         self.num_slots = num_tokens - first_slot
-        self.embed = nn.Linear(token_dim, width)
+        self.embed = Linear(token_dim, width)
         if start == "learned":
             self.start_token = nn.Parameter(0.02 * torch.randn(token_dim))
         self.label_embedding = None if num_classes is None else _embedding(num_classes + 1, width)
         self.position_embedding = (
             nn.Parameter(0.02 * torch.randn(self.num_slots, width)) if position == "learned" else None
         )
-        table = _rotary_table(num_tokens, head_dim, grid)[:, first_slot:] if position == "rope" else None
+        table = _rotary_table(num_tokens, head_dim, grid, extent)[:, first_slot:] if position == "rope" else None
         self.register_buffer("table", table, persistent=False)
         self.blocks = nn.ModuleList(CausalBlock(width, head_dim, mlp_ratio) for _ in range(depth))
         self.final_norm = LayerNorm(width) if final_norm else nn.Identity()
-        self.out = nn.Linear(width, 2 * token_dim)
+        self.out = Linear(width, 2 * token_dim)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, x_BND: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x_BND: Tensor, label: Tensor | None = None, *, temperature: Temperature = 1.0) -> Tensor:
         """Parameters of every token in one parallel pass.
 
         Args:
             x_BND: tokens in generation order, shape (B, N, D).
             label: classes in 0..num_classes (num_classes = null), int64, shape (B,); None = null for all.
+            temperature: divides the attention logits; one number > 0, or one per sequence, shape (B,).
 
         Returns:
             Parameters of shape (B, N, 2 D); row i depends on rows 0..i-1 of ``x_BND`` only.
 
         Raises:
-            ValueError: for another shape, or a label given to an unconditional network.
+            ValueError: for another shape, a label given to an unconditional network, or a temperature that is not
+                positive (a tensor's values are not looked at: that would wait for the device).
         """
         if x_BND.shape[1:] != (self.num_tokens, self.token_dim):
             raise ValueError(
                 f"tokens must have shape (B, {self.num_tokens}, {self.token_dim}), got {tuple(x_BND.shape)}"
             )
+        _check_temperature(temperature, len(x_BND))
         x_BSD = x_BND[:, :-1]
         if self.start == "learned":
             start_B1D = self.start_token.to(x_BSD.dtype).expand(len(x_BSD), 1, -1)
             x_BSD = torch.cat([start_B1D, x_BSD], dim=1)
-        h_BSW = self._embed(x_BSD, label, slice(None))
-        table = cast("Tensor | None", self.table)
-        for block in self.blocks:
-            h_BSW = block(h_BSW, table)
+        h_BSW = self._embed(x_BSD, label, self.position_embedding)
+        every = self.checkpoint_every if self.training and torch.is_grad_enabled() else 0
+        for index, block in enumerate(self.blocks):
+            if every and index % every == 0:
+                # Nothing in a block is random, so there is no generator to restore.
+                h_BSW = checkpoint(
+                    block, h_BSW, self._table, temperature, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                h_BSW = block(h_BSW, self._table, temperature)
         params_BSP = self.out(self.final_norm(h_BSW))
         return F.pad(params_BSP, (0, 0, self.num_tokens - self.num_slots, 0))
 
-    def allocate_cache(self, batch_size: int) -> KeyValueCache:
+    def allocate_cache(self, batch_size: int, *, static: bool = False) -> KeyValueCache:
         """An empty cache for one sequential pass over ``batch_size`` sequences.
 
-        It lies on the network's device, in the network's dtype (autocast's, where that is on).
+        It lies on the network's device, in the network's dtype (autocast's, where that is on), and holds
+        2 * depth * slots * width numbers per sequence.
+
+        Args:
+            batch_size: number of sequences.
+            static: for :meth:`step` with a tensor position on a CPU; elsewhere there is one layout.
         """
         weight = self.embed.weight
         device, dtype = weight.device.type, weight.dtype
-        if torch.is_autocast_enabled(device) and dtype != torch.float64:  # autocast leaves float64 alone
+        # Autocast leaves float64 alone and does not know the meta device, where models are counted.
+        if device != "meta" and torch.is_autocast_enabled(device) and dtype != torch.float64:
             dtype = torch.get_autocast_dtype(device)
         num_heads = self.embed.out_features // self.head_dim
-        shape = (len(self.blocks), batch_size, num_heads, self.num_slots, self.head_dim)
-        return KeyValueCache(weight.new_zeros(shape, dtype=dtype), weight.new_zeros(shape, dtype=dtype))
+        shape = (batch_size, num_heads, self.num_slots, self.head_dim)
+        return KeyValueCache.allocate(weight, dtype, len(self.blocks), shape, static)
 
-    def step(
-        self, previous_BD: Tensor | None, position: int, cache: KeyValueCache, label: Tensor | None = None
+    @torch.no_grad()
+    def extend(
+        self,
+        previous_BLD: Tensor,
+        start: int,
+        cache: KeyValueCache,
+        label: Tensor | None = None,
+        *,
+        temperature: Temperature = 1.0,
     ) -> Tensor:
-        """Parameters of one token; positions must be visited in order, 0 to N - 1.
+        """Parameters of the tokens ``start`` .. ``start + L - 1``, computed in parallel.
 
-        Call it without autograd: the cache is written in place.
+        The cache must hold the slots of the tokens before. It may be called again for the same start with other
+        tokens, as Jacobi iteration does: the rows are overwritten. It builds no autograd graph.
 
         Args:
-            previous_BD: token ``position - 1``, shape (B, D); None at position 0.
-            position: index of the token to predict.
+            previous_BLD: the tokens ``start - 1`` .. ``start + L - 2``, shape (B, L, D). With ``start`` 0 the first
+                one is ignored: the network knows its own start.
+            start: index of the first token to predict.
             cache: from :meth:`allocate_cache`, for the same B; written in place.
             label: as in :meth:`forward`.
+            temperature: as in :meth:`forward`; the same for all calls that share a cache.
+
+        Returns:
+            Rows ``start`` .. ``start + L - 1`` of what :meth:`forward` returns, shape (B, L, 2 D).
+
+        Raises:
+            ValueError: for another shape, tokens beyond the end, or as :meth:`forward`.
+        """
+        self._check_run(previous_BLD, start, cache, temperature)
+        no_slot = self.num_tokens - self.num_slots if start == 0 else 0
+        token_BLD = previous_BLD[:, no_slot:]
+        if start == 0 and self.start == "learned":
+            start_B1D = self.start_token.to(token_BLD.dtype).expand(len(token_BLD), 1, -1)
+            token_BLD = torch.cat([start_B1D, token_BLD[:, 1:]], dim=1)
+        first = start + no_slot - (self.num_tokens - self.num_slots)
+        if token_BLD.shape[1] == 0:
+            return self.out.weight.new_zeros(len(token_BLD), 1, 2 * self.token_dim)
+        here = slice(first, first + token_BLD.shape[1])
+        position = None if self.position_embedding is None else self.position_embedding[here]
+        table = None if self._table is None else self._table[:, here]
+        h_BLW = self._embed(token_BLD, label, position)
+        run = cache.run(first, token_BLD.shape[1])
+        for block, layer in zip(self.blocks, cache.layers, strict=True):
+            h_BLW = cast(CausalBlock, block).extend(h_BLW, table, layer, run, temperature)
+        params_BLP = self.out(self.final_norm(h_BLW))
+        return F.pad(params_BLP, (0, 0, no_slot, 0)) if no_slot else params_BLP
+
+    @torch.no_grad()
+    def step(
+        self,
+        previous_BD: Tensor | None,
+        position: int | Tensor,
+        cache: KeyValueCache,
+        label: Tensor | None = None,
+        *,
+        temperature: Temperature = 1.0,
+    ) -> Tensor:
+        """Parameters of one token, given the one before it; builds no autograd graph.
+
+        Two forms of equal result. An int ``position`` attends to the seen slots only, which is the fast way where
+        operations are launched one by one. A tensor attends to all slots under a mask: every shape is static and
+        nothing waits for the host, so that ``torch.compile(fullgraph=True)`` and CUDA graphs record it once for all
+        positions. That form wants a cache without NaN in slots not seen yet, such as a new one.
+
+        Args:
+            previous_BD: token ``position - 1``, shape (B, D); ignored at position 0, where None may be given with an
+                int position.
+            position: index of the token to predict; an int, or an int64 tensor of shape () on the network's device.
+            cache: from :meth:`allocate_cache`, for the same B; written in place.
+            label: as in :meth:`forward`.
+            temperature: as in :meth:`forward`; the same for all calls that share a cache.
 
         Returns:
             Row ``position`` of what :meth:`forward` returns, shape (B, 2 D).
 
         Raises:
-            ValueError: if a previous token is given at position 0, or is missing elsewhere.
+            ValueError: if the previous token is missing, or as :meth:`extend`.
         """
-        if (previous_BD is None) != (position == 0):
-            state = "missing" if previous_BD is None else "given"
-            raise ValueError(f"previous token {state} at position {position}; pass None at position 0 only")
-        slot = position - (self.num_tokens - self.num_slots)
-        if slot < 0:
-            return self.out.weight.new_zeros(cache.batch_size, 2 * self.token_dim)
-        token_BD = self.start_token.expand(cache.batch_size, -1) if previous_BD is None else previous_BD
-        here = slice(slot, slot + 1)
-        h_B1W = self._embed(token_BD[:, None], label, here)
-        table = None if self.table is None else cast(Tensor, self.table)[:, here]
-        for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
-            h_B1W = cast(CausalBlock, block).step(h_B1W, table, keys, values, slot)
-        return self.out(self.final_norm(h_B1W))[:, 0]
+        if previous_BD is None:
+            if isinstance(position, Tensor) or position != 0:
+                raise ValueError(f"previous token missing at position {position}; only an int 0 can do without")
+            previous_BD = self.embed.weight.new_zeros(cache.batch_size, self.token_dim)
+        if isinstance(position, Tensor):
+            return self._static_step(previous_BD, position, cache, label, temperature)
+        return self.extend(previous_BD[:, None], position, cache, label, temperature=temperature)[:, 0]
 
-    def _embed(self, x_BSD: Tensor, label: Tensor | None, slots: slice) -> Tensor:
+    def _static_step(
+        self,
+        previous_BD: Tensor,
+        position: Tensor,
+        cache: KeyValueCache,
+        label: Tensor | None,
+        temperature: Temperature,
+    ) -> Tensor:
+        _check_temperature(temperature, len(previous_BD))
+        if len(cache.layers[0].pages) > 1:
+            raise ValueError("a tensor position needs a static cache; allocate it with allocate_cache(B, static=True)")
+        is_first = position == 0
+        if self.start == "learned":
+            previous_BD = torch.where(is_first, self.start_token.to(previous_BD.dtype), previous_BD)
+        # Without a slot for position 0, slot 0 is written there for nothing, and again before it is first read.
+        slot = (position - (self.num_tokens - self.num_slots)).clamp(min=0)[None]
+        embedding = None if self.position_embedding is None else self.position_embedding.index_select(0, slot)
+        table = None if self._table is None else self._table.index_select(1, slot)
+        seen_S = torch.arange(self.num_slots, device=slot.device) <= slot
+        h_B1W = self._embed(previous_BD[:, None], label, embedding)
+        for block, layer in zip(self.blocks, cache.layers, strict=True):
+            h_B1W = cast(CausalBlock, block).step(h_B1W, table, layer, slot, seen_S, temperature)
+        params_BP = self.out(self.final_norm(h_B1W))[:, 0]
+        return params_BP if self.start == "learned" else params_BP.masked_fill(is_first, 0)
+
+    @property
+    def _table(self) -> Tensor | None:
+        return cast("Tensor | None", self.table)
+
+    def _embed(self, x_BSD: Tensor, label: Tensor | None, position_SW: Tensor | None) -> Tensor:
         # Autocast makes the product bf16; the residual stream keeps the parameters' dtype.
         h_BSW = self.embed(x_BSD).to(self.embed.weight.dtype)
-        if self.position_embedding is not None:
-            h_BSW = h_BSW + self.position_embedding[slots]
+        if position_SW is not None:
+            h_BSW = h_BSW + position_SW
         if self.label_embedding is None:
             if label is not None:
                 raise ValueError("label given to an unconditional network; build it with num_classes")
@@ -183,6 +293,23 @@ class CausalTransformer(nn.Module):
             raise ValueError(f"label must have shape ({len(x_BSD)},), got {tuple(label.shape)}")
         return h_BSW + self.label_embedding(label)[:, None]
 
+    def _check_run(self, previous_BLD: Tensor, start: int, cache: KeyValueCache, temperature: Temperature) -> None:
+        batch, length = previous_BLD.shape[:2]
+        if previous_BLD.ndim != 3 or batch != cache.batch_size or previous_BLD.shape[2] != self.token_dim:
+            expected = f"({cache.batch_size}, L, {self.token_dim})"
+            raise ValueError(f"previous tokens must have shape {expected}, got {tuple(previous_BLD.shape)}")
+        if not (length >= 1 and 0 <= start <= self.num_tokens - length):
+            raise ValueError(f"tokens {start} to {start + length - 1} are not within 0 to {self.num_tokens - 1}")
+        _check_temperature(temperature, batch)
+
+
+def _check_temperature(temperature: Temperature, batch: int) -> None:
+    if isinstance(temperature, Tensor):
+        if temperature.shape != (batch,):
+            raise ValueError(f"temperature must be one number or have shape ({batch},), got {tuple(temperature.shape)}")
+    elif not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive and finite (1 = none), got {temperature}")
+
 
 def _embedding(num_rows: int, width: int) -> nn.Embedding:
     embedding = nn.Embedding(num_rows, width)
@@ -190,8 +317,8 @@ def _embedding(num_rows: int, width: int) -> nn.Embedding:
     return embedding
 
 
-def _rotary_table(num_tokens: int, head_dim: int, grid: tuple[int, int] | None) -> Tensor:
-    positions = torch.arange(num_tokens)[:, None] if grid is None else grid_positions(*grid)
+def _rotary_table(num_tokens: int, head_dim: int, grid: tuple[int, int] | None, extent: float | None) -> Tensor:
+    positions = torch.arange(num_tokens)[:, None] if grid is None else grid_positions(*grid, extent)
     return rotary_table(positions, head_dim).to(torch.get_default_dtype())
 
 
@@ -214,7 +341,9 @@ def _check_sizes(
         raise ValueError(f"width must be a multiple of head_dim {head_dim}, got {width}")
 
 
-def _check_position(num_tokens: int, position: str, grid: tuple[int, int] | None, start: str) -> None:
+def _check_position(
+    num_tokens: int, position: str, grid: tuple[int, int] | None, extent: float | None, start: str
+) -> None:
     if position not in ("rope", "learned"):
         raise ValueError(f"position must be 'rope' or 'learned', got {position!r}")
     if start not in ("learned", "zero"):
@@ -223,3 +352,7 @@ def _check_position(num_tokens: int, position: str, grid: tuple[int, int] | None
         raise ValueError(f"grid {grid} needs position='rope'; a learned table takes no grid")
     if grid is not None and grid[0] * grid[1] != num_tokens:
         raise ValueError(f"grid must have num_tokens {num_tokens} cells, got {grid[0]} x {grid[1]}")
+    if extent is not None and grid is None:
+        raise ValueError(f"extent {extent} rescales a grid of tokens; give grid, or leave extent out")
+    if extent is not None and not 0 < extent < math.inf:
+        raise ValueError(f"extent must be positive and finite, got {extent}")

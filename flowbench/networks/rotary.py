@@ -7,16 +7,27 @@ References:
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 __all__ = ["grid_positions", "rotary_table", "rotate"]
 
 
-def grid_positions(height: int, width: int) -> Tensor:
-    """Row and column of every cell of a grid in raster order, float64, shape (height * width, 2)."""
+def grid_positions(height: int, width: int, extent: float | None = None) -> Tensor:
+    """Row and column of every cell of a grid in raster order, float64, shape (height * width, 2).
+
+    Args:
+        height: rows of the grid.
+        width: columns of the grid.
+        extent: side length that a square grid shall span whatever its number of cells: positions are multiplied
+            by ``extent / sqrt(height * width)``, so that grids of other resolutions and aspect ratios stay within
+            the angles seen in training (STARFlow, arXiv:2506.06276). None: one unit per cell.
+    """
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    return torch.stack([rows.flatten(), columns.flatten()], dim=-1).double()
+    positions = torch.stack([rows.flatten(), columns.flatten()], dim=-1).double()
+    return positions if extent is None else positions * (extent / math.sqrt(height * width))
 
 
 def rotary_table(positions: Tensor, head_dim: int, *, base: float = 10_000.0) -> Tensor:

@@ -1,0 +1,156 @@
+"""A transformer over tokens without a mask: the network of learned denoisers.
+
+Shape suffixes: B batch, N tokens, D token dimension, W width, H heads, E head dimension.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flowbench.networks.attention import LayerNorm
+from flowbench.networks.blocks import zeroed
+from flowbench.networks.linear import Linear
+from flowbench.networks.rotary import grid_positions, rotary_table, rotate
+
+__all__ = ["TokenTransformer"]
+
+# As large as embedded tokens are. At the usual 0.02 labels and places went unheard: the score of two labelled Gaussians
+# was learned to a relative error of 0.25 in 250 steps, and to 0.001 with this.
+EMBEDDING_STD = 0.2
+
+
+class TokenTransformer(nn.Module):
+    """Transformer in which every token sees every other, ``net(x_BND, label) -> (B, N, D)``.
+
+    Positions enter twice: rotary, which says how far apart two tokens are, and as a learned table added to the embedded
+    tokens. Without a mask or a start token rotary positions alone cannot tell where a token lies, so that a label could
+    not mean different things in different places.
+
+    The output layer starts at zero, weight and bias: a denoiser starts by leaving its input alone.
+
+    Args:
+        num_tokens: sequence length N >= 1.
+        token_dim: token dimension D >= 1.
+        num_classes: number of classes; the null label is index ``num_classes``. None: unconditional.
+        width: channels W, a multiple of head_dim.
+        depth: number of transformer layers >= 1.
+        head_dim: channels E of one head (even; a multiple of 4 with ``grid``).
+        mlp_ratio: hidden channels of the MLPs over W.
+        grid: (rows, columns) of the token grid with rows * columns = N, for 2-D rotary positions; None: 1-D.
+
+    Raises:
+        ValueError: for sizes that do not fit together.
+
+    References:
+        Vaswani et al. (2017), arXiv:1706.03762, with pre-norm layers; rotary positions: Su et al. (2021),
+        arXiv:2104.09864.
+    """
+
+    def __init__(
+        self,
+        num_tokens: int,
+        token_dim: int,
+        num_classes: int | None = None,
+        *,
+        width: int = 128,
+        depth: int = 4,
+        head_dim: int = 32,
+        mlp_ratio: float = 4.0,
+        grid: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        _check(num_tokens, token_dim, width, depth, head_dim, mlp_ratio)
+        if grid is not None and grid[0] * grid[1] != num_tokens:
+            raise ValueError(f"grid must have num_tokens {num_tokens} cells, got {grid[0]} x {grid[1]}")
+        self.num_classes = num_classes
+        self.embed = Linear(token_dim, width)
+        self.label_embedding = None if num_classes is None else nn.Embedding(num_classes + 1, width)
+        if self.label_embedding is not None:
+            nn.init.normal_(self.label_embedding.weight, std=EMBEDDING_STD)
+        self.position_embedding = nn.Parameter(EMBEDDING_STD * torch.randn(num_tokens, width))
+        self.register_buffer("table", _table(num_tokens, head_dim, grid), persistent=False)
+        self.blocks = nn.ModuleList(TokenBlock(width, head_dim, mlp_ratio) for _ in range(depth))
+        self.final_norm = LayerNorm(width)
+        self.out = zeroed(Linear(width, token_dim))
+
+    def forward(self, x_BND: Tensor, label: Tensor | None = None) -> Tensor:
+        """Map tokens to tokens.
+
+        Args:
+            x_BND: tokens, shape (B, N, D).
+            label: classes in 0..num_classes (num_classes = null), int64, shape (B,); None = null for all.
+
+        Returns:
+            Tokens of the same shape.
+
+        Raises:
+            ValueError: for a label given to an unconditional network.
+        """
+        # Autocast makes the product bf16; the residual stream keeps the parameters' dtype.
+        h_BNW = self.embed(x_BND).to(self.embed.weight.dtype) + self.position_embedding
+        if self.label_embedding is None:
+            if label is not None:
+                raise ValueError("label given to an unconditional network; build it with num_classes")
+        elif label is None:
+            h_BNW = h_BNW + self.label_embedding.weight[-1]
+        else:
+            h_BNW = h_BNW + self.label_embedding(label)[:, None]
+        table = cast(Tensor, self.table)
+        for block in self.blocks:
+            h_BNW = block(h_BNW, table)
+        predicted: Tensor = self.out(self.final_norm(h_BNW))
+        return predicted
+
+
+class TokenBlock(nn.Module):
+    """Pre-norm transformer layer: attention over all tokens, then an MLP with exact GELU.
+
+    Args:
+        width: channels W.
+        head_dim: channels E of one head.
+        mlp_ratio: hidden channels of the MLP over W.
+    """
+
+    def __init__(self, width: int, head_dim: int, mlp_ratio: float) -> None:
+        super().__init__()
+        hidden = int(mlp_ratio * width)
+        self.num_heads = width // head_dim
+        self.attention_norm = LayerNorm(width)
+        self.qkv = Linear(width, 3 * width)
+        self.attention_out = Linear(width, width)
+        self.mlp_norm = LayerNorm(width)
+        self.mlp = nn.Sequential(Linear(width, hidden), nn.GELU(), Linear(hidden, width))
+
+    def forward(self, x_BNW: Tensor, table: Tensor) -> Tensor:
+        """Residual stream (B, N, W) and the rotary table (2, N, E / 2)."""
+        projected = self.qkv(self.attention_norm(x_BNW))
+        q, k, v = projected.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        y_BHNE = F.scaled_dot_product_attention(rotate(q, table), rotate(k, table), v)
+        x_BNW = x_BNW + self.attention_out(y_BHNE.transpose(1, 2).flatten(2))
+        return x_BNW + self.mlp(self.mlp_norm(x_BNW))
+
+
+def _table(num_tokens: int, head_dim: int, grid: tuple[int, int] | None) -> Tensor:
+    positions = torch.arange(num_tokens)[:, None] if grid is None else grid_positions(*grid)
+    return rotary_table(positions, head_dim).to(torch.get_default_dtype())
+
+
+def _check(num_tokens: int, token_dim: int, width: int, depth: int, head_dim: int, mlp_ratio: float) -> None:
+    sizes = {
+        "num_tokens": num_tokens,
+        "token_dim": token_dim,
+        "width": width,
+        "depth": depth,
+        "head_dim": head_dim,
+    }
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
+    if width % head_dim:
+        raise ValueError(f"width must be a multiple of head_dim {head_dim}, got {width}")
+    if mlp_ratio * width < 1:
+        raise ValueError(f"mlp_ratio must be at least 1 / width, got {mlp_ratio}")
