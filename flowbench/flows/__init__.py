@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from flowbench.flows.autoregressive import (
-    AffineBlock,
-    AutoregressiveFlow,
-    AutoregressiveGuidance,
-    Bijector,
-    CausalNetwork,
-    InverseStats,
-)
+from flowbench.flows.affine import AffineBlock, Bijector, CausalNetwork
+from flowbench.flows.autoregressive import AutoregressiveFlow
+from flowbench.flows.autoregressive_guidance import AutoregressiveGuidance
 from flowbench.flows.coupling import (
     Coupling,
     IndependentCoupling,
@@ -18,7 +13,9 @@ from flowbench.flows.coupling import (
     sinkhorn_plan,
     squared_distances,
 )
-from flowbench.flows.guidance import ClassifierFreeGuidance, guided_gaussian
+from flowbench.flows.guidance import ClassifierFreeGuidance, GuidanceRule, guided_gaussian
+from flowbench.flows.inverse_jacobi import AutoInverse, JacobiInverse
+from flowbench.flows.inversion import InverseMethod, Inversion, SequentialInverse
 from flowbench.flows.likelihood import (
     Divergence,
     ExactDivergence,
@@ -36,7 +33,7 @@ from flowbench.flows.path import (
     PathSample,
     VariancePreservingPath,
 )
-from flowbench.flows.permutation import Permutation, alternating, permute
+from flowbench.flows.permutation import Permutation, alternating, network_grid, permute
 from flowbench.flows.solver import (
     ButcherTableau,
     DormandPrince,
@@ -55,6 +52,7 @@ from flowbench.flows.weight import GibbsWeight, UniformWeight, Weight, WeightRes
 
 __all__ = [
     "AffineBlock",
+    "AutoInverse",
     "AutoregressiveFlow",
     "AutoregressiveGuidance",
     "Bijector",
@@ -71,10 +69,13 @@ __all__ = [
     "FixedStepSolver",
     "GaussianSource",
     "GibbsWeight",
+    "GuidanceRule",
     "Heun",
     "HutchinsonDivergence",
     "IndependentCoupling",
-    "InverseStats",
+    "InverseMethod",
+    "Inversion",
+    "JacobiInverse",
     "Likelihood",
     "LinearPath",
     "Midpoint",
@@ -84,6 +85,7 @@ __all__ = [
     "PathSample",
     "Permutation",
     "RungeKutta4",
+    "SequentialInverse",
     "SinkhornCoupling",
     "Solution",
     "Solver",
@@ -98,6 +100,7 @@ __all__ = [
     "guided_gaussian",
     "log_likelihood",
     "marginal_tilt",
+    "network_grid",
     "patchify",
     "permute",
     "sinkhorn_plan",

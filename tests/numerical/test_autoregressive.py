@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -16,37 +17,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flowbench.flows.autoregressive import (
-    AffineBlock,
-    AutoregressiveFlow,
-    AutoregressiveGuidance,
-    Bijector,
-)
+from flowbench.flows import AffineBlock, AutoregressiveFlow, AutoregressiveGuidance, Bijector, Permutation, alternating
 from flowbench.flows.patch import patchify, unpatchify
-from flowbench.flows.permutation import alternating, permute
 from flowbench.networks.causal_transformer import CausalTransformer
 
-from .autoregressive_builders import make_flow, make_network, normal
+from .autoregressive_builders import make_flow, make_network, naive_inverse, normal
 
 SCALES = ["exp", "softplus"]
 STARTS = ["learned", "zero"]
 CLIPS = [None, 4.0]
-
-
-def naive_inverse(block: AffineBlock, z: Tensor, label: Tensor | None = None) -> Tensor:
-    """Run the whole network again for every token."""
-    order = range(z.shape[1]) if block.permutation == "identity" else reversed(range(z.shape[1]))
-    order = list(order)
-    z = z[:, order]
-    x = torch.zeros_like(z)
-    for i in range(z.shape[1]):
-        out = block.network(x, label)[:, i]
-        if block.soft_clip is not None:
-            out = block.soft_clip * (out / block.soft_clip).tanh()
-        mean, raw = out.split(z.shape[2], dim=-1)
-        std = raw.exp() if block.scale == "exp" else (1 + (math.e - 1) * raw.exp()).log()
-        x[:, i] = mean + std * z[:, i]
-    return x[:, order]
 
 
 class Syncs(TorchDispatchMode):
@@ -65,7 +44,7 @@ class Syncs(TorchDispatchMode):
 @settings(max_examples=20, deadline=None)
 @given(
     num_blocks=st.integers(1, 3),
-    last=st.sampled_from(["identity", "flip"]),
+    last=st.sampled_from(get_args(Permutation)),
     scale=st.sampled_from(SCALES),
     soft_clip=st.sampled_from(CLIPS),
     start=st.sampled_from(STARTS),
@@ -73,7 +52,9 @@ class Syncs(TorchDispatchMode):
     seed=st.integers(0, 100),
 )
 def test_round_trip_and_log_determinant(num_blocks, last, scale, soft_clip, start, position, seed):
-    flow = make_flow(num_blocks, seed, scale, soft_clip, last, start=start, position=position[0], grid=position[1])
+    flow = make_flow(
+        num_blocks, seed, scale, soft_clip, last, (2, 3), start=start, position=position[0], grid=position[1]
+    )
     x, label = normal(2, 6, 2, seed=seed), torch.tensor([1, 3])
     z, logdet = flow(x, label)
     assert (z - x).abs().max() > 1e-2
@@ -193,7 +174,7 @@ def test_soft_clip_bounds_mean_and_scale(scale):
 
 @settings(max_examples=20, deadline=None)
 @given(
-    order=st.sampled_from(["identity", "flip"]),
+    order=st.sampled_from(get_args(Permutation)),
     scale=st.sampled_from(SCALES),
     soft_clip=st.sampled_from(CLIPS),
     start=st.sampled_from(STARTS),
@@ -202,7 +183,8 @@ def test_soft_clip_bounds_mean_and_scale(scale):
 )
 def test_cached_inverse_equals_the_naive_one(order, scale, soft_clip, start, position, seed):
     torch.manual_seed(seed)
-    block = AffineBlock(make_network(start=start, position=position[0], grid=position[1]), order, scale, soft_clip)
+    net = make_network(start=start, position=position[0], grid=position[1])
+    block = AffineBlock(net, order, scale, soft_clip, (3, 2))
     z, label = normal(3, 6, 2, seed=seed), torch.tensor([2, 3, 0])
     before = z.clone()
     with torch.no_grad():
@@ -228,10 +210,10 @@ def test_an_exception_leaves_no_state(monkeypatch):
     modules = {name: set(vars(module)) for name, module in flow.named_modules()}
     step = CausalTransformer.step
 
-    def broken(self, previous, position, cache, label=None):
+    def broken(self, previous, position, cache, label=None, **options):
         if position == 3:
             raise RuntimeError("interrupted")
-        return step(self, previous, position, cache, label)
+        return step(self, previous, position, cache, label, **options)
 
     with monkeypatch.context() as patched:
         patched.setattr(CausalTransformer, "step", broken)
@@ -269,7 +251,7 @@ def test_float32_round_trip():
     torch.testing.assert_close(flow.inverse(flow(x)[0]), x, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("guidance", [None, AutoregressiveGuidance(2.0), AutoregressiveGuidance(2.0, "deep")])
+@pytest.mark.parametrize("guidance", [None, AutoregressiveGuidance(2.0), AutoregressiveGuidance(2.0, blocks="deep")])
 def test_states_are_the_compositions_of_the_blocks(guidance):
     flow, x, label = make_flow(3), normal(2, 6, 2), torch.tensor([0, 2])
     states = flow.states(x, label)
@@ -349,30 +331,6 @@ def test_state_dict_round_trip():
     assert other(x)[0].equal(flow(x)[0])
 
 
-# Permutations
-
-
-@pytest.mark.parametrize("order", ["identity", "flip"])
-def test_permutations_are_their_own_inverse(order):
-    x = normal(2, 5, 3)
-    assert permute(permute(x, order), order).equal(x)
-    assert permute(x, "flip")[:, 0].equal(x[:, -1])
-
-
-def test_a_flipped_block_is_a_block_on_reversed_tokens():
-    torch.manual_seed(0)
-    net, x = make_network(), normal(2, 6, 2)
-    straight, flipped = AffineBlock(net), AffineBlock(net, "flip")
-    assert flipped(x)[0].equal(straight(x.flip(1))[0].flip(1))
-    assert flipped.inverse(x).equal(straight.inverse(x.flip(1)).flip(1))
-
-
-def test_alternating_orders_end_where_they_are_told():
-    assert alternating(3, last="identity") == ["identity", "flip", "identity"]
-    assert alternating(4, last="flip") == ["identity", "flip", "identity", "flip"]
-    assert alternating(1, last="flip") == ["flip"]
-
-
 # Mistakes
 
 
@@ -381,7 +339,7 @@ def test_alternating_orders_end_where_they_are_told():
     [
         (
             lambda: AffineBlock(make_network(), "random"),
-            "permutation must be 'identity' or 'flip', got 'random'",
+            "permutation must be 'identity', 'flip', .*, got 'random'",
         ),
         (
             lambda: AffineBlock(make_network(), scale="linear"),
@@ -399,9 +357,9 @@ def test_alternating_orders_end_where_they_are_told():
         ),
         (lambda: AutoregressiveGuidance(0.5), "guidance scale must be finite and at least 1"),
         (lambda: AutoregressiveGuidance(math.nan), "guidance scale must be finite and at least 1"),
-        (lambda: AutoregressiveGuidance(2.0, "top"), "must be 'all' or 'deep', got 'top'"),
-        (lambda: alternating(0, last="flip"), "num_blocks must be at least 1"),
-        (lambda: alternating(2, last="up"), "permutation must be"),
+        (lambda: AutoregressiveGuidance(2.0, blocks="top"), "must be 'all' or 'deep', got 'top'"),
+        (lambda: AutoregressiveGuidance(2.0, "sum"), "rule must be one of product, log-scale, linear, got 'sum'"),
+        (lambda: AutoregressiveGuidance(2.0, temperature=0.0), "temperature must be positive and finite"),
         (lambda: patchify(torch.zeros(1, 1, 4, 6), 4), "patch_size must divide the image size 4 x 6, got 4"),
         (lambda: unpatchify(torch.zeros(1, 3, 4), 2, (1, 4, 4)), "must be"),
     ],
@@ -419,10 +377,6 @@ def test_wrong_calls_are_named():
             call(x[:, 1:])
     with pytest.raises(ValueError, match="guidance needs labels"):
         flow.inverse(x, None, strong)
-    with pytest.raises(ValueError, match="guidance needs a label"):
-        flow.blocks[0].inverse(x, None, 1.0)
-    with pytest.raises(ValueError, match="weight must be >= 0"):
-        flow.blocks[0].inverse(x, label, -1.0)
     plain = make_flow(2, num_classes=None)
     for call in (plain, plain.inverse, plain.states):
         with pytest.raises(ValueError, match="unconditional flow"):
