@@ -4,14 +4,24 @@ from flowbench.torchvision_guard import ensure_importable
 
 ensure_importable()
 
+from flowbench.families.augmentation import Augmentation, GaussianNoise, UniformDequantization  # noqa: E402
 from flowbench.families.autoencoder import Autoencoder, load_autoencoder  # noqa: E402
 from flowbench.families.base import FlowModule, NetworkFactory, Samples, Trajectory  # noqa: E402
 from flowbench.families.budget import Budget, BudgetLimit, count_flops  # noqa: E402
 from flowbench.families.checkpoint import AtomicCheckpointIO, load_checkpoint, read_checkpoint  # noqa: E402
+from flowbench.families.decoder_finetuning import DecoderFineTuning  # noqa: E402
+from flowbench.families.decoder_losses import AdversarialConfig, PerceptualConfig  # noqa: E402
+from flowbench.families.denoising import DecoderDenoiser, Denoiser, FlowScoreDenoiser, Tweedie  # noqa: E402
 from flowbench.families.flow_matching import FlowMatching  # noqa: E402
 from flowbench.families.latent_cfm import LatentCFM  # noqa: E402
 from flowbench.families.optimization import OptimizerConfig  # noqa: E402
 from flowbench.families.ot_cfm import OTCFM  # noqa: E402
+from flowbench.families.parallel import FullyShardedStrategy, check_strategy  # noqa: E402
+from flowbench.families.pretrained_autoencoder import (  # noqa: E402
+    TAEF2,
+    DiffusersAutoencoder,
+    PretrainedAutoencoder,
+)
 from flowbench.families.source import DatasetSource  # noqa: E402
 from flowbench.families.space import LatentSpace, PixelSpace, Space  # noqa: E402
 from flowbench.families.starflow import STARFlow  # noqa: E402
@@ -21,27 +31,42 @@ from flowbench.families.weighted_cfm import WeightedCFM  # noqa: E402
 
 __all__ = [
     "OTCFM",
+    "TAEF2",
+    "AdversarialConfig",
     "AtomicCheckpointIO",
+    "Augmentation",
     "Autoencoder",
     "Budget",
     "BudgetLimit",
     "DatasetSource",
+    "DecoderDenoiser",
+    "DecoderFineTuning",
+    "Denoiser",
+    "DiffusersAutoencoder",
     "FlowMatching",
     "FlowModule",
+    "FlowScoreDenoiser",
+    "FullyShardedStrategy",
+    "GaussianNoise",
     "LatentCFM",
     "LatentSpace",
     "Loss",
     "NetworkFactory",
     "NonFiniteLossError",
     "OptimizerConfig",
+    "PerceptualConfig",
     "PixelSpace",
+    "PretrainedAutoencoder",
     "STARFlow",
     "Samples",
     "Space",
     "TARFlow",
     "TrainingModule",
     "Trajectory",
+    "Tweedie",
+    "UniformDequantization",
     "WeightedCFM",
+    "check_strategy",
     "count_flops",
     "load_autoencoder",
     "load_checkpoint",

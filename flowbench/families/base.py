@@ -139,9 +139,9 @@ class FlowModule(TrainingModule):
     ) -> tuple[Tensor, float]:
         """Carry noise to the flow's data end; returns the points and the evaluations per sample."""
 
+    @abstractmethod
     def flow_encode(self, z: Tensor, label: Tensor | None) -> Tensor:
         """Carry points `z` (B, *flow_shape) to the noise that the flow maps to them, same shape, without guidance."""
-        raise NotImplementedError
 
     def flow_decode(self, noise: Tensor, label: Tensor | None, guidance: float = 1.0) -> tuple[Tensor, float]:
         """Carry noise to the data end of the flow: at scale 1 the inverse of :meth:`flow_encode`, never denoised.
@@ -150,6 +150,10 @@ class FlowModule(TrainingModule):
             The points (B, *flow_shape) and the evaluations per sample.
         """
         return self.flow_sample(noise, label, None, guidance)
+
+    def flow_denoise(self, z: Tensor, label: Tensor | None) -> Tensor:
+        """Take the noise of training out of points (B, *flow_shape) that :meth:`flow_decode` gave, as sampling does."""
+        return z
 
     @abstractmethod
     def flow_log_prob(self, x: Tensor, label: Tensor | None, index: Tensor, seed: int) -> Tensor:
@@ -182,6 +186,10 @@ class FlowModule(TrainingModule):
 
     # ---- what every family does -----------------------------------------------------------------------
 
+    def on_fit_start(self) -> None:
+        """Let the space keep the training split's latents, where it was asked to."""
+        self.space.prepare_training(getattr(self.trainer, "datamodule", None), self.device)
+
     def training_loss(self, batch: Batch, generator: torch.Generator) -> Loss:
         """The family's loss of one batch.
 
@@ -196,7 +204,7 @@ class FlowModule(TrainingModule):
             raise ValueError(
                 f"{type(self).__name__} is conditioned on class labels only, but the batch has a condition"
             )
-        x = self.space.encode(batch.x, generator)
+        x = self.space.encode_batch(batch, generator)
         return self.flow_loss(x, self._dropped(batch.label, generator), generator)
 
     def _dropped(self, label: Tensor | None, generator: torch.Generator) -> Tensor | None:
@@ -331,7 +339,7 @@ class FlowModule(TrainingModule):
             return self.flow_log_prob(z, label, index, seed)
 
         with self.full_precision():
-            return self.space.log_prob(x, flow_density, index, seed)
+            return self.space.log_prob(x, flow_density, index, seed, lambda z: self.flow_denoise(z, label))
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Log-densities of one test batch, for the evaluator."""

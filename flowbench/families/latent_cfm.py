@@ -23,6 +23,9 @@ class LatentCFM(FlowMatching):
         spec: the data's shape, classes and value grid.
         network: builds the velocity network from the latents' shape.
         autoencoder: trained; an experiment file names it under ``requires``.
+        noise_std: standard deviation of Gaussian noise on scaled latents in training, >= 0; samples keep it, so above 0
+            the autoencoder's decoder should be fine-tuned for it.
+        cache_latents: keep the training split's latents on disk instead of encoding every batch.
         options: the other axes of :class:`FlowMatching`.
     """
 
@@ -32,6 +35,9 @@ class LatentCFM(FlowMatching):
         network: NetworkFactory,
         *,
         autoencoder: Autoencoder | None = None,
+        noise_std: float = 0.0,
+        cache_latents: bool = False,
         **options: Any,
     ) -> None:
-        super().__init__(spec, network, space=latent_space(autoencoder, "LatentCFM"), **options)
+        space = latent_space(autoencoder, "LatentCFM", noise_std, cache_latents)
+        super().__init__(spec, network, space=space, **options)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from flowbench.data import DataSpec
+from flowbench.families.architecture import deep_shallow_layers
+from flowbench.families.augmentation import Augmentation
 from flowbench.families.autoencoder import Autoencoder
 from flowbench.families.space import latent_space
 from flowbench.families.tarflow import TARFlow
@@ -24,10 +26,14 @@ class STARFlow(TARFlow):
     Args:
         spec: the data's shape, classes and value grid.
         autoencoder: trained; an experiment file names it under ``requires``.
-        deep_layers: layers of the block nearest the noise.
-        shallow_blocks: number of blocks near the data, >= 1.
-        shallow_layers: layers of each of them.
-        options: width, patch size, conditioning and training as in :class:`TARFlow`.
+        architecture: the paper's notation: ``18(6)`` is a deep block of 18 layers and six blocks in all, the shallow
+            ones of 2 layers; `width` is named apart. None: as below.
+        deep_layers: layers of the block nearest the noise; None is 6.
+        shallow_blocks: number of blocks near the data, >= 1; None is 2.
+        shallow_layers: layers of each of them; None is 2.
+        augmentation: noise of the latents, in units of their standard deviation (0.3 in the paper); None is none.
+        cache_latents: keep the training split's latents on disk instead of encoding every batch.
+        options: width, patch size, conditioning, sampling and training as in :class:`TARFlow`.
     """
 
     def __init__(
@@ -35,24 +41,25 @@ class STARFlow(TARFlow):
         spec: DataSpec,
         *,
         autoencoder: Autoencoder | None = None,
-        deep_layers: int = 6,
-        shallow_blocks: int = 2,
-        shallow_layers: int = 2,
+        architecture: str | None = None,
+        deep_layers: int | None = None,
+        shallow_blocks: int | None = None,
+        shallow_layers: int | None = None,
+        augmentation: Augmentation | None = None,
+        cache_latents: bool = False,
         **options: Any,
     ) -> None:
-        if shallow_blocks < 1:
-            raise ValueError(
-                f"shallow_blocks must be >= 1, got {shallow_blocks}: one order alone cannot mix the tokens"
-            )
+        noise_std = augmentation.noise_std if augmentation is not None else 0.0
         super().__init__(
             spec,
-            layers=[shallow_layers] * shallow_blocks + [deep_layers],
+            layers=deep_shallow_layers(architecture, deep_layers, shallow_blocks, shallow_layers),
             position="rope",
             start="learned",
             scale="softplus",
             soft_clip=4.0,
             last_order="identity",
             conditioned="deep",
-            space=latent_space(autoencoder, "STARFlow"),
+            augmentation=augmentation,
+            space=latent_space(autoencoder, "STARFlow", noise_std, cache_latents),
             **options,
         )

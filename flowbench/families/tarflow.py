@@ -2,66 +2,89 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowbench.data import DataSpec
+from flowbench.families.architecture import flow_sizes
+from flowbench.families.augmentation import Augmentation, UniformDequantization
 from flowbench.families.base import FlowModule, Trajectory
+from flowbench.families.block_statistics import recorded
+from flowbench.families.denoising import Denoiser, FlowLayout, FlowScoreDenoiser
 from flowbench.families.optimization import OptimizerConfig
-from flowbench.families.space import Space
+from flowbench.families.score_gradient import check_shared_backward, frozen, not_a_leaf, score, with_input_gradient
+from flowbench.families.space import PixelSpace, Space
 from flowbench.families.training import Loss
 from flowbench.flows import (
     AffineBlock,
     AutoregressiveFlow,
     AutoregressiveGuidance,
+    InverseMethod,
     Permutation,
+    SequentialInverse,
     alternating,
+    network_grid,
     patchify,
     unpatchify,
 )
-from flowbench.networks import CausalTransformer
+from flowbench.networks import CausalTransformer, TokenTransformer
 
 __all__ = ["TARFlow"]
-
-DENOISING_BATCH = 64
 
 
 class TARFlow(FlowModule):
     """A stack of affine autoregressive blocks with causal transformers, trained by maximum likelihood.
 
     Images are cut into patches, a token each; points of R^d are d tokens of one number. Neighbouring blocks visit the
-    tokens in opposite order. Encoding is parallel, sampling goes token by token with a key/value cache.
+    tokens in opposite order. Encoding is parallel, sampling goes token by token with a key/value cache, or by
+    fixed-point iteration.
+
+    The loss is the negative log-likelihood in nats per dimension, the constant of the normal included. Beside it,
+    ``bits_per_dim`` is logged where it is one (:class:`~flowbench.families.augmentation.UniformDequantization`), and on
+    logging steps the variance after each block and the range of its scales.
 
     References:
         Zhai et al. (2024), Normalizing Flows are Capable Generative Models, arXiv 2412.06329.
 
     Args:
         spec: the data's shape, classes and value grid.
-        layers: transformer layers of each block, from the data end to the noise end.
-        width: channels of the transformers, a multiple of `head_dim`.
+        architecture: sizes in the notation of the papers, see
+            :func:`~flowbench.families.architecture.parse_architecture`: ``2-768-8-8``, or ``18(6)``; None: as below.
+        layers: transformer layers of each block, from the data end to the noise end; None is [2, 2, 2, 2].
+        width: channels of the transformers, a multiple of `head_dim`: one number, or one for each block; None is 128.
+        patch_size: side of a patch; must divide the height and width of images; None is 1, the only one for points.
         head_dim: channels of one attention head.
         mlp_ratio: hidden channels of the MLPs over `width`.
-        patch_size: side of a patch; must divide the height and width of images; 1 for points.
         position: rotary (2-D on images) or learned positions.
+        extent: side that 2-D rotary positions span whatever the number of tokens (STARFlow); None: one unit per token.
         start: `zero` copies the first token of each block (TARFlow), `learned` transforms it too (STARFlow).
+        final_norm: normalise before the output layer of each transformer (STARFlow's large models).
         scale: `exp` (TARFlow) or `softplus` (STARFlow) parametrisation of the standard deviation.
         soft_clip: bound of means and raw scales, or None for none.
-        last_order: token order of the block nearest the noise; its neighbours alternate.
+        last_order: token order of the block nearest the noise; its neighbours alternate between it and its reverse.
+        permutations: token order of every block, from the data end to the noise end; None: as `last_order` says.
         conditioned: label all blocks (TARFlow), or the `deep` one nearest the noise alone (STARFlow).
-        guidance: scale of classifier-free guidance of the sampler, >= 1; 1 is none.
-        noise_std: standard deviation of the Gaussian noise added to training points, >= 0. Above 0 the flow is the
-            density of noisy data: samples are denoised by one step along its score (sec. 2.3 and 2.4 of the paper), and
-            :meth:`log_prob` remains that of the flow, so it is not the density of what :meth:`sample` returns. The step
-            counts as one evaluation, though it is a pass forward and backward.
+        guidance: of the sampler; a number is the scale of the closed form (STARFlow, prop. 2) in the blocks that know
+            labels, >= 1, and 1 is none.
+        inverse: how the flow is inverted to sample; None is token by token.
+        augmentation: noise of the training points; None is uniform dequantisation.
+        denoiser: takes the noise out of samples; None leaves it in. :meth:`log_prob` remains that of the flow: of data
+            with :class:`~flowbench.families.augmentation.GaussianNoise` it is the density of noisy data.
+        latent_norm: weight of the mean squares of the states between the blocks, summed over them, >= 0 (STARFlow:
+            1e-4). Together with a denoiser that learns it costs a second pass backward.
+        checkpoint_every: activation checkpointing of every n-th transformer layer in training; 0 is none.
         space: where the flow lives; None means the data space.
         conditional: condition on class labels.
         label_dropout: share of training labels replaced by the null label, in [0, 1).
         optimizer: AdamW and its schedule.
         ema_decay: decay of the averaged weights, in [0, 1).
-        compile: compile the transformers.
+        compile: compile the layers of the transformers.
     """
 
     density = "exact"
@@ -70,19 +93,27 @@ class TARFlow(FlowModule):
         self,
         spec: DataSpec,
         *,
-        layers: Sequence[int] = (2, 2, 2, 2),
-        width: int = 128,
+        architecture: str | None = None,
+        layers: Sequence[int] | None = None,
+        width: int | Sequence[int] | None = None,
+        patch_size: int | None = None,
         head_dim: int = 32,
         mlp_ratio: float = 4.0,
-        patch_size: int = 1,
         position: Literal["rope", "learned"] = "learned",
+        extent: float | None = None,
         start: Literal["zero", "learned"] = "zero",
+        final_norm: bool = False,
         scale: Literal["exp", "softplus"] = "exp",
         soft_clip: float | None = None,
         last_order: Permutation = "flip",
+        permutations: Sequence[Permutation] | None = None,
         conditioned: Literal["all", "deep"] = "all",
-        guidance: float = 1.0,
-        noise_std: float = 0.0,
+        guidance: AutoregressiveGuidance | float = 1.0,
+        inverse: InverseMethod | None = None,
+        augmentation: Augmentation | None = None,
+        denoiser: Denoiser | None = None,
+        latent_norm: float = 0.0,
+        checkpoint_every: int = 0,
         space: Space | None = None,
         conditional: bool = False,
         label_dropout: float = 0.1,
@@ -90,57 +121,78 @@ class TARFlow(FlowModule):
         ema_decay: float = 0.999,
         compile: bool = False,
     ) -> None:
+        noise = augmentation or UniformDequantization()
         super().__init__(
             spec,
-            space=space,
+            space=space or PixelSpace(spec.shape, noise.noise_std),
             conditional=conditional,
             label_dropout=label_dropout,
             optimizer=optimizer,
             ema_decay=ema_decay,
             compile=compile,
         )
-        if not layers:
-            raise ValueError("layers must name at least one block, got none: e.g. [2, 2, 2, 2]")
-        if noise_std < 0:
-            raise ValueError(f"noise_std must be >= 0, got {noise_std}: 0 adds none")
-        self.noise_std = noise_std
-        self.patch_size = patch_size
+        self.augmentation = noise
+        self.inverse_method: InverseMethod = inverse or SequentialInverse()
+        self.latent_norm = latent_norm
         self.conditioned = conditioned
-        self.guidance = AutoregressiveGuidance(guidance, conditioned)
-        self.check_guidance(guidance)
-        num_tokens, token_dim, grid = self._token_layout(position)
-
-        def block(depth: int, order: Permutation, is_last: bool) -> AffineBlock:
-            labelled = conditioned == "all" or is_last
-            network = CausalTransformer(
-                num_tokens,
-                token_dim,
-                self.num_classes if labelled else None,
-                width=width,
-                depth=depth,
-                head_dim=head_dim,
-                mlp_ratio=mlp_ratio,
-                position=position,
-                grid=grid,
-                start=start,
-            )
-            return AffineBlock(network, order, scale, soft_clip)
-
-        orders = alternating(len(layers), last=last_order)
-        self.flow = AutoregressiveFlow(
-            block(depth, order, i == len(layers) - 1)
-            for i, (depth, order) in enumerate(zip(layers, orders, strict=True))
+        self.guidance = self._chosen_guidance(guidance)
+        depths, widths, self.patch_size = flow_sizes(architecture, layers, width, patch_size)
+        self._check_noise()
+        num_tokens, token_dim, grid = self._token_layout()
+        network = partial(
+            CausalTransformer,
+            num_tokens,
+            token_dim,
+            head_dim=head_dim,
+            mlp_ratio=mlp_ratio,
+            position=position,
+            start=start,
+            final_norm=final_norm,
+            extent=extent,
+            checkpoint_every=checkpoint_every,
         )
+        affine = partial(AffineBlock, scale=scale, soft_clip=soft_clip, grid=grid)
+        orders = _orders(permutations, len(depths), last_order)
+        grids = [network_grid(order, grid) if grid and position == "rope" else None for order in orders]
+        classes = [self.num_classes if conditioned == "all" else None] * (len(depths) - 1) + [self.num_classes]
+        networks = [
+            network(num_classes, width=channels, depth=depth, grid=cells)
+            for num_classes, channels, depth, cells in zip(classes, widths, depths, grids, strict=True)
+        ]
+        self.flow = AutoregressiveFlow(map(affine, networks, orders))
+        self.denoiser = denoiser
+        if denoiser is not None:
+            denoiser.attach(FlowLayout(self.space, noise.noise_std, num_tokens, token_dim, grid, self.num_classes))
 
-    def _token_layout(self, position: str) -> tuple[int, int, tuple[int, int] | None]:
-        """Number of tokens, their dimension, and their grid when rotary positions want one."""
+    # ---- construction ---------------------------------------------------------------------------------
+
+    def _check_noise(self) -> None:
+        if self.latent_norm < 0:
+            raise ValueError(f"latent_norm must be >= 0, got {self.latent_norm}: 0 is no regulariser")
+        if self.space.noise_std != self.augmentation.noise_std:
+            raise ValueError(
+                f"the space adds noise of {self.space.noise_std:g}, the augmentation says "
+                f"{self.augmentation.noise_std:g}: give them the same"
+            )
+
+    def _chosen_guidance(self, guidance: AutoregressiveGuidance | float) -> AutoregressiveGuidance:
+        """The guidance of the sampler; refuses one that could not act."""
+        if not isinstance(guidance, AutoregressiveGuidance):
+            guidance = AutoregressiveGuidance(guidance, blocks=self.conditioned)
+        if guidance.temperature == 1 or self.num_classes is not None:
+            self.check_guidance(guidance.scale)
+        return guidance
+
+    def _token_layout(self) -> tuple[int, int, tuple[int, int] | None]:
+        """Number of tokens, their dimension, and the grid of the tokens of images."""
         if len(self.flow_shape) == 1:
             if self.patch_size != 1:
                 raise ValueError(f"points have no patches: set patch_size=1, got {self.patch_size}")
             return self.flow_shape[0], 1, None
-        tokens = patchify(torch.zeros(1, *self.flow_shape), self.patch_size)
+        # Of no images, and on the meta device too: only the shape counts.
+        tokens = patchify(torch.zeros(0, *self.flow_shape), self.patch_size)
         rows, columns = (size // self.patch_size for size in self.flow_shape[1:])
-        return tokens.shape[1], tokens.shape[2], (rows, columns) if position == "rope" else None
+        return tokens.shape[1], tokens.shape[2], (rows, columns)
 
     def _tokens(self, x: Tensor) -> Tensor:
         return x.unsqueeze(-1) if x.ndim == 2 else patchify(x, self.patch_size)
@@ -151,62 +203,171 @@ class TARFlow(FlowModule):
         channels, height, width = self.flow_shape
         return unpatchify(tokens, self.patch_size, (channels, height, width))
 
+    # ---- what rows say --------------------------------------------------------------------------------
+
     @property
     def likelihood_method(self) -> str:
-        """Says so where the density is that of noisy data; see `noise_std`."""
-        return f"density-of-noisy-data({self.noise_std:g})" if self.noise_std else ""
+        """Names the augmentation where the density depends on it, and on latents the denoiser, part of the decoder."""
+        latent = not isinstance(self.space, PixelSpace)
+        parts = [self.augmentation.likelihood_method(latent)]
+        parts += [self.denoiser.name] if latent and self.denoiser is not None else []
+        return "+".join(part for part in parts if part)
 
-    def _log_density(self, x: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        z, logdet = self.flow(self._tokens(x), label)
-        return self.source.log_prob(z) + logdet, z, logdet
+    @property
+    def sampler_name(self) -> str:
+        """Inverse method, guidance but for its scale, denoiser; empty for the plain sequential inverse."""
+        denoiser = self.denoiser.name if self.denoiser is not None else ""
+        name = "+".join(part for part in (self.inverse_method.name, self._guidance_name(), denoiser) if part)
+        return "" if name == SequentialInverse().name else name
+
+    def _guidance_name(self) -> str:
+        """The rule and its settings; rows hold the scale apart, which a sweep may have chosen."""
+        if self.guidance_scale is None:
+            return ""
+        guidance = self.guidance
+        parts = [guidance.rule] + ["deep"] * (guidance.blocks == "deep") + ["annealed"] * guidance.annealed
+        parts += [f"temperature={guidance.temperature:g}"] * (guidance.temperature != 1)
+        return f"guidance[{','.join(parts)}]"
+
+    @property
+    def guidance_scale(self) -> float | None:
+        """Scale of the sampler's own guidance; None where neither labels nor a temperature could guide."""
+        guidable = self.num_classes is not None or self.guidance.temperature != 1
+        return self.guidance.scale if guidable else None
+
+    # ---- training -------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Refuse early what a denoiser that learns cannot be trained with."""
+        super().setup(stage)
+        if stage == "fit" and self._trainer is not None and isinstance(self.denoiser, FlowScoreDenoiser):
+            check_shared_backward(self.trainer)
+
+    def compiled_modules(self) -> list[nn.Module]:
+        """The layers of all transformers: equal layers share what is compiled."""
+        networks = [m for m in self.modules() if isinstance(m, CausalTransformer | TokenTransformer)]
+        return [layer for network in networks for layer in network.blocks]
+
+    def sharded_modules(self) -> list[nn.Module]:
+        """All that holds parameters."""
+        return [self.flow, *([self.denoiser] if isinstance(self.denoiser, FlowScoreDenoiser) else [])]
+
+    def _log_density(self, tokens: Tensor, label: Tensor | None) -> Tensor:
+        z, logdet = self.flow(tokens, label)
+        return self.source.log_prob(z) + logdet
 
     def flow_loss(self, x: Tensor, label: Tensor | None, rng: torch.Generator) -> Loss:
-        """Negative log-likelihood in nats per dimension, the constant of the normal included."""
-        if self.noise_std:
-            x = x + self.noise_std * torch.randn(x.shape, generator=rng, device=x.device, dtype=x.dtype)
-        log_density, z, logdet = self._log_density(x, label)
+        """Negative log-likelihood in nats per dimension, plus regulariser and denoiser's loss where there are."""
+        tokens, denoiser = self._tokens(x), self.denoiser
+        matched = isinstance(denoiser, FlowScoreDenoiser)
+        shared = matched and torch.is_grad_enabled()
+        if shared:
+            tokens = tokens.detach().requires_grad_(True)
+        with recorded(self.flow) as record:
+            z, logdet = self.flow(not_a_leaf(tokens) if shared else tokens, label)
         dims = x[0].numel()
-        parts = {"logdet": logdet.detach().mean() / dims, "noise_std": z.detach().std()}
-        return Loss(-log_density.mean() / dims, parts)
+        nll = -(self.source.log_prob(z) + logdet).mean() / dims
+        parts = {"nll": nll.detach(), "logdet": logdet.detach().mean() / dims, **self._bits(nll.detach())}
+        if shared:
+            parameters = [p for p in self.flow.parameters() if p.requires_grad]
+            nll, gradient = with_input_gradient(nll, tokens, parameters, retain_graph=self.latent_norm > 0)
+        total = nll
+        if self.latent_norm:
+            norm = sum((state.square().mean() for state in record.states[:-1]), start=z.new_zeros(()))
+            parts["latent_norm"] = norm
+            total = total + self.latent_norm * norm
+        if isinstance(denoiser, FlowScoreDenoiser):
+            # The loss is a mean, a score is of one point's sum.
+            of_point = -gradient * tokens.numel() if shared else self._score(tokens, label)
+            parts["score_matching"] = mismatch = denoiser.matching_loss(tokens, label, of_point)
+            total = total + mismatch
+        return Loss(total, {name: value.detach() for name, value in parts.items()}, record.statistics)
+
+    def _score(self, tokens: Tensor, label: Tensor | None) -> Tensor:
+        with frozen(self.flow):
+            return score(self._log_density, tokens, label)
+
+    def _bits(self, nll: Tensor) -> dict[str, Tensor]:
+        """Bits per dimension, where the points are grey levels spread uniformly over their bins and nothing else."""
+        data = None if self._trainer is None else getattr(self.trainer, "datamodule", None)
+        spread = getattr(data, "dequantize", "uniform") == "uniform"
+        grey_levels = self.spec.levels is not None and isinstance(self.space, PixelSpace)
+        if not (grey_levels and self.augmentation.bits_per_dim and spread):
+            return {}
+        return {"bits_per_dim": (nll - math.log(self.spec.bin_width)) / math.log(2.0)}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As set in the trainer; a denoiser that learns has its own norm, or it would scale the flow's gradient."""
+        together = not isinstance(self.denoiser, FlowScoreDenoiser) or gradient_clip_algorithm == "value"
+        if together or not gradient_clip_val:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        for part in self.sharded_modules():
+            nn.utils.clip_grad_norm_(part.parameters(), gradient_clip_val)
+
+    # ---- sampling, encoding, likelihood ---------------------------------------------------------------
 
     def flow_log_prob(self, x: Tensor, label: Tensor | None, index: Tensor, seed: int) -> Tensor:
         """Exact, by the change of variables."""
         with torch.no_grad():
-            return self._log_density(x, label)[0]
+            return self._log_density(self._tokens(x), label)
 
-    def _guidance(self, scale: float | None) -> AutoregressiveGuidance:
-        return self.guidance if scale is None else AutoregressiveGuidance(scale, self.conditioned)
+    def flow_encode(self, z: Tensor, label: Tensor | None) -> Tensor:
+        """One parallel pass."""
+        with torch.no_grad():
+            return self._points(self.flow(self._tokens(z), label)[0])
+
+    def _guidance_for(self, scale: float | None, label: Tensor | None) -> AutoregressiveGuidance | None:
+        """The guidance of one batch; without labels only a temperature guides."""
+        guidance = self.guidance if scale is None else replace(self.guidance, scale=scale)
+        return None if label is None and guidance.temperature == 1 else guidance
+
+    def _inverted(self, noise: Tensor, label: Tensor | None, scale: float | None) -> tuple[Tensor, float]:
+        guidance = self._guidance_for(scale, label)
+        inversion = self.flow.invert(self._tokens(noise), label, guidance, self.inverse_method)
+        return inversion.x, inversion.network_evaluations
 
     def flow_sample(
         self, noise: Tensor, label: Tensor | None, network_evaluations: int | None, guidance: float | None
     ) -> tuple[Tensor, float]:
-        """Invert the flow token by token; one evaluation per sample, two where guided."""
-        chosen = self._guidance(guidance) if label is not None else AutoregressiveGuidance()
-        tokens = self.flow.inverse(self._tokens(noise), label, chosen)
-        points, cost = self._points(tokens), self.flow.inverse_stats(chosen).network_evaluations
-        if not self.noise_std:
-            return points, cost
-        return self._denoised(points, label), cost + 1.0
+        """Invert the flow and denoise; see :class:`~flowbench.flows.Inversion` for what counts as an evaluation."""
+        tokens, cost = self._inverted(noise, label, guidance)
+        if self.denoiser is not None:
+            tokens = self._denoised(self.denoiser, tokens, label)
+            cost += self.denoiser.evaluations(sum(p.numel() for p in self.flow.parameters()))
+        return self._points(tokens), cost
 
-    def _denoised(self, x: Tensor, label: Tensor | None) -> Tensor:
-        """The posterior mean of the clean point under Gaussian noise (Tweedie): x + noise_std^2 grad log p(x)."""
-        # The gradient keeps every activation: a few points at a time.
-        chunks = torch.arange(len(x), device=x.device).split(DENOISING_BATCH)
-        scores = [self._score(x[chunk], None if label is None else label[chunk]) for chunk in chunks]
-        return x + self.noise_std**2 * torch.cat([x.new_empty(0, *x.shape[1:]), *scores])
+    def _denoised(self, denoiser: Denoiser, tokens: Tensor, label: Tensor | None) -> Tensor:
+        with frozen(self.flow):
+            return denoiser.denoise(tokens, label, self._log_density)
 
-    def _score(self, x: Tensor, label: Tensor | None) -> Tensor:
-        with torch.enable_grad():
-            noisy = x.detach().requires_grad_(True)
-            log_density = self._log_density(noisy, label)[0]
-            (score,) = torch.autograd.grad(log_density.sum(), noisy)
-        return score
+    def flow_denoise(self, z: Tensor, label: Tensor | None) -> Tensor:
+        """What :meth:`flow_sample` does to the points (B, *flow_shape) that the inverse gives."""
+        return z if self.denoiser is None else self._points(self._denoised(self.denoiser, self._tokens(z), label))
+
+    def flow_decode(self, noise: Tensor, label: Tensor | None, guidance: float = 1.0) -> tuple[Tensor, float]:
+        """The inverse without denoising: of :meth:`flow_encode` at scale 1."""
+        tokens, cost = self._inverted(noise, label, guidance)
+        return self._points(tokens), cost
 
     @torch.no_grad()
     def trajectory(self, noise: Tensor, condition: Tensor | None = None, num_points: int = 33) -> Trajectory:
         """The state after each block, from noise to data; every block takes an equal share of the time."""
         label = self.check_condition(condition, len(noise))
-        states = self.flow.inverse_states(self._tokens(noise), label)
+        states = self.flow.inverse_states(self._tokens(noise), label, method=self.inverse_method)
         points = torch.stack([self._points(state) for state in states])
         times = torch.linspace(0.0, 1.0, len(points), device=noise.device, dtype=torch.float64)
         return Trajectory(points, times)
+
+
+def _orders(given: Sequence[Permutation] | None, num_blocks: int, last: Permutation) -> list[Permutation]:
+    if given is None:
+        return alternating(num_blocks, last=last)
+    if len(given) != num_blocks:
+        raise ValueError(f"permutations must name an order for each of {num_blocks} blocks, got {len(given)}")
+    return list(given)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from flowbench.data import Batch, DataSpec
 from flowbench.families.budget import Budget
 from flowbench.families.ema import ExponentialMovingAverage
 from flowbench.families.optimization import OptimizerConfig, build_optimizer, learning_rate_factor
+from flowbench.families.parallel import gathered, shard
 from flowbench.seeds import generator
 
 __all__ = ["Loss", "NonFiniteLossError", "TrainingModule", "WeightsName"]
@@ -35,10 +36,12 @@ class Loss:
     Attributes:
         total: scalar with a gradient.
         parts: detached scalars, logged as ``train/<name>``.
+        diagnostics: gives more of them, or None; asked on the steps that are written down, because it costs something.
     """
 
     total: Tensor
     parts: dict[str, Tensor] = field(default_factory=dict)
+    diagnostics: Callable[[], dict[str, Tensor]] | None = None
 
 
 class TrainingModule(L.LightningModule):
@@ -91,7 +94,8 @@ class TrainingModule(L.LightningModule):
         was_training = self.training
         self.eval()
         try:
-            with self.ema.applied() if weights == "ema" and self.ema else contextlib.nullcontext():
+            averaged = self.ema.applied() if weights == "ema" and self.ema else contextlib.nullcontext()
+            with averaged, gathered(self):  # sharded weights are exchanged first, then gathered
                 yield
         finally:
             self.train(was_training)
@@ -104,9 +108,18 @@ class TrainingModule(L.LightningModule):
             for module in self.compiled_modules():
                 module.compile()
 
+    def configure_model(self) -> None:
+        """Shard the networks where the strategy made a mesh of processes; see :func:`~flowbench.families.shard`."""
+        if self.device_mesh is not None:
+            shard(self.sharded_modules(), self.device_mesh["data_parallel"], self.parameters())
+
     def compiled_modules(self) -> list[nn.Module]:
         """What `compile` compiles: modules that are called, for it reaches no other method than ``forward``."""
         return list(self.children())
+
+    def sharded_modules(self) -> list[nn.Module]:
+        """What is shared out among processes: modules that are called, which hold all parameters between them."""
+        return self.compiled_modules()
 
     def step_generator(self, batch_idx: int) -> torch.Generator:
         """The generator of one training micro-batch, keyed by step, micro-batch and rank."""
@@ -126,8 +139,14 @@ class TrainingModule(L.LightningModule):
             raise NonFiniteLossError(self._divergence_message(value, batch))
         size = len(batch)
         self.log("train/loss", loss.total.detach(), prog_bar=True, batch_size=size)
-        self.log_dict({f"train/{name}": value for name, value in loss.parts.items()}, batch_size=size)
+        parts = {**loss.parts, **(loss.diagnostics() if loss.diagnostics and self._is_logging_step() else {})}
+        self.log_dict({f"train/{name}": value for name, value in parts.items()}, batch_size=size)
         return loss.total
+
+    def _is_logging_step(self) -> bool:
+        """Whether loggers are given this step's values."""
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return every > 0 and (self.trainer.global_step + 1) % every == 0
 
     def _divergence_message(self, value: Tensor, batch: Batch) -> str:
         index = _global_index(batch)

@@ -45,6 +45,8 @@ from flowbench.metrics.modules import (
 )
 from flowbench.metrics.neighbours import DensityCoverage, PrecisionRecall, density_coverage, precision_recall
 from flowbench.metrics.pairwise import Neighbours
+from flowbench.metrics.perceptual import PerceptualDistance, PerceptualNetwork, feature_map_distance
+from flowbench.metrics.reconstruction import psnr
 from flowbench.metrics.small_sample import (
     FrechetInfinity,
     Interval,
@@ -89,6 +91,8 @@ __all__ = [
     "Neighbours",
     "PathEnergySplit",
     "PathGeometry",
+    "PerceptualDistance",
+    "PerceptualNetwork",
     "PrecisionRecall",
     "PrecisionRecallMetric",
     "SampleMetric",
@@ -101,6 +105,7 @@ __all__ = [
     "data_copying",
     "density_coverage",
     "extract",
+    "feature_map_distance",
     "frechet_distance",
     "frechet_distance_of_features",
     "frechet_infinity",
@@ -119,6 +124,7 @@ __all__ = [
     "normalized_path_energy",
     "path_geometry",
     "precision_recall",
+    "psnr",
     "save_classifier",
     "save_statistics",
     "sliced_wasserstein2",

@@ -10,14 +10,20 @@ from flowbench.data import DataSpec
 from flowbench.families import (
     OTCFM,
     Autoencoder,
+    DecoderDenoiser,
     FlowMatching,
     FlowModule,
+    FlowScoreDenoiser,
+    GaussianNoise,
     LatentCFM,
     OptimizerConfig,
     STARFlow,
     TARFlow,
+    Tweedie,
     WeightedCFM,
 )
+from flowbench.families.decoder_finetuning import DecoderFineTuning
+from flowbench.flows import AutoregressiveGuidance, JacobiInverse
 from flowbench.networks import MLP, DiT, KLAutoencoder
 
 IMAGES = DataSpec("images", "1", (1, 4, 4), num_classes=3, levels=17)
@@ -27,7 +33,15 @@ POINTS = DataSpec("points", "1", (2,), num_classes=3)
 CASES = [
     ("tarflow", IMAGES),
     ("tarflow", POINTS),
+    ("tarflow_widths", IMAGES),
+    ("tarflow_jacobi", IMAGES),
+    ("tarflow_temperature", IMAGES),
+    ("tarflow_tweedie", POINTS),
+    ("tarflow_score_matching", IMAGES),
+    ("tarflow_score_matching", POINTS),
     ("starflow", IMAGES),
+    ("starflow_score_matching", IMAGES),
+    ("starflow_decoder", IMAGES),
     ("cfm", IMAGES),
     ("cfm", POINTS),
     ("ot_cfm", IMAGES),
@@ -47,11 +61,28 @@ def perturb(module: torch.nn.Module, seed: int = 0, std: float = 0.05) -> None:
             parameter.add_(std * torch.randn(parameter.shape, generator=rng).to(parameter))
 
 
-def autoencoder() -> Autoencoder:
+def autoencoder(noise_std: float = 0.0) -> Autoencoder:
+    """With a decoder that was fine-tuned at a noise level, or without."""
     torch.manual_seed(7)
-    module = Autoencoder(IMAGES, partial(KLAutoencoder, latent_channels=2, width=8))
+    network = partial(KLAutoencoder, latent_channels=2, width=8)
+    module = DecoderFineTuning(IMAGES, network, noise_std=noise_std) if noise_std else Autoencoder(IMAGES, network)
     perturb(module)
     return module.eval()
+
+
+def variant(name: str) -> dict:
+    """Options of a variant of an autoregressive family, new objects each time."""
+    score_matching = {"denoiser": FlowScoreDenoiser(width=16, depth=1, head_dim=8), "latent_norm": 0.01}
+    orders = {"layers": [1, 1, 1], "width": [8, 16, 8], "permutations": ["transpose", "reverse-rows", "identity"]}
+    return {
+        "tarflow_widths": {**orders, "position": "rope", "extent": 4.0, "start": "learned", "final_norm": True},
+        "tarflow_jacobi": {"inverse": JacobiInverse(tolerance=1e-6)},
+        "tarflow_temperature": {"guidance": AutoregressiveGuidance(temperature=0.5, rule="log-scale")},
+        "tarflow_tweedie": {"augmentation": GaussianNoise(0.2), "denoiser": Tweedie()},
+        "tarflow_score_matching": {"augmentation": GaussianNoise(0.2), **score_matching},
+        "starflow_score_matching": {"augmentation": GaussianNoise(0.3), **score_matching},
+        "starflow_decoder": {"augmentation": GaussianNoise(0.3), "denoiser": DecoderDenoiser()},
+    }.get(name, {})
 
 
 def build(name: str, spec: DataSpec, *, conditional: bool = False, seed: int = 0, **options) -> FlowModule:
@@ -64,23 +95,19 @@ def build(name: str, spec: DataSpec, *, conditional: bool = False, seed: int = 0
         # With a free first token two numbers leave a single slot, and attention over one slot has no gradient.
         tokens = {"width": 16, "head_dim": 8, "start": "learned"}
     common = {"optimizer": OptimizerConfig(lr=1e-2), **options, "conditional": conditional}
+    family = name.partition("_")[0]
+    tarflow = {"layers": [1, 2], "patch_size": 2 if spec is IMAGES else 1, **tokens, **variant(name), **common}
+    starflow = {"deep_layers": 2, "shallow_blocks": 1, "shallow_layers": 1, **tokens, **variant(name), **common}
+    noise_std = 0.3 if name == "starflow_decoder" else 0.0
     makers = {
-        "tarflow": lambda: TARFlow(spec, layers=[1, 2], patch_size=2 if spec is IMAGES else 1, **tokens, **common),
-        "starflow": lambda: STARFlow(
-            spec,
-            autoencoder=autoencoder(),
-            deep_layers=2,
-            shallow_blocks=1,
-            shallow_layers=1,
-            **tokens,
-            **common,
-        ),
+        "tarflow": lambda: TARFlow(spec, **tarflow),
+        "starflow": lambda: STARFlow(spec, autoencoder=autoencoder(noise_std), **starflow),
         "cfm": lambda: FlowMatching(spec, network, **common),
         "ot_cfm": lambda: OTCFM(spec, network, **common),
         "wcfm": lambda: WeightedCFM(spec, network, **common),
         "latent_cfm": lambda: LatentCFM(spec, network, autoencoder=autoencoder(), **common),
     }
-    module = makers[name]()
+    module = makers[family if family in ("tarflow", "starflow") else name]()
     perturb(module, seed)
     return module
 

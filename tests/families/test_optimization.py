@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from flowbench.families.optimization import OptimizerConfig, learning_rate_factor, parameter_groups
+from flowbench.networks import CausalTransformer, TokenTransformer
 
 
 def test_only_matrices_are_decayed():
@@ -16,6 +17,18 @@ def test_only_matrices_are_decayed():
     assert decayed["weight_decay"] == 0.1
     assert kept["weight_decay"] == 0.0
     assert len(kept["params"]) == 4
+
+
+def test_position_tables_and_start_tokens_are_not_decayed():
+    flow = CausalTransformer(
+        4, 2, 3, width=8, depth=1, head_dim=8, position="learned", start="learned", final_norm=True
+    )
+    score = TokenTransformer(4, 2, 3, width=8, depth=1, head_dim=8)
+    module = nn.ModuleDict({"flow": flow, "score": score})
+    decayed, kept = parameter_groups(module, 0.1)
+    inside = {id(p) for p in decayed["params"]}
+    assert inside == {id(m.weight) for m in module.modules() if isinstance(m, nn.Linear)}
+    assert len(inside) + len(kept["params"]) == len(list(module.parameters()))
 
 
 def test_shared_and_frozen_parameters():

@@ -10,6 +10,7 @@ from torch import nn
 
 from flowbench.data import DataSpec
 from flowbench.families import LatentSpace, PixelSpace
+from flowbench.networks import KLAutoencoder
 
 SPEC = DataSpec("pca", "1", (4, 1, 1), levels=17)
 
@@ -111,3 +112,139 @@ def test_pixel_space_changes_nothing():
     assert space.encode(x, torch.Generator()) is x
     assert space.decode(x) is x
     assert torch.equal(space.log_prob(x, lambda z: z.sum(1), torch.arange(3), 0), x.sum(1))
+
+
+# ---- noise on the latents -----------------------------------------------------------------------------
+
+
+class NarrowedPosterior(PrincipalComponents):
+    """An encoder whose own variance is what the noise leaves of the true posterior's."""
+
+    def __init__(self, sigma: float, noise: float, shrink: float = 1.0) -> None:
+        super().__init__(sigma)
+        self.noise, self.shrink = noise, shrink
+
+    def encode(self, x):
+        mean, log_variance = super().encode(x)
+        return mean, (log_variance.exp() - self.noise**2).log()
+
+    def decode(self, z):
+        return super().decode(z / self.shrink)
+
+
+@pytest.mark.parametrize("shrink", [1.0, 0.8])
+@pytest.mark.parametrize("std", [1.0, 2.5])
+def test_the_bound_is_tight_where_encoder_and_noise_make_the_true_posterior(std, shrink):
+    """The denoiser is a part of the decoder: here it undoes a decoder that expects shrunken latents."""
+    noise = 0.1
+    network = NarrowedPosterior(0.4, noise * std, shrink)
+    space = LatentSpace(Holder(network, std), noise_std=noise)
+    x = torch.randn(50, 4, 1, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    denoise = None if shrink == 1.0 else lambda z: shrink * z
+    bound = space.log_prob(x, standard_normal(std), torch.arange(50), seed=0, denoise=denoise)
+    torch.testing.assert_close(bound, network.log_marginal(x).detach(), atol=1e-9, rtol=0)
+
+
+def test_noise_beyond_the_posterior_lowers_the_bound_by_its_divergence():
+    """E[bound] = log p(x) - KL(q || posterior), a closed form between Gaussians of one mean."""
+    network, noise = PrincipalComponents(0.4), 0.3
+    space = LatentSpace(Holder(network, 1.0), noise_std=noise)
+    x = torch.randn(1, 4, 1, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64).expand(20000, 4, 1, 1)
+    bound = space.log_prob(x, standard_normal(1.0), torch.arange(20000), seed=0)
+    variance = network.encode(x[:1])[1].exp().flatten()
+    ratio = (variance + noise**2) / variance
+    divergence = 0.5 * (ratio - 1 - ratio.log()).sum()
+    wanted = network.log_marginal(x[:1]).detach() - divergence.detach()
+    torch.testing.assert_close(bound.mean()[None], wanted, atol=4 * bound.std().item() / 20000**0.5, rtol=0)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.4])
+def test_the_bound_of_a_network_against_quadrature(noise):
+    """A random nonlinear autoencoder with two latent numbers: both the bound and log p(x) as sums over a grid."""
+    torch.manual_seed(0)
+    network = KLAutoencoder((1, 2, 2), latent_channels=2, width=8, downsamplings=1).double()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+        network.log_sigma.fill_(-0.5)
+    scale = 1.7
+    space = LatentSpace(Holder(network, scale), noise_std=noise)
+    x = torch.randn(1, 1, 2, 2, dtype=torch.float64)
+
+    def shrunken(z):
+        return 0.7 * z
+
+    draws = 4000
+    flow = standard_normal(1.0)
+    bounds = space.log_prob(x.expand(draws, 1, 2, 2), flow, torch.arange(draws), seed=0, denoise=shrunken)
+    axis = torch.linspace(-8, 8, 161, dtype=torch.float64)
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), dim=-1).reshape(-1, 2)
+    cell = float(axis[1] - axis[0]) ** 2
+    with torch.no_grad():
+        decoded = network.decode(scale * 0.7 * grid[:, :, None, None])
+        log_likelihood = torch.distributions.Normal(decoded, math.exp(-0.5)).log_prob(x).flatten(1).sum(1)
+        log_joint = log_likelihood - 0.5 * grid.square().sum(1) - math.log(2 * math.pi)
+        mean, log_variance = network.encode(x)
+        std = (log_variance.exp() / scale**2 + noise**2).sqrt().flatten()
+        log_q = torch.distributions.Normal(mean.flatten() / scale, std).log_prob(grid).sum(1)
+    exact = float(log_joint.logsumexp(0)) + math.log(cell)
+    wanted = float((log_q.exp() * (log_joint - log_q)).sum() * cell)
+    assert abs(float(log_q.exp().sum()) * cell - 1) < 1e-6
+    assert abs(float(bounds.mean()) - wanted) < 4 * float(bounds.std()) / draws**0.5
+    assert wanted < exact - 1e-3
+
+
+@pytest.mark.parametrize(("std", "noise"), [(1.0, 0.0), (2.0, 0.3)])
+def test_encoding_adds_the_noise_to_the_scaled_posterior(std, noise):
+    network = PrincipalComponents(0.4, spoil=0.5)
+    space = LatentSpace(Holder(network, std), noise_std=noise)
+    x = torch.randn(1, 4, 1, 1, dtype=torch.float64)
+    z = space.encode(x.expand(40000, 4, 1, 1), torch.Generator().manual_seed(0))
+    mean, log_variance = network.encode(x)
+    torch.testing.assert_close(space.encode_mean(x), mean.detach() / std)
+    torch.testing.assert_close(z.mean(0, keepdim=True), mean.detach() / std, atol=0.01, rtol=0)
+    torch.testing.assert_close(z.var(0), log_variance.detach().exp()[0] / std**2 + noise**2, atol=0, rtol=0.05)
+
+
+class Deterministic(PrincipalComponents):
+    def encode(self, x):
+        mean, _ = super().encode(x)
+        return mean, torch.full_like(mean, -torch.inf)
+
+
+def test_a_deterministic_encoder_has_a_bound_with_noise_alone():
+    network = Deterministic(0.4)
+    x = torch.randn(6, 4, 1, 1, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"encoder is deterministic and noise_std is 0: set noise_std above 0"):
+        LatentSpace(Holder(network, 1.0)).log_prob(x, standard_normal(1.0), torch.arange(6), 0)
+    space = LatentSpace(Holder(network, 1.0), noise_std=0.35)
+    bound = space.log_prob(x, standard_normal(1.0), torch.arange(6), 0)
+    assert bound.isfinite().all()
+    assert torch.equal(space.encode_mean(x), network.encode(x)[0])
+
+
+def test_reconstructions_of_means_and_of_keyed_draws():
+    network = PrincipalComponents(0.4, spoil=0.5)
+    space = LatentSpace(Holder(network, 2.0), noise_std=0.3)
+    x = torch.randn(6, 4, 1, 1, dtype=torch.float64)
+    torch.testing.assert_close(space.reconstruct(x), network.decode(network.encode(x)[0]).detach())
+    whole = space.reconstruct(x, index=torch.arange(6), seed=3)
+    torch.testing.assert_close(whole[4:], space.reconstruct(x[4:], index=torch.tensor([4, 5]), seed=3))
+    assert not torch.equal(whole, space.reconstruct(x))
+    zero = space.reconstruct(x, index=torch.arange(6), denoise=torch.zeros_like)
+    torch.testing.assert_close(zero, torch.zeros_like(x))
+
+
+def test_pixel_space_adds_noise_in_training_alone():
+    space = PixelSpace((2,), noise_std=0.5)
+    x = torch.zeros(20000, 2)
+    noisy = space.encode(x, torch.Generator().manual_seed(0))
+    assert abs(noisy.std().item() - 0.5) < 0.01
+    assert space.encode_mean(x) is x
+    assert torch.equal(space.log_prob(x, lambda z: z.sum(1), torch.arange(len(x)), 0), x.sum(1))
+
+
+@pytest.mark.parametrize("make", [lambda: PixelSpace((2,), -0.1), lambda: LatentSpace(Holder(Deterministic(1), 1), -1)])
+def test_negative_noise_is_refused(make):
+    with pytest.raises(ValueError, match="noise_std must be >= 0"):
+        make()

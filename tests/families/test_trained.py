@@ -8,8 +8,19 @@ from functools import partial
 import pytest
 import torch
 
-from flowbench.data import DataSpec, get_density
-from flowbench.families import OTCFM, DatasetSource, FlowMatching, FlowModule, OptimizerConfig, TARFlow, WeightedCFM
+from flowbench.data import Batch, DataSpec, get_density
+from flowbench.families import (
+    OTCFM,
+    DatasetSource,
+    FlowMatching,
+    FlowModule,
+    FlowScoreDenoiser,
+    GaussianNoise,
+    OptimizerConfig,
+    TARFlow,
+    Tweedie,
+    WeightedCFM,
+)
 from flowbench.families.optimization import build_optimizer, learning_rate_factor
 from flowbench.flows import GaussianSource, GibbsWeight, RungeKutta4
 from flowbench.metrics import path_geometry
@@ -152,3 +163,93 @@ def test_a_source_that_is_a_dataset_has_a_density_for_points_on_the_gpu():
     x = source.sample(5, (2,), torch.Generator(), "cuda")
     assert source.log_prob(x).device == x.device
     assert torch.equal(source.log_prob(x).cpu(), source.log_prob(x.cpu()))
+
+
+# ---- an autoregressive flow of noisy labelled Gaussians ---------------------------------------------------
+
+MEANS = torch.tensor([[1.0, -0.5], [-1.0, 0.5]])
+COVARIANCE = torch.tensor([[1.0, 0.6], [0.6, 0.8]])
+NOISE = 0.5
+NOISY = COVARIANCE + NOISE**2 * torch.eye(2)
+
+
+def noisy_flow(denoiser) -> TARFlow:
+    torch.manual_seed(0)
+    return TARFlow(
+        DataSpec("two", "1", (2,), num_classes=2),
+        layers=[1, 1],
+        width=32,
+        head_dim=16,
+        start="learned",
+        conditional=True,
+        augmentation=GaussianNoise(NOISE),
+        denoiser=denoiser,
+        optimizer=OptimizerConfig(lr=4e-3, weight_decay=0.0),
+    )
+
+
+@pytest.fixture(scope="module")
+def gaussians() -> TARFlow:
+    """Trained with a denoiser that learns the score from the same backward."""
+    flow = noisy_flow(FlowScoreDenoiser(width=32, depth=2, head_dim=16))
+    root, rng, steps = torch.linalg.cholesky(COVARIANCE), torch.Generator().manual_seed(0), 500
+    optimizer = build_optimizer(flow, flow.optimizer_config)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 4e-3 * learning_rate_factor(flow.optimizer_config, (step + 0.5) / steps)
+        label = torch.randint(0, 2, (256,), generator=rng)
+        x = MEANS[label] + torch.randn(256, 2, generator=rng) @ root.T
+        optimizer.zero_grad()
+        flow.training_loss(Batch(x, label=label), rng).total.backward()
+        optimizer.step()
+        flow.ema.update()
+    return flow
+
+
+def drawn(label: int, num: int = 4000) -> torch.Tensor:
+    """Points of one label, with the augmentation's noise."""
+    rng = torch.Generator().manual_seed(9)
+    return MEANS[label] + torch.randn(num, 2, generator=rng) @ torch.linalg.cholesky(NOISY).T
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_conditional_density_integrates_to_one_and_reaches_the_entropy(gaussians, label):
+    axis = torch.linspace(-9, 9, 121)
+    grid = torch.cartesian_prod(axis, axis)
+    x = drawn(label)
+    with gaussians.evaluating("ema"):
+        mass = gaussians.log_prob(grid, torch.full((len(grid),), label)).double().exp().sum() * (axis[1] - axis[0]) ** 2
+        nll = -gaussians.log_prob(x, torch.full((len(x),), label)).mean()
+    assert float(mass) == pytest.approx(1.0, abs=1e-3)
+    # Against the truth on the same points, which leaves the luck of the draw out.
+    truth = torch.distributions.MultivariateNormal(MEANS[label], NOISY)
+    assert float(truth.entropy()) == pytest.approx(-float(truth.log_prob(x).mean()), abs=0.05)
+    assert -0.01 < float(nll + truth.log_prob(x).mean()) < 0.02
+
+
+def test_a_fitted_flow_sends_data_to_unit_normals_and_back(gaussians):
+    x, label = torch.cat([drawn(0), drawn(1)]), torch.arange(2).repeat_interleave(4000)
+    with gaussians.evaluating("ema"):
+        z = gaussians.encode(x, label)
+        noise = torch.randn(8000, 2, generator=torch.Generator().manual_seed(3))
+        back = gaussians.flow_decode(noise, label)[0]
+    assert float(0.5 * z.square().mean()) == pytest.approx(0.5, abs=0.02)
+    torch.testing.assert_close(z.T.cov(), torch.eye(2), atol=0.06, rtol=0.0)
+    for k in (0, 1):
+        torch.testing.assert_close(back[label == k].mean(0), MEANS[k], atol=0.08, rtol=0.0)
+        torch.testing.assert_close(back[label == k].T.cov(), NOISY, atol=0.12, rtol=0.0)
+
+
+def test_denoisers_of_a_fitted_flow_are_wieners_filter(gaussians):
+    """E[clean | noisy] = m + C (C + n^2)^-1 (noisy - m), by Tweedie's formula and by the network that learned it."""
+    x, label = drawn(1, 500), torch.ones(500, dtype=torch.long)
+    wiener = MEANS[1] + (x - MEANS[1]) @ torch.linalg.solve(NOISY, COVARIANCE)
+    tweedie = noisy_flow(Tweedie())
+    with gaussians.evaluating("ema"):
+        tweedie.flow.load_state_dict(gaussians.flow.state_dict())
+        learned = gaussians.flow_denoise(x, label)
+    exact = tweedie.flow_denoise(x, label)
+    step = (wiener - x).square().mean()
+    assert float((exact - wiener).square().mean() / step) < 0.02
+    assert float((learned - wiener).square().mean() / step) < 0.04
+    assert float((learned - exact).square().mean() / step) < 0.02

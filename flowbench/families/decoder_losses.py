@@ -1,0 +1,78 @@
+"""What a decoder is trained with beside its likelihood: a perceptual and an adversarial term."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flowbench.metrics import PerceptualDistance, PerceptualNetwork
+from flowbench.networks import PatchDiscriminator
+
+__all__ = ["AdversarialConfig", "PerceptualConfig"]
+
+
+@dataclass(frozen=True)
+class PerceptualConfig:
+    """A distance in the feature maps of a fixed network, added to the loss in nats per dimension.
+
+    It is not LPIPS, see :mod:`flowbench.metrics.perceptual`. The network that measures the bench should not be the one
+    that trains the decoder.
+
+    Attributes:
+        network: ``classifier``, ``inception`` or ``efficientnet-lite0``.
+        weight: of the distance, which lies in [0, 4], in the loss; > 0.
+        weights: file of the network's weights; needed for ``classifier``.
+        side: pictures are scaled to this many pixels a side; None keeps their size where the network can take it.
+    """
+
+    network: PerceptualNetwork = "efficientnet-lite0"
+    weight: float = 1.0
+    weights: str | None = None
+    side: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the range.
+
+        Raises:
+            ValueError: when the weight is out of range.
+        """
+        if self.weight <= 0:
+            raise ValueError(f"perceptual.weight must be > 0, got {self.weight}: leave perceptual out for none")
+
+    def build(self) -> PerceptualDistance:
+        """The distance; its weights are read at the first call."""
+        return PerceptualDistance(self.network, self.weights, self.side)
+
+
+@dataclass(frozen=True)
+class AdversarialConfig:
+    """A discriminator of patches with the hinge loss, for the last part of the training.
+
+    One optimiser serves both sides: the decoder's loss sees the discriminator's weights as constants, the
+    discriminator's loss sees the reconstructions as constants, and their sum is minimised.
+
+    Attributes:
+        weight: of the decoder's adversarial term in the loss in nats per dimension, > 0.
+        start: share of the training budget before it, in [0, 1).
+        width: channels of the discriminator's first convolution.
+        num_layers: halvings of the resolution in the discriminator.
+    """
+
+    weight: float = 0.1
+    start: float = 0.5
+    width: int = 64
+    num_layers: int = 3
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            ValueError: when a value is out of its range.
+        """
+        if self.weight <= 0:
+            raise ValueError(f"adversarial.weight must be > 0, got {self.weight}: leave adversarial out for none")
+        if not 0.0 <= self.start < 1.0:
+            raise ValueError(f"adversarial.start must lie in [0, 1), got {self.start}: a share of the training budget")
+
+    def build(self, shape: tuple[int, ...]) -> PatchDiscriminator:
+        """The discriminator of images of a shape."""
+        return PatchDiscriminator(shape, width=self.width, num_layers=self.num_layers)

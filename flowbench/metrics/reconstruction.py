@@ -1,0 +1,33 @@
+"""How close reconstructions are to their originals, pixel by pixel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["psnr"]
+
+
+def psnr(x: Tensor, x_hat: Tensor, data_range: float = 2.0) -> Tensor:
+    """Peak signal-to-noise ratio of every image, 10 log10(data_range^2 / mean squared error).
+
+    Pictures are compared as they would be shown: clamp unbounded reconstructions before. The mean over images is
+    the usual figure; it is at least the ratio of the mean error, because the logarithm is convex in it.
+
+    Args:
+        x: originals, shape (B, *D).
+        x_hat: reconstructions, same shape.
+        data_range: largest minus smallest possible value: 2 for model space [-1, 1].
+
+    Returns:
+        Decibels, float64, shape (B,); infinity where nothing differs.
+
+    Raises:
+        ValueError: shapes that differ, or a range that is not positive.
+    """
+    if x.shape != x_hat.shape or x.ndim < 2:
+        raise ValueError(f"psnr compares (B, *D) with the same shape, got {tuple(x.shape)} and {tuple(x_hat.shape)}")
+    if data_range <= 0:
+        raise ValueError(f"data_range must be > 0, got {data_range}: 2 for images in [-1, 1]")
+    error = (x.double() - x_hat.double()).square().flatten(1).mean(1)
+    return 10.0 * torch.log10(data_range**2 / error)

@@ -1,0 +1,66 @@
+"""Two processes with half a batch each have the loss and the gradients of one with the whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..contract.builders import IMAGES, build
+
+NAMES = ["tarflow", "tarflow_score_matching"]
+
+
+class Training(nn.Module):
+    """The loss as the output of ``forward``, which is where data-parallel training listens."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        return self.module.flow_loss(x, label, torch.Generator()).total
+
+
+def points() -> tuple[torch.Tensor, torch.Tensor]:
+    """Eight noisy points with labels, the null label among them."""
+    x = torch.randn(8, *IMAGES.shape, generator=torch.Generator().manual_seed(2))
+    return x, torch.arange(8) % (IMAGES.num_classes + 1)
+
+
+def work(rank: int, folder: str) -> None:
+    """One of two processes: gradients of each model over two accumulated half batches."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    x, label = (t.chunk(2)[rank] for t in points())
+    for name in NAMES:
+        training = Training(build(name, IMAGES, conditional=True))
+        parallel = DistributedDataParallel(training)
+        losses = []
+        with parallel.no_sync():
+            losses.append(parallel(x[:2], label[:2]) / 2)
+            losses[-1].backward()
+        losses.append(parallel(x[2:], label[2:]) / 2)
+        losses[-1].backward()
+        found = {key: parameter.grad for key, parameter in training.module.named_parameters()}
+        torch.save({"loss": sum(losses).detach(), "gradients": found}, Path(folder) / f"{name}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_gradients_of_one(tmp_path):
+    torch.multiprocessing.spawn(work, (str(tmp_path),), nprocs=2)
+    for name in NAMES:
+        ranks = [torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True) for rank in (0, 1)]
+        module = build(name, IMAGES, conditional=True)
+        x, label = points()
+        loss = module.flow_loss(x, label, torch.Generator()).total
+        loss.backward()
+        torch.testing.assert_close((ranks[0]["loss"] + ranks[1]["loss"]) / 2, loss.detach())
+        for key, parameter in module.named_parameters():
+            torch.testing.assert_close(ranks[0]["gradients"][key], parameter.grad, msg=f"{name}: {key}")
+            assert torch.equal(ranks[0]["gradients"][key], ranks[1]["gradients"][key])

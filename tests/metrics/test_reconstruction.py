@@ -1,0 +1,48 @@
+"""PSNR against torchmetrics and by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flowbench.torchvision_guard import ensure_importable
+
+ensure_importable()
+
+from torchmetrics.functional.image import peak_signal_noise_ratio  # noqa: E402
+
+from flowbench.metrics import psnr  # noqa: E402
+
+
+@pytest.mark.parametrize("data_range", [1.0, 2.0, 255.0])
+def test_against_torchmetrics(data_range):
+    rng = torch.Generator().manual_seed(0)
+    x = torch.rand(5, 3, 6, 6, generator=rng, dtype=torch.float64)
+    x_hat = x + 0.1 * torch.randn(x.shape, generator=rng, dtype=torch.float64)
+    wanted = peak_signal_noise_ratio(x_hat, x, data_range=data_range, reduction="none", dim=(1, 2, 3))
+    torch.testing.assert_close(psnr(x, x_hat, data_range), wanted)
+
+
+@given(st.floats(1e-3, 1.0))
+def test_of_a_constant_error(error):
+    found = psnr(torch.zeros(2, 3), torch.full((2, 3), error, dtype=torch.float32))
+    np.testing.assert_allclose(found.numpy(), 20 * np.log10(2 / float(np.float32(error))), rtol=1e-9)
+
+
+def test_equal_pictures_have_no_noise():
+    assert psnr(torch.ones(2, 3), torch.ones(2, 3)).isinf().all()
+
+
+def test_the_mean_over_images_is_at_least_the_ratio_of_the_mean_error():
+    x, x_hat = torch.zeros(2, 4), torch.tensor([[0.1] * 4, [0.5] * 4])
+    assert psnr(x, x_hat).mean() > psnr(x.reshape(1, -1), x_hat.reshape(1, -1))[0]
+
+
+def test_user_errors_are_named():
+    with pytest.raises(ValueError, match=r"got \(2, 3\) and \(2, 4\)"):
+        psnr(torch.zeros(2, 3), torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="data_range must be > 0"):
+        psnr(torch.zeros(2, 3), torch.zeros(2, 3), 0.0)
