@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import fcntl
-import json
 import logging
 import os
 import subprocess
@@ -17,10 +16,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from filelock import FileLock
-from PIL import Image
 
 from flowbench.torchvision_guard import ensure_importable
 
@@ -30,9 +27,9 @@ import lightning as L  # noqa: E402
 from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
 
 from flowbench.config import Built, Experiment, compose, fingerprint, to_yaml  # noqa: E402
+from flowbench.counting import meta_module, training_flops  # noqa: E402
 from flowbench.evaluation import Evaluator, Identity, cache_dir  # noqa: E402
 from flowbench.evaluation.artifacts import save_samples  # noqa: E402
-from flowbench.evaluation.pictures import image_grid  # noqa: E402
 from flowbench.evaluation.progress import ProgressFile, read_phase  # noqa: E402
 from flowbench.families import (  # noqa: E402
     AtomicCheckpointIO,
@@ -40,9 +37,12 @@ from flowbench.families import (  # noqa: E402
     BudgetLimit,
     FlowModule,
     TrainingModule,
+    check_strategy,
     count_flops,
     load_checkpoint,
 )
+from flowbench.prediction import run_task  # noqa: E402
+from flowbench.prediction_request import Request  # noqa: E402
 from flowbench.processes import die_with_parent  # noqa: E402
 from flowbench.rows import write_rows  # noqa: E402
 from flowbench.seeds import generator  # noqa: E402
@@ -56,6 +56,8 @@ CHECKPOINTS = 10
 # Where the length is not known, every so many steps or seconds.
 VALIDATION_STEPS = 200
 CHECKPOINT_SECONDS = 30
+# Models with more parameters are counted from their shapes, for a batch would take the host's memory and minutes.
+COUNTED_ON_DATA = 10**8
 # What torchrun and Lightning's launchers tell a process about its group.
 LAUNCHER_VARIABLES = ("LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 
@@ -135,59 +137,37 @@ def validate(experiment: Experiment, ckpt: Path | None = None) -> dict[str, floa
 def predict(
     experiment: Experiment,
     ckpt: Path | None = None,
-    num_samples: int = 64,
+    *,
+    task: str = "sample",
     output: Path | None = None,
-    guidance: float | None = None,
-    network_evaluations: int | None = None,
+    **options: Any,
 ) -> Path:
-    """Draw samples and write samples.npz, manifest.json and, for images, grid.png.
+    """Put a trained flow to use; writes an npz file, manifest.json and, where the eye can judge, a picture.
 
     Args:
         experiment: validated configuration.
         ckpt: checkpoint; None takes the run's last.
-        num_samples: how many, >= 1; a conditional flow cycles through the classes.
-        output: folder; None takes `samples` in the run's folder.
-        guidance: scale of classifier-free guidance; None keeps the configuration's.
-        network_evaluations: evaluations per sample; None keeps the configuration's sampler.
+        task: `sample`, or what a flow does without training for it: `reconstruct`, `edit`, `interpolate`, `inpaint`,
+            `classify`.
+        output: folder; None takes `samples`, or the task's name, in the run's folder.
+        options: the task's own, see :class:`~flowbench.prediction_request.Request`.
 
     Returns:
         The folder.
+
+    Raises:
+        ValueError: for an option that the task does not take, or a task that this flow cannot do.
     """
-    if num_samples < 1:
-        raise ValueError(f"--num-samples must be >= 1, got {num_samples}")
+    request = Request.make(task, **options)
     run = _build(experiment, training=False)
     path = _load(run, ckpt)
     module = run.module
     if not isinstance(module, FlowModule):
         raise ValueError(f"predict draws samples from a flow, but the configuration builds {type(module).__name__}")
     module.to(run.trainer.strategy.root_device)
-    index = torch.arange(num_samples)
-    label = index % module.num_classes if module.num_classes is not None else None
-    with module.evaluating():
-        parts = [
-            module.sample(
-                module.draw_noise(chunk, experiment.seed),
-                None if label is None else label[chunk].to(module.device),
-                guidance=guidance,
-                network_evaluations=network_evaluations,
-            )
-            for chunk in index.split(256)
-        ]
-    folder = output or experiment.run_dir / "samples"
-    folder.mkdir(parents=True, exist_ok=True)
-    x = torch.cat([part.x for part in parts])
-    _write_samples(folder, x, label, module)
-    manifest = {
-        "checkpoint": str(path),
-        "config_hash": experiment.fingerprint,
-        "num_samples": num_samples,
-        "seed": experiment.seed,
-        "guidance": guidance,
-        "network_evaluations": parts[0].network_evaluations,
-        "seconds": sum(part.seconds for part in parts),
-    }
-    write_text(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-    return folder
+    folder = output or experiment.run_dir / ("samples" if task == "sample" else task)
+    manifest = {"checkpoint": str(path), "config_hash": experiment.fingerprint}
+    return run_task(request, module, run.built.datamodule, experiment.seed, folder, manifest)
 
 
 def reference(experiment: Experiment) -> Path:
@@ -278,13 +258,16 @@ def _budget(experiment: Experiment, built: Built, module: TrainingModule) -> Bud
         mapping = {"steps": max_steps}
     data = built.datamodule
     data.setup("fit")
-    batch = data.train_batch_at(0)
-    # A copy: counting must leave neither gradients nor running statistics behind.
-    probe = copy.deepcopy(module)
-    rng = generator(experiment.seed, "flops")
-    flops = count_flops(lambda: probe.training_loss(batch, rng).total)
     per_step = data.batch_size * built.trainer_arguments.get("accumulate_grad_batches", 1)
-    flops_per_step = round(flops * per_step / len(batch))
+    if sum(p.numel() for p in module.parameters()) > COUNTED_ON_DATA:
+        flops_per_step = per_step * training_flops(meta_module(experiment, data.spec))
+    else:
+        batch = data.train_batch_at(0)
+        # A copy: counting must leave neither gradients nor running statistics behind.
+        probe = copy.deepcopy(module)
+        rng = generator(experiment.seed, "flops")
+        flops = count_flops(lambda: probe.training_loss(batch, rng).total)
+        flops_per_step = round(flops * per_step / len(batch))
     limit = BudgetLimit.from_mapping(mapping)
     max_steps = limit.max_steps(flops_per_step, per_step, len(data.split("train")))
     return Budget(limit, flops_per_step=flops_per_step, samples_per_step=per_step, max_steps=max_steps)
@@ -293,6 +276,7 @@ def _budget(experiment: Experiment, built: Built, module: TrainingModule) -> Bud
 def _trainer(
     experiment: Experiment, built: Built, budget: Budget | None, progress: ProgressFile, training: bool
 ) -> L.Trainer:
+    check_strategy(built.trainer_arguments.get("strategy"))
     known = budget.max_steps if budget else None
     batches = built.trainer_arguments.get("accumulate_grad_batches", 1)
     arguments: dict[str, Any] = {
@@ -450,17 +434,3 @@ def _required(name: str, experiment: Experiment) -> Path:
         if code != 0:
             raise ValueError(f"training the required {name} failed with exit status {code}: see {log}")
     return checkpoint
-
-
-def _write_samples(folder: Path, x: torch.Tensor, label: torch.Tensor | None, module: FlowModule) -> None:
-    spec = module.spec
-    is_image = spec.modality == "image"
-    values = (spec.to_uint8(x) if is_image else x).cpu().numpy()
-    if label is None:
-        np.savez_compressed(folder / "samples.npz", x=values)
-    else:
-        np.savez_compressed(folder / "samples.npz", x=values, label=label.cpu().numpy())
-    if is_image:
-        grid = image_grid(spec.to_uint8(x[:64]).cpu(), scale=max(1, 64 // spec.shape[-1]))
-        pixels = grid.permute(1, 2, 0).numpy()
-        Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels[..., :3]).save(folder / "grid.png")

@@ -1,4 +1,7 @@
-"""Every file in experiments/ is parsed, built and run for one step; a new file joins by itself."""
+"""Every file in experiments/ is parsed, built and run for one step; a new file joins by itself.
+
+Those in experiments/large/ are too large to run: they are built on the meta device and counted.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import yaml
 from flowbench import runs
 from flowbench.cli import main
 from flowbench.config import Experiment
+from flowbench.counting import count
 from flowbench.data.catalogue import list_datasets
 from flowbench.evaluation import cache_dir
 from flowbench.families import read_checkpoint
@@ -43,6 +47,8 @@ def is_whole(file: Path) -> bool:
 
 BENCHES = [file for file in FILES if "contenders" in content(file)]
 EXPERIMENTS = [file for file in FILES if file not in BENCHES and is_whole(file)]
+PUBLISHED = [file for file in EXPERIMENTS if file.parts[0] == "large"]
+TRAINED = [file for file in EXPERIMENTS if file not in PUBLISHED]
 DOWNLOADED = {entry.name: entry.spec.shape for entry in list_datasets() if entry.download_mb}
 # One step is enough, of the required autoencoder too.
 SHORT = ["trainer.limit_val_batches=1", "trainer.accelerator=cpu", "trainer.precision=32-true", "data.batch_size=4"]
@@ -154,7 +160,7 @@ LARGE = [file for file in EXPERIMENTS if file.parent.name == "gpu"]
 
 
 # MNIST's files say what Fashion-MNIST's say, and CIFAR-10's large networks are built below.
-@pytest.mark.parametrize("file", named(EXPERIMENTS, "mnist", "cifar10/gpu"))
+@pytest.mark.parametrize("file", named(TRAINED, "mnist", "cifar10/gpu"))
 def test_an_experiment_is_parsed_built_and_trained_for_a_step(file, tmp_path, images):
     overrides = [f"run.dir={tmp_path / 'run'}", *quick(file, images)]
     evaluator = Experiment.from_files([ROOT / file]).build_evaluator()
@@ -185,6 +191,41 @@ def test_a_large_network_is_built_as_shipped(file, tmp_path):
         model = experiment.build(required).model
     assert 1e6 < sum(parameter.numel() for parameter in model.parameters()) < 1e8
     assert all(parameter.is_meta for parameter in model.parameters())
+
+
+# Layers of all blocks, width, size as its paper gives it: TARFlow's prints none for these.
+SIZES = {
+    "tarflow_imagenet64_bpd": (64, 768, None),
+    "tarflow_imagenet64": (64, 768, None),
+    "tarflow_imagenet128": (64, 1024, None),
+    "starflow_imagenet256": (28, 2048, 1.4e9),
+    "starflow_imagenet256_24": (34, 3072, 3.8e9),
+}
+
+
+def test_every_published_flow_has_a_size():
+    assert {file.stem for file in PUBLISHED} == {*SIZES, "sd_vae"}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_published_configuration_has_its_published_size(name):
+    """Built on the meta device: no data, no weights, no autoencoder's files."""
+    experiment = Experiment.from_files([ROOT / "large" / f"{name}.yaml"])
+    found = count(experiment)
+    layers, width, published = SIZES[name]
+    assert sum(block.layers for block in found.blocks) == layers
+    # Twelve width x width matrices a layer; embeddings, positions, classes, norms and biases come on top.
+    assert 1.0 < found.parameters / (12 * layers * width**2) < 1.04
+    if published:
+        assert found.parameters == pytest.approx(published, rel=0.02)
+    tokens = 1024
+    deepest = max(block.layers for block in found.blocks)
+    slots = tokens if name.startswith("starflow") else tokens - 1
+    assert found.cache_bytes == 2 * deepest * slots * width * 4
+    # Two operations for each weight of a layer and token, and the two products of attention over the full square.
+    products = 2 * slots * 12 * layers * width**2 + layers * 2 * 2 * slots**2 * width
+    assert found.evaluation_flops == pytest.approx(products, rel=0.01)
+    assert found.sampling_flops < found.evaluation_flops < found.training_flops / 3 * 1.001
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=str)

@@ -32,11 +32,14 @@ def load_mapping(path: Path) -> dict[str, Any]:
 
 
 def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge two nested mappings: mappings merge, everything else in ``high`` replaces."""
+    """Merge two nested mappings: mappings merge, everything else in ``high`` replaces.
+
+    A mapping with ``_replace_: true`` replaces, too, and keeps the mark for the composition of the experiment.
+    """
     out = dict(low)
     for key, value in high.items():
         old = out.get(key)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping) and value.get("_replace_") is not True
         out[key] = merge(old, value) if both else value  # type: ignore[arg-type]
     return out
 

@@ -1,4 +1,4 @@
-"""Commands on one experiment file: fit, validate, test, predict, reference, prepare."""
+"""Commands on one experiment file: fit, validate, test, predict, reference, prepare, count."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import importlib
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flowbench.cli.parser import Command, Parser, config_options, count, print_result
+from flowbench.prediction_request import OPTIONS, PRIORS, TASKS
 
 if TYPE_CHECKING:
     from flowbench.config import Experiment
@@ -35,10 +36,32 @@ def _checkpoint_options(parser: Parser) -> None:
 
 def _predict_options(parser: Parser) -> None:
     _checkpoint_options(parser)
-    parser.add_argument("--num-samples", type=count, metavar="N", default=64, help="how many samples (default: 64)")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder (default: samples in the run's folder)")
-    parser.add_argument("--guidance", type=float, metavar="S", help="guidance scale; 1 is none")
-    parser.add_argument("--network-evaluations", type=count, metavar="N", help="network evaluations per sample")
+
+    # Only options that were given reach the task, which refuses those that it does not take.
+    def option(name: str, **details: Any) -> None:
+        parser.add_argument(name, default=argparse.SUPPRESS, **details)
+
+    option("--task", choices=TASKS, help="what to do (default: sample)")
+    option("--output", type=Path, metavar="DIR", help="folder (default: samples, or the task, in the run's folder)")
+    option("--num-samples", type=count, metavar="N", help="samples, images, points or pairs (default: by task)")
+    option("--guidance", type=float, metavar="S", help="sample, edit: guidance scale; 1 is none")
+    option("--network-evaluations", type=count, metavar="N", help="sample: network evaluations per sample")
+    option("--split", choices=("train", "val", "test"), help="all but sample: where the data are from (default: test)")
+    option("--images", type=Path, metavar="FILE", help="in place of the split: npz with x and label, e.g. samples.npz")
+    option("--classes", type=class_list, metavar="K,...", help="edit: classes to decode (default: all)")
+    option("--steps", type=count, metavar="T", help="interpolate: states, the ends included (default: 8)")
+    option("--mask", metavar="MASK", help="inpaint: left, right, top, bottom, center, random-0.5 or a PNG file")
+    option("--rounds", type=count, metavar="R", help="inpaint: rounds of encoding and decoding (default: 8)")
+    option("--draws", type=count, metavar="D", help="inpaint: inpaintings of each image (default: 3)")
+    option("--prior", choices=PRIORS, help="classify: over the classes (default: uniform)")
+
+
+def class_list(text: str) -> tuple[int, ...]:
+    """Class numbers with commas between them, as an option's type."""
+    parts = text.split(",")
+    if not all(part.strip().isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"expected class numbers such as 0,3,8, got '{text}'")
+    return tuple(int(part) for part in parts)
 
 
 def _experiment(arguments: argparse.Namespace, trains: bool = False) -> Experiment | None:
@@ -77,16 +100,22 @@ _validate = _run(lambda runs, experiment, given: runs.validate(experiment, given
 _test = _run(lambda runs, experiment, given: runs.test(experiment, given.ckpt))
 _reference = _run(lambda runs, experiment, given: runs.reference(experiment))
 _prepare = _run(lambda runs, experiment, given: runs.prepare(experiment))
-_predict = _run(
-    lambda runs, experiment, given: runs.predict(
-        experiment,
-        given.ckpt,
-        num_samples=given.num_samples,
-        output=given.output,
-        guidance=given.guidance,
-        network_evaluations=given.network_evaluations,
-    )
-)
+_predict = _run(lambda runs, experiment, given: runs.predict(experiment, given.ckpt, **_given(given)))
+
+
+def _given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of predict that stand on the command line."""
+    names = {"task", "output", *(name for options in OPTIONS.values() for name in options)}
+    return {name: value for name, value in vars(arguments).items() if name in names}
+
+
+def _count(arguments: argparse.Namespace) -> int:
+    experiment = _experiment(arguments)
+    if experiment is not None:
+        from flowbench.counting import count as count_model
+
+        print(count_model(experiment).text())
+    return 0
 
 
 COMMANDS = {
@@ -113,9 +142,12 @@ COMMANDS = {
         _test,
     ),
     "predict": Command(
-        "draw samples from a checkpoint",
+        "draw samples from a checkpoint, or reconstruct, edit, interpolate, inpaint, classify",
         "  flowbench predict -c runs/wcfm/config.yaml --ckpt runs/wcfm/checkpoints/last.ckpt \\\n"
-        "      --num-samples 64 --output samples --guidance 2 --network-evaluations 16",
+        "      --num-samples 64 --output samples --guidance 2 --network-evaluations 16\n"
+        "  flowbench predict -c runs/tarflow/config.yaml --task inpaint --mask left --rounds 8\n"
+        "  flowbench predict -c runs/tarflow/config.yaml --task edit --classes 0,3,8\n"
+        "  flowbench predict -c runs/tarflow/config.yaml --task classify --split val --prior train",
         _predict_options,
         _predict,
     ),
@@ -130,5 +162,12 @@ COMMANDS = {
         "  flowbench prepare -c experiments/digits/starflow.yaml",
         config_options,
         _prepare,
+    ),
+    "count": Command(
+        "count parameters, operations, cache and memory of a model; reads no data, allocates no weights",
+        "  flowbench count -c experiments/large/starflow_imagenet256_1b.yaml\n"
+        "  flowbench count -c experiments/cifar10/gpu/tarflow.yaml model.init_args.width=512",
+        config_options,
+        _count,
     ),
 }

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lightning import Callback, LightningModule
     from lightning.pytorch.loggers import Logger
 
-    from flowbench.data import FlowDataModule
+    from flowbench.data import DataSpec, FlowDataModule
     from flowbench.evaluation import Evaluator
 
 __all__ = ["Built", "Experiment"]
@@ -162,6 +162,16 @@ class Experiment:
     def build_data(self) -> FlowDataModule:
         """The datamodule alone, seeded with the run's seed; it draws nothing from the global generators."""
         return self._parts.data.build()
+
+    def build_model(self, spec: DataSpec, **required: LightningModule) -> LightningModule:
+        """The model alone, for data of a given specification; no seed is set and no data are read.
+
+        Args:
+            spec: shape, classes and value grid.
+            required: a model for every name in ``requires``.
+        """
+        model: LightningModule = self._parts.model.build()(spec, **required)
+        return model
 
     def build_evaluator(self) -> Evaluator | None:
         """The evaluator alone, None when the experiment has none."""

@@ -10,9 +10,10 @@ from flowbench.data.digits import DIGITS
 from flowbench.data.entry import DatasetEntry
 from flowbench.data.fashion_mnist_mini import FASHION_MNIST_MINI
 from flowbench.data.real_images import CIFAR10, FASHION_MNIST, MNIST
+from flowbench.data.spec import DataSpec
 from flowbench.data.user_data import USER_FORMATS, open_user_data
 
-__all__ = ["check", "get", "list_datasets", "register"]
+__all__ = ["check", "check_declaration", "declared_spec", "get", "list_datasets", "register"]
 
 _entries: dict[str, DatasetEntry] = {}
 
@@ -65,6 +66,49 @@ def check(name: str, path: str | Path | None = None, image_size: int | None = No
         raise ValueError(f"image_size: must be at least 1 pixel, got {image_size}")
     if random_flip and name in _entries:
         _check_flips(_entries[name])
+
+
+def check_declaration(name: str, shape: tuple[int, ...] | None = None, num_classes: int | None = None) -> None:
+    """Refuse a shape or classes where the catalogue knows them, or classes without a shape.
+
+    Args:
+        name: a name of the catalogue or of ``USER_FORMATS``.
+        shape: declared shape of one sample, (d,) or (C, H, W).
+        num_classes: declared number of classes.
+
+    Raises:
+        ValueError: for a declaration that says nothing, or too little.
+    """
+    _check_name(name)
+    if name in _entries and (shape is not None or num_classes is not None):
+        raise ValueError(f"shape: the catalogue knows shape and classes of {name!r}; remove shape and num_classes")
+    if shape is None and num_classes is not None:
+        raise ValueError(f"num_classes: declared as {num_classes} without shape; declare both")
+
+
+def declared_spec(name: str, shape: tuple[int, ...] | None = None, num_classes: int | None = None) -> DataSpec:
+    """What is known of a dataset before any of it is read.
+
+    Args:
+        name: as in :func:`check_declaration`.
+        shape: as in :func:`check_declaration`.
+        num_classes: as in :func:`check_declaration`.
+
+    Returns:
+        The catalogue's entry; for a user's own data what is declared, images on the grid of 256 levels.
+
+    Raises:
+        ValueError: for a user's own data without a declared shape, and as :func:`check_declaration`.
+    """
+    check_declaration(name, shape, num_classes)
+    if name in _entries:
+        return _entries[name].spec
+    if shape is None:
+        raise ValueError(
+            f"data.shape: the shape of {name!r} is known only once it is read; declare it, e.g. "
+            "data.shape=[3,64,64], and data.num_classes where it is labelled"
+        )
+    return DataSpec(name, "declared", tuple(shape), num_classes, 256 if len(shape) == 3 else None)
 
 
 def _check_name(name: str) -> None:

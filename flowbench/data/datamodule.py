@@ -37,6 +37,9 @@ class FlowDataModule(LightningDataModule):
             ``path``.
         path: your file or folder.
         image_size: ``image_folder`` only: shorter side scaled to this many pixels, centre square kept.
+        shape: of one sample of your own data, (d,) or (C, H, W), where you know it beforehand: data of another shape
+            are refused, and ``flowbench count`` needs no data.
+        num_classes: of your own data, declared together with ``shape``; None declares them unlabelled.
         batch_size: samples per training batch over all processes.
         eval_batch_size: most samples per evaluation batch and process; does not change a metric. (The training
             objective on the validation split draws its noise and its pairs by the batch, so ``val/loss`` depends on
@@ -61,6 +64,8 @@ class FlowDataModule(LightningDataModule):
         dataset: str = "digits",
         path: str | None = None,
         image_size: int | None = None,
+        shape: tuple[int, ...] | None = None,
+        num_classes: int | None = None,
         batch_size: int = 128,
         eval_batch_size: int = 512,
         num_workers: int = 0,
@@ -71,6 +76,7 @@ class FlowDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         catalogue.check(dataset, path, image_size, random_flip)
+        catalogue.check_declaration(dataset, shape, num_classes)
         _check_least("batch_size", batch_size, 1)
         _check_least("eval_batch_size", eval_batch_size, 1)
         _check_least("num_workers", num_workers, 0)
@@ -79,6 +85,7 @@ class FlowDataModule(LightningDataModule):
         self.dataset = dataset
         self.path = path
         self.image_size = image_size
+        self.declared = None if shape is None else (tuple(shape), num_classes)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
@@ -92,7 +99,14 @@ class FlowDataModule(LightningDataModule):
     @cached_property
     def entry(self) -> DatasetEntry:
         """The dataset's entry; the user's own data are read at the first access."""
-        return catalogue.get(self.dataset, self.path, self.image_size, self.random_flip)
+        entry = catalogue.get(self.dataset, self.path, self.image_size, self.random_flip)
+        found = (entry.spec.shape, entry.spec.num_classes)
+        if self.declared not in (None, found):
+            raise ValueError(
+                f"{self.path}: holds samples of shape {found[0]} in {found[1]} classes, but data.shape and "
+                f"data.num_classes declare {self.declared[0]} and {self.declared[1]}; make them agree"
+            )
+        return entry
 
     @property
     def spec(self) -> DataSpec:

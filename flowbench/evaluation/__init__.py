@@ -21,6 +21,7 @@ from flowbench.evaluation.point_metrics import (  # noqa: E402
     SlicedWasserstein2,
     Wasserstein2,
 )
+from flowbench.evaluation.reconstruction import Reconstruction  # noqa: E402
 from flowbench.evaluation.records import Identity  # noqa: E402
 from flowbench.evaluation.samples import SampleSet  # noqa: E402
 from flowbench.evaluation.subject import Cost, Measurement, Subject  # noqa: E402
@@ -42,6 +43,7 @@ __all__ = [
     "NegativeLogLikelihood",
     "PathStraightness",
     "PrecisionRecall",
+    "Reconstruction",
     "SampleSet",
     "SlicedWasserstein2",
     "Subject",

@@ -25,11 +25,12 @@ from flowbench.evaluation.memorization import Memorization
 from flowbench.evaluation.metric import Metric
 from flowbench.evaluation.pictures import log_hyperparameters, log_pictures, log_samples
 from flowbench.evaluation.provenance import environment, peak_memory_mb
+from flowbench.evaluation.reconstruction import Reconstruction, Reconstructions, draw_reconstructions
 from flowbench.evaluation.records import Curve, Identity, make_row
 from flowbench.evaluation.reference import reference_subjects, score
 from flowbench.evaluation.samples import Collector, DrawnSet, Images, RealSet, SampleSet
 from flowbench.evaluation.subject import Cost, Subject
-from flowbench.families import Budget, FlowModule
+from flowbench.families import Budget, FlowModule, LatentSpace
 from flowbench.metrics import FeatureExtractor, wasserstein2_squared
 from flowbench.rows import Row, write_rows
 from flowbench.seeds import derive_seed
@@ -215,6 +216,7 @@ class Evaluator(L.Callback):
         log_prob = gather_by_index(index, torch.cat([v for _, v in self._log_prob]))
         samples, evaluations, rate = self._draw(flow, trainer, self.metrics)
         paths = self._paths(flow, trainer)
+        reconstructions = self._reconstructions(flow, trainer)
         in_sweep = {name: metric for name, metric in self.metrics.items() if metric.in_sweep}
         sweep = [(point, *self._draw(flow, trainer, in_sweep, point)[:2]) for point in self._imposed(flow)]
         if not trainer.is_global_zero:
@@ -225,7 +227,7 @@ class Evaluator(L.Callback):
         main.given_label, main.dequantize = flow.num_classes is not None, data.dequantize
         main.geometry, main.space = paths.geometry if paths else None, _space_name(flow)
         main.transport_cost = self._transport_cost(flow, trainer)
-        main.cost = self._cost(flow, rate)
+        main.cost, main.reconstructions = self._cost(flow, rate), reconstructions
         main.guidance, main.sampler = flow.guidance_scale, flow.sampler_name
         subjects = [main]
         for point, swept, cost in sweep:
@@ -286,6 +288,14 @@ class Evaluator(L.Callback):
             return None
         shown = min(self.num_pictures, self.num_trajectories)
         return draw_paths(self._drawing(flow, trainer), self.num_trajectories, self.trajectory_points, shown)
+
+    def _reconstructions(self, flow: FlowModule, trainer: L.Trainer) -> Reconstructions | None:
+        """What the autoencoder of a latent flow makes of held-out images, where a metric asks for it."""
+        wanted = {name: metric for name, metric in self.metrics.items() if isinstance(metric, Reconstruction)}
+        if not wanted or not isinstance(flow.space, LatentSpace):
+            return None
+        extractors, counts = self.extractors(_data(trainer), flow.device), self._counts(wanted)
+        return draw_reconstructions(self._drawing(flow, trainer), self.held_out, extractors, counts)
 
     def _counts(self, metrics: Mapping[str, Metric]) -> dict[str, int]:
         """Samples that each extractor is asked for by these metrics."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
 from flowbench.data import DataSpec
 from flowbench.evaluation.samples import SampleSet
 from flowbench.metrics import FeatureExtractor, PathGeometry
+
+if TYPE_CHECKING:
+    from flowbench.evaluation.reconstruction import Reconstructions
 
 __all__ = ["Cost", "Measurement", "Subject", "SweptName"]
 
@@ -60,6 +63,7 @@ class Subject:
         cost: what training and sampling cost, or None.
         extractors: feature extractors by name.
         held_out: real data that no model has seen, of the same kind as the reference, or None.
+        reconstructions: held-out images through the autoencoder of a latent flow, or None.
         memory: what one metric computed and another may use, by name.
     """
 
@@ -81,6 +85,7 @@ class Subject:
     cost: Cost | None = None
     extractors: dict[str, FeatureExtractor] = field(default_factory=dict)
     held_out: SampleSet | None = None
+    reconstructions: Reconstructions | None = None
     memory: dict[str, Any] = field(default_factory=dict)
 
     @property

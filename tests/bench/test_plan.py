@@ -63,6 +63,11 @@ def test_a_contender_may_measure_the_weights_of_another(workshop):
     assert cell.config["model"]["init_args"] == {"width": 8, "guidance": 3}
     assert cell.config["evaluator"] == {"sweep": {"guidance": [1, 2.5]}}
     assert plan.describe()["trained"] == {"guided": "cfm"}
+    width = {"trained": "cfm", "overrides": {"model": {"_replace_": True, "class_path": "x"}}}
+    other = workshop.bench(
+        contenders={"cfm": {"experiment": "cfm.yaml", "overrides": {"model.init_args.width": 8}}, "other": width}
+    )
+    assert make_plan(other).cells[1].config["model"] == {"_replace_": True, "class_path": "x"}
     # Other weights are another measurement, whatever the sampler's own settings.
     assert make_plan(path, ["budget.steps=4"]).cells[1].config_hash != cell.config_hash
 

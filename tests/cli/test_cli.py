@@ -71,7 +71,18 @@ def test_several_files_in_order(experiment_file, write, runs):
         (
             ["predict", "--ckpt", "a", "--num-samples", "3", "--output", "out", "--guidance", "1.5"],
             (Path("a"),),
-            {"num_samples": 3, "output": Path("out"), "guidance": 1.5, "network_evaluations": None},
+            {"num_samples": 3, "output": Path("out"), "guidance": 1.5},
+        ),
+        (
+            ["predict", "--task", "inpaint", "--mask", "left", "--rounds", "8", "--draws=2", "--images", "x.npz"],
+            (None,),
+            {"task": "inpaint", "mask": "left", "rounds": 8, "draws": 2, "images": Path("x.npz")},
+        ),
+        (["predict", "--task", "edit", "--classes", "0,3"], (None,), {"task": "edit", "classes": (0, 3)}),
+        (
+            ["predict", "--task=classify", "--prior=train", "--split", "val"],
+            (None,),
+            {"task": "classify", "prior": "train", "split": "val"},
         ),
     ],
 )
@@ -148,6 +159,8 @@ def test_bench_compare_report(monkeypatch, capsys):
         (["fit", "-c", "wcfm.yaml", "--tes"], "unrecognized arguments: --tes"),
         (["predict", "-c", "wcfm.yaml", "--ckpt", "a", "--num-samples", "0", "--output", "o"], "got '0'"),
         (["predict", "-c", "wcfm.yaml", "--ckpt"], "expected one argument"),
+        (["predict", "-c", "wcfm.yaml", "--task", "dream"], "argument --task: invalid choice: 'dream'"),
+        (["predict", "-c", "wcfm.yaml", "--classes", "1,x"], "expected class numbers such as 0,3,8, got '1,x'"),
         (["compare", "runs/a"], "compare needs two run directories or more, got 1"),
         (["list", "famlies"], "invalid choice: 'famlies'"),
         (["data"], "the following arguments are required: action"),
@@ -271,5 +284,5 @@ def test_the_module_is_a_command_too(experiment_file):
 
 
 def test_commands_are_the_documented_ones():
-    documented = "fit validate test predict reference prepare bench compare report list evaluate stats data"
+    documented = "fit validate test predict reference prepare count bench compare report list evaluate stats data"
     assert list(cli.COMMANDS) == documented.split()

@@ -272,3 +272,18 @@ def test_validation_sees_every_sample_once() -> None:
 def test_overfit_batches_is_refused() -> None:
     with pytest.raises(ValueError, match="overfit_batches: 2 does not fit"):
         fit(4, overfit_batches=2)
+
+
+def test_declared_data_are_checked_when_they_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "mine.npz"
+    images = np.random.default_rng(0).integers(0, 256, (20, 1, 4, 4), dtype=np.uint8)
+    np.savez(path, x=images, label=np.arange(20) % 2)
+    options: dict[str, Any] = {"dataset": "npz", "path": str(path)}
+    assert FlowDataModule(**options, shape=(1, 4, 4), num_classes=2).spec.num_classes == 2
+    for wrong in ({"shape": (3, 4, 4), "num_classes": 2}, {"shape": (1, 4, 4)}):
+        with pytest.raises(ValueError, match=r"data\.shape and data\.num_classes declare .*; make them agree"):
+            _ = FlowDataModule(**options, **wrong).spec
+    with pytest.raises(ValueError, match="the catalogue knows shape and classes of 'digits'"):
+        FlowDataModule("digits", shape=(1, 8, 8))
+    with pytest.raises(ValueError, match="num_classes: declared as 2 without shape"):
+        FlowDataModule(**options, num_classes=2)

@@ -18,7 +18,8 @@ import yaml
 from flowbench.cli import main
 
 HERE = Path(__file__).parent
-TWO = ["trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=cpu"]
+TWO = ["trainer.devices=2", "trainer.accelerator=cpu"]
+SHARDED = "{class_path: flowbench.families.FullyShardedStrategy}"
 
 EXPERIMENT = {
     "seed": 5,
@@ -105,9 +106,9 @@ class Workplace:
         """A command in this process."""
         assert main([str(word) for word in words]) == 0
 
-    def two(self, *words: str | Path, timeout: float = 200, **variables: str) -> Outcome:
+    def two(self, *words: str | Path, timeout: float = 200, strategy: str = "ddp", **variables: str) -> Outcome:
         """A command under two processes, as a user starts it; killed with its children when it hangs."""
-        command = [sys.executable, "-m", "flowbench.cli", *map(str, words), *TWO]
+        command = [sys.executable, "-m", "flowbench.cli", *map(str, words), *TWO, f"trainer.strategy={strategy}"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE), **variables}
         process = subprocess.Popen(
             command,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 
 import lightning as L
 import numpy as np
@@ -20,15 +21,17 @@ from flowbench.evaluation import (
     Identity,
     NegativeLogLikelihood,
     PathStraightness,
+    Reconstruction,
     Wasserstein2,
 )
 from flowbench.evaluation import evaluator as module
-from flowbench.families import Budget, BudgetLimit
+from flowbench.families import Autoencoder, Budget, BudgetLimit, GaussianNoise, STARFlow, Tweedie
 from flowbench.flows import ClassifierFreeGuidance, DormandPrince, GaussianSource, Midpoint, RungeKutta4
 from flowbench.metrics import IdentityFeatures
+from flowbench.networks import KLAutoencoder
 from flowbench.rows import read_rows
 
-from ..contract.builders import build
+from ..contract.builders import build, perturb
 
 PROVENANCE = {
     "git_sha", "config_hash", "versions", "hardware", "world_size", "global_batch", "samples_seen", "train_seconds",
@@ -111,6 +114,36 @@ def values(rows: dict) -> dict:
     return {key: row.value for key, row in rows.items() if key[0] not in costs}
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_the_floor_of_a_latent_family(tmp_path, noise):
+    data, measure = digits(), evaluator(image_metrics() | {"floor": Reconstruction("identity")})
+    torch.manual_seed(0)
+    autoencoder = Autoencoder(data.spec, partial(KLAutoencoder, latent_channels=2, width=8)).eval()
+    noisy = {"augmentation": GaussianNoise(noise), "denoiser": Tweedie()} if noise else {}
+    family = STARFlow(data.spec, autoencoder=autoencoder, width=16, head_dim=8, deep_layers=1, **noisy)
+    perturb(family)
+    trainer(tmp_path, measure, limit_test_batches=1).test(family, data, verbose=False)
+    found = {row.metric: row for row in read_rows(tmp_path / "rows.jsonl")}
+
+    x = data.model_values("test", slice(20))
+    z = family.space.reconstruct(
+        x, index=torch.arange(20), seed=0, denoise=partial(family.flow_denoise, label=None)
+    ).clamp(-1, 1)
+    error = (x - z).square().flatten(1).mean(1)
+    row = found["reconstruction_psnr"]
+    assert row.value == pytest.approx(float((10 * torch.log10(4 / error)).mean()), rel=1e-5)
+    assert (row.n, row.unit, row.protocol) == (20, "dB", "test/20")
+    assert found["reconstruction_fd[identity]"].protocol == found["fd[identity]"].protocol
+    assert found["reconstruction_fd[identity]"].value != found["fd[identity]"].value
+    clean = {name: found[name].value for name in ("reconstruction_psnr", "reconstruction_fd[identity]")}
+    assert all(math.isfinite(value) for value in clean.values())
+
+
+def test_flows_in_data_space_have_no_reconstructions(tmp_path):
+    found = measured(tmp_path, "cfm", digits(), evaluator(image_metrics() | {"floor": Reconstruction("identity")}))
+    assert not [metric for metric, _ in found if "reconstruction" in metric]
+
+
 def test_a_sweep_over_guidance(tmp_path):
     measure = evaluator(sweep={"guidance": [1, 3]})
     measured(tmp_path, "cfm", digits(), measure, conditional=True)
@@ -129,7 +162,7 @@ def test_what_cannot_be_guided_is_not_swept(tmp_path):
     assert not [row for row in rows if "sweep" in row.protocol]
     assert {row.guidance for row in rows} == {None}
     for wrong in ([0.5], [True]):
-        with pytest.raises(ValueError, match="sweep.guidance must be numbers >= 1"):
+        with pytest.raises(ValueError, match=r"sweep\.guidance must be numbers >= 1"):
             evaluator(sweep={"guidance": wrong})
 
 
@@ -368,7 +401,7 @@ def test_tensorboard_shows_samples_curve_and_hyperparameters(tmp_path):
         ({"num_trajectories": 0}, "evaluator.num_trajectories must be >= 1, got 0"),
         ({"trajectory_points": 1}, "evaluator.trajectory_points must be >= 2, got 1"),
         ({"reference": "test"}, "evaluator.reference and held_out are both test"),
-        ({"sweep": {"steps": [1]}}, "evaluator.sweep goes over network_evaluations alone, got steps"),
+        ({"sweep": {"steps": [1]}}, "evaluator.sweep goes over network_evaluations and guidance, got steps"),
         (
             {"sweep": {"network_evaluations": [1, 0]}},
             "evaluator.sweep.network_evaluations must be whole numbers >= 1, got 0",

@@ -1,0 +1,282 @@
+"""What a model costs before it is trained: parameters, operations, cache and memory, from shapes alone.
+
+Everything runs on the meta device: no data are read, no weights are allocated, no autoencoder is trained. Operations
+are multiplications and additions of matrix products and convolutions, two per multiply-add; causal attention counts
+with its full square, as the budget counts it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from flowbench.data import Batch, DataSpec
+from flowbench.data.catalogue import declared_spec
+from flowbench.families import Autoencoder, FlowMatching, FlowModule, TARFlow, TrainingModule, count_flops
+from flowbench.flows import FixedStepSolver, IndependentCoupling
+
+if TYPE_CHECKING:
+    from flowbench.config import Experiment
+
+__all__ = ["BlockCount", "ModelCount", "count", "count_module", "meta_module", "training_flops"]
+
+_META = torch.device("meta")
+_FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class BlockCount:
+    """One block of an autoregressive flow.
+
+    Attributes:
+        layers: transformer layers.
+        labelled: whether it sees labels, and so costs twice under guidance.
+        parameters: how many.
+        evaluation_flops: operations of one parallel pass of one sample.
+        sampling_flops: operations of inverting it for one sample, token by token with a key/value cache.
+        cache_bytes: keys and values of one sample in float32.
+    """
+
+    layers: int
+    labelled: bool
+    parameters: int
+    evaluation_flops: int
+    sampling_flops: int
+    cache_bytes: int
+
+
+@dataclass(frozen=True)
+class ModelCount:
+    """What a model is and costs; operations are per sample, bytes are those of float32.
+
+    Attributes:
+        family: class of the model.
+        data: shape of one sample.
+        space: shape of one point where the flow lives (latents of a latent family).
+        num_classes: classes that it is conditioned on; None: unconditional.
+        blocks: blocks from the data to the noise; empty unless the flow is autoregressive.
+        parameters: trained parameters, all networks together.
+        training_flops: one training step, forward and backward; a frozen autoencoder left out.
+        evaluation_flops: one network evaluation, or one parallel pass through all blocks; None for an autoencoder.
+        evaluations: network evaluations of the configured fixed-step solver, or 1 for an autoregressive flow, whose
+            cache makes all steps together cost one pass; None where they depend on the data.
+        sampling_flops: drawing one sample: without guidance, decoder and denoising; None as `evaluations`.
+        cache_bytes: keys and values while one sample is drawn; blocks are inverted one after the other, so it is the
+            largest block's. None without a cache.
+        averaged: whether averaged weights are kept too.
+    """
+
+    family: str
+    data: tuple[int, ...]
+    space: tuple[int, ...]
+    num_classes: int | None
+    blocks: tuple[BlockCount, ...]
+    parameters: int
+    training_flops: int
+    evaluation_flops: int | None
+    evaluations: int | None
+    sampling_flops: int | None
+    cache_bytes: int | None
+    averaged: bool
+
+    @property
+    def state_bytes(self) -> int:
+        """Weights, gradients, AdamW's two moments and, where they are kept, averaged weights, all in float32.
+
+        Exact. Activations, temporary buffers, the allocator's reserve and a frozen autoencoder come on top.
+        """
+        return (5 if self.averaged else 4) * _FLOAT_BYTES * self.parameters
+
+    def text(self) -> str:
+        """A table of the blocks and a line for every number."""
+        return "\n".join([*_block_table(self.blocks), *_lines(self)])
+
+
+def count(experiment: Experiment) -> ModelCount:
+    """Count an experiment's model.
+
+    Args:
+        experiment: validated configuration.
+
+    Raises:
+        ValueError: when the data are the user's own and declare no shape, or a class refuses its arguments.
+    """
+    return count_module(meta_module(experiment))
+
+
+def meta_module(experiment: Experiment, spec: DataSpec | None = None) -> TrainingModule:
+    """The experiment's model on the meta device, with untrained models on that device for what it requires.
+
+    Args:
+        experiment: validated configuration.
+        spec: of the data, where they have been read; None takes what is known of them unread.
+
+    Raises:
+        ValueError: as :func:`count`.
+    """
+    with _META:
+        required = {name: meta_module(needed, spec) for name, needed in experiment.requirements.items()}
+        module = experiment.build_model(spec or _spec(experiment), **required)
+    if not isinstance(module, TrainingModule):
+        raise ValueError(f"model.class_path must name a flowbench module, got {type(module).__name__}")
+    return module
+
+
+def _spec(experiment: Experiment) -> DataSpec:
+    data: dict[str, Any] = experiment.resolved["data"]
+    return declared_spec(data.get("dataset", "digits"), data.get("shape"), data.get("num_classes"))
+
+
+def count_module(module: TrainingModule) -> ModelCount:
+    """Count a model whose parameters lie on the meta device.
+
+    Raises:
+        ValueError: for a model that trains no network of its own.
+    """
+    if type(module) is not Autoencoder and not isinstance(module, FlowModule):
+        raise ValueError(f"flows and autoencoders can be counted; {type(module).__name__} builds on a trained one")
+    flow = module if isinstance(module, FlowModule) else None
+    blocks = tuple(map(_count_block, module.flow.blocks)) if isinstance(module, TARFlow) else ()
+    evaluation, evaluations = _evaluation(module, blocks)
+    sampling = sum(block.sampling_flops for block in blocks) if blocks else None
+    if not blocks and evaluation is not None and evaluations is not None:
+        sampling = evaluation * evaluations
+    return ModelCount(
+        family=type(module).__name__,
+        data=module.spec.shape,
+        space=flow.flow_shape if flow else module.spec.shape,
+        num_classes=flow.num_classes if flow else None,
+        blocks=blocks,
+        parameters=sum(p.numel() for p in module.parameters() if p.requires_grad),
+        training_flops=training_flops(module),
+        evaluation_flops=evaluation,
+        evaluations=evaluations,
+        sampling_flops=sampling,
+        cache_bytes=max(block.cache_bytes for block in blocks) if blocks else None,
+        averaged=module.ema_decay > 0,
+    )
+
+
+def training_flops(module: TrainingModule) -> int:
+    """Operations of one training step per sample of a model on the meta device; see :class:`ModelCount`."""
+    return count_flops(lambda: _training_loss(module))
+
+
+def _training_loss(module: TrainingModule) -> Tensor:
+    """The training loss of one point of the flow's space, or of one sample of an autoencoder."""
+    rng = torch.Generator()  # a generator of the CPU serves the meta device, which draws nothing
+    if not isinstance(module, FlowModule):
+        return module.training_loss(Batch(torch.empty(1, *module.spec.shape, device=_META)), rng).total
+    if isinstance(module, FlowMatching):
+        # Pairing looks at values; it is no matrix product and never was a part of the count.
+        module.coupling = IndependentCoupling()
+    point = torch.empty(1, *module.flow_shape, device=_META)
+    return module.flow_loss(point, _label(module.num_classes), rng).total
+
+
+def _label(num_classes: int | None) -> Tensor | None:
+    return None if num_classes is None else torch.zeros(1, dtype=torch.int64, device=_META)
+
+
+def _evaluation(module: TrainingModule, blocks: Sequence[BlockCount]) -> tuple[int | None, int | None]:
+    """Operations of one evaluation, and the evaluations of a sample."""
+    if blocks:
+        return sum(block.evaluation_flops for block in blocks), 1
+    if not isinstance(module, FlowMatching):
+        return None, None
+    x, t = torch.empty(1, *module.flow_shape, device=_META), torch.zeros(1, device=_META)
+    flops = _forward_flops(lambda: module.network(x, t, _label(module.num_classes)))
+    solver = module.solver
+    return flops, solver.num_steps * solver.evaluations_per_step if isinstance(solver, FixedStepSolver) else None
+
+
+def _count_block(block: nn.Module) -> BlockCount:
+    network: Any = block.network
+    label = _label(network.num_classes)
+    tokens = torch.empty(1, network.num_tokens, network.token_dim, device=_META)
+    cache = network.allocate_cache(1)
+
+    def step(position: int) -> int:
+        return _forward_flops(lambda: network.step(tokens[:, 0], position, cache, label))
+
+    # Attention sees one token more at every step, so the steps' costs are an arithmetic series.
+    first, last = step(network.num_tokens - network.num_slots), step(network.num_tokens - 1)
+    return BlockCount(
+        layers=len(network.blocks),
+        labelled=network.num_classes is not None,
+        parameters=sum(p.numel() for p in block.parameters()),
+        evaluation_flops=_forward_flops(lambda: block(tokens, label)),
+        sampling_flops=network.num_slots * (first + last) // 2,
+        cache_bytes=cache.num_bytes,
+    )
+
+
+def _forward_flops(call: Callable[[], object]) -> int:
+    """Operations of a call without gradients; attention through its plain products, as `count_flops` takes it."""
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        call()
+    return int(counter.get_total_flops())
+
+
+# ---- text ---------------------------------------------------------------------------------------------
+
+
+def _scaled(number: float, unit: str) -> str:
+    """A number with three digits and a prefix, e.g. 1.41 GFLOP."""
+    for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(number) >= size:
+            return (
+                f"{number / size:.3g} {prefix}{unit}"
+                if number / size < 999.5
+                else f"{number / size:.0f} {prefix}{unit}"
+            )
+    return f"{number:g} {unit}"
+
+
+def _block_table(blocks: Sequence[BlockCount]) -> list[str]:
+    if not blocks:
+        return []
+    rows = [("block", "layers", "labels", "parameters", "pass", "sampling", "cache")]
+    for index, block in enumerate(blocks):
+        end = {0: " (data)", len(blocks) - 1: " (noise)"}.get(index, "")
+        counts = (_scaled(block.evaluation_flops, "FLOP"), _scaled(block.sampling_flops, "FLOP"))
+        labels = "yes" if block.labelled else "no"
+        name, cache = f"{index}{end}", _scaled(block.cache_bytes, "B")
+        rows.append((name, str(block.layers), labels, f"{block.parameters:,}", *counts, cache))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    cells = [[cell.rjust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    lines = ["  ".join([row[0].ljust(widths[0]), *right[1:]]) for row, right in zip(rows, cells, strict=True)]
+    return [*lines, ""]
+
+
+def _lines(found: ModelCount) -> list[str]:
+    size = "x".join(map(str, found.data))
+    latent = f", latents {'x'.join(map(str, found.space))}" if found.space != found.data else ""
+    classes = "unconditional" if found.num_classes is None else f"{found.num_classes} classes"
+    drawn = "depends on the data" if found.sampling_flops is None else _scaled(found.sampling_flops, "FLOP")
+    rows = {
+        "model": f"{found.family}, {size}{latent}, {classes}",
+        "parameters": f"{found.parameters:,}",
+        "training step": f"{_scaled(found.training_flops, 'FLOP')} per sample, forward and backward",
+    }
+    if found.evaluation_flops is not None:
+        rows["network evaluation"] = f"{_scaled(found.evaluation_flops, 'FLOP')} per sample"
+        rows["drawing a sample"] = drawn + _how_drawn(found)
+    if found.cache_bytes is not None:
+        rows["key/value cache"] = f"{_scaled(found.cache_bytes, 'B')} per sample in float32; twice under guidance"
+    kept = "weights, gradients, two AdamW moments" + (", averaged weights" if found.averaged else "")
+    rows["training memory"] = f"{_scaled(found.state_bytes, 'B')}: {kept} in float32; activations come on top"
+    width = max(map(len, rows))
+    return [f"{name:<{width}}  {value}" for name, value in rows.items()]
+
+
+def _how_drawn(found: ModelCount) -> str:
+    if found.blocks:
+        return ": token by token with a cache; labelled blocks cost twice under guidance"
+    return "" if found.evaluations is None else f": {found.evaluations} evaluations without guidance"

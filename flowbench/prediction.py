@@ -1,0 +1,456 @@
+"""What ``flowbench predict`` does with a trained flow: one function per task, and the files it leaves."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowbench import prediction_pictures as pictures
+from flowbench.data import DataSpec, FlowDataModule
+from flowbench.families import FlowModule, LatentSpace
+from flowbench.families.masks import make_mask
+from flowbench.families.zero_shot import (
+    classify,
+    clopper_pearson,
+    edit,
+    inpaint,
+    interpolate,
+    reconstruct,
+    require_classes,
+)
+from flowbench.prediction_request import Request
+from flowbench.seeds import derive_seed, generator
+from flowbench.storage import write_atomic, write_text
+
+__all__ = ["run_task"]
+
+BATCH = 256
+# More classes than these do not fit a picture, and cost a pass each: they are named one by one.
+MOST_CLASSES = 10
+# How many (pairs of) images, or points, unless told.
+_NUM_IMAGES = {"sample": 64, "reconstruct": 12, "edit": 8, "interpolate": 8, "inpaint": 12}
+_NUM_POINTS = {"sample": 64, "reconstruct": 500, "edit": 200, "interpolate": 24, "inpaint": 500}
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """Data that a task starts from, in model space on the flow's device, with labels where the flow knows classes."""
+
+    x: Tensor
+    label: Tensor | None
+    shown_label: Tensor | None
+    index: Tensor
+
+    def batches(self, size: int = BATCH) -> Iterator[Subjects]:
+        """In order, `size` at a time."""
+        for rows in torch.arange(len(self.x)).split(max(1, size)):
+            yield Subjects(self.x[rows], _rows(self.label, rows), _rows(self.shown_label, rows), self.index[rows])
+
+
+@dataclass
+class Outcome:
+    """What a task found.
+
+    Attributes:
+        arrays: for the npz file, by name; images as uint8.
+        network_evaluations: per sample; None where an adaptive solver decided.
+        results: measured values with their units, by name: {"value": ..., "unit": ...}.
+        draw: writes the picture to a path; None where there is none.
+        extra: what else the manifest should say.
+    """
+
+    arrays: dict[str, Any]
+    network_evaluations: float | None
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    draw: Callable[[Path], None] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def run_task(
+    request: Request,
+    module: FlowModule,
+    data: FlowDataModule,
+    seed: int,
+    folder: Path,
+    manifest: Mapping[str, Any],
+) -> Path:
+    """Do what is asked with the averaged weights, and write npz, picture and manifest.json.
+
+    Args:
+        request: the task.
+        module: the flow, on its device.
+        data: where the flow's data are from.
+        seed: keys noise, masks and probes.
+        folder: made where it is missing; nothing is written when the task fails.
+        manifest: what the caller knows: checkpoint and configuration.
+
+    Returns:
+        The folder.
+    """
+    if request.num_samples is None and request.task != "classify":
+        numbers = _NUM_IMAGES if module.spec.modality == "image" else _NUM_POINTS
+        request = replace(request, num_samples=numbers[request.task])
+    start = time.perf_counter()
+    with module.evaluating():
+        outcome = _TASKS[request.task](request, module, data, seed)
+    if module.device.type == "cuda":
+        torch.cuda.synchronize(module.device)
+    seconds = time.perf_counter() - start
+    name, picture = ("samples", "grid") if request.task == "sample" else (request.task, request.task)
+    write_atomic(folder / f"{name}.npz", lambda file: np.savez_compressed(file, **outcome.arrays))
+    if outcome.draw is not None:
+        outcome.draw(folder / f"{picture}.png")
+    written = {
+        "task": request.task,
+        **manifest,
+        "family": type(module).__name__,
+        **request.settings(),
+        "num_samples": len(next(iter(outcome.arrays.values()))),
+        "seed": seed,
+        "network_evaluations": outcome.network_evaluations,
+        "seconds": seconds,
+        **outcome.extra,
+        **({"results": outcome.results} if outcome.results else {}),
+    }
+    write_text(folder / "manifest.json", json.dumps(_plain(written), indent=2) + "\n")
+    return folder
+
+
+# ---- data in, values out ------------------------------------------------------------------------------
+
+
+def _subjects(request: Request, module: FlowModule, data: FlowDataModule, seed: int) -> Subjects:
+    """The images or points of a request; twice as many where pairs are wanted.
+
+    Raises:
+        ValueError: when there are fewer.
+    """
+    loaded = None if request.images is None else _from_file(request.images, module.spec, seed)
+    split = data.split(request.split)
+    available, label = (len(split), split.label) if loaded is None else (len(loaded[0]), loaded[1])
+    each = 2 if request.task == "interpolate" else 1
+    number = available if request.num_samples is None else each * request.num_samples
+    if number > available:
+        source = request.images or f"the split {request.split}"
+        raise ValueError(f"{source} has {available} samples, --task {request.task} wants {number}: lower --num-samples")
+    x = data.model_values(request.split, slice(number)) if loaded is None else loaded[0][:number]
+    label = None if label is None else label[:number].long()
+    condition = None if label is None or module.num_classes is None else label.to(module.device)
+    return Subjects(x.to(module.device), condition, label, torch.arange(number))
+
+
+def _from_file(path: Path, spec: DataSpec, seed: int) -> tuple[Tensor, Tensor | None]:
+    """`x` and `label` of an npz file, in model space.
+
+    Raises:
+        ValueError: for a file that is missing, damaged, or holds something else.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no file at {path}: --images names an npz file with an array x")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: torch.from_numpy(archive[name]) for name in ("x", "label") if name in archive.files}
+    except Exception as error:  # NumPy and zipfile raise many kinds for a damaged file.
+        raise ValueError(f"{path} cannot be read as npz ({' '.join(str(error).split())[:120]})") from None
+    if "x" not in arrays or arrays["x"].shape[1:] != torch.Size(spec.shape):
+        found = tuple(arrays["x"].shape) if "x" in arrays else "none"
+        raise ValueError(f"{path} needs an array x of shape (N, {', '.join(map(str, spec.shape))}), got {found}")
+    x, label = arrays["x"], arrays.get("label")
+    wanted = torch.uint8 if spec.modality == "image" else torch.float32
+    if x.dtype != wanted:
+        raise ValueError(f"x of {path} must be {str(wanted).removeprefix('torch.')}, got {x.dtype}")
+    if label is not None and label.shape != (len(x),):
+        raise ValueError(f"label of {path} must have shape ({len(x)},), got {tuple(label.shape)}")
+    if label is not None and spec.num_classes is not None and len(label):
+        low, high = int(label.min()), int(label.max())
+        if low < 0 or high >= spec.num_classes:
+            raise ValueError(f"label of {path} must lie in 0..{spec.num_classes - 1}, got {low}..{high}")
+    return (_from_uint8(x, spec, seed) if spec.modality == "image" else x), label
+
+
+def _from_uint8(pixels: Tensor, spec: DataSpec, seed: int) -> Tensor:
+    """The inverse of :meth:`DataSpec.to_uint8`, dequantised where the data have levels."""
+    if spec.levels is None:
+        return pixels.float() / 127.5 - 1.0
+    # to_uint8 rounds k 255 / (levels - 1) down: rounding up gives k back.
+    level = (pixels.double() * (spec.levels - 1) / 255).ceil().to(torch.uint8)
+    return spec.dequantize(level, generator(seed, "images"))
+
+
+def _values(x: Tensor, spec: DataSpec) -> np.ndarray:
+    """Images as uint8, points as float32; any leading dimensions."""
+    return (spec.to_uint8(x) if spec.modality == "image" else x.float()).cpu().numpy()
+
+
+def _labels(subjects: Subjects) -> dict[str, np.ndarray]:
+    return {} if subjects.shown_label is None else {"label": subjects.shown_label.numpy()}
+
+
+def _rows(values: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if values is None else values[rows.to(values.device)]
+
+
+def _result(value: float, unit: str) -> dict[str, Any]:
+    return {"value": value, "unit": unit}
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no infinity: what is not finite becomes null."""
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _space_unit(module: FlowModule) -> str:
+    return "scaled latent units" if isinstance(module.space, LatentSpace) else "model units"
+
+
+# ---- tasks --------------------------------------------------------------------------------------------
+
+
+def _sample(request: Request, module: FlowModule, data: FlowDataModule, seed: int) -> Outcome:
+    assert request.num_samples is not None, "set by run_task"
+    index = torch.arange(request.num_samples)
+    label = index % module.num_classes if module.num_classes is not None else None
+    parts = [
+        module.sample(
+            module.draw_noise(chunk, seed),
+            None if label is None else label[chunk].to(module.device),
+            guidance=request.guidance,
+            network_evaluations=request.network_evaluations,
+        )
+        for chunk in index.split(BATCH)
+    ]
+    arrays = {"x": _values(torch.cat([part.x for part in parts]), module.spec)}
+    if label is not None:
+        arrays["label"] = label.numpy()
+    draw = partial(pictures.draw_grid, arrays["x"]) if module.spec.modality == "image" else None
+    guidance = module.guidance_scale if request.guidance is None else request.guidance
+    return Outcome(
+        arrays, parts[0].network_evaluations, draw=draw, extra={"guidance": guidance, "sampler": module.sampler_name}
+    )
+
+
+def _reconstruct(request: Request, module: FlowModule, data: FlowDataModule, seed: int) -> Outcome:
+    subjects = _subjects(request, module, data, seed)
+    parts = [reconstruct(module, batch.x, batch.label) for batch in subjects.batches()]
+    x, noise = torch.cat([part.x for part in parts]), torch.cat([part.noise for part in parts])
+    flow_error, data_error = (
+        torch.cat([getattr(part, name) for part in parts]) for name in ("flow_error", "data_error")
+    )
+    spec = module.spec
+    arrays = {"x": _values(x, spec), "original": _values(subjects.x, spec), **_labels(subjects)}
+    results = {
+        "largest_flow_error": _result(float(flow_error.max()), _space_unit(module)),
+        "largest_data_error": _result(float(data_error.max()), "model units"),
+    }
+    if spec.modality == "image":
+        same = (arrays["x"] == arrays["original"]).mean()
+        results["equal_pixels"] = _result(float(same), "share of 8-bit values")
+    psnr = [part.autoencoder_psnr for part in parts if part.autoencoder_psnr is not None]
+    if psnr:
+        results["autoencoder_psnr"] = _result(float(torch.cat(psnr).mean()), "dB, mean over images, range 2")
+    arrays |= {"flow_error": flow_error.cpu().numpy(), "data_error": data_error.cpu().numpy()}
+    difference = (x - subjects.x).abs().cpu().numpy()
+    draw: Callable[[Path], None] | None = None
+    if spec.modality == "image":
+        titles = _titles(subjects)
+        draw = partial(pictures.draw_reconstructions, arrays["original"], arrays["x"], difference, titles)
+    elif spec.shape == (2,):
+        # A flow of points lives in the data space: its noise can be drawn beside them.
+        clouds = {"data": arrays["original"], "noise": noise.cpu().numpy(), "reconstructed": arrays["x"]}
+        draw = partial(pictures.draw_clouds, clouds)
+    return Outcome(arrays, parts[0].network_evaluations, results, draw)
+
+
+def _edit(request: Request, module: FlowModule, data: FlowDataModule, seed: int) -> Outcome:
+    targets = _targets(request, require_classes(module, "edit"))
+    guidance = 1.0 if request.guidance is None else request.guidance
+    subjects = _subjects(request, module, data, seed)
+    if subjects.label is None:
+        raise ValueError(f"edit starts from the class of every image, but {request.images} has no array label")
+    parts = [edit(module, batch.x, batch.label, targets, guidance) for batch in subjects.batches()]
+    spec = module.spec
+    arrays = {
+        "x": _values(torch.cat([part.x for part in parts]), spec),
+        "original": _values(subjects.x, spec),
+        **_labels(subjects),
+        "classes": targets.numpy(),
+    }
+    draw: Callable[[Path], None] | None = None
+    names = [f"as {k}" for k in targets.tolist()]
+    if spec.modality == "image":
+        cells = np.concatenate([arrays["original"][:, None], arrays["x"]], axis=1)
+        rows = [f"a {label}" for label in arrays["label"].tolist()]
+        draw = partial(pictures.draw_table, cells, rows, ["data", *names])
+    elif spec.shape == (2,):
+        clouds = {"data": arrays["original"], **{name: arrays["x"][:, i] for i, name in enumerate(names)}}
+        draw = partial(pictures.draw_clouds, clouds)
+    extra = {"guidance": guidance, "classes": targets.tolist()}
+    return Outcome(arrays, parts[0].network_evaluations, draw=draw, extra=extra)
+
+
+def _targets(request: Request, num_classes: int) -> Tensor:
+    if request.classes is None:
+        if num_classes > MOST_CLASSES:
+            raise ValueError(f"{num_classes} classes are too many to decode them all: name some, e.g. --classes 0,1,2")
+        return torch.arange(num_classes)
+    for name in request.classes:
+        if not 0 <= name < num_classes:
+            raise ValueError(f"--classes must lie in 0..{num_classes - 1}, got {name}")
+    if not request.classes:
+        raise ValueError("--classes names no class: give numbers, e.g. --classes 0,1,2")
+    return torch.tensor(request.classes)
+
+
+def _interpolate(request: Request, module: FlowModule, data: FlowDataModule, seed: int) -> Outcome:
+    subjects = _subjects(request, module, data, seed)
+    first, second = subjects.x[0::2], subjects.x[1::2]
+    rows = torch.arange(len(first)).split(max(1, BATCH // request.steps))
+    parts = [interpolate(module, first[part], second[part], request.steps) for part in rows]
+    spec = module.spec
+    noise = torch.cat([part.noise for part in parts])
+    arrays = {
+        "x": _values(torch.cat([part.x for part in parts]), spec),
+        "first": _values(first, spec),
+        "second": _values(second, spec),
+        "noise_norm": noise.flatten(2).norm(dim=2).cpu().numpy(),
+    }
+    if subjects.shown_label is not None:
+        arrays["label"] = subjects.shown_label.view(-1, 2).numpy()
+    fractions = np.linspace(0.0, 1.0, request.steps)
+    draw: Callable[[Path], None] | None = None
+    if spec.modality == "image":
+        cells = np.concatenate([arrays["first"][:, None], arrays["x"], arrays["second"][:, None]], axis=1)
+        pairs = arrays["label"].tolist() if "label" in arrays else []
+        titles = [f"{a} to {b}" for a, b in pairs] or [f"pair {i}" for i in range(len(cells))]
+        draw = partial(pictures.draw_table, cells, titles, ["data", *(f"{t:.2f}" for t in fractions), "data"])
+    elif spec.shape == (2,):
+        draw = partial(pictures.draw_ways, {"in noise": noise.cpu().numpy(), "in data": arrays["x"]})
+    results = {"typical_noise_norm": _result(math.sqrt(noise[0, 0].numel()), "square root of the dimensions")}
+    for name, value in (("smallest", arrays["noise_norm"].min()), ("largest", arrays["noise_norm"].max())):
+        results[f"{name}_noise_norm"] = _result(float(value), "units of the noise")
+    return Outcome(arrays, parts[0].network_evaluations, results, draw)
+
+
+def _inpaint(request: Request, module: FlowModule, data: FlowDataModule, seed: int) -> Outcome:
+    mask = make_mask(request.mask, module.spec.shape, seed)
+    subjects = _subjects(request, module, data, seed)
+    draws = []
+    for number in range(request.draws):
+        key = derive_seed(seed, "draw", number)
+        draws.append(
+            [
+                inpaint(module, batch.x, mask, batch.label, rounds=request.rounds, seed=key, index=batch.index)
+                for batch in subjects.batches()
+            ]
+        )
+    spec = module.spec
+    x = torch.stack([torch.cat([part.x for part in parts]) for parts in draws], 1)
+    drift = torch.stack([torch.cat([part.drift for part in parts]) for parts in draws], 1)
+    arrays = {
+        "x": _values(x, spec),
+        "original": _values(subjects.x, spec),
+        **_labels(subjects),
+        "mask": mask.numpy(),
+        "drift": drift.cpu().numpy(),
+    }
+    draw: Callable[[Path], None] | None = None
+    if spec.modality == "image":
+        draw = partial(pictures.draw_inpaintings, arrays["original"], arrays["mask"], arrays["x"], _titles(subjects))
+    elif spec.shape == (2,):
+        clouds = {"data": arrays["original"]}
+        clouds |= {f"draw {i + 1}": arrays["x"][:, i] for i in range(request.draws)}
+        draw = partial(pictures.draw_clouds, clouds)
+    results = {
+        "known_value_drift": _result(float(drift.double().square().mean().sqrt()), f"{_space_unit(module)}, RMS"),
+        "unknown_share": _result(float(mask.double().mean()), "share of the pixels or coordinates"),
+    }
+    if module.likelihood == "exact":
+        gap = _log_density(module, subjects, x, seed) - _log_density(module, subjects, subjects.x[:, None], seed)
+        # One completion off the data's support would outweigh all others in a mean.
+        median = float(gap.median()) / spec.num_dims
+        results["log_density_gap"] = _result(median, "nats per dimension, completed minus data, median")
+    extra = {"method": "approximate inpainting by repeated encoding, not a draw from the exact conditional"}
+    return Outcome(arrays, draws[0][0].network_evaluations, results, draw, extra)
+
+
+def _log_density(module: FlowModule, subjects: Subjects, x: Tensor, seed: int) -> Tensor:
+    """Log-densities of versions (B, V, *D) of the data in nats, shape (B, V)."""
+    columns = [
+        [
+            module.log_prob(version[batch.index.to(version.device)], batch.label, index=batch.index, seed=seed)
+            for batch in subjects.batches()
+        ]
+        for version in x.unbind(1)
+    ]
+    return torch.stack([torch.cat(parts).double() for parts in columns], 1)
+
+
+def _classify(request: Request, module: FlowModule, data: FlowDataModule, seed: int) -> Outcome:
+    classes = require_classes(module, "classify")
+    subjects = _subjects(request, module, data, seed)
+    log_prior = _log_prior(request.prior, data, classes)
+    parts = [classify(module, batch.x, log_prior, index=batch.index, seed=seed) for batch in subjects.batches()]
+    log_posterior = torch.cat([part.log_posterior for part in parts]).cpu()
+    predicted = log_posterior.argmax(1)
+    arrays = {
+        "log_posterior": log_posterior.numpy(),
+        "log_prob": torch.cat([part.log_prob for part in parts]).cpu().numpy(),
+        "predicted": predicted.numpy(),
+        **_labels(subjects),
+    }
+    extra = {"likelihood": module.likelihood, "likelihood_method": module.likelihood_method}
+    outcome = Outcome(arrays, parts[0].network_evaluations, extra=extra)
+    if subjects.shown_label is not None:
+        outcome.results = _accuracy(log_posterior, predicted, subjects.shown_label)
+        counts = np.zeros((classes, classes), dtype=int)
+        np.add.at(counts, (arrays["label"], arrays["predicted"]), 1)
+        outcome.draw = partial(pictures.draw_confusion, counts, outcome.results)
+    return outcome
+
+
+def _log_prior(prior: str, data: FlowDataModule, classes: int) -> Tensor:
+    """Log-probabilities of the classes, shape (K,)."""
+    if prior == "uniform":
+        return torch.full((classes,), -math.log(classes), dtype=torch.float64)
+    label = data.split("train").label
+    assert label is not None, "a conditional flow has labelled data"
+    return (torch.bincount(label.long(), minlength=classes).double() / len(label)).log()
+
+
+def _accuracy(log_posterior: Tensor, predicted: Tensor, label: Tensor) -> dict[str, dict[str, Any]]:
+    number, correct = len(label), int((predicted == label).sum())
+    low, high = clopper_pearson(correct, number)
+    own = log_posterior.gather(1, label[:, None]).mean()
+    return {
+        "accuracy": _result(correct / number, "share"),
+        "accuracy_low": _result(low, "share, 95% Clopper-Pearson"),
+        "accuracy_high": _result(high, "share, 95% Clopper-Pearson"),
+        "mean_log_posterior": _result(float(own), "nats, of the true class"),
+        "number": _result(number, "images" if log_posterior.ndim == 2 else "points"),
+    }
+
+
+def _titles(subjects: Subjects) -> list[str] | None:
+    return None if subjects.shown_label is None else [str(k) for k in subjects.shown_label.tolist()]
+
+
+_TASKS: dict[str, Callable[[Request, FlowModule, FlowDataModule, int], Outcome]] = {
+    "sample": _sample,
+    "reconstruct": _reconstruct,
+    "edit": _edit,
+    "interpolate": _interpolate,
+    "inpaint": _inpaint,
+    "classify": _classify,
+}

@@ -1,0 +1,90 @@
+"""What ``flowbench predict`` can be asked for: the tasks and the options that each of them takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["OPTIONS", "PRIORS", "TASKS", "Request"]
+
+PRIORS = ("uniform", "train")
+_COMMON = ("num_samples", "split", "images")
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "sample": ("num_samples", "guidance", "network_evaluations"),
+    "reconstruct": _COMMON,
+    "edit": (*_COMMON, "classes", "guidance"),
+    "interpolate": (*_COMMON, "steps"),
+    "inpaint": (*_COMMON, "mask", "rounds", "draws"),
+    "classify": (*_COMMON, "prior"),
+}
+"""The options that each task takes."""
+TASKS = tuple(OPTIONS)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a flow; :meth:`make` refuses what does not belong to the task.
+
+    Attributes:
+        task: one of ``TASKS``.
+        num_samples: samples, images, points or pairs (interpolate), >= 1; None is the task's own number, all of the
+            split for `classify`.
+        guidance: sample: scale of guidance, None keeps the configuration's. edit: scale of the decoding, None is 1.
+        network_evaluations: evaluations per sample; None keeps the configuration's sampler.
+        split: where the data are from, ``train``, ``val`` or ``test``; the first ones are taken.
+        images: npz file with `x` (and `label`) in place of the split, laid out as the samples.npz of this command.
+        mask: see :func:`~flowbench.families.masks.make_mask`.
+        rounds: rounds of inpainting, >= 1.
+        draws: inpaintings of each image, >= 1.
+        steps: states of each interpolation, the ends included, >= 2.
+        classes: classes to decode; None is all of them, where they are few.
+        prior: over the classes, one of ``PRIORS``: `uniform`, or the frequencies in the training split.
+    """
+
+    task: str = "sample"
+    num_samples: int | None = None
+    guidance: float | None = None
+    network_evaluations: int | None = None
+    split: str = "test"
+    images: Path | None = None
+    mask: str = "center"
+    rounds: int = 8
+    draws: int = 3
+    steps: int = 8
+    classes: tuple[int, ...] | None = None
+    prior: str = "uniform"
+
+    @classmethod
+    def make(cls, task: str = "sample", **options: Any) -> Request:
+        """A request from the options that were given; None counts as not given.
+
+        Raises:
+            ValueError: for an unknown task, or an option that the task does not take or whose value is out of range.
+        """
+        if task not in OPTIONS:
+            raise ValueError(f"unknown task {task!r}: choose one of {', '.join(TASKS)}")
+        given = {name: value for name, value in options.items() if value is not None}
+        for name in given:
+            if name not in OPTIONS[task]:
+                takes = ", ".join(_flag(option) for option in OPTIONS[task])
+                raise ValueError(f"{_flag(name)} does not apply to --task {task}, which takes {takes}")
+        for name, least in {"num_samples": 1, "rounds": 1, "draws": 1, "steps": 2}.items():
+            if given.get(name, least) < least:
+                raise ValueError(f"{_flag(name)} must be >= {least}, got {given[name]}")
+        if given.get("prior", PRIORS[0]) not in PRIORS:
+            raise ValueError(f"--prior must be one of {', '.join(PRIORS)}, got {given['prior']!r}")
+        if "images" in given and "split" in given:
+            raise ValueError("--images takes the place of the split: leave out --split or --images")
+        return cls(task, **given)
+
+    def settings(self) -> dict[str, Any]:
+        """The task's options as plain values, for the manifest."""
+        values = {name: getattr(self, name) for name in OPTIONS[self.task]}
+        if values.get("images") is not None:
+            del values["split"]
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
