@@ -224,7 +224,8 @@ class Evaluator(L.Callback):
         data = _data(trainer)
         main = self._subject(data, samples, evaluations)
         main.log_prob, main.likelihood, main.likelihood_method = log_prob, flow.likelihood, flow.likelihood_method
-        main.given_label, main.dequantize = flow.num_classes is not None, data.dequantize
+        main.in_bits, main.given_label = flow.in_bits, flow.num_classes is not None
+        main.dequantize = data.dequantize
         main.geometry, main.space = paths.geometry if paths else None, _space_name(flow)
         main.transport_cost = self._transport_cost(flow, trainer)
         main.cost, main.reconstructions = self._cost(flow, rate), reconstructions

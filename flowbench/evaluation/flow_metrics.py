@@ -14,13 +14,18 @@ class NegativeLogLikelihood(Metric):
     """Mean negative log-likelihood of the test split, with its kind in the protocol."""
 
     def measure(self, subject: Subject) -> list[Measurement]:
-        """`nll`: bits/dim of uniformly dequantised data (an upper bound on the discrete one), else nats."""
+        """`nll`: bits/dim of uniformly dequantised data (an upper bound on the discrete one), else nats.
+
+        The density of noisy data is in nats/dim: it is no code length, and the unit keeps it from being compared.
+        """
         if subject.log_prob is None:
             return []
         log_prob, n = subject.log_prob.double(), len(subject.log_prob)
         protocol = self._protocol(subject, n)
         if subject.spec.levels is None:
             return [Measurement("nll", float(-log_prob.mean()), n, protocol, "nats")]
+        if not subject.in_bits:
+            return [Measurement("nll", float(-log_prob.mean()) / subject.spec.num_dims, n, protocol, "nats/dim")]
         value = bits_per_dim(log_prob.mean(), subject.spec.num_dims, subject.spec.bin_width)
         return [Measurement("nll", float(value), n, protocol, "bits/dim")]
 

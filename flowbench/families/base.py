@@ -113,6 +113,16 @@ class FlowModule(TrainingModule):
         return ""
 
     @property
+    def in_bits(self) -> bool:
+        """Whether likelihoods of grey levels may be given in bits per dimension: not those of noisy data."""
+        return True
+
+    @property
+    def guides_without_labels(self) -> bool:
+        """Whether the sampler has another second branch than the null label."""
+        return False
+
+    @property
     def sampler_name(self) -> str:
         """What samples depend on beside the weights, noise and guidance scale, for their rows; empty where nothing."""
         return ""
@@ -283,8 +293,10 @@ class FlowModule(TrainingModule):
         label = self.check_condition(condition, len(noise))
         if network_evaluations is not None and not self.sweeps:
             raise ValueError(f"{type(self).__name__} has a fixed cost per sample: leave network_evaluations out")
-        if guidance not in (None, 1.0) and label is None:
-            raise ValueError(f"guidance={guidance} needs labels: train with conditional=true and give a condition")
+        if guidance not in (None, 1.0) and not self.guides_without_labels:
+            if label is None:
+                raise ValueError(f"guidance={guidance} needs labels: train with conditional=true and give a condition")
+            self.check_guidance(guidance)
         start = time.perf_counter()
         z, evaluations = self.flow_sample(noise, label, network_evaluations, guidance)
         x = self.space.decode(z)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -214,6 +214,16 @@ class TARFlow(FlowModule):
         return "+".join(part for part in parts if part)
 
     @property
+    def in_bits(self) -> bool:
+        """Not where the flow is the density of noisy data; on latents the noise belongs to the encoder."""
+        return self.augmentation.bits_per_dim or not isinstance(self.space, PixelSpace)
+
+    @property
+    def guides_without_labels(self) -> bool:
+        """By the attention temperature of the second branch."""
+        return self.guidance.temperature != 1
+
+    @property
     def sampler_name(self) -> str:
         """Inverse method, guidance but for its scale, denoiser; empty for the plain sequential inverse."""
         denoiser = self.denoiser.name if self.denoiser is not None else ""
@@ -232,10 +242,19 @@ class TARFlow(FlowModule):
     @property
     def guidance_scale(self) -> float | None:
         """Scale of the sampler's own guidance; None where neither labels nor a temperature could guide."""
-        guidable = self.num_classes is not None or self.guidance.temperature != 1
+        guidable = self.num_classes is not None or self.guides_without_labels
         return self.guidance.scale if guidable else None
 
     # ---- training -------------------------------------------------------------------------------------
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also take the weights of a flow that was trained beside a denoiser which this one does without."""
+        if self.denoiser is None or not self.denoiser.learns:
+            stored = [checkpoint.get("state_dict", {}), checkpoint.get("ema", {}).get("shadow", {})]
+            for weights in stored:
+                for name in [name for name in weights if name.startswith("denoiser.")]:
+                    del weights[name]
+        super().on_load_checkpoint(checkpoint)
 
     def setup(self, stage: str) -> None:
         """Refuse early what a denoiser that learns cannot be trained with."""

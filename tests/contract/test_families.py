@@ -241,8 +241,11 @@ def test_bad_input_gets_one_clear_line(name, spec):
     noise = module.draw_noise(torch.arange(2), 0)
     with pytest.raises(ValueError, match="unconditional model"):
         module.sample(noise, torch.tensor([0, 1]))
-    with pytest.raises(ValueError, match=r"guidance=2\.0 needs labels"):
-        module.sample(noise, guidance=2.0)
+    if not module.guides_without_labels:
+        with pytest.raises(ValueError, match=r"guidance=2\.0 needs labels"):
+            module.sample(noise, guidance=2.0)
+        with pytest.raises(ValueError, match="needs a trained null label"):
+            build(name, spec, conditional=True, label_dropout=0.0).sample(noise, torch.tensor([0, 1]), guidance=2.0)
     with pytest.raises(ValueError, match="expected points of shape"):
         module.log_prob(torch.zeros(2, 9))
     batch = batch_of(spec)

@@ -145,6 +145,12 @@ def test_a_uniform_density_over_the_grey_levels_costs_their_logarithm():
     assert found.protocol == "exact/test/5/uniform-dequantisation-17-levels"
 
 
+def test_the_density_of_noisy_data_is_no_code_length():
+    log_prob = torch.full((5,), -64 * 0.5)
+    (found,) = NegativeLogLikelihood().measure(subject(DIGITS, log_prob=log_prob, in_bits=False))
+    assert (found.value, found.unit) == (0.5, "nats/dim")
+
+
 def test_points_are_counted_in_nats():
     (found,) = NegativeLogLikelihood().measure(subject(log_prob=torch.tensor([-1.0, -3.0]), likelihood="ode"))
     assert (found.value, found.unit, found.protocol) == (2.0, "nats", "ode/test/2")
@@ -254,6 +260,7 @@ def test_every_exported_metric_is_tested_here():
     exported = {v for v in vars(evaluation).values() if isinstance(v, type) and issubclass(v, evaluation.Metric)}
     tested = {type(m) for m in everything()} | {NegativeLogLikelihood, PathStraightness, CostReport, evaluation.Metric}
     tested |= {FrechetInfinity, InceptionScore, Memorization}  # below
+    tested |= {evaluation.Reconstruction}  # in test_evaluator, it needs a flow
     assert exported == tested
 
 

@@ -138,8 +138,10 @@ def test_a_temperature_guides_without_labels():
     guided = oblong(guidance=AutoregressiveGuidance(2.0, temperature=0.3)).sample(noise)
     assert not torch.allclose(guided.x, plain.x)
     assert guided.network_evaluations == 2 * plain.network_evaluations
-    off = oblong(guidance=AutoregressiveGuidance(1.0, temperature=0.3)).sample(noise)
-    assert torch.equal(off.x, plain.x)
+    off = oblong(guidance=AutoregressiveGuidance(1.0, temperature=0.3))
+    assert torch.equal(off.sample(noise).x, plain.x)
+    assert torch.equal(off.sample(noise, guidance=2.0).x, guided.x), "a sweep may choose the scale"
+    assert off.guidance_scale == 1.0
 
 
 def test_encoding_and_decoding_know_no_denoiser():
@@ -329,6 +331,28 @@ def test_a_checkpoint_gives_the_same_density_and_the_same_next_step(name, tmp_pa
     resumed, _ = trained(3, ckpt=path, module=build(name, data().spec, seed=7, **constant))
     for key, value in straight.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("denoiser", [None, "tweedie"])
+def test_weights_serve_without_the_denoiser_that_learned_beside_them(tmp_path, denoiser):
+    """So that a bench measures one training under several denoisers."""
+    data = FlowDataModule("digits", batch_size=16)
+    learned = build("tarflow_score_matching", data.spec)
+    trainer = quiet_trainer(tmp_path, max_steps=2)
+    trainer.fit(learned, data)
+    trainer.save_checkpoint(str(tmp_path / "a.ckpt"))
+    plain = build("tarflow_score_matching", data.spec, seed=3, denoiser=Tweedie() if denoiser else None)
+    load_checkpoint(plain, tmp_path / "a.ckpt")
+    x = points(3, data.spec)
+    assert torch.equal(learned.log_prob(x), plain.log_prob(x))
+    with learned.evaluating(), plain.evaluating():
+        assert torch.equal(learned.log_prob(x), plain.log_prob(x))
+
+
+def test_only_the_likelihood_of_clean_data_is_in_bits():
+    assert oblong().in_bits
+    assert not oblong(augmentation=GaussianNoise(0.1)).in_bits
+    assert build("starflow_decoder", IMAGES).in_bits
 
 
 # ---- what is refused --------------------------------------------------------------------------------------
