@@ -133,13 +133,12 @@ def clock() -> float:
 def jacobi_table(given: argparse.Namespace) -> None:
     flow = flow_of_run(given.run) if given.run else trained_flow(given)
     network = flow.blocks[0].network
-    selective = [*[None] * (len(flow.blocks) - 1), 1]
+    others = [None] * (len(flow.blocks) - 1)
     methods: list[InverseMethod] = [
         SequentialInverse(),
         JacobiInverse(given.tolerance),
-        JacobiInverse(given.tolerance, selective),
-        JacobiInverse(given.tolerance, selective, certify=False),
-        JacobiInverse(given.tolerance, 16),
+        *(JacobiInverse(given.tolerance, [*others, window]) for window in given.windows),
+        JacobiInverse(given.tolerance, [*others, given.windows[0]], certify=False),
         JacobiInverse(0.0),
     ]
     columns = f"{'ms':>8}{'speed':>7}{'passes':>8}{'calls':>7}{'residual':>10}{'|x - seq|':>11}"
@@ -249,6 +248,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--layers", type=int, nargs="+", default=[2, 2, 2, 2])
     parser.add_argument("--chunk", type=int, help="of the sequential inverse")
+    parser.add_argument("--windows", type=int, nargs="+", default=[1, 32, 48], help="of the block nearest the noise")
     parser.add_argument("--tolerance", type=float, default=1e-3)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--reference", type=Path, help="a checkout of ml-tarflow")

@@ -121,8 +121,10 @@ def meta_module(experiment: Experiment, spec: DataSpec | None = None) -> Trainin
         ValueError: as :func:`count`.
     """
     with _META:
+        spec = spec or _spec(experiment)
+        # What is required works on the same data, whatever its own file declares.
         required = {name: meta_module(needed, spec) for name, needed in experiment.requirements.items()}
-        module = experiment.build_model(spec or _spec(experiment), **required)
+        module = experiment.build_model(spec, **required)
     if not isinstance(module, TrainingModule):
         raise ValueError(f"model.class_path must name a flowbench module, got {type(module).__name__}")
     return module

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -135,7 +136,7 @@ def _subjects(request: Request, module: FlowModule, data: FlowDataModule, seed: 
     Raises:
         ValueError: when there are fewer.
     """
-    loaded = None if request.images is None else _from_file(request.images, module.spec, seed)
+    loaded = None if request.images is None else _from_file(request.images, data, seed)
     split = data.split(request.split)
     available, label = (len(split), split.label) if loaded is None else (len(loaded[0]), loaded[1])
     each = 2 if request.task == "interpolate" else 1
@@ -149,12 +150,13 @@ def _subjects(request: Request, module: FlowModule, data: FlowDataModule, seed: 
     return Subjects(x.to(module.device), condition, label, torch.arange(number))
 
 
-def _from_file(path: Path, spec: DataSpec, seed: int) -> tuple[Tensor, Tensor | None]:
+def _from_file(path: Path, data: FlowDataModule, seed: int) -> tuple[Tensor, Tensor | None]:
     """`x` and `label` of an npz file, in model space.
 
     Raises:
         ValueError: for a file that is missing, damaged, or holds something else.
     """
+    spec = data.spec
     if not path.is_file():
         raise ValueError(f"there is no file at {path}: --images names an npz file with an array x")
     try:
@@ -169,22 +171,24 @@ def _from_file(path: Path, spec: DataSpec, seed: int) -> tuple[Tensor, Tensor | 
     wanted = torch.uint8 if spec.modality == "image" else torch.float32
     if x.dtype != wanted:
         raise ValueError(f"x of {path} must be {str(wanted).removeprefix('torch.')}, got {x.dtype}")
-    if label is not None and label.shape != (len(x),):
-        raise ValueError(f"label of {path} must have shape ({len(x)},), got {tuple(label.shape)}")
-    if label is not None and spec.num_classes is not None and len(label):
+    if not len(x):
+        raise ValueError(f"x of {path} is empty: give at least one sample")
+    if label is not None and (label.shape != (len(x),) or label.is_floating_point()):
+        raise ValueError(f"label of {path} must be {len(x)} integers, got {label.dtype} of shape {tuple(label.shape)}")
+    if label is not None and spec.num_classes is not None:
         low, high = int(label.min()), int(label.max())
         if low < 0 or high >= spec.num_classes:
             raise ValueError(f"label of {path} must lie in 0..{spec.num_classes - 1}, got {low}..{high}")
-    return (_from_uint8(x, spec, seed) if spec.modality == "image" else x), label
+    return (_from_uint8(x, spec, seed, data.dequantize) if spec.modality == "image" else x), label
 
 
-def _from_uint8(pixels: Tensor, spec: DataSpec, seed: int) -> Tensor:
-    """The inverse of :meth:`DataSpec.to_uint8`, dequantised where the data have levels."""
+def _from_uint8(pixels: Tensor, spec: DataSpec, seed: int, dequantize: str = "uniform") -> Tensor:
+    """The inverse of :meth:`DataSpec.to_uint8`, placed in its bin as the data are where they have levels."""
     if spec.levels is None:
         return pixels.float() / 127.5 - 1.0
     # to_uint8 rounds k 255 / (levels - 1) down: rounding up gives k back.
     level = (pixels.double() * (spec.levels - 1) / 255).ceil().to(torch.uint8)
-    return spec.dequantize(level, generator(seed, "images"))
+    return spec.dequantize(level, generator(seed, "images")) if dequantize == "uniform" else spec.to_model(level)
 
 
 def _values(x: Tensor, spec: DataSpec) -> np.ndarray:
@@ -209,6 +213,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _cost(parts: Sequence[Any]) -> float | None:
+    """Network evaluations per sample over batches of unequal size, each of which may have had its own."""
+    costs = [part.network_evaluations for part in parts]
+    sizes = [len(part.x) for part in parts]
+    return None if None in costs else sum(map(operator.mul, costs, sizes)) / sum(sizes)
 
 
 def _space_unit(module: FlowModule) -> str:
@@ -236,9 +247,7 @@ def _sample(request: Request, module: FlowModule, data: FlowDataModule, seed: in
         arrays["label"] = label.numpy()
     draw = partial(pictures.draw_grid, arrays["x"]) if module.spec.modality == "image" else None
     guidance = module.guidance_scale if request.guidance is None else request.guidance
-    return Outcome(
-        arrays, parts[0].network_evaluations, draw=draw, extra={"guidance": guidance, "sampler": module.sampler_name}
-    )
+    return Outcome(arrays, _cost(parts), draw=draw, extra={"guidance": guidance, "sampler": module.sampler_name})
 
 
 def _reconstruct(request: Request, module: FlowModule, data: FlowDataModule, seed: int) -> Outcome:
@@ -270,7 +279,7 @@ def _reconstruct(request: Request, module: FlowModule, data: FlowDataModule, see
         # A flow of points lives in the data space: its noise can be drawn beside them.
         clouds = {"data": arrays["original"], "noise": noise.cpu().numpy(), "reconstructed": arrays["x"]}
         draw = partial(pictures.draw_clouds, clouds)
-    return Outcome(arrays, parts[0].network_evaluations, results, draw)
+    return Outcome(arrays, _cost(parts), results, draw)
 
 
 def _edit(request: Request, module: FlowModule, data: FlowDataModule, seed: int) -> Outcome:
@@ -297,7 +306,7 @@ def _edit(request: Request, module: FlowModule, data: FlowDataModule, seed: int)
         clouds = {"data": arrays["original"], **{name: arrays["x"][:, i] for i, name in enumerate(names)}}
         draw = partial(pictures.draw_clouds, clouds)
     extra = {"guidance": guidance, "classes": targets.tolist()}
-    return Outcome(arrays, parts[0].network_evaluations, draw=draw, extra=extra)
+    return Outcome(arrays, _cost(parts), draw=draw, extra=extra)
 
 
 def _targets(request: Request, num_classes: int) -> Tensor:
@@ -340,12 +349,14 @@ def _interpolate(request: Request, module: FlowModule, data: FlowDataModule, see
     results = {"typical_noise_norm": _result(math.sqrt(noise[0, 0].numel()), "square root of the dimensions")}
     for name, value in (("smallest", arrays["noise_norm"].min()), ("largest", arrays["noise_norm"].max())):
         results[f"{name}_noise_norm"] = _result(float(value), "units of the noise")
-    return Outcome(arrays, parts[0].network_evaluations, results, draw)
+    return Outcome(arrays, _cost(parts), results, draw)
 
 
 def _inpaint(request: Request, module: FlowModule, data: FlowDataModule, seed: int) -> Outcome:
     mask = make_mask(request.mask, module.spec.shape, seed)
     subjects = _subjects(request, module, data, seed)
+    if module.num_classes is not None and subjects.label is None and not module.label_dropout:
+        raise ValueError(f"this flow knows no null label, and {request.images} has no array label: add the classes")
     draws = []
     for number in range(request.draws):
         key = derive_seed(seed, "draw", number)
@@ -382,7 +393,7 @@ def _inpaint(request: Request, module: FlowModule, data: FlowDataModule, seed: i
         median = float(gap.median()) / spec.num_dims
         results["log_density_gap"] = _result(median, "nats per dimension, completed minus data, median")
     extra = {"method": "approximate inpainting by repeated encoding, not a draw from the exact conditional"}
-    return Outcome(arrays, draws[0][0].network_evaluations, results, draw, extra)
+    return Outcome(arrays, _cost([part for parts in draws for part in parts]), results, draw, extra)
 
 
 def _log_density(module: FlowModule, subjects: Subjects, x: Tensor, seed: int) -> Tensor:
@@ -411,7 +422,7 @@ def _classify(request: Request, module: FlowModule, data: FlowDataModule, seed: 
         **_labels(subjects),
     }
     extra = {"likelihood": module.likelihood, "likelihood_method": module.likelihood_method}
-    outcome = Outcome(arrays, parts[0].network_evaluations, extra=extra)
+    outcome = Outcome(arrays, parts[0].network_evaluations, extra=extra)  # the same for all: no sampler takes part
     if subjects.shown_label is not None:
         outcome.results = _accuracy(log_posterior, predicted, subjects.shown_label)
         counts = np.zeros((classes, classes), dtype=int)
@@ -438,7 +449,7 @@ def _accuracy(log_posterior: Tensor, predicted: Tensor, label: Tensor) -> dict[s
         "accuracy_low": _result(low, "share, 95% Clopper-Pearson"),
         "accuracy_high": _result(high, "share, 95% Clopper-Pearson"),
         "mean_log_posterior": _result(float(own), "nats, of the true class"),
-        "number": _result(number, "images" if log_posterior.ndim == 2 else "points"),
+        "number": _result(number, "samples"),
     }
 
 

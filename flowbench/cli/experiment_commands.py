@@ -165,7 +165,7 @@ COMMANDS = {
     ),
     "count": Command(
         "count parameters, operations, cache and memory of a model; reads no data, allocates no weights",
-        "  flowbench count -c experiments/large/starflow_imagenet256_1b.yaml\n"
+        "  flowbench count -c experiments/large/starflow_imagenet256.yaml\n"
         "  flowbench count -c experiments/cifar10/gpu/tarflow.yaml model.init_args.width=512",
         config_options,
         _count,

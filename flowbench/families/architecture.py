@@ -87,7 +87,7 @@ def flow_sizes(
     depths = list(named.layers if layers is None else layers)
     if not depths:
         raise ValueError("layers must name at least one block, got none: e.g. [2, 2, 2, 2]")
-    channels = width or named.width or DEFAULT_WIDTH
+    channels = next(size for size in (width, named.width, DEFAULT_WIDTH) if size is not None)
     widths = [channels] * len(depths) if isinstance(channels, int) else list(channels)
     if len(widths) != len(depths):
         raise ValueError(f"width must be one number or one for each of {len(depths)} blocks, got {len(widths)}")

@@ -134,8 +134,9 @@ class FlowModule(TrainingModule):
 
     @property
     def checkpoint_identity(self) -> dict[str, Any]:
-        """Classes and the autoencoder's weights besides: latents of another autoencoder mean something else."""
-        return {**super().checkpoint_identity, "classes": self.num_classes, "autoencoder": self.space.checksum}
+        """Classes, the autoencoder's weights and the training noise besides: other latents or noise, another density."""
+        own = {"classes": self.num_classes, "autoencoder": self.space.checksum, "noise_std": self.space.noise_std}
+        return {**super().checkpoint_identity, **own}
 
     # ---- what a family gives --------------------------------------------------------------------------
 

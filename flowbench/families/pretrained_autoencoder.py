@@ -69,6 +69,7 @@ class DiffusersAutoencoder(GaussianAutoencoder):
         super().__init__(shape)
         if latents is not None and torch.get_default_device().type == "meta":
             self.latent_channels, self.downsampling = latents
+            self._check_sides("the declared autoencoder")
             return
         self.vae = _read_diffusers(Path(path).expanduser())
         config = self.vae.config
@@ -79,11 +80,14 @@ class DiffusersAutoencoder(GaussianAutoencoder):
                 f"latents are declared as {latents}, but the autoencoder in {path} has {self.latent_channels} channels "
                 f"at 1/{self.downsampling} of the size: make them agree"
             )
-        sides = self.shape[1:]
-        if len(self.shape) != 3 or self.shape[0] != config.in_channels or any(s % self.downsampling for s in sides):
+        self._check_sides(f"the autoencoder in {path}")
+        if self.shape[0] != config.in_channels:
+            raise ValueError(f"the autoencoder in {path} takes {config.in_channels} channels, got {self.shape[0]}")
+
+    def _check_sides(self, name: str) -> None:
+        if len(self.shape) != 3 or any(side % self.downsampling for side in self.shape[1:]):
             raise ValueError(
-                f"shape is {self.shape}; the autoencoder in {path} takes ({config.in_channels}, H, W) with H and W "
-                f"divisible by {self.downsampling}"
+                f"shape is {self.shape}; {name} takes (C, H, W) with H and W divisible by {self.downsampling}"
             )
 
     @property

@@ -57,7 +57,7 @@ class STARFlow(TARFlow):
             start="learned",
             scale="softplus",
             soft_clip=4.0,
-            last_order="identity",
+            last_order=None if options.get("permutations") else "identity",
             conditioned="deep",
             augmentation=augmentation,
             space=latent_space(autoencoder, "STARFlow", noise_std, cache_latents),

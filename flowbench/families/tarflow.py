@@ -67,8 +67,9 @@ class TARFlow(FlowModule):
         final_norm: normalise before the output layer of each transformer (STARFlow's large models).
         scale: `exp` (TARFlow) or `softplus` (STARFlow) parametrisation of the standard deviation.
         soft_clip: bound of means and raw scales, or None for none.
-        last_order: token order of the block nearest the noise; its neighbours alternate between it and its reverse.
-        permutations: token order of every block, from the data end to the noise end; None: as `last_order` says.
+        last_order: token order of the block nearest the noise; its neighbours alternate between it and its reverse. None
+            is `flip`.
+        permutations: token order of every block, from the data end to the noise end, in place of `last_order`.
         conditioned: label all blocks (TARFlow), or the `deep` one nearest the noise alone (STARFlow).
         guidance: of the sampler; a number is the scale of the closed form (STARFlow, prop. 2) in the blocks that know
             labels, >= 1, and 1 is none.
@@ -105,7 +106,7 @@ class TARFlow(FlowModule):
         final_norm: bool = False,
         scale: Literal["exp", "softplus"] = "exp",
         soft_clip: float | None = None,
-        last_order: Permutation = "flip",
+        last_order: Permutation | None = None,
         permutations: Sequence[Permutation] | None = None,
         conditioned: Literal["all", "deep"] = "all",
         guidance: AutoregressiveGuidance | float = 1.0,
@@ -167,8 +168,8 @@ class TARFlow(FlowModule):
     # ---- construction ---------------------------------------------------------------------------------
 
     def _check_noise(self) -> None:
-        if self.latent_norm < 0:
-            raise ValueError(f"latent_norm must be >= 0, got {self.latent_norm}: 0 is no regulariser")
+        if not 0 <= self.latent_norm < math.inf:
+            raise ValueError(f"latent_norm must be finite and >= 0, got {self.latent_norm}: 0 is no regulariser")
         if self.space.noise_std != self.augmentation.noise_std:
             raise ValueError(
                 f"the space adds noise of {self.space.noise_std:g}, the augmentation says "
@@ -358,12 +359,22 @@ class TARFlow(FlowModule):
         tokens, cost = self._inverted(noise, label, guidance)
         if self.denoiser is not None:
             tokens = self._denoised(self.denoiser, tokens, label)
-            cost += self.denoiser.evaluations(sum(p.numel() for p in self.flow.parameters()))
+            cost += self.denoiser.evaluations(self._num_flow_parameters())
         return self._points(tokens), cost
 
     def _denoised(self, denoiser: Denoiser, tokens: Tensor, label: Tensor | None) -> Tensor:
         with frozen(self.flow):
             return denoiser.denoise(tokens, label, self._log_density)
+
+    @property
+    def likelihood_evaluations(self) -> float | None:
+        """One pass; on latents the bound decodes denoised points, and the denoiser's passes come on top."""
+        if self.denoiser is None or isinstance(self.space, PixelSpace):
+            return 1.0
+        return 1.0 + self.denoiser.evaluations(self._num_flow_parameters())
+
+    def _num_flow_parameters(self) -> int:
+        return sum(p.numel() for p in self.flow.parameters())
 
     def flow_denoise(self, z: Tensor, label: Tensor | None) -> Tensor:
         """What :meth:`flow_sample` does to the points (B, *flow_shape) that the inverse gives."""
@@ -384,9 +395,11 @@ class TARFlow(FlowModule):
         return Trajectory(points, times)
 
 
-def _orders(given: Sequence[Permutation] | None, num_blocks: int, last: Permutation) -> list[Permutation]:
+def _orders(given: Sequence[Permutation] | None, num_blocks: int, last: Permutation | None) -> list[Permutation]:
     if given is None:
-        return alternating(num_blocks, last=last)
+        return alternating(num_blocks, last=last or "flip")
+    if last is not None:
+        raise ValueError(f"permutations name the order of every block, last_order={last} too: leave one of them out")
     if len(given) != num_blocks:
         raise ValueError(f"permutations must name an order for each of {num_blocks} blocks, got {len(given)}")
     return list(given)

@@ -330,7 +330,7 @@ def inpaint(
             drawn, cost = module.flow_decode(noise, condition)
             points, drift = torch.where(unknown, drawn, known), _drift(drawn, known, unknown)
             # Among drifts of rounding size the newest is as good: exact rounds are independent draws.
-            better = drift <= least.clamp(min=100 * torch.finfo(x.dtype).eps)
+            better = drift.isfinite() & (drift <= least.clamp(min=100 * torch.finfo(x.dtype).eps))
             rows = better.view(-1, *[1] * (points.ndim - 1))
             best, least = torch.where(rows, points, best), torch.where(better, drift, least)
             lost = drift.isinf().view_as(rows)

@@ -58,7 +58,7 @@ class AutoregressiveFlow(Bijector):
             Tokens z, shape (B, N, D), and log |det dz/dx| in nats, shape (B,).
 
         Raises:
-            ValueError: for another shape, or a label given to a flow without conditional blocks.
+            ValueError: for tokens or labels of another shape, or a label given to a flow without conditional blocks.
         """
         *_, (z, logdet) = self._forward_steps(x, condition)
         return z, logdet
@@ -118,11 +118,12 @@ class AutoregressiveFlow(Bijector):
         guidance: AutoregressiveGuidance | None,
         method: InverseMethod | None,
     ) -> tuple[Inversion, list[Tensor]]:
+        self._check_condition(condition, z)
         blocks = self._guided_blocks(condition, guidance)
         return (method or SequentialInverse()).trace(blocks, at_least_float32(z))
 
     def _forward_steps(self, x: Tensor, condition: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
-        self._check_condition(condition)
+        self._check_condition(condition, x)
         state = at_least_float32(x)
         logdet = state.new_zeros(len(state))
         yield state, logdet
@@ -132,7 +133,6 @@ class AutoregressiveFlow(Bijector):
             yield state, logdet
 
     def _guided_blocks(self, condition: Tensor | None, guidance: AutoregressiveGuidance | None) -> list[GuidedBlock]:
-        self._check_condition(condition)
         blocks = self._blocks()
         sizes = [max(1, sum(p.numel() for p in block.parameters())) for block in blocks]
         guided = self._are_guided(condition, guidance)
@@ -161,9 +161,13 @@ class AutoregressiveFlow(Bijector):
             raise ValueError("guidance needs labels; pass condition, guidance scale 1 for none, or a temperature")
         return labelled
 
-    def _check_condition(self, condition: Tensor | None) -> None:
-        if condition is not None and self.num_classes is None:
+    def _check_condition(self, condition: Tensor | None, tokens: Tensor) -> None:
+        if condition is None:
+            return
+        if self.num_classes is None:
             raise ValueError("label given to an unconditional flow; build a network with num_classes")
+        if condition.shape != tokens.shape[:1]:
+            raise ValueError(f"label must have shape ({len(tokens)},), got {tuple(condition.shape)}")
 
     def _blocks(self) -> list[AffineBlock]:
         return cast("list[AffineBlock]", list(self.blocks))

@@ -22,7 +22,8 @@ class AutoregressiveGuidance:
     1 it is the network at that attention temperature, which also guides where there is no label (TARFlow).
 
     Attributes:
-        scale: s >= 1; the guidance weight is w = s - 1. 1 = no guidance.
+        scale: s >= 1; the guidance weight is w = s - 1. 1 = no guidance: the other attributes then have no effect, but
+            keep their values for whoever chooses a scale later, as a sweep of scales or ``sample(guidance=...)`` does.
         rule: "product", "log-scale" or "linear", see :func:`~flowbench.flows.guidance.guided_gaussian`.
         blocks: "all" blocks whose two branches differ (TARFlow), or only the "deep" one, nearest the noise (STARFlow).
         annealed: token t = 0..N-1 of the generation order gets the weight ``w t / (N - 1)``, the first none and the
@@ -62,9 +63,9 @@ class AutoregressiveGuidance:
         """All that a sample depends on, e.g. "guidance[product,3]"; "" without guidance."""
         if self.weight == 0:
             return ""
-        parts = [self.rule, f"{self.scale:g}"]
+        parts = [self.rule, _exactly(self.scale)]
         parts += ["deep"] * (self.blocks == "deep") + ["annealed"] * self.annealed
-        parts += [f"temperature={self.temperature:g}"] * (self.temperature != 1)
+        parts += [f"temperature={_exactly(self.temperature)}"] * (self.temperature != 1)
         return f"guidance[{','.join(parts)}]"
 
     def weights(self, start: int, stop: int, num_tokens: int, like: Tensor) -> float | Tensor:
@@ -88,3 +89,9 @@ class AutoregressiveGuidance:
         (mean_c, mean_u), (std_c, std_u) = mean.chunk(2), std.chunk(2)
         weight = self.weights(start, start + mean.shape[1], num_tokens, mean)
         return guided_gaussian(mean_c, std_c, mean_u, std_u, weight, self.rule)
+
+
+def _exactly(number: float) -> str:
+    """The short form of a number where it says the same, e.g. "3" rather than "3.0"."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(float(number))

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowbench.flows.affine_guided import GuidedBlock
 from flowbench.flows.inversion import (
@@ -42,22 +43,22 @@ class JacobiInverse(InverseMethod):
     32 epsilon max(1, |x|), over the std of the token. Blocks nearer the noise magnify the errors of those nearer the
     data, so that blocks get a quarter (the last one) or a sixteenth of the tolerance. With ``certify`` the residual of
     the whole flow is computed, and samples above ``tolerance`` are iterated further, at last with tolerance 0, so that
-    what remains above is rounding. Under autocast the rounding is the network's: a tolerance below its precision, 1e-2
-    in bfloat16, costs iterations and buys nothing.
+    what remains above is rounding. Where the network is coarser than the state the rounding is the network's (in 16
+    bits one epsilon): a tolerance below its precision, 1e-2 in bfloat16, costs iterations and buys nothing.
 
     Args:
         tolerance: >= 0, in units of the noise; 0 iterates to the fixed point (to rounding), which is the sequential
             inverse.
         block_size: tokens of a window: None for the whole sequence, 1 for the sequential inverse, or a list with one
             entry for each block of the flow, data to noise. Where the evaluation of many tokens costs more than that
-            of one, as on a CPU, 1 is best for the block nearest the noise, whose tokens depend on each other in long
-            chains.
+            of one, as on a CPU, a small window is best for the block nearest the noise, whose tokens depend on each
+            other in long chains: 32 to 64 at batch 1, 1 from batch 4 on.
         max_iterations: evaluations of windows in a block, after which its remaining tokens are evaluated one at a
             time; None: no bound but N.
         certify: compute the residual of the whole flow, one more pass at most, and act on it.
 
     Raises:
-        ValueError: for a tolerance that is negative, or a block_size or max_iterations below 1.
+        ValueError: for a tolerance that is negative, or a block_size or max_iterations that is not a number >= 1.
 
     References:
         Song et al. (2021), Accelerating Feedforward Computation via Parallel Nonlinear Equation Solving,
@@ -67,19 +68,21 @@ class JacobiInverse(InverseMethod):
     def __init__(
         self,
         tolerance: float = 1e-3,
-        block_size: int | list[int | None] | None = None,
+        block_size: int | Sequence[int | None] | None = None,
         max_iterations: int | None = None,
         certify: bool = True,
     ) -> None:
         if not 0 <= tolerance < float("inf"):
             raise ValueError(f"tolerance must be finite and >= 0 (0: to the fixed point), got {tolerance}")
-        sizes = block_size if isinstance(block_size, list) else [block_size]
-        if not sizes or any(size is not None and size < 1 for size in sizes):
-            raise ValueError(f"block_size must be at least 1, None, or a list of these, got {block_size}")
-        if max_iterations is not None and max_iterations < 1:
-            raise ValueError(f"max_iterations must be at least 1, or None for no bound, got {max_iterations}")
-        self.tolerance = tolerance
-        self.block_size = block_size
+        sizes = list(block_size) if isinstance(block_size, Sequence) else [block_size]
+        if not sizes or not all(size is None or _is_count(size) for size in sizes):
+            raise ValueError(
+                f"block_size must be a whole number of at least 1, None, or a list of these, got {block_size}"
+            )
+        if max_iterations is not None and not _is_count(max_iterations):
+            raise ValueError(f"max_iterations must be a whole number of at least 1, or None, got {max_iterations}")
+        self.tolerance = float(tolerance)
+        self.block_size = sizes if isinstance(block_size, Sequence) else block_size
         self.max_iterations = max_iterations
         self.certify = certify
 
@@ -87,11 +90,13 @@ class JacobiInverse(InverseMethod):
     def name(self) -> str:
         """Tolerance and what else changes the samples, e.g. "jacobi(1e-03)"."""
         short = f"{self.tolerance:.0e}"
-        parts = [short if float(short) == self.tolerance else f"{self.tolerance:g}"]
+        parts = [short if float(short) == self.tolerance else repr(self.tolerance)]
         if self.block_size is not None:
             parts.append(f"block={self.block_size}".replace(" ", ""))
         if self.max_iterations is not None:
             parts.append(f"iterations={self.max_iterations}")
+        if not self.certify:
+            parts.append("uncertified")
         return f"jacobi({','.join(parts)})"
 
     def trace(self, blocks: Sequence[GuidedBlock], z: Tensor) -> tuple[Inversion, list[Tensor]]:
@@ -100,7 +105,10 @@ class JacobiInverse(InverseMethod):
         Raises:
             ValueError: if block_size is a list of another length than the flow.
         """
-        sizes = self._sizes(blocks)
+        sizes = [
+            guided.num_tokens if size is None else size
+            for guided, size in zip(blocks, self.block_sizes(len(blocks)), strict=True)
+        ]
         solved = self._sweep(blocks, sizes, [z], self.tolerance)
         states = [z, *(one.x for one in solved)]
         inversion = assemble(blocks, states, solved, self.certify)
@@ -155,11 +163,20 @@ class JacobiInverse(InverseMethod):
             state = solved[-1].x
         return solved
 
-    def _sizes(self, blocks: Sequence[GuidedBlock]) -> list[int]:
-        sizes = self.block_size if isinstance(self.block_size, list) else [self.block_size] * len(blocks)
-        if len(sizes) != len(blocks):
-            raise ValueError(f"block_size must have one entry for each of {len(blocks)} blocks, got {len(sizes)}")
-        return [guided.num_tokens if size is None else size for guided, size in zip(blocks, sizes, strict=True)]
+    def block_sizes(self, num_blocks: int) -> list[int | None]:
+        """The window of each block.
+
+        Raises:
+            ValueError: if block_size is a list of another length than the flow.
+        """
+        sizes = self.block_size if isinstance(self.block_size, list) else [self.block_size] * num_blocks
+        if len(sizes) != num_blocks:
+            raise ValueError(f"block_size must have one entry for each of {num_blocks} blocks, got {len(sizes)}")
+        return sizes
+
+
+def _is_count(size: object) -> bool:
+    return isinstance(size, Integral) and int(size) >= 1
 
 
 @dataclass
@@ -207,7 +224,7 @@ class _Iteration:
         self.samples = _Samples(guided, cache, index, accepted, self.x_BTD, z_BND, self.error_BND)
         self.tolerance = tolerance
         self.max_iterations = max_iterations
-        self.rounding = _rounding(z)
+        self.rounding = _rounding(z, guided.block)
         # Iterates far from the solution may overflow; squares of what is let through do not.
         self.bound = torch.finfo(z.dtype).max ** 0.25
         self.evaluations, self.steps = 0.0, 0
@@ -241,9 +258,9 @@ class _Iteration:
         self.steps += 1
         old = x_ATD[:, first + 1 : stop + 1]
         new = torch.addcmul(mean, std, samples.z_AND[:, first:stop])
-        size_of_new = new.abs()
+        magnitude = new.abs()
         change = old - new
-        limit = size_of_new.clamp(min=1).mul_(self.rounding).add_(std, alpha=self.tolerance)
+        limit = magnitude.clamp(min=1).mul_(self.rounding).add_(std, alpha=self.tolerance)
         close = (change.abs() <= limit).all(dim=2).cpu().numpy()
 
         token, begin = np.arange(first, stop), samples.accepted[:, None]
@@ -253,15 +270,12 @@ class _Iteration:
         # The first token that is not close: all before it are accepted, so its next iterate is exact.
         exact = np.minimum(run, end)
         samples.accepted = np.maximum(begin, np.minimum(exact + 1, end))[:, 0]
-        moved = _mask((token >= exact) & (token < end), new)
-        if not size_of_new.amax() <= self.bound:
+        if not magnitude.amax() <= self.bound:
             guess = new.nan_to_num(nan=0.0, posinf=self.bound, neginf=-self.bound).clamp(-self.bound, self.bound)
             new = torch.where(_mask(token == exact, new), new, guess)
         if samples.error_AND is not None:
-            kept = _mask((token >= begin) & (token < exact), new)
-            error = samples.error_AND[:, first:stop]
-            error.copy_(torch.where(kept, change / std, error))
-        old.copy_(torch.where(moved, new, old))
+            _copy_runs(samples.error_AND[:, first:stop], change / std, begin - first, exact - first)
+        _copy_runs(old, new, exact - first, end - first)
 
     def _store(self, samples: _Samples) -> None:
         if samples.x_ATD is self.x_BTD:
@@ -270,6 +284,17 @@ class _Iteration:
         self.x_BTD[at] = samples.x_ATD
         if self.error_BND is not None and samples.error_AND is not None:
             self.error_BND[at] = samples.error_AND
+
+
+def _copy_runs(target_ALD: Tensor, source_ALD: Tensor, begin_A1: np.ndarray, end_A1: np.ndarray) -> None:
+    """Copy each sample's tokens begin..end-1."""
+    if len(target_ALD) == 1:  # the usual case where latency counts: no mask
+        run = slice(begin_A1.item(), end_A1.item())
+        target_ALD[:, run] = source_ALD[:, run]
+        return
+    token = np.arange(target_ALD.shape[1])
+    mask = _mask((token >= begin_A1) & (token < end_A1), target_ALD)
+    target_ALD.copy_(torch.where(mask, source_ALD, target_ALD))
 
 
 def _mask(mask_AL: np.ndarray, like: Tensor) -> Tensor:
@@ -284,9 +309,11 @@ class AutoInverse(InverseMethod):
 
     Args:
         tolerance: of :class:`JacobiInverse`.
-        crossover: largest batch for Jacobi; None: 8 on a CPU, 64 elsewhere (an estimate, not a measurement).
-        block_size: of :class:`JacobiInverse`; None: the whole sequence, but one token in the block nearest the noise on
-            a CPU.
+        crossover: largest batch for Jacobi; None: 4 on a CPU, 64 elsewhere (an estimate, not a measurement).
+        block_size: of :class:`JacobiInverse`; None: the whole sequence, but in the block nearest the noise on a CPU 48
+            tokens at batches 1 and 2, and one token above.
+        max_iterations: of :class:`JacobiInverse`.
+        certify: compute the residual of the whole flow, one more pass, whichever method is chosen.
 
     Raises:
         ValueError: for a crossover below 0, or as :class:`JacobiInverse`.
@@ -296,29 +323,38 @@ class AutoInverse(InverseMethod):
         self,
         tolerance: float = 1e-3,
         crossover: int | None = None,
-        block_size: int | list[int | None] | None = None,
+        block_size: int | Sequence[int | None] | None = None,
+        max_iterations: int | None = None,
+        certify: bool = True,
     ) -> None:
         if crossover is not None and crossover < 0:
             raise ValueError(f"crossover must be a batch size >= 0, or None for the device's, got {crossover}")
-        self.jacobi = JacobiInverse(tolerance, block_size)
+        self.jacobi = JacobiInverse(tolerance, block_size, max_iterations, certify)
         self.crossover = crossover
 
     @property
     def name(self) -> str:
-        """Which of the two a batch gets is decided by its size and device."""
-        return f"auto({self.jacobi.name})"
+        """Which of the two a batch gets is decided by its size and, without a crossover, by its device."""
+        crossover = "" if self.crossover is None else f",crossover={self.crossover}"
+        return f"auto({self.jacobi.name}{crossover})"
 
     def chosen(self, batch_size: int, num_blocks: int, device: torch.device) -> InverseMethod:
-        """The method for a batch."""
+        """The method for a batch.
+
+        Raises:
+            ValueError: if block_size is a list of another length than the flow.
+        """
+        self.jacobi.block_sizes(num_blocks)
         on_cpu = device.type == "cpu"
         crossover = self.crossover
         if crossover is None:
             crossover = _CROSSOVER_CPU if on_cpu else _CROSSOVER_ACCELERATOR
         if batch_size > crossover:
-            return SequentialInverse()
+            return SequentialInverse(certify=self.jacobi.certify)
         if self.jacobi.block_size is not None or not on_cpu:
             return self.jacobi
-        return JacobiInverse(self.jacobi.tolerance, [*[None] * (num_blocks - 1), 1])
+        sizes = [*[None] * (num_blocks - 1), _DEEP_WINDOW if batch_size <= _DEEP_WINDOW_BATCH else 1]
+        return JacobiInverse(self.jacobi.tolerance, sizes, self.jacobi.max_iterations, self.jacobi.certify)
 
     def trace(self, blocks: Sequence[GuidedBlock], z: Tensor) -> tuple[Inversion, list[Tensor]]:
         """As :meth:`InverseMethod.trace`."""
@@ -329,17 +365,22 @@ class AutoInverse(InverseMethod):
 # seven times as large; convergence is faster than linear, so that a small margin is cheaper than iterating again.
 _MARGIN = 0.25
 
-# On one thread of an AMD EPYC (Zen 5): TARFlows of 4 blocks of 2 layers on MNIST (49 tokens, trained for 1500 and 700
-# steps), tolerance 1e-3 with certificate. Jacobi took 0.65, 0.60, 0.86 and 1.2 of the sequential processor time at
-# batches 1, 8, 16 and 32 at width 64, and 0.72, 0.77, 1.3 and 1.8 at width 128. No accelerator was at hand.
-_CROSSOVER_CPU = 8
+# On one thread of an AMD EPYC (Zen 5), TARFlows of 4 blocks of 2 layers on MNIST, tolerance 1e-3 with certificate:
+# sequential over Jacobi processor time at batches 4, 8 and 16 is 1.4, 1.2 and 0.9 (49 tokens, width 64), 1.6, 0.9 and
+# 0.6 (196 tokens, width 64), 2.1, 1.5 and 0.9 (196 tokens, width 32), with one token at a time in the block nearest the
+# noise. It depends on its tokens in long chains: at batch 1 a window of 48 tokens there makes 1.9, 2.2 and 2.6 into
+# 2.1, 2.7 and 4.2, at batch 4 1.4, 1.6 and 2.1 into 1.2, 1.3 and 2.1. No accelerator was at hand.
+_CROSSOVER_CPU = 4
+_DEEP_WINDOW, _DEEP_WINDOW_BATCH = 48, 2
 _CROSSOVER_ACCELERATOR = 64
 
 
-def _rounding(state: Tensor) -> float:
-    """Relative change between iterates that says nothing: rounding of the state, or of a network under autocast."""
+def _rounding(state: Tensor, network: nn.Module) -> float:
+    """Relative change between iterates that says nothing: rounding of the state, or of a coarser network."""
     device = state.device.type
-    rounding = 32 * torch.finfo(state.dtype).eps
-    if torch.is_autocast_enabled(device) and state.dtype != torch.float64:
-        return max(rounding, torch.finfo(torch.get_autocast_dtype(device)).eps)
-    return rounding
+    dtype = next((parameter.dtype for parameter in network.parameters()), state.dtype)
+    if torch.is_autocast_enabled(device) and dtype != torch.float64:  # which autocast leaves alone
+        dtype = torch.get_autocast_dtype(device)
+    # Of 16-bit networks a single epsilon: 32 of bfloat16's would be a quarter.
+    coarse = torch.finfo(dtype).eps * (1 if dtype.itemsize == 2 else 32)
+    return max(32 * torch.finfo(state.dtype).eps, coarse)

@@ -78,7 +78,7 @@ def check_permutation(permutation: str, grid: tuple[int, int] | None, num_tokens
         raise ValueError(_unknown(permutation))
     if grid is None and permutation not in ("identity", "flip"):
         raise ValueError(f"permutation {permutation!r} needs the grid (rows, columns) of the tokens, got none")
-    if grid is not None and grid[0] * grid[1] != num_tokens:
+    if grid is not None and (grid[0] * grid[1] != num_tokens or min(grid) < 1):
         raise ValueError(f"grid must hold {num_tokens} tokens, got {grid[0]} x {grid[1]}")
 
 

@@ -31,7 +31,7 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last axis; the result has the dtype of ``x``."""
-        if x.dtype == self.weight.dtype and x.dtype in (torch.float32, torch.float64):
+        if x.dtype in (torch.float32, torch.float64) and (self.weight is None or x.dtype == self.weight.dtype):
             return super().forward(x)
         dtype = torch.promote_types(x.dtype, torch.float32)
         weight = None if self.weight is None else self.weight.to(dtype)
@@ -81,9 +81,7 @@ class CausalAttention(nn.Module):
         length = x_BLW.shape[1]
         if length == 1 and x_BLW.device.type == "cpu":
             return self._output(_attend_one_query(*self._scaled(q_BHLE, temperature), cache, run))
-        mask = None
-        if length > 1 and run.first > 0:
-            mask = torch.ones(length, run.end, dtype=torch.bool, device=x_BLW.device).tril(run.first)
+        mask = None if run.mask is None else run.mask.to(q_BHLE.dtype)
         seen_k, seen_v = cache.seen_keys(run.end).to(q_BHLE.dtype), cache.values[:, :, : run.end].to(q_BHLE.dtype)
         return self._attend(q_BHLE, seen_k, seen_v, temperature, mask, is_causal=length > 1 and run.first == 0)
 
@@ -169,13 +167,14 @@ def _attend_one_query(q_BH1E: Tensor, scale: float, cache: LayerCache, run: Slot
     if run.rows is None:
         k_BHSE, v_BHSE = cache.seen_keys(run.end).to(q_BH1E.dtype), cache.values[:, :, : run.end].to(q_BH1E.dtype)
         return torch.matmul(torch.matmul(q_BH1E, k_BHSE.transpose(-1, -2)).softmax(dim=-1), v_BHSE)
-    q_XE1 = q_BH1E.flatten(0, 1).transpose(1, 2)  # X = B * H
+    dtype = cache.values.dtype  # autocast's products have another, if the cache was allocated outside of it
+    q_XE1 = q_BH1E.flatten(0, 1).transpose(1, 2).to(dtype)  # X = B * H
     logits = torch.cat([torch.bmm(page.flatten(0, 1), q_XE1) for page in cache.seen_pages(run.end)], dim=1)
-    weight_XS = logits[:, : run.end, 0].softmax(dim=-1)
+    weight_XS = logits[:, : run.end, 0].softmax(dim=-1).to(dtype)
     y_XE = F.embedding_bag(
         run.rows, cache.values.flatten(0, 2), run.offsets, mode="sum", per_sample_weights=weight_XS.flatten()
     )
-    return y_XE.view(q_BH1E.shape)
+    return y_XE.view(q_BH1E.shape).to(q_BH1E.dtype)
 
 
 class CausalBlock(nn.Module):

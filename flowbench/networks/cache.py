@@ -5,6 +5,7 @@ Shape suffixes: B batch, H heads, S slots, C slots of one page, L slots of one c
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -27,12 +28,14 @@ class SlotRun:
         end: one past the last.
         rows: seen rows of the flattened values (B * H * S, E), shape (B * H * end,), int32; None without pages.
         offsets: where each sequence and head starts in ``rows``, shape (B * H,).
+        mask: what a run of several slots that does not begin at slot 0 adds to its logits, shape (L, end); else None.
     """
 
     first: int
     end: int
     rows: Tensor | None = None
     offsets: Tensor | None = None
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,10 @@ class KeyValueCache:
         """The slots first .. first + length - 1."""
         end = first + length
         layer = self.layers[0]
+        if length > 1 and first > 0:
+            # Added, not boolean: that is what the kernel would make of it, in every layer again.
+            mask = layer.values.new_full((length, end), -math.inf).triu_(first + 1)
+            return SlotRun(first, end, mask=mask)
         if length > 1 or len(layer.pages) == 1:
             return SlotRun(first, end)
         batch, heads, slots, _ = layer.values.shape

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from flowbench.networks.attention import CausalBlock, LayerNorm, Temperature
 from flowbench.networks.cache import KeyValueCache
 from flowbench.networks.linear import Linear
-from flowbench.networks.rotary import grid_positions, rotary_table
+from flowbench.networks.rotary import RotaryTable, follow_weights
 
 __all__ = ["CausalTransformer"]
 
@@ -82,8 +82,8 @@ class CausalTransformer(nn.Module):
     ) -> None:
         super().__init__()
         _check_sizes(num_tokens, token_dim, num_classes, width, depth, head_dim)
-        if mlp_ratio * width < 1:
-            raise ValueError(f"mlp_ratio must be at least 1 / width, got {mlp_ratio}")
+        if not 1 <= mlp_ratio * width < math.inf:
+            raise ValueError(f"mlp_ratio must be finite and at least 1 / width, got {mlp_ratio}")
         _check_position(num_tokens, position, grid, extent, start)
         if checkpoint_every < 0:
             raise ValueError(f"checkpoint_every must be at least 0 (0 = off), got {checkpoint_every}")
@@ -98,8 +98,8 @@ class CausalTransformer(nn.Module):
         self.position_embedding = (
             nn.Parameter(0.02 * torch.randn(self.num_slots, width)) if position == "learned" else None
         )
-        table = _rotary_table(num_tokens, head_dim, grid, extent)[:, first_slot:] if position == "rope" else None
-        self.register_buffer("table", table, persistent=False)
+        self.rotary = RotaryTable(num_tokens, head_dim, grid, extent, first_slot) if position == "rope" else None
+        self.register_load_state_dict_post_hook(follow_weights)
         self.blocks = nn.ModuleList(CausalBlock(width, head_dim, mlp_ratio) for _ in range(depth))
         self.final_norm = LayerNorm(width) if final_norm else nn.Identity()
         self.out = Linear(width, 2 * token_dim)
@@ -135,11 +135,9 @@ class CausalTransformer(nn.Module):
         for index, block in enumerate(self.blocks):
             if every and index % every == 0:
                 # Nothing in a block is random, so there is no generator to restore.
-                h_BSW = checkpoint(
-                    block, h_BSW, self._table, temperature, use_reentrant=False, preserve_rng_state=False
-                )
+                h_BSW = checkpoint(block, h_BSW, self.table, temperature, use_reentrant=False, preserve_rng_state=False)
             else:
-                h_BSW = block(h_BSW, self._table, temperature)
+                h_BSW = block(h_BSW, self.table, temperature)
         params_BSP = self.out(self.final_norm(h_BSW))
         return F.pad(params_BSP, (0, 0, self.num_tokens - self.num_slots, 0))
 
@@ -202,7 +200,8 @@ class CausalTransformer(nn.Module):
             return self.out.weight.new_zeros(len(token_BLD), 1, 2 * self.token_dim)
         here = slice(first, first + token_BLD.shape[1])
         position = None if self.position_embedding is None else self.position_embedding[here]
-        table = None if self._table is None else self._table[:, here]
+        table = self.table
+        table = None if table is None else table[:, here]
         h_BLW = self._embed(token_BLD, label, position)
         run = cache.run(first, token_BLD.shape[1])
         for block, layer in zip(self.blocks, cache.layers, strict=True):
@@ -266,7 +265,8 @@ class CausalTransformer(nn.Module):
         # Without a slot for position 0, slot 0 is written there for nothing, and again before it is first read.
         slot = (position - (self.num_tokens - self.num_slots)).clamp(min=0)[None]
         embedding = None if self.position_embedding is None else self.position_embedding.index_select(0, slot)
-        table = None if self._table is None else self._table.index_select(1, slot)
+        table = self.table
+        table = None if table is None else table.index_select(1, slot)
         seen_S = torch.arange(self.num_slots, device=slot.device) <= slot
         h_B1W = self._embed(previous_BD[:, None], label, embedding)
         for block, layer in zip(self.blocks, cache.layers, strict=True):
@@ -275,12 +275,14 @@ class CausalTransformer(nn.Module):
         return params_BP if self.start == "learned" else params_BP.masked_fill(is_first, 0)
 
     @property
-    def _table(self) -> Tensor | None:
-        return cast("Tensor | None", self.table)
+    def table(self) -> Tensor | None:
+        """Rotary table of the slots, shape (2, S, E / 2); None with learned positions."""
+        return None if self.rotary is None else self.rotary.table
 
     def _embed(self, x_BSD: Tensor, label: Tensor | None, position_SW: Tensor | None) -> Tensor:
-        # Autocast makes the product bf16; the residual stream keeps the parameters' dtype.
-        h_BSW = self.embed(x_BSD).to(self.embed.weight.dtype)
+        # Tokens come in the flow's precision; the residual stream has the parameters', whatever autocast multiplies in.
+        dtype = self.embed.weight.dtype
+        h_BSW = self.embed(x_BSD.to(dtype)).to(dtype)
         if position_SW is not None:
             h_BSW = h_BSW + position_SW
         if self.label_embedding is None:
@@ -294,10 +296,11 @@ class CausalTransformer(nn.Module):
         return h_BSW + self.label_embedding(label)[:, None]
 
     def _check_run(self, previous_BLD: Tensor, start: int, cache: KeyValueCache, temperature: Temperature) -> None:
-        batch, length = previous_BLD.shape[:2]
-        if previous_BLD.ndim != 3 or batch != cache.batch_size or previous_BLD.shape[2] != self.token_dim:
-            expected = f"({cache.batch_size}, L, {self.token_dim})"
+        batch = cache.batch_size
+        if previous_BLD.ndim != 3 or previous_BLD.shape[::2] != (batch, self.token_dim):
+            expected = f"({batch}, L, {self.token_dim})"
             raise ValueError(f"previous tokens must have shape {expected}, got {tuple(previous_BLD.shape)}")
+        length = previous_BLD.shape[1]
         if not (length >= 1 and 0 <= start <= self.num_tokens - length):
             raise ValueError(f"tokens {start} to {start + length - 1} are not within 0 to {self.num_tokens - 1}")
         _check_temperature(temperature, batch)
@@ -315,11 +318,6 @@ def _embedding(num_rows: int, width: int) -> nn.Embedding:
     embedding = nn.Embedding(num_rows, width)
     nn.init.normal_(embedding.weight, std=0.02)
     return embedding
-
-
-def _rotary_table(num_tokens: int, head_dim: int, grid: tuple[int, int] | None, extent: float | None) -> Tensor:
-    positions = torch.arange(num_tokens)[:, None] if grid is None else grid_positions(*grid, extent)
-    return rotary_table(positions, head_dim).to(torch.get_default_dtype())
 
 
 def _check_sizes(
@@ -350,7 +348,7 @@ def _check_position(
         raise ValueError(f"start must be 'learned' or 'zero', got {start!r}")
     if grid is not None and position != "rope":
         raise ValueError(f"grid {grid} needs position='rope'; a learned table takes no grid")
-    if grid is not None and grid[0] * grid[1] != num_tokens:
+    if grid is not None and (grid[0] * grid[1] != num_tokens or min(grid) < 1):
         raise ValueError(f"grid must have num_tokens {num_tokens} cells, got {grid[0]} x {grid[1]}")
     if extent is not None and grid is None:
         raise ValueError(f"extent {extent} rescales a grid of tokens; give grid, or leave extent out")

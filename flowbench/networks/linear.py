@@ -47,18 +47,6 @@ class _OneDNNLinear(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[:2])
-        ctx.save_for_forward(*inputs[:2])
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
-        x_RI, weight_OI = ctx.saved_tensors
-        x_tangent, weight_tangent, bias_tangent = tangents
-        tangent_RO = x_RI.new_zeros(len(x_RI), len(weight_OI))
-        if x_tangent is not None:
-            tangent_RO = tangent_RO + F.linear(x_tangent, weight_OI)
-        if weight_tangent is not None:
-            tangent_RO = tangent_RO + F.linear(x_RI, weight_tangent)
-        return tangent_RO if bias_tangent is None else tangent_RO + bias_tangent
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -66,7 +54,7 @@ class _OneDNNLinear(torch.autograd.Function):
         x_RI, weight_OI = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         # Higher derivatives take PyTorch's own products, which know theirs.
-        product = F.linear if torch.is_grad_enabled() else _product
+        product = F.linear if torch.is_grad_enabled() or _in_forward_mode() else _product
         return (
             product(grad_RO, weight_OI.T) if needs_x else None,
             product(grad_RO.T, x_RI.T) if needs_weight else None,
@@ -84,6 +72,7 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
     return bool(
         x.numel() * weight.shape[0] >= _MIN_WORK
         and x.ndim > 1
+        and x.shape[-1] == weight.shape[1]  # the message for another width is PyTorch's
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
         and _AVAILABLE
@@ -92,7 +81,17 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
         and type(weight) in (nn.Parameter, Tensor)
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()  # the compiler chooses its own products
+        and not torch.jit.is_tracing()
+        and not _in_forward_mode()
     )
+
+
+def _in_forward_mode() -> bool:
+    """Whether forward-mode derivatives are being taken, which oneDNN's operator would drop without a word.
+
+    PyTorch has no public question for it; where the private name is missing the answer is yes, which is always right.
+    """
+    return bool(getattr(torch.autograd.forward_ad, "_current_level", 0) >= 0)
 
 
 if _AVAILABLE:

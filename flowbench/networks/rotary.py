@@ -8,11 +8,72 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["grid_positions", "rotary_table", "rotate"]
+__all__ = ["RotaryTable", "follow_weights", "grid_positions", "rotary_table", "rotate"]
+
+
+class RotaryTable(nn.Module):
+    """The rotary table of a sequence or a grid, as a buffer that no checkpoint holds.
+
+    Whenever its memory is new it is computed again: in the precision of its dtype after a change of dtype, and where a
+    network built on the meta device gets memory (``to_empty``), which no checkpoint would fill.
+
+    Args:
+        num_tokens: positions of the sequence.
+        head_dim: channels E of one head, as in :func:`rotary_table`.
+        grid: (rows, columns) for 2-D positions; None: 1-D.
+        extent: as in :func:`grid_positions`.
+        first: leave out the positions before this one.
+
+    Attributes:
+        table: cosines and sines, shape (2, num_tokens - first, E / 2).
+    """
+
+    table: Tensor
+
+    def __init__(
+        self,
+        num_tokens: int,
+        head_dim: int,
+        grid: tuple[int, int] | None = None,
+        extent: float | None = None,
+        first: int = 0,
+    ) -> None:
+        super().__init__()
+        self.num_tokens, self.head_dim, self.grid, self.extent, self.first = num_tokens, head_dim, grid, extent, first
+        self.register_buffer("table", torch.empty(2, num_tokens - first, head_dim // 2), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Compute the table in float64 and write it to where it lies."""
+        with torch.device("cpu"):
+            grid = self.grid
+            positions = torch.arange(self.num_tokens)[:, None] if grid is None else grid_positions(*grid, self.extent)
+            table = rotary_table(positions, self.head_dim)[:, self.first :]
+        self.table.copy_(table)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = self.table
+        super()._apply(fn, recurse)
+        if self.table is not before:
+            self.reset_parameters()
+        return self
+
+
+def follow_weights(network: Any, incompatible_keys: object = None) -> None:
+    """Give a network's ``rotary`` table memory beside its ``embed`` layer's.
+
+    A hook for the end of ``load_state_dict``, which with ``assign=True`` takes a network off the meta device without
+    :meth:`torch.nn.Module.to_empty`.
+    """
+    rotary, weight = network.rotary, network.embed.weight
+    if rotary is not None and rotary.table.is_meta and not weight.is_meta:
+        rotary.to_empty(device=weight.device)
 
 
 def grid_positions(height: int, width: int, extent: float | None = None) -> Tensor:

@@ -5,7 +5,7 @@ Shape suffixes: B batch, N tokens, D token dimension, W width, H heads, E head d
 
 from __future__ import annotations
 
-from typing import cast
+import math
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from flowbench.networks.attention import LayerNorm
 from flowbench.networks.blocks import zeroed
 from flowbench.networks.linear import Linear
-from flowbench.networks.rotary import grid_positions, rotary_table, rotate
+from flowbench.networks.rotary import RotaryTable, follow_weights, rotate
 
 __all__ = ["TokenTransformer"]
 
@@ -63,16 +63,17 @@ class TokenTransformer(nn.Module):
         grid: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
-        _check(num_tokens, token_dim, width, depth, head_dim, mlp_ratio)
-        if grid is not None and grid[0] * grid[1] != num_tokens:
+        _check(num_tokens, token_dim, num_classes, width, depth, head_dim, mlp_ratio)
+        if grid is not None and (grid[0] * grid[1] != num_tokens or min(grid) < 1):
             raise ValueError(f"grid must have num_tokens {num_tokens} cells, got {grid[0]} x {grid[1]}")
-        self.num_classes = num_classes
+        self.num_tokens, self.token_dim, self.num_classes = num_tokens, token_dim, num_classes
         self.embed = Linear(token_dim, width)
         self.label_embedding = None if num_classes is None else nn.Embedding(num_classes + 1, width)
         if self.label_embedding is not None:
             nn.init.normal_(self.label_embedding.weight, std=EMBEDDING_STD)
         self.position_embedding = nn.Parameter(EMBEDDING_STD * torch.randn(num_tokens, width))
-        self.register_buffer("table", _table(num_tokens, head_dim, grid), persistent=False)
+        self.rotary = RotaryTable(num_tokens, head_dim, grid)
+        self.register_load_state_dict_post_hook(follow_weights)
         self.blocks = nn.ModuleList(TokenBlock(width, head_dim, mlp_ratio) for _ in range(depth))
         self.final_norm = LayerNorm(width)
         self.out = zeroed(Linear(width, token_dim))
@@ -88,22 +89,30 @@ class TokenTransformer(nn.Module):
             Tokens of the same shape.
 
         Raises:
-            ValueError: for a label given to an unconditional network.
+            ValueError: for tokens or labels of another shape, or a label given to an unconditional network.
         """
-        # Autocast makes the product bf16; the residual stream keeps the parameters' dtype.
-        h_BNW = self.embed(x_BND).to(self.embed.weight.dtype) + self.position_embedding
+        if x_BND.shape[1:] != (self.num_tokens, self.token_dim):
+            expected = f"(B, {self.num_tokens}, {self.token_dim})"
+            raise ValueError(f"tokens must have shape {expected}, got {tuple(x_BND.shape)}")
+        h_BNW = self._embed(x_BND, label)
+        for block in self.blocks:
+            h_BNW = block(h_BNW, self.rotary.table)
+        predicted: Tensor = self.out(self.final_norm(h_BNW))
+        return predicted
+
+    def _embed(self, x_BND: Tensor, label: Tensor | None) -> Tensor:
+        # The residual stream has the parameters' dtype, whatever the tokens have and autocast multiplies in.
+        dtype = self.embed.weight.dtype
+        h_BNW = self.embed(x_BND.to(dtype)).to(dtype) + self.position_embedding
         if self.label_embedding is None:
             if label is not None:
                 raise ValueError("label given to an unconditional network; build it with num_classes")
-        elif label is None:
-            h_BNW = h_BNW + self.label_embedding.weight[-1]
-        else:
-            h_BNW = h_BNW + self.label_embedding(label)[:, None]
-        table = cast(Tensor, self.table)
-        for block in self.blocks:
-            h_BNW = block(h_BNW, table)
-        predicted: Tensor = self.out(self.final_norm(h_BNW))
-        return predicted
+            return h_BNW
+        if label is None:
+            return h_BNW + self.label_embedding.weight[-1]
+        if label.shape != x_BND.shape[:1]:
+            raise ValueError(f"label must have shape ({len(x_BND)},), got {tuple(label.shape)}")
+        return h_BNW + self.label_embedding(label)[:, None]
 
 
 class TokenBlock(nn.Module):
@@ -134,12 +143,15 @@ class TokenBlock(nn.Module):
         return x_BNW + self.mlp(self.mlp_norm(x_BNW))
 
 
-def _table(num_tokens: int, head_dim: int, grid: tuple[int, int] | None) -> Tensor:
-    positions = torch.arange(num_tokens)[:, None] if grid is None else grid_positions(*grid)
-    return rotary_table(positions, head_dim).to(torch.get_default_dtype())
-
-
-def _check(num_tokens: int, token_dim: int, width: int, depth: int, head_dim: int, mlp_ratio: float) -> None:
+def _check(
+    num_tokens: int,
+    token_dim: int,
+    num_classes: int | None,
+    width: int,
+    depth: int,
+    head_dim: int,
+    mlp_ratio: float,
+) -> None:
     sizes = {
         "num_tokens": num_tokens,
         "token_dim": token_dim,
@@ -150,7 +162,9 @@ def _check(num_tokens: int, token_dim: int, width: int, depth: int, head_dim: in
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, or None for an unconditional network, got {num_classes}")
     if width % head_dim:
         raise ValueError(f"width must be a multiple of head_dim {head_dim}, got {width}")
-    if mlp_ratio * width < 1:
-        raise ValueError(f"mlp_ratio must be at least 1 / width, got {mlp_ratio}")
+    if not 1 <= mlp_ratio * width < math.inf:
+        raise ValueError(f"mlp_ratio must be finite and at least 1 / width, got {mlp_ratio}")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import types
@@ -232,7 +233,10 @@ def test_debug_shows_the_error_and_bugs_are_never_hidden(experiment_file, runs):
 def test_every_command_has_help_with_an_example(name, capsys):
     assert main([name, "--help"]) == 0
     text = capsys.readouterr().out
-    assert f"flowbench {name}" in text.split("examples:")[1]
+    examples = text.split("examples:")[1]
+    assert f"flowbench {name}" in examples
+    shipped = re.findall(r"experiments/[\w/]+\.yaml", examples)
+    assert all((Path(__file__).parents[2] / file).is_file() for file in shipped)
     assert ("key=value" in text) == ("overrides" in text)
 
 

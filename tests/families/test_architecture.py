@@ -54,6 +54,15 @@ def test_explicit_sizes_may_repeat_the_architecture_and_not_contradict_it():
         deep_shallow_layers("2-64-3-1", None, None, None)
 
 
+def test_an_order_is_named_once_and_zero_is_no_default():
+    with pytest.raises(ValueError, match="last_order=identity too"):
+        TARFlow(POINTS, layers=[1, 1], width=32, last_order="identity", permutations=["identity", "flip"])
+    with pytest.raises(ValueError, match="width must be at least 1, got 0"):
+        TARFlow(POINTS, layers=[1], width=0)
+    with pytest.raises(ValueError, match="latent_norm must be finite and >= 0, got nan"):
+        TARFlow(POINTS, layers=[1], latent_norm=float("nan"))
+
+
 def test_sizes_that_make_no_flow_are_refused():
     with pytest.raises(ValueError, match="layers must name at least one block, got none"):
         flow_sizes(None, [], None, None)

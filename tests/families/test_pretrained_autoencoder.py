@@ -223,7 +223,7 @@ def test_diffusers_autoencoder_computes_what_diffusers_computes(saved_vae):
 
 def test_diffusers_folders_and_shapes_are_checked(saved_vae, tmp_path):
     _, folder = saved_vae
-    with pytest.raises(ValueError, match=r"takes \(3, H, W\) with H and W divisible by 2"):
+    with pytest.raises(ValueError, match=r"takes \(C, H, W\) with H and W divisible by 2"):
         DiffusersAutoencoder((1, 16, 16), path=str(folder))
     with pytest.raises(ValueError, match=r"no config\.json in"):
         DiffusersAutoencoder((3, 16, 16), path=str(Path(tmp_path) / "nothing"))

@@ -55,6 +55,11 @@ def test_noise_widens_the_latents_and_names_the_bound():
     assert (plain.likelihood, noisy.likelihood) == ("bound", "bound")
 
 
+def test_the_bound_costs_what_its_denoiser_costs():
+    assert starflow().likelihood_evaluations == 1.0
+    assert starflow(augmentation=GaussianNoise(0.3), denoiser=Tweedie()).likelihood_evaluations == 3.0
+
+
 def test_the_bound_is_that_of_the_sampler():
     """By hand: prior of the noisy latent, decoder of the denoised one, entropy of the noisy posterior."""
     flow = starflow(augmentation=GaussianNoise(0.4), denoiser=Tweedie(0.8))

@@ -210,7 +210,7 @@ def test_the_latent_norm_is_that_of_the_states_between_the_blocks():
     assert float(losses[1].parts["latent_norm"]) == pytest.approx(expected, rel=1e-5)
     assert float((losses[1].total - losses[0].total).detach()) == pytest.approx(0.1 * expected, rel=1e-4)
     assert torch.equal(losses[0].parts["nll"], losses[1].parts["nll"])
-    with pytest.raises(ValueError, match=r"latent_norm must be >= 0, got -1: 0 is no regulariser"):
+    with pytest.raises(ValueError, match=r"latent_norm must be finite and >= 0, got -1: 0 is no regulariser"):
         oblong(latent_norm=-1)
 
 
@@ -347,6 +347,17 @@ def test_weights_serve_without_the_denoiser_that_learned_beside_them(tmp_path, d
     assert torch.equal(learned.log_prob(x), plain.log_prob(x))
     with learned.evaluating(), plain.evaluating():
         assert torch.equal(learned.log_prob(x), plain.log_prob(x))
+
+
+def test_weights_of_other_noise_are_refused(tmp_path):
+    data = FlowDataModule("digits", batch_size=16)
+    trainer = quiet_trainer(tmp_path, max_steps=1)
+    trainer.fit(build("tarflow_tweedie", data.spec), data)
+    trainer.save_checkpoint(str(tmp_path / "a.ckpt"))
+    for other in (None, GaussianNoise(0.3)):
+        flow = build("tarflow_tweedie", data.spec, augmentation=other, denoiser=None)
+        with pytest.raises(ValueError, match=r"noise_std is 0\.2, but the configuration builds 0\."):
+            load_checkpoint(flow, tmp_path / "a.ckpt")
 
 
 def test_only_the_likelihood_of_clean_data_is_in_bits():

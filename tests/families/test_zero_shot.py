@@ -399,6 +399,21 @@ def test_inpainting_is_keyed_by_index_and_seed():
     assert float((inpaint(module, x, mask, seed=3).x - whole).abs().max()) > 0.1
 
 
+def test_a_round_that_is_not_finite_is_forgotten(monkeypatch):
+    module, mask, x = GaussianFlow(), make_mask("left", (1, 4, 4)), data()
+    whole, calls = module.flow_decode, []
+
+    def broken(noise, label, guidance=1.0):
+        points, cost = whole(noise, label, guidance)
+        calls.append(cost)
+        return (torch.full_like(points, torch.nan) if len(calls) == 2 else points), cost
+
+    monkeypatch.setattr(module, "flow_decode", broken)
+    found = inpaint(module, x, mask, rounds=4, seed=2)
+    assert found.x.isfinite().all()
+    assert found.drift.isfinite().all()
+
+
 def test_a_latent_is_unknown_as_soon_as_one_pixel_of_its_cell_is():
     module = build("starflow", IMAGES).eval()
     x, mask = data(IMAGES).float(), torch.zeros(4, 4, dtype=torch.bool)

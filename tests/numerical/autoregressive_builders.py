@@ -32,6 +32,15 @@ def make_flow(
         )
 
 
+def starflow() -> AutoregressiveFlow:
+    """A conditional deep block above two unconditional shallow ones."""
+    torch.manual_seed(0)
+    return AutoregressiveFlow(
+        AffineBlock(make_network(num_classes=classes, depth=depth), order, "softplus", 4.0)
+        for classes, depth, order in [(None, 1, "identity"), (None, 1, "flip"), (3, 4, "identity")]
+    )
+
+
 def normal(*shape: int, seed: int = 0, dtype=torch.float64) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 

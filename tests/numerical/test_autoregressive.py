@@ -375,6 +375,11 @@ def test_wrong_calls_are_named():
     for call in (flow, flow.inverse):
         with pytest.raises(ValueError, match=r"tokens must have shape \(B, 6, 2\), got \(2, 5, 2\)"):
             call(x[:, 1:])
+    # One label too many would be cut off token by token.
+    for call in (flow, flow.states, flow.inverse, flow.invert, flow.inverse_states):
+        for wrong in (torch.tensor([0, 1, 2]), torch.tensor([0]), torch.tensor(0), label[:, None]):
+            with pytest.raises(ValueError, match=r"label must have shape \(2,\), got "):
+                call(x, wrong)
     with pytest.raises(ValueError, match="guidance needs labels"):
         flow.inverse(x, None, strong)
     plain = make_flow(2, num_classes=None)

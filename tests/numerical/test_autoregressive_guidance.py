@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import get_args
 
@@ -19,7 +20,7 @@ from flowbench.flows import (
 )
 from flowbench.networks.causal_transformer import CausalTransformer
 
-from .autoregressive_builders import make_flow, make_network, normal
+from .autoregressive_builders import make_flow, make_network, normal, starflow
 
 RULES = get_args(GuidanceRule)
 METHODS = [SequentialInverse(), JacobiInverse(0.0), JacobiInverse(0.0, 4)]
@@ -136,6 +137,14 @@ def test_a_temperature_near_one_is_no_guidance_without_labels():
     torch.testing.assert_close(guided, flow.inverse(z), rtol=0, atol=1e-9)
 
 
+def test_a_temperature_of_one_is_plain_guidance():
+    flow, z, label = make_flow(2, scale="softplus", soft_clip=4.0, std=0.1), normal(3, 6, 2), torch.tensor([0, 1, 2])
+    for method in METHODS:
+        plain = flow.inverse(z, label, AutoregressiveGuidance(3.0), method)
+        tempered = flow.inverse(z, label, AutoregressiveGuidance(3.0, temperature=1.0), method)
+        torch.testing.assert_close(tempered, plain, rtol=0, atol=1e-12)
+
+
 def test_annealing_grows_from_none_to_the_whole_weight():
     guidance = AutoregressiveGuidance(3.0, annealed=True)
     like = torch.zeros(1, dtype=torch.float64)
@@ -150,6 +159,12 @@ def test_names_tell_all_that_samples_depend_on():
     assert AutoregressiveGuidance(3.0).name == "guidance[product,3]"
     options = {"rule": "linear", "blocks": "deep", "annealed": True, "temperature": 0.3}
     assert AutoregressiveGuidance(1.5, **options).name == "guidance[linear,1.5,deep,annealed,temperature=0.3]"
+    near = AutoregressiveGuidance(2.0000001, temperature=0.30000001)
+    assert near.name == "guidance[product,2.0000001,temperature=0.30000001]"
+    # Without a weight nothing else matters, and stays for a scale to come.
+    none = AutoregressiveGuidance(1.0, **options)
+    assert none.name == ""
+    assert dataclasses.replace(none, scale=1.5) == AutoregressiveGuidance(1.5, **options)
 
 
 def test_null_is_the_same_vector_in_training_and_sampling():
@@ -169,15 +184,6 @@ def test_deep_guidance_touches_the_last_block_only():
     for block in (flow.blocks[1], flow.blocks[0]):
         x = block.inverse(x, label)
     assert flow.inverse(z, label, AutoregressiveGuidance(2.5, blocks="deep")).equal(x)
-
-
-def starflow() -> AutoregressiveFlow:
-    """A conditional deep block above two unconditional shallow ones."""
-    torch.manual_seed(0)
-    return AutoregressiveFlow(
-        AffineBlock(make_network(num_classes=classes, depth=depth), order, "softplus", 4.0)
-        for classes, depth, order in [(None, 1, "identity"), (None, 1, "flip"), (3, 4, "identity")]
-    )
 
 
 def test_labels_reach_conditional_blocks_only():

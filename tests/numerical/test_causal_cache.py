@@ -85,6 +85,32 @@ def test_pages_change_nothing(start, page, monkeypatch):
             net.step(x[:, 0], torch.tensor(1), cache, label)
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_cache_may_cross_the_border_of_autocast(inside, monkeypatch):
+    """Paged float32 outside, bfloat16 inside."""
+    monkeypatch.setattr(cache_module, "_RESIDENT", 0)
+    monkeypatch.setattr(cache_module, "_PAGE", 4)
+    net, x = network().float(), normal(3, TOKENS, 2, dtype=torch.float32)
+    with torch.no_grad():
+        reference = net(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=inside):
+        cache = net.allocate_cache(3)
+    assert (len(cache.layers[0].pages) == 1) == inside
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not inside):
+        rows = [net.step(token, i, cache) for i, token in enumerate(before(x).unbind(1))]
+    torch.testing.assert_close(torch.stack(rows, 1).float(), reference, rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_a_temperature_of_one_changes_nothing(start):
+    net, x = network(start=start), normal(3, TOKENS, 2)
+    for one in (1.0, 1, torch.ones(3)):
+        with torch.no_grad():
+            assert net(x, temperature=one).equal(net(x))
+        assert in_runs(net, x, None, [3, 7], temperature=one).equal(in_runs(net, x, None, [3, 7]))
+        assert stepwise(net, x, None, temperature=one).equal(stepwise(net, x, None))
+
+
 def test_large_float32_caches_are_paged_on_a_cpu():
     net = CausalTransformer(64, 2, width=256, depth=1, head_dim=64)
     small, large = net.allocate_cache(32), net.allocate_cache(256)
@@ -192,6 +218,8 @@ def test_wrong_calls_are_named():
         net.step(None, 1, cache)
     with pytest.raises(ValueError, match=r"previous tokens must have shape \(2, L, 2\), got \(3, 1, 2\)"):
         net.step(normal(3, 2), 1, cache)
+    with pytest.raises(ValueError, match=r"previous tokens must have shape \(2, L, 2\), got \(2,\)"):
+        net.extend(x[:, 0, 0], 1, cache)
     with pytest.raises(ValueError, match="tokens 8 to 10 are not within 0 to 9"):
         net.extend(x[:, :3], 8, cache)
     with pytest.raises(ValueError, match="temperature must be positive and finite"):

@@ -221,6 +221,14 @@ def test_layer_norm_is_exact_in_float64_and_safe_in_bfloat16():
     torch.testing.assert_close(low.double(), F.layer_norm(normal(4, 8).bfloat16().double(), (8,)), atol=2e-2, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layer_norm_without_parameters(dtype):
+    x = normal(4, 8).to(dtype)
+    found = LayerNorm(8, elementwise_affine=False)(x)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), F.layer_norm(x.double(), (8,)), rtol=0, atol=1e-2)
+
+
 @pytest.mark.parametrize(("position", "start"), list(itertools.product(POSITIONS, STARTS)))
 def test_autocast_stays_close_to_float32(position, start):
     net = network(position=position[0], grid=position[1], start=start).float()
@@ -262,7 +270,10 @@ def test_compiles_without_graph_breaks():
         ({"grid": (2, 3), "position": "learned"}, "needs position='rope'"),
         ({"position": "sinusoidal"}, "position must be 'rope' or 'learned', got 'sinusoidal'"),
         ({"start": "one"}, "start must be 'learned' or 'zero', got 'one'"),
-        ({"mlp_ratio": 0.0}, "mlp_ratio must be at least 1 / width, got 0.0"),
+        ({"mlp_ratio": 0.0}, "mlp_ratio must be finite and at least 1 / width, got 0.0"),
+        ({"mlp_ratio": math.nan}, "mlp_ratio must be finite and at least 1 / width, got nan"),
+        ({"mlp_ratio": math.inf}, "mlp_ratio must be finite and at least 1 / width, got inf"),
+        ({"grid": (-2, -3)}, "grid must have num_tokens 6 cells, got -2 x -3"),
     ],
 )
 def test_impossible_options_are_named(options, message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -275,18 +276,59 @@ def test_overflowing_iterates_do_not_stop_convergence(gain, block_size):
     torch.testing.assert_close(found.x, expected, rtol=1e-9, atol=1e-9)
 
 
+class Product(Expanding):
+    """The same means by one product with a triangular matrix, whose zeros meet what comes later, as in attention."""
+
+    def extend(self, previous_BLD, start, cache, label=None):
+        previous = previous_BLD[:, :, 0].clone()
+        if start == 0:
+            previous[:, 0] = 0
+        length = previous.shape[1]
+        before = cache.sums[:, start - 1 : start] if start else 0
+        lower = torch.ones(length, length, dtype=torch.float64).tril()
+        cache.sums[:, start : start + length] = before + previous @ lower.T
+        mean = self.gain * cache.sums[:, start : start + length, None]
+        return torch.cat([mean, torch.zeros_like(mean)], dim=2)
+
+
+@pytest.mark.parametrize("block_size", [None, 50])
+def test_infinite_iterates_do_not_reach_the_tokens_before_them(block_size):
+    """Zero times infinity is not zero. All numbers are integers, so that the solution is exact."""
+    gain = 2.0**27
+    flow = AutoregressiveFlow([AffineBlock(Product(60, gain))])
+    x = normal(2, 60, 1).sign()
+    z = x - gain * (x.cumsum(1) - x)
+    assert gain ** (1023 / 27) < math.inf  # 59 growing iterates do overflow
+    found = flow.invert(z, method=JacobiInverse(0.0, block_size, certify=False))
+    assert found.x.equal(x)
+
+
 def test_untrained_networks_with_large_weights_converge():
-    torch.manual_seed(0)
-    flow = AutoregressiveFlow(
-        AffineBlock(make_network(num_tokens=12, std=3.0).float(), order) for order in ("identity", "flip")
-    )
-    z = normal(3, 12, 2).float()
-    block = flow.blocks[1]
-    one = AutoregressiveFlow([block])
-    found = one.invert(z, method=JacobiInverse(1e-3, certify=False))
+    """Iterates overflow on the way to a solution of a size of a few thousand."""
+    torch.manual_seed(2)
+    block = AffineBlock(make_network(num_tokens=12, std=1.0).float(), "flip")
+    z = normal(8, 12, 2).float()
+    found = AutoregressiveFlow([block]).invert(z, method=JacobiInverse(1e-3, certify=False))
     naive = naive_inverse(block, z).detach()
-    finite = naive.abs().amax((1, 2)) < 1e6
-    torch.testing.assert_close(found.x[finite], naive[finite], rtol=1e-2, atol=1e-2)
+    assert naive.isfinite().all()
+    torch.testing.assert_close(found.x, naive, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_the_cache_holds_what_was_accepted(start, block_size, monkeypatch):
+    """Not the iterates on the way: it equals the cache of one pass over the accepted tokens."""
+    flow = make_flow(1, scale="softplus", soft_clip=4.0, num_tokens=10, std=0.2, start=start)
+    z, caches = normal(1, 10, 2), []
+    network, allocate = flow.blocks[0].network, CausalTransformer.allocate_cache
+    monkeypatch.setattr(CausalTransformer, "allocate_cache", lambda *args: caches.append(allocate(*args)) or caches[-1])
+    found = flow.invert(z, method=JacobiInverse(0.1, block_size, certify=False))
+    assert (found.x - flow.inverse(z)).abs().max() > 1e-3  # accepted before they were exact
+    fresh = network.allocate_cache(1)
+    network.extend(torch.cat([z[:, :1], found.x[:, :-1]], dim=1), 0, fresh)
+    for used, expected in zip(caches[0].layers, fresh.layers, strict=True):
+        torch.testing.assert_close(used.seen_keys(10), expected.seen_keys(10), rtol=0, atol=1e-12)
+        torch.testing.assert_close(used.values, expected.values, rtol=0, atol=1e-12)
 
 
 def test_an_exception_leaves_no_state(monkeypatch):

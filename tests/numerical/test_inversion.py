@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from flowbench.flows import (
-    AffineBlock,
     AutoInverse,
-    AutoregressiveFlow,
     AutoregressiveGuidance,
     JacobiInverse,
     SequentialInverse,
 )
 
-from .autoregressive_builders import make_flow, make_network, normal
+from .autoregressive_builders import make_flow, normal, starflow
 
 STARTS = ["learned", "zero"]
-
-
-def starflow() -> AutoregressiveFlow:
-    """A conditional deep block above two unconditional shallow ones."""
-    torch.manual_seed(0)
-    return AutoregressiveFlow(
-        AffineBlock(make_network(num_classes=classes, depth=depth), order, "softplus", 4.0)
-        for classes, depth, order in [(None, 1, "identity"), (None, 1, "flip"), (3, 4, "identity")]
-    )
 
 
 def test_the_cost_weighs_blocks_by_their_parameters():
@@ -104,15 +94,28 @@ def test_auto_chooses_by_the_batch_and_the_device():
     assert method.chosen(3, 2, cpu) is method.jacobi
     assert method.chosen(4, 2, cpu).name == "sequential"
     assert AutoInverse(crossover=0).chosen(1, 2, cpu).name == "sequential"
-    assert AutoInverse().chosen(1, 3, cpu).name == "jacobi(1e-03,block=[None,None,1])"
+    assert AutoInverse().chosen(1, 3, cpu).name == "jacobi(1e-03,block=[None,None,48])"
+    assert AutoInverse().chosen(4, 3, cpu).name == "jacobi(1e-03,block=[None,None,1])"
+    assert AutoInverse().chosen(5, 3, cpu).name == "sequential"
     assert AutoInverse().chosen(1, 3, cuda).name == "jacobi(1e-03)"
     for device in (cpu, cuda):
         assert AutoInverse().chosen(10**6, 3, device).name == "sequential"
     flow, z = make_flow(2), normal(4, 6, 2)
-    assert flow.invert(z, method=method).residual is None
-    assert flow.invert(z[:3], method=method).residual.max() <= 1e-2
-    assert flow.invert(z[:1], method=AutoInverse()).iterations.tolist()[-1] == [6]
-    assert method.name == "auto(jacobi(1e-02,block=4))"
+    for batch in (3, 4):
+        assert flow.invert(z[:batch], method=method).residual.max() <= 1e-2
+        uncertified = AutoInverse(1e-2, crossover=3, certify=False)
+        assert flow.invert(z[:batch], method=uncertified).residual is None
+    assert flow.invert(z[:4], method=AutoInverse()).iterations.tolist()[-1] == [6] * 4
+    assert method.name == "auto(jacobi(1e-02,block=4),crossover=3)"
+
+
+def test_auto_passes_its_options_on():
+    for device in (torch.device("cpu"), torch.device("cuda")):
+        chosen = AutoInverse(1e-2, max_iterations=5, certify=False).chosen(1, 2, device)
+        assert (chosen.tolerance, chosen.max_iterations, chosen.certify) == (1e-2, 5, False)
+        for batch in (1, 10**6):
+            with pytest.raises(ValueError, match="one entry for each of 3 blocks, got 2"):
+                AutoInverse(block_size=[1, 2]).chosen(batch, 3, device)
 
 
 def test_names():
@@ -120,6 +123,18 @@ def test_names():
     assert JacobiInverse().name == "jacobi(1e-03)"
     assert JacobiInverse(2.5e-4, [None, 1, 8], 5).name == "jacobi(0.00025,block=[None,1,8],iterations=5)"
     assert JacobiInverse(0.0).name == "jacobi(0e+00)"
+    assert JacobiInverse(1e-3, certify=False).name == "jacobi(1e-03,uncertified)"
+    assert JacobiInverse(0.00123456789).name == "jacobi(0.00123456789)"
+    assert JacobiInverse(1.0000001e-3).name != JacobiInverse(1e-3).name
+    assert JacobiInverse(block_size=(None, 1)).name == JacobiInverse(block_size=[None, 1]).name
+    assert AutoInverse(1.0000001e-3, certify=False).name == "auto(jacobi(0.0010000001,uncertified))"
+
+
+def test_windows_may_come_in_any_sequence():
+    flow, z = make_flow(2), normal(3, 6, 2)
+    method = JacobiInverse(0.0, (3, None))
+    assert flow.inverse(z, method=method).equal(flow.inverse(z, method=JacobiInverse(0.0, [3, None])))
+    assert flow.inverse(z, method=JacobiInverse(0.0, np.int64(3))).equal(flow.inverse(z, method=JacobiInverse(0.0, 3)))
 
 
 @pytest.mark.parametrize(
@@ -128,10 +143,16 @@ def test_names():
         (lambda: SequentialInverse(0), "chunk must be at least 1, or None for the whole batch, got 0"),
         (lambda: JacobiInverse(-1.0), "tolerance must be finite and >= 0"),
         (lambda: JacobiInverse(float("nan")), "tolerance must be finite and >= 0"),
-        (lambda: JacobiInverse(block_size=0), "block_size must be at least 1, None, or a list of these, got 0"),
+        (
+            lambda: JacobiInverse(block_size=0),
+            "block_size must be a whole number of at least 1, None, or a list of these, got 0",
+        ),
+        (lambda: JacobiInverse(block_size=2.0), "block_size must be .*, got 2.0"),
+        (lambda: JacobiInverse(block_size="12"), "block_size must be .*, got 12"),
         (lambda: JacobiInverse(block_size=[2, 0]), "block_size must be"),
         (lambda: JacobiInverse(block_size=[]), "block_size must be"),
-        (lambda: JacobiInverse(max_iterations=0), "max_iterations must be at least 1"),
+        (lambda: JacobiInverse(max_iterations=0), "max_iterations must be a whole number of at least 1"),
+        (lambda: JacobiInverse(max_iterations=2.5), "max_iterations must be .*, got 2.5"),
         (lambda: AutoInverse(crossover=-1), "crossover must be a batch size >= 0"),
         (
             lambda: make_flow(2).inverse(normal(1, 6, 2), method=JacobiInverse(block_size=[1])),

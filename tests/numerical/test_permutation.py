@@ -87,6 +87,7 @@ def test_alternating_orders_end_where_they_are_told():
         (lambda: permute(torch.zeros(1, 6, 1), "transpose"), r"needs the grid \(rows, columns\)"),
         (lambda: AffineBlock(make_network(), "transpose"), r"needs the grid \(rows, columns\)"),
         (lambda: AffineBlock(make_network(), "flip", grid=(2, 4)), "grid must hold 6 tokens, got 2 x 4"),
+        (lambda: AffineBlock(make_network(), "transpose", grid=(-2, -3)), "grid must hold 6 tokens, got -2 x -3"),
     ],
 )
 def test_mistakes_are_named(call, message):

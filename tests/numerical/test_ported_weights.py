@@ -208,12 +208,10 @@ def test_starflow_block(permutation):
     net = build(grid=(ROWS, COLUMNS), extent=EXTENT, start="learned")
     ours = halved(mapped(w))
     ours["start_token"] = w["sos_embed"][0, 0]
-    # The table is made in float32 by default; the oracle's angles are float64.
-    net.table = torch.from_numpy(np.stack([np.cos(grid_angles()), np.sin(grid_angles())]))
     load(net, ours)
     assert_same(AffineBlock(net, permutation, "softplus", CLIP), x, None, expected)
 
 
 def test_extent_makes_the_table_of_the_equations():
     table = build(grid=(ROWS, COLUMNS), extent=EXTENT).table.numpy()
-    np.testing.assert_allclose(table, np.stack([np.cos(grid_angles()), np.sin(grid_angles())]), atol=1e-6)
+    np.testing.assert_allclose(table, np.stack([np.cos(grid_angles()), np.sin(grid_angles())]), rtol=0, atol=1e-13)

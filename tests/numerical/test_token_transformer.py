@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -52,5 +54,20 @@ def test_sizes_that_do_not_fit():
         network(grid=(2, 2))
     with pytest.raises(ValueError, match="depth must be at least 1, got 0"):
         network(depth=0)
-    with pytest.raises(ValueError, match="mlp_ratio must be at least 1 / width, got 0"):
-        network(mlp_ratio=0)
+    for ratio in (0.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"mlp_ratio must be finite and at least 1 / width, got {ratio}"):
+            network(mlp_ratio=ratio)
+    with pytest.raises(ValueError, match="grid must have num_tokens 6 cells, got -2 x -3"):
+        network(grid=(-2, -3))
+    with pytest.raises(ValueError, match="num_classes must be at least 1, or None for an unconditional network, got 0"):
+        TokenTransformer(6, 3, 0, width=16, head_dim=8)
+
+
+def test_calls_that_do_not_fit():
+    net, x = network(), torch.randn(2, 6, 3)
+    for wrong in (x[:, :1], x[..., :1], x[0]):  # one token or channel would broadcast
+        with pytest.raises(ValueError, match=r"tokens must have shape \(B, 6, 3\), got "):
+            net(wrong)
+    for label in (torch.tensor([0]), torch.tensor([0, 1, 2]), torch.tensor(0)):
+        with pytest.raises(ValueError, match=r"label must have shape \(2,\), got "):
+            net(x, label)

@@ -12,6 +12,8 @@ from PIL import Image
 from flowbench import runs
 from flowbench.cli import main
 from flowbench.config import Experiment
+from flowbench.families import Samples
+from flowbench.prediction import _cost
 from flowbench.prediction_request import OPTIONS, Request
 
 from .conftest import DIGITS, POINTS
@@ -46,6 +48,9 @@ model:
 trainer: {accelerator: cpu, devices: 1}
 budget: {steps: 40}
 """
+
+
+IMAGES = np.zeros((2, 1, 8, 8), np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +287,9 @@ def test_bad_requests_are_refused_in_one_line_and_leave_nothing(trained, tmp_pat
         ({"y": np.zeros(3)}, r"needs an array x of shape \(N, 1, 8, 8\), got none"),
         ({"x": np.zeros((2, 1, 4, 4), np.uint8)}, r"got \(2, 1, 4, 4\)"),
         ({"x": np.zeros((2, 1, 8, 8), np.float32)}, "must be uint8, got torch.float32"),
-        ({"x": np.zeros((2, 1, 8, 8), np.uint8), "label": np.zeros(3, int)}, r"must have shape \(2,\)"),
+        ({"x": IMAGES, "label": np.zeros(3, int)}, r"2 integers, got torch\.int64 of shape \(3,\)"),
+        ({"x": IMAGES, "label": np.full(2, 1.7)}, r"must be 2 integers, got torch\.float64"),
+        ({"x": np.zeros((0, 1, 8, 8), np.uint8)}, "is empty"),
         ({"x": np.zeros((12, 1, 8, 8), np.uint8)}, "has no array label"),
         ({"x": np.zeros((2, 1, 8, 8), np.uint8), "label": np.array([0, 11])}, r"must lie in 0\.\.9, got 0\.\.11"),
         (None, "cannot be read as npz"),
@@ -333,3 +340,21 @@ def test_grey_levels_of_any_number_survive_the_way_through_a_file():
     smooth = DataSpec("smooth", "1", (1, 1, 256))
     pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 1, 256)
     assert torch.equal(smooth.to_uint8(_from_uint8(pixels, smooth, 0)), pixels)
+
+
+def test_the_cost_is_the_mean_over_batches_of_unequal_size():
+    """An inverse that chooses by batch size, or a solver that adapts, has a cost of its own for each."""
+    batches = [Samples(torch.zeros(n, 2), cost, 0.0) for n, cost in ((3, 1.0), (1, 11.0))]
+    assert _cost(batches) == 3.5
+    assert _cost([*batches, Samples(torch.zeros(1, 2), None, 0.0)]) is None
+
+
+def test_a_flow_without_a_null_label_does_not_fill_in_unlabelled_images(trained, tmp_path):
+    np.savez(tmp_path / "images.npz", x=IMAGES)
+    run = trained["digits"]
+    experiment = Experiment.from_files(
+        [run.run_dir / "config.yaml"], ["model.init_args.conditional=true", "model.init_args.label_dropout=0.0"]
+    )
+    options = {"task": "inpaint", "images": tmp_path / "images.npz", "num_samples": 2, "mask": "left"}
+    with pytest.raises(ValueError, match="knows no null label"):
+        runs.predict(experiment, run.run_dir / "checkpoints" / "last.ckpt", output=tmp_path, **options)
