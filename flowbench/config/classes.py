@@ -86,8 +86,18 @@ class Object:
             raise ConfigError(f"{key}.class_path: {self.cls.__name__} is not a {base.__name__}")
 
     def build(self) -> Any:
-        """The object, or the factory that makes it when called."""
-        return self._parser.instantiate(self._config).object
+        """The object, or the factory that makes it when called.
+
+        Raises:
+            ValueError: what a constructor refuses, in its own words.
+        """
+        try:
+            return self._parser.instantiate(self._config).object
+        except ValueError as error:
+            reason = _inside_union(str(error))
+            if reason is None:
+                raise
+            raise ConfigError(reason) from error
 
 
 def accepted_names(cls: type) -> list[str]:
@@ -285,6 +295,16 @@ def _type_error(message: str, key: str, cls: type, arguments: dict[str, Any], hi
     if name in hints and "class_path" not in str(arguments[name]):
         return _expected(f"{key}.{name}", cls, hints[name], arguments[name])
     return _condensed(message, key, cls)
+
+
+def _inside_union(message: str) -> str | None:
+    """What a constructor said where jsonargparse wraps it, for an argument of several types; None where it does not."""
+    if "Does not validate against any of the Union subtypes" not in message:
+        return None
+    bullets = re.split(r"\n\s*- ", message.split("Errors:", 1)[-1].split("Given value type:")[0])[1:]
+    # The other bullets only say that the object is not null, a number or another class.
+    own = [one_line(bullet) for bullet in bullets if not bullet.lstrip().startswith(("Expected a", "Does not"))]
+    return own[-1] if own else None
 
 
 def _condensed(message: str, key: str, cls: type) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -406,3 +407,26 @@ def test_training_needs_an_end(experiment_file):
 def test_from_composed_is_the_second_half_of_from_files(experiment_file):
     composed = compose([experiment_file], ["seed=4"])
     assert Experiment.from_composed(composed).resolved == Experiment.from_files([experiment_file], ["seed=4"]).resolved
+
+
+@pytest.mark.parametrize(
+    ("argument", "given", "message"),
+    [
+        (
+            "augmentation",
+            {"class_path": "flowbench.families.GaussianNoise", "init_args": {"std": -1}},
+            "GaussianNoise std",
+        ),
+        (
+            "guidance",
+            {"class_path": "flowbench.flows.AutoregressiveGuidance", "init_args": {"scale": 0.5}},
+            "guidance sc",
+        ),
+    ],
+)
+def test_what_a_class_inside_a_choice_of_types_says_passes_through(argument, given, message):
+    """Without the words of jsonargparse around it."""
+    base = Path(__file__).parents[2] / "experiments" / "digits" / "tarflow_conditional.yaml"
+    override = f"model.init_args.{argument}={json.dumps(dict(zip(('class_path', 'init_args'), given, strict=True)))}"
+    with pytest.raises(ValueError, match=f"^{message}[^\n]*$"):
+        Experiment.from_files([base], [override]).build()

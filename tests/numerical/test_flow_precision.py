@@ -40,7 +40,8 @@ def test_iterates_that_differ_by_rounding_are_the_same(dtype, state):
     z = normal(4, 24, 2, dtype=state)
     found = flow.invert(z, LABEL, method=JacobiInverse(0.0, certify=False))
     assert found.iterations.max() <= 12
-    torch.testing.assert_close(found.x, flow.inverse(z, LABEL), rtol=0, atol=256 * torch.finfo(dtype).eps)
+    atol = (4 if dtype == torch.bfloat16 else 100) * torch.finfo(dtype).eps
+    torch.testing.assert_close(found.x, flow.inverse(z, LABEL), rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -88,7 +88,7 @@ def test_a_wrong_width_gets_pytorchs_message():
             layer(x)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Converting a tensor to a Python boolean", "ignore:.*torch.jit:DeprecationWarning")
 def test_it_can_be_traced():
     layer, x = Linear(5, 3), normal(8, 5)
     for grad in (False, True):
