@@ -134,7 +134,7 @@ class FlowModule(TrainingModule):
 
     @property
     def checkpoint_identity(self) -> dict[str, Any]:
-        """Classes, the autoencoder's weights and the training noise besides: other latents or noise, another density."""
+        """Classes, the autoencoder's weights and the training noise besides: with others it is another density."""
         own = {"classes": self.num_classes, "autoencoder": self.space.checksum, "noise_std": self.space.noise_std}
         return {**super().checkpoint_identity, **own}
 

@@ -67,8 +67,8 @@ class TARFlow(FlowModule):
         final_norm: normalise before the output layer of each transformer (STARFlow's large models).
         scale: `exp` (TARFlow) or `softplus` (STARFlow) parametrisation of the standard deviation.
         soft_clip: bound of means and raw scales, or None for none.
-        last_order: token order of the block nearest the noise; its neighbours alternate between it and its reverse. None
-            is `flip`.
+        last_order: token order of the block nearest the noise, None is `flip`; its neighbours alternate between it and
+            its reverse.
         permutations: token order of every block, from the data end to the noise end, in place of `last_order`.
         conditioned: label all blocks (TARFlow), or the `deep` one nearest the noise alone (STARFlow).
         guidance: of the sampler; a number is the scale of the closed form (STARFlow, prop. 2) in the blocks that know

@@ -410,23 +410,15 @@ def test_from_composed_is_the_second_half_of_from_files(experiment_file):
 
 
 @pytest.mark.parametrize(
-    ("argument", "given", "message"),
+    ("argument", "name", "options", "message"),
     [
-        (
-            "augmentation",
-            {"class_path": "flowbench.families.GaussianNoise", "init_args": {"std": -1}},
-            "GaussianNoise std",
-        ),
-        (
-            "guidance",
-            {"class_path": "flowbench.flows.AutoregressiveGuidance", "init_args": {"scale": 0.5}},
-            "guidance sc",
-        ),
+        ("augmentation", "flowbench.families.GaussianNoise", {"std": -1}, "GaussianNoise std"),
+        ("guidance", "flowbench.flows.AutoregressiveGuidance", {"scale": 0.5}, "guidance scale"),
     ],
 )
-def test_what_a_class_inside_a_choice_of_types_says_passes_through(argument, given, message):
+def test_what_a_class_inside_a_choice_of_types_says_passes_through(argument, name, options, message):
     """Without the words of jsonargparse around it."""
     base = Path(__file__).parents[2] / "experiments" / "digits" / "tarflow_conditional.yaml"
-    override = f"model.init_args.{argument}={json.dumps(dict(zip(('class_path', 'init_args'), given, strict=True)))}"
+    given = json.dumps({"class_path": name, "init_args": options})
     with pytest.raises(ValueError, match=f"^{message}[^\n]*$"):
-        Experiment.from_files([base], [override]).build()
+        Experiment.from_files([base], [f"model.init_args.{argument}={given}"]).build()
