@@ -17,6 +17,7 @@ from flowbench.networks.attention import CausalBlock, LayerNorm, Temperature
 from flowbench.networks.cache import KeyValueCache
 from flowbench.networks.linear import Linear
 from flowbench.networks.rotary import RotaryTable, follow_weights
+from flowbench.networks.tokens import check_sizes, embed_tokens, label_table
 
 __all__ = ["CausalTransformer"]
 
@@ -81,9 +82,7 @@ class CausalTransformer(nn.Module):
         checkpoint_every: int = 0,
     ) -> None:
         super().__init__()
-        _check_sizes(num_tokens, token_dim, num_classes, width, depth, head_dim)
-        if not 1 <= mlp_ratio * width < math.inf:
-            raise ValueError(f"mlp_ratio must be finite and at least 1 / width, got {mlp_ratio}")
+        check_sizes(num_tokens, token_dim, num_classes, width, depth, head_dim, mlp_ratio)
         _check_position(num_tokens, position, grid, extent, start)
         if checkpoint_every < 0:
             raise ValueError(f"checkpoint_every must be at least 0 (0 = off), got {checkpoint_every}")
@@ -94,7 +93,7 @@ class CausalTransformer(nn.Module):
         self.embed = Linear(token_dim, width)
         if start == "learned":
             self.start_token = nn.Parameter(0.02 * torch.randn(token_dim))
-        self.label_embedding = None if num_classes is None else _embedding(num_classes + 1, width)
+        self.label_embedding = label_table(num_classes, width, std=0.02)
         self.position_embedding = (
             nn.Parameter(0.02 * torch.randn(self.num_slots, width)) if position == "learned" else None
         )
@@ -280,20 +279,7 @@ class CausalTransformer(nn.Module):
         return None if self.rotary is None else self.rotary.table
 
     def _embed(self, x_BSD: Tensor, label: Tensor | None, position_SW: Tensor | None) -> Tensor:
-        # Tokens come in the flow's precision; the residual stream has the parameters', whatever autocast multiplies in.
-        dtype = self.embed.weight.dtype
-        h_BSW = self.embed(x_BSD.to(dtype)).to(dtype)
-        if position_SW is not None:
-            h_BSW = h_BSW + position_SW
-        if self.label_embedding is None:
-            if label is not None:
-                raise ValueError("label given to an unconditional network; build it with num_classes")
-            return h_BSW
-        if label is None:
-            return h_BSW + self.label_embedding.weight[-1]
-        if label.shape != x_BSD.shape[:1]:
-            raise ValueError(f"label must have shape ({len(x_BSD)},), got {tuple(label.shape)}")
-        return h_BSW + self.label_embedding(label)[:, None]
+        return embed_tokens(self.embed, x_BSD, position_SW, self.label_embedding, label)
 
     def _check_run(self, previous_BLD: Tensor, start: int, cache: KeyValueCache, temperature: Temperature) -> None:
         batch = cache.batch_size
@@ -312,31 +298,6 @@ def _check_temperature(temperature: Temperature, batch: int) -> None:
             raise ValueError(f"temperature must be one number or have shape ({batch},), got {tuple(temperature.shape)}")
     elif not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite (1 = none), got {temperature}")
-
-
-def _embedding(num_rows: int, width: int) -> nn.Embedding:
-    embedding = nn.Embedding(num_rows, width)
-    nn.init.normal_(embedding.weight, std=0.02)
-    return embedding
-
-
-def _check_sizes(
-    num_tokens: int, token_dim: int, num_classes: int | None, width: int, depth: int, head_dim: int
-) -> None:
-    sizes = {
-        "num_tokens": num_tokens,
-        "token_dim": token_dim,
-        "width": width,
-        "depth": depth,
-        "head_dim": head_dim,
-    }
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
-    if num_classes is not None and num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, or None for an unconditional network, got {num_classes}")
-    if width % head_dim:
-        raise ValueError(f"width must be a multiple of head_dim {head_dim}, got {width}")
 
 
 def _check_position(

@@ -5,8 +5,6 @@ Shape suffixes: B batch, N tokens, D token dimension, W width, H heads, E head d
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +13,7 @@ from flowbench.networks.attention import LayerNorm
 from flowbench.networks.blocks import zeroed
 from flowbench.networks.linear import Linear
 from flowbench.networks.rotary import RotaryTable, follow_weights, rotate
+from flowbench.networks.tokens import check_sizes, embed_tokens, label_table
 
 __all__ = ["TokenTransformer"]
 
@@ -63,14 +62,12 @@ class TokenTransformer(nn.Module):
         grid: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
-        _check(num_tokens, token_dim, num_classes, width, depth, head_dim, mlp_ratio)
+        check_sizes(num_tokens, token_dim, num_classes, width, depth, head_dim, mlp_ratio)
         if grid is not None and (grid[0] * grid[1] != num_tokens or min(grid) < 1):
             raise ValueError(f"grid must have num_tokens {num_tokens} cells, got {grid[0]} x {grid[1]}")
         self.num_tokens, self.token_dim, self.num_classes = num_tokens, token_dim, num_classes
         self.embed = Linear(token_dim, width)
-        self.label_embedding = None if num_classes is None else nn.Embedding(num_classes + 1, width)
-        if self.label_embedding is not None:
-            nn.init.normal_(self.label_embedding.weight, std=EMBEDDING_STD)
+        self.label_embedding = label_table(num_classes, width, EMBEDDING_STD)
         self.position_embedding = nn.Parameter(EMBEDDING_STD * torch.randn(num_tokens, width))
         self.rotary = RotaryTable(num_tokens, head_dim, grid)
         self.register_load_state_dict_post_hook(follow_weights)
@@ -94,25 +91,11 @@ class TokenTransformer(nn.Module):
         if x_BND.shape[1:] != (self.num_tokens, self.token_dim):
             expected = f"(B, {self.num_tokens}, {self.token_dim})"
             raise ValueError(f"tokens must have shape {expected}, got {tuple(x_BND.shape)}")
-        h_BNW = self._embed(x_BND, label)
+        h_BNW = embed_tokens(self.embed, x_BND, self.position_embedding, self.label_embedding, label)
         for block in self.blocks:
             h_BNW = block(h_BNW, self.rotary.table)
         predicted: Tensor = self.out(self.final_norm(h_BNW))
         return predicted
-
-    def _embed(self, x_BND: Tensor, label: Tensor | None) -> Tensor:
-        # The residual stream has the parameters' dtype, whatever the tokens have and autocast multiplies in.
-        dtype = self.embed.weight.dtype
-        h_BNW = self.embed(x_BND.to(dtype)).to(dtype) + self.position_embedding
-        if self.label_embedding is None:
-            if label is not None:
-                raise ValueError("label given to an unconditional network; build it with num_classes")
-            return h_BNW
-        if label is None:
-            return h_BNW + self.label_embedding.weight[-1]
-        if label.shape != x_BND.shape[:1]:
-            raise ValueError(f"label must have shape ({len(x_BND)},), got {tuple(label.shape)}")
-        return h_BNW + self.label_embedding(label)[:, None]
 
 
 class TokenBlock(nn.Module):
@@ -141,30 +124,3 @@ class TokenBlock(nn.Module):
         y_BHNE = F.scaled_dot_product_attention(rotate(q, table), rotate(k, table), v)
         x_BNW = x_BNW + self.attention_out(y_BHNE.transpose(1, 2).flatten(2))
         return x_BNW + self.mlp(self.mlp_norm(x_BNW))
-
-
-def _check(
-    num_tokens: int,
-    token_dim: int,
-    num_classes: int | None,
-    width: int,
-    depth: int,
-    head_dim: int,
-    mlp_ratio: float,
-) -> None:
-    sizes = {
-        "num_tokens": num_tokens,
-        "token_dim": token_dim,
-        "width": width,
-        "depth": depth,
-        "head_dim": head_dim,
-    }
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
-    if num_classes is not None and num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, or None for an unconditional network, got {num_classes}")
-    if width % head_dim:
-        raise ValueError(f"width must be a multiple of head_dim {head_dim}, got {width}")
-    if not 1 <= mlp_ratio * width < math.inf:
-        raise ValueError(f"mlp_ratio must be finite and at least 1 / width, got {mlp_ratio}")
