@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flowbench import prediction_pictures as pictures
 from flowbench.data import DataSpec, FlowDataModule
-from flowbench.families import FlowModule, LatentSpace
+from flowbench.families import FlowModule, LatentSpace, Samples
 from flowbench.families.masks import make_mask
 from flowbench.families.zero_shot import (
     classify,
@@ -247,7 +247,22 @@ def _sample(request: Request, module: FlowModule, data: FlowDataModule, seed: in
         arrays["label"] = label.numpy()
     draw = partial(pictures.draw_grid, arrays["x"]) if module.spec.modality == "image" else None
     guidance = module.guidance_scale if request.guidance is None else request.guidance
-    return Outcome(arrays, _cost(parts), draw=draw, extra={"guidance": guidance, "sampler": module.sampler_name})
+    extra = {"guidance": guidance, "sampler": module.sampler_name}
+    return Outcome(arrays, _cost(parts), _inversion_results(parts), draw, extra)
+
+
+def _inversion_results(parts: Sequence[Samples]) -> dict[str, dict[str, Any]]:
+    """The certificate, and what each block took, where an inverse knows them."""
+    residuals = [part.residual for part in parts if part.residual is not None]
+    if not residuals:
+        return {}
+    found = {
+        "largest_residual": _result(float(torch.cat(residuals).max()), "max |f(x) - z| before denoising, noise units")
+    }
+    iterations = torch.cat([part.iterations for part in parts if part.iterations is not None], 1).double().mean(1)
+    for block, mean in enumerate(iterations.tolist()):
+        found[f"iterations_block_{block}"] = _result(mean, "network calls per sample, mean; blocks from data to noise")
+    return found
 
 
 def _reconstruct(request: Request, module: FlowModule, data: FlowDataModule, seed: int) -> Outcome:

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from flowbench.families.space import LatentSpace, PixelSpace, Space
 from flowbench.families.training import Loss, TrainingModule
 from flowbench.flows import GaussianSource, Source
 
-__all__ = ["FlowModule", "LikelihoodKind", "NetworkFactory", "Samples", "Trajectory"]
+__all__ = ["Drawn", "FlowModule", "LikelihoodKind", "NetworkFactory", "Samples", "Trajectory"]
 
 LikelihoodKind = Literal["exact", "ode", "bound"]
 NetworkFactory = Callable[[tuple[int, ...], int | None], nn.Module]
@@ -32,11 +32,32 @@ class Samples:
         x: samples in data space, shape (B, *D).
         network_evaluations: evaluations of the network that each sample cost; a guided one counts twice.
         seconds: wall time of the batch.
+        iterations: network calls that each sample needed in each block of a block flow, shape (K, B); None elsewhere.
+        residual: the certificate of an inverse that computes one, max |f(x) - z| of each sample, shape (B,), before
+            denoising; None elsewhere.
     """
 
     x: Tensor
     network_evaluations: float
     seconds: float
+    iterations: Tensor | None = None
+    residual: Tensor | None = None
+
+
+class Drawn(NamedTuple):
+    """What :meth:`FlowModule.flow_sample` gives; a pair will do where there is nothing else to say.
+
+    Attributes:
+        points: at the flow's data end, shape (B, *flow_shape).
+        network_evaluations: per sample.
+        iterations: see :class:`Samples`.
+        residual: see :class:`Samples`.
+    """
+
+    points: Tensor
+    network_evaluations: float
+    iterations: Tensor | None = None
+    residual: Tensor | None = None
 
 
 @dataclass
@@ -147,8 +168,8 @@ class FlowModule(TrainingModule):
     @abstractmethod
     def flow_sample(
         self, noise: Tensor, label: Tensor | None, network_evaluations: int | None, guidance: float | None
-    ) -> tuple[Tensor, float]:
-        """Carry noise to the flow's data end; returns the points and the evaluations per sample."""
+    ) -> Drawn | tuple[Tensor, float]:
+        """Carry noise to the flow's data end: points, evaluations per sample, and what else is known of them."""
 
     @abstractmethod
     def flow_encode(self, z: Tensor, label: Tensor | None) -> Tensor:
@@ -160,7 +181,7 @@ class FlowModule(TrainingModule):
         Returns:
             The points (B, *flow_shape) and the evaluations per sample.
         """
-        return self.flow_sample(noise, label, None, guidance)
+        return self.flow_sample(noise, label, None, guidance)[:2]
 
     def flow_denoise(self, z: Tensor, label: Tensor | None) -> Tensor:
         """Take the noise of training out of points (B, *flow_shape) that :meth:`flow_decode` gave, as sampling does."""
@@ -299,11 +320,12 @@ class FlowModule(TrainingModule):
                 raise ValueError(f"guidance={guidance} needs labels: train with conditional=true and give a condition")
             self.check_guidance(guidance)
         start = time.perf_counter()
-        z, evaluations = self.flow_sample(noise, label, network_evaluations, guidance)
-        x = self.space.decode(z)
+        drawn = Drawn(*self.flow_sample(noise, label, network_evaluations, guidance))
+        x = self.space.decode(drawn.points)
         if x.is_cuda:
             torch.cuda.synchronize(x.device)
-        return Samples(x, evaluations, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        return Samples(x, drawn.network_evaluations, seconds, drawn.iterations, drawn.residual)
 
     @torch.no_grad()
     def encode(self, x: Tensor, condition: Tensor | None = None) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from flowbench.data import DataSpec
 from flowbench.families.architecture import flow_sizes
 from flowbench.families.augmentation import Augmentation, UniformDequantization
-from flowbench.families.base import FlowModule, Trajectory
+from flowbench.families.base import Drawn, FlowModule, Trajectory
 from flowbench.families.block_statistics import recorded
 from flowbench.families.denoising import Denoiser, FlowLayout, FlowScoreDenoiser
 from flowbench.families.optimization import OptimizerConfig
@@ -26,6 +26,7 @@ from flowbench.flows import (
     AutoregressiveFlow,
     AutoregressiveGuidance,
     InverseMethod,
+    Inversion,
     Permutation,
     SequentialInverse,
     alternating,
@@ -347,20 +348,19 @@ class TARFlow(FlowModule):
         guidance = self.guidance if scale is None else replace(self.guidance, scale=scale)
         return None if label is None and guidance.temperature == 1 else guidance
 
-    def _inverted(self, noise: Tensor, label: Tensor | None, scale: float | None) -> tuple[Tensor, float]:
-        guidance = self._guidance_for(scale, label)
-        inversion = self.flow.invert(self._tokens(noise), label, guidance, self.inverse_method)
-        return inversion.x, inversion.network_evaluations
+    def _inverted(self, noise: Tensor, label: Tensor | None, scale: float | None) -> Inversion:
+        return self.flow.invert(self._tokens(noise), label, self._guidance_for(scale, label), self.inverse_method)
 
     def flow_sample(
         self, noise: Tensor, label: Tensor | None, network_evaluations: int | None, guidance: float | None
-    ) -> tuple[Tensor, float]:
+    ) -> Drawn:
         """Invert the flow and denoise; see :class:`~flowbench.flows.Inversion` for what counts as an evaluation."""
-        tokens, cost = self._inverted(noise, label, guidance)
+        found = self._inverted(noise, label, guidance)
+        tokens, cost = found.x, found.network_evaluations
         if self.denoiser is not None:
             tokens = self._denoised(self.denoiser, tokens, label)
             cost += self.denoiser.evaluations(self._num_flow_parameters())
-        return self._points(tokens), cost
+        return Drawn(self._points(tokens), cost, found.iterations, found.residual)
 
     def _denoised(self, denoiser: Denoiser, tokens: Tensor, label: Tensor | None) -> Tensor:
         with frozen(self.flow):
@@ -382,8 +382,8 @@ class TARFlow(FlowModule):
 
     def flow_decode(self, noise: Tensor, label: Tensor | None, guidance: float = 1.0) -> tuple[Tensor, float]:
         """The inverse without denoising: of :meth:`flow_encode` at scale 1."""
-        tokens, cost = self._inverted(noise, label, guidance)
-        return self._points(tokens), cost
+        found = self._inverted(noise, label, guidance)
+        return self._points(found.x), found.network_evaluations
 
     @torch.no_grad()
     def trajectory(self, noise: Tensor, condition: Tensor | None = None, num_points: int = 33) -> Trajectory:

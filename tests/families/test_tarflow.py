@@ -109,6 +109,19 @@ def test_a_jacobi_sampler_draws_what_the_sequential_one_draws():
     assert sequential.sampler_name == oblong().sampler_name == ""
 
 
+def test_samples_carry_the_certificate_of_their_inverse():
+    noise = points(3, OBLONG)
+    plain = oblong().sample(noise)
+    assert plain.residual is None
+    assert plain.iterations.shape == (3, 3)
+    flow = oblong(inverse=JacobiInverse(1e-5))
+    drawn = flow.sample(noise)
+    z, _ = flow.flow(flow._tokens(drawn.x), None)
+    residual = (z - flow._tokens(noise)).abs().flatten(1).amax(1)
+    assert float(drawn.residual.max()) <= 1e-5
+    torch.testing.assert_close(drawn.residual, residual.detach(), atol=5e-6, rtol=0.0)
+
+
 def test_the_sampler_has_a_name():
     options = {"conditional": True, "guidance": AutoregressiveGuidance(3.0, rule="linear")}
     flow = oblong(**options, augmentation=GaussianNoise(0.1), denoiser=Tweedie(0.9))

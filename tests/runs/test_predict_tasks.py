@@ -358,3 +358,14 @@ def test_a_flow_without_a_null_label_does_not_fill_in_unlabelled_images(trained,
     options = {"task": "inpaint", "images": tmp_path / "images.npz", "num_samples": 2, "mask": "left"}
     with pytest.raises(ValueError, match="knows no null label"):
         runs.predict(experiment, run.run_dir / "checkpoints" / "last.ckpt", output=tmp_path, **options)
+
+
+def test_a_certificate_stands_in_the_manifest(trained, tmp_path):
+    run = trained["digits"]
+    inverse = "model.init_args.inverse.class_path=flowbench.flows.JacobiInverse"
+    experiment = Experiment.from_files([run.run_dir / "config.yaml"], [inverse])
+    checkpoint = run.run_dir / "checkpoints" / "last.ckpt"
+    runs.predict(experiment, checkpoint, task="sample", num_samples=3, output=tmp_path)
+    results = json.loads((tmp_path / "manifest.json").read_text())["results"]
+    assert 0 < results["largest_residual"]["value"] <= 1e-3
+    assert results["iterations_block_0"]["value"] >= 1
