@@ -30,6 +30,8 @@ __all__ = [
 
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C564B", "#4D4D4D")
 _MARKERS = "osD^vPX*h"
+FAR = 3.0
+"""A reference line above this many times the contenders' highest value is left to the tables."""
 _LINES = {"floor": "--", "noise": ":", "gaussian": "-.", "gmm": (0, (5, 1, 1, 1, 1, 1))}
 _STYLE = {
     "font.size": 10,
@@ -283,9 +285,11 @@ def _line_and_band(
 
 
 def _draw_references(axis: Axes, results: Results, task: str, metric: str) -> None:
+    """Lines of the reference rows; those far above all contenders would only squeeze what there is to see."""
+    highest = axis.dataLim.y1
     for name in REFERENCES:
         values = list(results.values(task, name, metric).values())
-        if values:
+        if values and sum(values) / len(values) <= FAR * highest:
             axis.axhline(
                 sum(values) / len(values),
                 color="#777777",
