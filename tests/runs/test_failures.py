@@ -229,7 +229,7 @@ def test_a_diverged_sampler_costs_its_own_rows_and_no_others(experiment, monkeyp
     inner = TARFlow.flow_sample
 
     def diverged(module, noise, *given):
-        x, cost = inner(module, noise, *given)
+        x, cost, *_ = inner(module, noise, *given)
         x[0] = float("nan")
         return x, cost
 
