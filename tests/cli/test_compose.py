@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -58,10 +59,12 @@ def test_override_values_are_read_as_yaml(text, key, value):
 @given(trees)
 def test_json_text_of_any_value_is_read_back(value):
     # JSON is a subset of YAML's flow style, and an encoder that knows nothing of OmegaConf.
-    key, parsed = parse_override(f"a.b={json.dumps(value)}")
-    if "${" not in json.dumps(value):
-        assert parsed == value
-    assert key == "a.b"
+    text = json.dumps(value)
+    if "${" in text:  # OmegaConf's own: an interpolation, or refused as a malformed one
+        with contextlib.suppress(ConfigError):
+            assert parse_override(f"a.b={text}")[0] == "a.b"
+        return
+    assert parse_override(f"a.b={text}") == ("a.b", value)
 
 
 @pytest.mark.parametrize("text", ["abc", "=3", "a..b=1", ".a=1", "a b=1", "a[x]=1", "a.=1", ""])
