@@ -162,6 +162,13 @@ def test_statistics_are_kept_beside_the_features(cache):
     assert counting.seen == []
 
 
+def test_statistics_are_the_same_bits_every_time(cache):
+    first, second = (RealSet(FlowDataModule("digits"), "train").statistics(IdentityFeatures(64)) for _ in range(2))
+    assert first.count == second.count == 1077
+    assert torch.equal(first.sum, second.sum)
+    assert torch.equal(first.outer, second.outer)
+
+
 def test_raw_pixels_are_not_cached(cache):
     RealSet(FlowDataModule("digits"), "train").features(IdentityFeatures(64), 50)
     assert not cache.exists()
