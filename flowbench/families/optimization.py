@@ -103,6 +103,6 @@ def learning_rate_factor(config: OptimizerConfig, progress: float) -> float:
 
 
 def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters of `module`."""
+    """AdamW over the trainable parameters of `module`, all of them in one kernel."""
     groups = parameter_groups(module, config.weight_decay)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)

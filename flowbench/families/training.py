@@ -137,10 +137,12 @@ class TrainingModule(L.LightningModule):
         value = self.trainer.strategy.reduce(loss.total.detach(), reduce_op="mean")
         if not torch.isfinite(value):
             raise NonFiniteLossError(self._divergence_message(value, batch))
-        size = len(batch)
-        self.log("train/loss", loss.total.detach(), prog_bar=True, batch_size=size)
-        parts = {**loss.parts, **(loss.diagnostics() if loss.diagnostics and self._is_logging_step() else {})}
-        self.log_dict({f"train/{name}": value for name, value in parts.items()}, batch_size=size)
+        # Only what is written down is handed on: Lightning's bookkeeping of a value costs as much as a small layer.
+        if self._is_logging_step():
+            size = len(batch)
+            self.log("train/loss", loss.total.detach(), prog_bar=True, batch_size=size)
+            parts = {**loss.parts, **(loss.diagnostics() if loss.diagnostics else {})}
+            self.log_dict({f"train/{name}": value for name, value in parts.items()}, batch_size=size)
         return loss.total
 
     def _is_logging_step(self) -> bool:
