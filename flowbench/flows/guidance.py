@@ -1,122 +1,123 @@
-"""Guidance: how a conditional and an unconditional prediction are combined when sampling."""
+"""Guidance of a velocity: how the conditional and the unconditional prediction are combined when sampling.
+
+``delta = v_c - v_u`` is the difference of the conditional velocity v_c and the unconditional one v_u of one network.
+Guidance is ``v_u + scale delta``: scale 1 is the conditional flow, 0 the unconditional one, above 1 extrapolates. The
+other convention of the literature, ``(1 + w) v_c - w v_u``, is w = scale - 1. Guided Gaussians, of the autoregressive
+flows, are in :mod:`flowbench.flows.guided_gaussian`.
+"""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-__all__ = ["ClassifierFreeGuidance", "GuidanceRule", "guided_gaussian"]
+from flowbench.flows.guided_gaussian import GuidanceRule, guided_gaussian
 
-GuidanceRule = Literal["product", "log-scale", "linear"]
+__all__ = ["ClassifierFreeGuidance", "Guidance", "GuidanceRule", "VelocityNetwork", "guided_gaussian"]
 
-# exp(20) = 5e8: far outside any useful guidance, far inside float32.
-_LARGEST_LOG_CHANGE = 20.0
+VelocityNetwork = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""``network(x, t, label)``: states (B, *D), times (B,), labels (B,); label None is the null label for every sample."""
+
+# Times reach the network in single precision: one at the end of an interval must not fall outside by rounding.
+_TIME_ROUNDING = 1e-6
 
 
-class ClassifierFreeGuidance:
-    """Classifier-free guidance of a velocity, ``v = v_null + scale (v_label - v_null)``.
+class Guidance(ABC):
+    """A rule for the velocity of labelled samples, which may depend on the time and on the velocities.
 
-    Args:
-        scale: >= 0; 1 is the conditional flow, 0 the unconditional one, above 1 extrapolates. The
-            literature's other convention is w = scale - 1.
-
-    References:
-        Ho and Salimans 2022, arXiv 2207.12598; Zheng et al. 2023, arXiv 2311.13443, for velocities.
+    Attributes:
+        scale: the strength that a sweep varies; 1 is no guidance.
     """
 
-    def __init__(self, scale: float = 1.0) -> None:
-        if not (scale >= 0 and math.isfinite(scale)):
-            raise ValueError(f"scale must be finite and >= 0, got {scale}: 1 is no guidance")
-        self.scale = scale
+    scale: float
 
-    @property
-    def evaluations_per_call(self) -> int:
-        """Network evaluations per guided velocity of labelled samples: 1 at scale 0 or 1, else 2."""
-        return 1 if self.scale in (0.0, 1.0) else 2
+    @abstractmethod
+    def with_scale(self, scale: float) -> Guidance:
+        """The same rule at another strength.
 
-    def __call__(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
-        """Combine two velocities of the same shape."""
-        return unconditional + self.scale * (conditional - unconditional)
+        Raises:
+            ValueError: for a scale that the rule does not take.
+        """
 
-    def velocity(
-        self,
-        network: Callable[[Tensor, Tensor, Tensor | None], Tensor],
-        x: Tensor,
-        t: Tensor,
-        label: Tensor | None,
-    ) -> Tensor:
+    @abstractmethod
+    def velocity(self, network: VelocityNetwork, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
         """Guided velocity, with no more network evaluations than it needs.
 
         Args:
-            network: ``network(x, t, label)``; label None means the null label for every sample.
+            network: the velocity of states, times and labels.
             x: states, shape (B, *D).
             t: times, shape (B,).
-            label: class labels, shape (B,); None leaves nothing to guide towards: one unconditional
-                evaluation.
+            label: class labels, shape (B,); None leaves nothing to guide towards: one unconditional evaluation.
 
         Returns:
             Velocities, shape (B, *D).
         """
-        if label is None or self.scale == 0:
+
+    @abstractmethod
+    def evaluations_at(self, t: float) -> int:
+        """Network evaluations of one velocity of labelled samples at time t: 1 or 2."""
+
+
+class ClassifierFreeGuidance(Guidance):
+    """Classifier-free guidance ``v_u + scale (v_c - v_u)``, at all times or within an interval of them.
+
+    Args:
+        scale: >= 0; 1 is the conditional flow, 0 the unconditional one, above 1 extrapolates. The
+            literature's other convention is w = scale - 1.
+        interval: times (from, to), both included, between which samples are guided; the conditional velocity before
+            and after costs one evaluation.
+
+    References:
+        Ho and Salimans 2022, arXiv 2207.12598; Zheng et al. 2023, arXiv 2311.13443, for velocities; Kynkaanniemi et
+        al. 2024, arXiv 2404.07724, for the interval.
+    """
+
+    def __init__(self, scale: float = 1.0, interval: tuple[float, float] = (0.0, 1.0)) -> None:
+        if not (scale >= 0 and math.isfinite(scale)):
+            raise ValueError(f"scale must be finite and >= 0, got {scale}: 1 is no guidance")
+        if not (len(interval) == 2 and 0 <= interval[0] < interval[1] <= 1):
+            raise ValueError(f"interval must be two times with 0 <= from < to <= 1, got {tuple(interval)}")
+        self.scale = scale
+        self.interval = (float(interval[0]), float(interval[1]))
+
+    def with_scale(self, scale: float) -> ClassifierFreeGuidance:
+        """The same interval with another scale."""
+        return ClassifierFreeGuidance(scale, self.interval)
+
+    def evaluations_at(self, t: float) -> int:
+        """1 at scale 0 or 1 and outside the interval, else 2."""
+        inside = self.interval[0] - _TIME_ROUNDING <= t <= self.interval[1] + _TIME_ROUNDING
+        return 2 if inside and self.scale not in (0.0, 1.0) else 1
+
+    def __call__(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
+        """Combine two velocities of the same shape, whatever the time."""
+        return unconditional + self.scale * (conditional - unconditional)
+
+    def velocity(self, network: VelocityNetwork, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        """Guided velocity; see :meth:`Guidance.velocity`. The conditional one outside the interval."""
+        if label is None:
             return network(x, t, None)
         if self.scale == 1:
             return network(x, t, label)
-        return self(network(x, t, label), network(x, t, None))
+        if self.interval == (0.0, 1.0):
+            return self._guided(network, x, t, label)
+        # Times differ within a batch only where every sample has its own step size.
+        inside = (t >= self.interval[0] - _TIME_ROUNDING) & (t <= self.interval[1] + _TIME_ROUNDING)
+        if not inside.any():
+            return network(x, t, label)
+        guided = self._guided(network, x, t, label)
+        if inside.all():
+            return guided
+        return torch.where(inside.view(-1, *[1] * (x.ndim - 1)), guided, network(x, t, label))
+
+    def _guided(self, network: VelocityNetwork, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        unconditional = network(x, t, None)
+        return unconditional if self.scale == 0 else self(network(x, t, label), unconditional)
 
     def __repr__(self) -> str:
-        return f"ClassifierFreeGuidance(scale={self.scale:g})"
-
-
-def guided_gaussian(
-    mean_c: Tensor,
-    std_c: Tensor,
-    mean_u: Tensor,
-    std_u: Tensor,
-    weight: float | Tensor,
-    rule: GuidanceRule = "product",
-) -> tuple[Tensor, Tensor]:
-    """Guided Gaussian of a conditional (c) and an unconditional (u) one, element by element.
-
-    Rules, w the weight:
-        product: the normalised ``p_c^(1 + w) / p_u^w``. The ratio of variances is clipped to [0, 1], which keeps it
-            normalisable and never wider than the conditional (STARFlow, proposition 2).
-        log-scale: mean and log std are extrapolated, ``v_c + w (v_c - v_u)`` (TARFlow's code); the logarithm moves by
-            20 at most, so that large weights stay finite.
-        linear: mean and std are extrapolated (TARFlow's rule as the STARFlow paper states it); the std is kept above
-            ``std_c / (1 + w)``, where the extrapolation alone would reach zero.
-
-    Args:
-        mean_c: conditional means, any shape.
-        std_c: conditional standard deviations, > 0, same shape.
-        mean_u: unconditional means, same shape.
-        std_u: unconditional standard deviations, > 0, same shape.
-        weight: w >= 0, a number or a tensor that broadcasts (not checked then: that would wait for the device);
-            0 returns the conditional Gaussian. It is the guidance scale minus 1.
-        rule: one of the above.
-
-    Returns:
-        Mean and standard deviation of the guided Gaussian.
-
-    Raises:
-        ValueError: for a negative weight or an unknown rule.
-
-    References:
-        Zhai et al. 2024, arXiv 2412.06329 (TARFlow); Gu et al. 2025, arXiv 2506.06276 (STARFlow), proposition 2.
-    """
-    if not isinstance(weight, Tensor) and not weight >= 0:
-        raise ValueError(f"weight must be >= 0, got {weight}: it is the guidance scale minus 1")
-    if rule == "product":
-        ratio = (std_c / std_u).square().clamp(max=1)
-        precision = 1 + weight * (1 - ratio)
-        return mean_c + weight * ratio / precision * (mean_c - mean_u), std_c / precision.sqrt()
-    mean = mean_c + weight * (mean_c - mean_u)
-    if rule == "log-scale":
-        change = weight * (std_c / std_u).log()
-        return mean, std_c * change.clamp(-_LARGEST_LOG_CHANGE, _LARGEST_LOG_CHANGE).exp()
-    if rule == "linear":
-        return mean, torch.maximum(std_c + weight * (std_c - std_u), std_c / (1 + weight))
-    raise ValueError(f"rule must be one of {', '.join(get_args(GuidanceRule))}, got {rule!r}")
+        interval = "" if self.interval == (0.0, 1.0) else f", interval=({self.interval[0]:g}, {self.interval[1]:g})"
+        return f"ClassifierFreeGuidance(scale={self.scale:g}{interval})"

@@ -1,0 +1,136 @@
+"""At which times a flow is trained: distributions of t over [0, 1], 0 = source and 1 = data."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+__all__ = ["LogitNormalTimes", "PointTimes", "TimeDistribution", "UShapedTimes", "UniformTimes"]
+
+
+class TimeDistribution(ABC):
+    """A distribution of training times.
+
+    It weights the times in the loss: the same velocities are optimal under all of them, but a network of limited
+    capacity is better where the density is high.
+    """
+
+    @abstractmethod
+    def sample(self, num: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
+        """Draw ``num`` independent times on the generator's device and move them: (num,) float32 in [0, 1]."""
+
+    @abstractmethod
+    def density(self, t: Tensor) -> Tensor:
+        """Density at times t in [0, 1], of any shape; it integrates to 1."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class UniformTimes(TimeDistribution):
+    """All times alike."""
+
+    def sample(self, num: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
+        """Draw with ``torch.rand``."""
+        return _uniform(num, generator).to(device)
+
+    def density(self, t: Tensor) -> Tensor:
+        """1 everywhere."""
+        return torch.ones_like(t)
+
+
+class LogitNormalTimes(TimeDistribution):
+    """``log(t / (1 - t))`` is normal: times in the middle count more, both ends hardly at all.
+
+    Args:
+        mean: of the logit; above 0 favours the data end, below 0 the source end (the sign is the other way round where
+            papers run time from data to noise).
+        std: of the logit, > 0. Above sqrt(2), at mean 0, the density has two peaks.
+
+    References:
+        Esser et al. 2024, arXiv 2403.03206, section 3.1.
+    """
+
+    def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
+        if not math.isfinite(mean):
+            raise ValueError(f"mean must be finite, got {mean}: it is the mean of the logit of t")
+        if not (std > 0 and math.isfinite(std)):
+            raise ValueError(f"std must be positive and finite, got {std}: for one single time use PointTimes")
+        self.mean = mean
+        self.std = std
+
+    def sample(self, num: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
+        """Logistic function of a normal draw."""
+        normal = torch.randn(num, generator=generator, device=generator.device)
+        return (self.mean + self.std * normal).sigmoid().to(device)
+
+    def density(self, t: Tensor) -> Tensor:
+        """Zero at both ends."""
+        z = (t.logit() - self.mean) / self.std
+        density = (-z.square() / 2).exp() / (self.std * math.sqrt(2 * math.pi) * t * (1 - t))
+        return torch.where((t > 0) & (t < 1), density, torch.zeros_like(t))
+
+    def __repr__(self) -> str:
+        return f"LogitNormalTimes(mean={self.mean:g}, std={self.std:g})"
+
+
+class UShapedTimes(TimeDistribution):
+    """Density proportional to ``exp(a t) + exp(a (1 - t))``: both ends count more, for training on reflow pairs.
+
+    Args:
+        sharpness: a, in (0, 100]; towards 0 the times become uniform.
+
+    References:
+        Lee, Lin and Fanti 2024, arXiv 2405.20320 (improved training of rectified flows).
+    """
+
+    def __init__(self, sharpness: float = 4.0) -> None:
+        if not 0 < sharpness <= 100:
+            raise ValueError(f"sharpness must be in (0, 100], got {sharpness}: for equal times use UniformTimes")
+        self.sharpness = sharpness
+
+    def sample(self, num: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
+        """Inverse of the distribution function, exact."""
+        # The density is that of cosh(a (t - 1/2)), so the distribution function is an affine map of its sinh. In
+        # float64: near 0 and 1 single precision would lose the tails of a sharp density.
+        centred = 2 * _uniform(num, generator).double() - 1
+        t = 0.5 + (centred * math.sinh(self.sharpness / 2)).asinh() / self.sharpness
+        return t.clamp(0, 1).float().to(device)
+
+    def density(self, t: Tensor) -> Tensor:
+        """Largest at 0 and at 1, symmetric."""
+        return self.sharpness * (self.sharpness * (t - 0.5)).cosh() / (2 * math.sinh(self.sharpness / 2))
+
+    def __repr__(self) -> str:
+        return f"UShapedTimes(sharpness={self.sharpness:g})"
+
+
+class PointTimes(TimeDistribution):
+    """One time for every sample, as for distilling a flow into its first step (t = 0).
+
+    Args:
+        t: the time, in [0, 1].
+    """
+
+    def __init__(self, t: float = 0.0) -> None:
+        if not 0 <= t <= 1:
+            raise ValueError(f"t must be in [0, 1], got {t}: 0 is the source, 1 the data")
+        self.t = t
+
+    def sample(self, num: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
+        """The time, ``num`` times; the generator is left as it is."""
+        return torch.full((num,), self.t, device=device)
+
+    def density(self, t: Tensor) -> Tensor:
+        """A point mass: infinite at its time, 0 elsewhere."""
+        return torch.where(t == self.t, math.inf, 0.0).to(t)
+
+    def __repr__(self) -> str:
+        return f"PointTimes(t={self.t:g})"
+
+
+def _uniform(num: int, generator: torch.Generator) -> Tensor:
+    return torch.rand(num, generator=generator, device=generator.device)
