@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from flowbench.flows.solver import Field, Solver
+from flowbench.flows.divergence import Divergence, ExactDivergence, Generators, HutchinsonDivergence
+from flowbench.flows.solver_base import Field, Solver, checked_velocity
 
 __all__ = [
     "Divergence",
     "ExactDivergence",
+    "Generators",
     "HutchinsonDivergence",
     "Likelihood",
     "bits_per_dim",
     "log_likelihood",
+    "sample_with_log_prob",
 ]
-
-
-Generators = torch.Generator | Sequence[torch.Generator]
 
 
 @dataclass(frozen=True)
@@ -33,99 +32,15 @@ class Likelihood:
     Attributes:
         log_prob: log-density in nats, float64, shape (B,).
         source: the points at the source end that flow to x, shape (B, *D).
-        network_evaluations: evaluations of the field; each also costs one backward pass per probe.
+        network_evaluations: evaluations of the field per sample; each also costs the backward passes of the probes.
         probe_standard_error: standard error of log_prob over the probes, in nats, shape (B,); None for an
             exact divergence or a single probe. It says nothing about the error of the solver.
     """
 
     log_prob: Tensor
     source: Tensor
-    network_evaluations: int
+    network_evaluations: float
     probe_standard_error: Tensor | None
-
-
-class Divergence(ABC):
-    """The divergence of a field as vector-Jacobian products ``p^T J p`` with a set of probes p.
-
-    The field must treat the samples of a batch independently (no batch normalisation).
-    """
-
-    @abstractmethod
-    def probes(self, x: Tensor, generator: Generators | None) -> Tensor:
-        """Probes for states x of shape (B, *D): shape (K, B, *D), kept for the whole path."""
-
-    @abstractmethod
-    def reduce(self, products: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Turn ``p^T J p`` of all probes, shape (K, B), into the divergence (B,) and its standard error (B,).
-
-        Linear in the products up to the standard error, so it applies to their integrals over time as well.
-        """
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
-
-
-class ExactDivergence(Divergence):
-    """The trace of the Jacobian, one backward pass per dimension: for up to about a hundred dimensions."""
-
-    def probes(self, x: Tensor, generator: Generators | None) -> Tensor:
-        """The d unit vectors, the same for every sample."""
-        num_dims = x[0].numel()
-        basis = torch.eye(num_dims, dtype=x.dtype, device=x.device).view(num_dims, 1, *x.shape[1:])
-        return basis.expand(num_dims, *x.shape)
-
-    def reduce(self, products: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Sum of the diagonal; no standard error."""
-        return products.sum(0), None
-
-
-class HutchinsonDivergence(Divergence):
-    """Hutchinson's unbiased estimate, with probes that stay fixed along the path.
-
-    Fixed probes keep the right-hand side smooth, so adaptive solvers see no noise, and the result is a
-    deterministic function of the generator. With S the symmetric part of the Jacobian, the variance per probe
-    is ``2 (||S||^2 - sum S_ii^2)`` for Rademacher and ``2 ||S||^2`` for Gaussian probes.
-
-    Args:
-        num_probes: K >= 1 independent probes per sample; two or more give a standard error.
-        distribution: "rademacher" (signs) or "gaussian".
-
-    References:
-        Hutchinson 1990, doi 10.1080/03610919008812866; Grathwohl et al. 2019, arXiv 1810.01367 (FFJORD).
-    """
-
-    def __init__(self, num_probes: int = 1, distribution: Literal["rademacher", "gaussian"] = "rademacher") -> None:
-        if num_probes < 1:
-            raise ValueError(f"num_probes must be at least 1, got {num_probes}")
-        if distribution not in ("rademacher", "gaussian"):
-            raise ValueError(f'distribution must be "rademacher" or "gaussian", got {distribution!r}')
-        self.num_probes = num_probes
-        self.distribution = distribution
-
-    def probes(self, x: Tensor, generator: Generators | None) -> Tensor:
-        """K independent draws per sample, made on the generators' device."""
-        if generator is None:
-            raise ValueError(f"{self!r} draws probes: pass a torch.Generator")
-        if isinstance(generator, torch.Generator):
-            noise = self._draw(x.shape, generator)
-        elif len(generator) == len(x):
-            noise = torch.stack([self._draw(x.shape[1:], g) for g in generator], dim=1)
-        else:
-            raise ValueError(f"one generator per sample: {len(x)} samples, {len(generator)} generators")
-        if self.distribution == "rademacher":
-            noise = torch.where(noise < 0, -1.0, 1.0)
-        return noise.to(x)
-
-    def _draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        return torch.randn(self.num_probes, *shape, generator=generator, device=generator.device)
-
-    def reduce(self, products: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Mean over the probes, and its standard error for two probes or more."""
-        error = products.std(0) / math.sqrt(self.num_probes) if self.num_probes > 1 else None
-        return products.mean(0), error
-
-    def __repr__(self) -> str:
-        return f"HutchinsonDivergence(num_probes={self.num_probes}, distribution={self.distribution!r})"
 
 
 def log_likelihood(
@@ -142,9 +57,9 @@ def log_likelihood(
     Integrates ``d log p / dt = -div v`` from the data back to the source, the state and the divergence
     accumulated in float64 while the field sees the dtype of x. Works under ``torch.no_grad`` and
     ``torch.inference_mode``; tensors that the field closes over (labels, say) must not themselves be
-    inference tensors. The result carries no gradient. Use eval mode (no dropout) and full precision. An
-    adaptive solver controls one error norm over states and divergences together, so in high dimension the
-    divergence hardly influences the step size.
+    inference tensors. The result carries no gradient. Use eval mode (no dropout) and full precision. An adaptive
+    solver controls one error norm over states and divergences of the whole batch, unless it is told to do better:
+    ``DormandPrince(per_sample=True, separate_divergence=True)``.
 
     Args:
         field: the velocity ``field(t, x)``, differentiable in x.
@@ -158,16 +73,48 @@ def log_likelihood(
 
     Returns:
         Log-density of x at time ``interval[1]`` with its cost and error.
+
+    Raises:
+        ValueError: for a solver that integrates velocities of a path only.
     """
-    with torch.inference_mode(False), torch.enable_grad():
-        x = x.clone().detach()
-        augmented = _AugmentedField(field, x, divergence.probes(x, generator))
-        times = torch.tensor([interval[1], interval[0]], dtype=torch.float64)
-        solution = solver.solve(augmented, augmented.pack(x), times)
-    source, products = augmented.unpack(solution.states[-1])
-    # Integrated backward, the products hold minus the integral over increasing time.
-    change, error = divergence.reduce(products)
-    return Likelihood(source_log_prob(source).double() + change, source, solution.stats.network_evaluations, error)
+    flow = _integrate(field, x, solver, divergence, generator, (interval[1], interval[0]))
+    # Integrated backward, the change holds minus the integral over increasing time.
+    log_prob = source_log_prob(flow.end).double() + flow.change
+    return Likelihood(log_prob, flow.end, flow.network_evaluations, flow.standard_error)
+
+
+def sample_with_log_prob(
+    field: Field,
+    x0: Tensor,
+    source_log_prob: Callable[[Tensor], Tensor],
+    solver: Solver,
+    divergence: Divergence,
+    generator: Generators | None = None,
+    interval: tuple[float, float] = (0.0, 1.0),
+) -> tuple[Tensor, Likelihood]:
+    """Carry source points to the data end and know their log-density there, in one pass.
+
+    The density is that of the flow which the solver follows, up to the solver's error, as in :func:`log_likelihood`;
+    both agree as the steps shrink.
+
+    Args:
+        field: see :func:`log_likelihood`.
+        x0: source points, floating point, shape (B, *D).
+        source_log_prob: see :func:`log_likelihood`.
+        solver: integrates from ``interval[0]`` to ``interval[1]``.
+        divergence: exact or estimated.
+        generator: see :func:`log_likelihood`.
+        interval: source and data time.
+
+    Returns:
+        The samples, shape (B, *D), and their likelihood, whose ``source`` is x0.
+
+    Raises:
+        ValueError: for a solver that integrates velocities of a path only.
+    """
+    flow = _integrate(field, x0, solver, divergence, generator, interval)
+    log_prob = source_log_prob(x0).double() - flow.change
+    return flow.end, Likelihood(log_prob, x0, flow.network_evaluations, flow.standard_error)
 
 
 def bits_per_dim(log_prob: Tensor, num_dims: int, bin_width: float) -> Tensor:
@@ -187,35 +134,73 @@ def bits_per_dim(log_prob: Tensor, num_dims: int, bin_width: float) -> Tensor:
     return -log_prob / (num_dims * math.log(2)) - math.log2(bin_width)
 
 
+@dataclass(frozen=True)
+class _Flow:
+    """End of a solve: points (B, *D), the integral of the divergence over time (B,), its error, and the cost."""
+
+    end: Tensor
+    change: Tensor
+    standard_error: Tensor | None
+    network_evaluations: float
+
+
+def _integrate(
+    field: Field,
+    x: Tensor,
+    solver: Solver,
+    divergence: Divergence,
+    generator: Generators | None,
+    interval: tuple[float, float],
+) -> _Flow:
+    if not solver.any_field:
+        raise ValueError(f"{solver!r} has no likelihood, it follows velocities of a path only: use RungeKutta4, say")
+    with torch.inference_mode(False), torch.enable_grad():
+        x = x.clone().detach()
+        augmented = _AugmentedField(field, divergence, divergence.probes(x, generator), x.shape[1:], x.dtype)
+        times = torch.tensor(interval, dtype=torch.float64)
+        solution = solver.solve(augmented, augmented.start(x), times)
+    end, integrals = augmented.unpack(solution.states[-1])
+    change, error = divergence.reduce(integrals)
+    return _Flow(end, change, error, solution.stats.network_evaluations)
+
+
+@dataclass
 class _AugmentedField:
-    """Velocity and probe products as one flat float64 state of shape (B, d + K)."""
+    """Velocity and divergence as one flat float64 state of shape (B, d + M)."""
 
-    def __init__(self, field: Field, x: Tensor, probes: Tensor) -> None:
-        self.field = field
-        self.shape, self.dtype = x.shape, x.dtype
-        self.probes = probes
+    field: Field
+    divergence: Divergence
+    probes: Tensor
+    shape: torch.Size
+    dtype: torch.dtype
 
-    def pack(self, x: Tensor, products: Tensor | None = None) -> Tensor:
-        if products is None:
-            products = torch.zeros(self.probes.shape[:2], device=x.device)
-        return torch.cat([x.flatten(1).double(), products.T.double()], 1)
+    def __post_init__(self) -> None:
+        # Some of the samples can be left out only where the field itself can do without them.
+        inner = getattr(self.field, "select", None)
+        if inner is not None:
+            self.select = lambda rows: replace(self, field=inner(rows), probes=self.probes[:, rows])
+        # Sizes of the two parts of a state, whose errors an adaptive solver may judge one by one.
+        num_integrals = len(self.divergence.integrand(self.probes.new_zeros(len(self.probes), 1)))
+        self.parts = (self.shape.numel(), num_integrals)
+
+    def start(self, x: Tensor) -> Tensor:
+        """The state of points x, nothing integrated yet."""
+        return torch.cat([x.flatten(1).double(), x.new_zeros(len(x), self.parts[1], dtype=torch.float64)], 1)
 
     def unpack(self, state: Tensor) -> tuple[Tensor, Tensor]:
-        num_products = len(self.probes)
-        return state[:, :-num_products].to(self.dtype).view(self.shape), state[:, -num_products:].T
+        """Points (B, *D) and integrals (M, B)."""
+        points, integrals = state.split(self.parts, 1)
+        return points.to(self.dtype).view(len(state), *self.shape), integrals.T
 
     def __call__(self, t: Tensor, state: Tensor) -> Tensor:
         x = self.unpack(state)[0].detach().requires_grad_()
-        velocity = self.field(t.to(torch.promote_types(self.dtype, torch.float32)), x)
-        return self.pack(velocity.detach(), self._products(velocity, x))
+        with self._eager():
+            velocity = checked_velocity(self.field(t.to(torch.promote_types(self.dtype, torch.float32)), x), x)
+        products = self.divergence.products(velocity, x, self.probes)
+        slopes = self.divergence.integrand(products)
+        return torch.cat([velocity.detach().flatten(1).double(), slopes.T.double()], 1)
 
-    def _products(self, velocity: Tensor, x: Tensor) -> Tensor:
-        if not velocity.requires_grad:  # a constant field
-            return torch.zeros(self.probes.shape[:2], device=x.device)
-        rows = []
-        for probe in self.probes:
-            (gradient,) = torch.autograd.grad(
-                velocity, x, probe.to(velocity), retain_graph=True, materialize_grads=True
-            )
-            rows.append((gradient.double() * probe).flatten(1).sum(1))
-        return torch.stack(rows)
+    def _eager(self) -> AbstractContextManager[object]:
+        # The backward pass of a compiled network cannot be vectorised over probes.
+        several = self.divergence.probes_per_pass > 1
+        return torch.compiler.set_stance("force_eager") if several else nullcontext()

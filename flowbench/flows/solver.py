@@ -1,24 +1,35 @@
 """Solvers for the flow's ordinary differential equation dx/dt = v(t, x).
 
-A fixed-step method is a Butcher tableau with an order; the adaptive method is torchdiffeq's dopri5. Every
-solver counts the evaluations of the field, so that methods are compared at equal cost.
+A fixed-step method is a Butcher tableau with an order, on a time grid; the adaptive method is Dormand and Prince's.
+Every solver counts the evaluations of the field, so that methods are compared at equal cost.
 """
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
-import torchdiffeq
 from torch import Tensor
+
+from flowbench.flows.solver_adaptive import DormandPrince
+from flowbench.flows.solver_base import (
+    ConditionedField,
+    Field,
+    Solution,
+    Solver,
+    SolverStats,
+    checked_times,
+    evaluate,
+)
+from flowbench.flows.time_grid import TimeGrid, UniformGrid
 
 __all__ = [
     "ButcherTableau",
+    "ConditionedField",
     "DormandPrince",
     "Euler",
     "Field",
@@ -29,10 +40,8 @@ __all__ = [
     "Solution",
     "Solver",
     "SolverStats",
+    "Step",
 ]
-
-Field = Callable[[Tensor, Tensor], Tensor]
-"""A velocity ``field(t, x)``: scalar time and states of shape (B, *D) to velocities of shape (B, *D)."""
 
 
 @dataclass(frozen=True)
@@ -52,81 +61,35 @@ class ButcherTableau:
     order: int
 
 
-@dataclass(frozen=True)
-class SolverStats:
-    """What a solve cost.
+class Step(NamedTuple):
+    """One step in time; ``size`` is negative backward."""
 
-    Attributes:
-        network_evaluations: calls of the field, those of rejected steps included. A guided field calls its
-            network more than once: multiply by ``ClassifierFreeGuidance.evaluations_per_call``.
-        accepted_steps: steps that were kept.
-        rejected_steps: steps that an adaptive method threw away.
-    """
+    start: float
+    stop: float
+    size: float
 
-    network_evaluations: int
-    accepted_steps: int
-    rejected_steps: int
-
-
-@dataclass(frozen=True)
-class Solution:
-    """States at the requested times, shape (T, B, *D), and their cost."""
-
-    states: Tensor
-    stats: SolverStats
-
-
-class Solver(ABC):
-    """Integrates a field through given times, forward or backward.
-
-    Attributes:
-        order: order of convergence.
-        evaluations_per_step: evaluations of the field that one step costs.
-    """
-
-    order: int
-    evaluations_per_step: int
-
-    @abstractmethod
-    def solve(self, field: Field, x: Tensor, times: Tensor) -> Solution:
-        """Integrate from ``x`` at ``times[0]`` through all of ``times``.
-
-        Args:
-            field: the velocity, called with a scalar time on the device of x.
-            x: initial states, floating point, shape (B, *D).
-            times: strictly increasing or strictly decreasing, shape (T,) with T >= 2. Only values are used;
-                no gradient flows to them.
-
-        Returns:
-            States of shape (T, B, *D), the first being x, and the cost.
-
-        Raises:
-            ValueError: if the times are not monotonic or the field's output has not the shape of x.
-        """
-
-    @abstractmethod
-    def with_evaluations(self, num_evaluations: int) -> Solver:
-        """The same method with a budget of ``num_evaluations`` evaluations of the field over the whole solve.
-
-        Raises:
-            ValueError: if the method cannot spend exactly that many.
-        """
+    def time(self, share: float) -> float:
+        """A time inside the step: exactly ``start`` at 0 and ``stop`` at 1."""
+        return (1 - share) * self.start + share * self.stop
 
 
 class FixedStepSolver(Solver):
     """The one engine of all explicit fixed-step methods; a method is a subclass with a tableau.
 
     Args:
-        num_steps: steps over the whole solve, >= 1, spread evenly over the intervals between the requested
+        num_steps: steps over the whole solve, >= 1, shared out evenly among the intervals between the requested
             times; a multiple of their number.
+        grid: where the steps end between the first and the last time, the same points forward and backward; None is
+            :class:`UniformGrid`, the only one that can stop at times between the two.
     """
 
     tableau: ClassVar[ButcherTableau]
 
-    def __init__(self, num_steps: int) -> None:
+    def __init__(self, num_steps: int, grid: TimeGrid | None = None) -> None:
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}")
         self.num_steps = num_steps
+        self.grid = grid or UniformGrid()
 
     @property
     def order(self) -> int:  # type: ignore[override]
@@ -139,44 +102,80 @@ class FixedStepSolver(Solver):
         return len(self.tableau.b)
 
     def solve(self, field: Field, x: Tensor, times: Tensor) -> Solution:
-        """Integrate with ``num_steps`` equal steps per interval; see :meth:`Solver.solve`."""
-        grid = _time_grid(times)
-        steps, rest = divmod(self.num_steps, len(grid) - 1)
-        if rest:
-            raise ValueError(
-                f"num_steps must be a multiple of the {len(grid) - 1} intervals between the requested times,"
-                f" got {self.num_steps}"
-            )
-        states = [x]
-        for start, stop in pairwise(grid):
-            state = states[-1]
-            for step in range(steps):
-                state = self._step(field, state, start, stop, step, steps)
-            states.append(state)
+        """Integrate with ``num_steps`` steps of the grid; see :meth:`Solver.solve`."""
+        steps = self.steps(times)
+        stride = len(steps) // (len(times) - 1)
+        walk = enumerate(self._walk(field, x, steps), 1)
+        states = [x, *(state for done, state in walk if done % stride == 0)]
         return Solution(torch.stack(states), SolverStats(self.num_steps * self.evaluations_per_step, self.num_steps, 0))
 
+    def steps(self, times: Tensor) -> list[Step]:
+        """The steps of a solve through ``times``, in the order in which they are taken.
+
+        Raises:
+            ValueError: if the times are not monotonic, the steps cannot be shared out, or the grid cannot stop at them.
+        """
+        requested = checked_times(times)
+        count, rest = divmod(self.num_steps, len(requested) - 1)
+        if rest:
+            raise ValueError(
+                f"num_steps must be a multiple of the {len(requested) - 1} intervals between the requested times,"
+                f" got {self.num_steps}"
+            )
+        uniform = isinstance(self.grid, UniformGrid)
+        if len(requested) > 2 and not uniform:
+            raise ValueError(
+                f"{self.grid!r} cannot stop at {len(requested)} times: ask for the first and the last only, or use"
+                " UniformGrid"
+            )
+        shares = self._shares(count)
+        return [step for start, stop in pairwise(requested) for step in _spread(shares, start, stop, uniform)]
+
+    def stage_times(self, times: Tensor) -> list[float]:
+        """Every time at which a solve through ``times`` evaluates the field, in the order of the evaluations."""
+        return [step.time(c) for step in self.steps(times) for c in self._stages]
+
     def with_evaluations(self, num_evaluations: int) -> Solver:
-        """The same method with as many steps as the budget buys; see :meth:`Solver.with_evaluations`."""
+        """The same method and grid with as many steps as the budget buys; see :meth:`Solver.with_evaluations`."""
         steps, rest = divmod(num_evaluations, self.evaluations_per_step)
         if rest or steps < 1:
             raise ValueError(
                 f"{type(self).__name__} takes {self.evaluations_per_step} evaluations per step and cannot use"
                 f" exactly {num_evaluations}: choose a positive multiple"
             )
-        return type(self)(steps)
+        return self._with_steps(steps)
 
-    def _step(self, field: Field, x: Tensor, start: float, stop: float, step: int, steps: int) -> Tensor:
-        size = (stop - start) / steps
-        slopes: list[Tensor] = []
-        for row, c in zip(self.tableau.a, self.tableau.c, strict=True):
-            # Convex combination: the last stage of the last step falls on `stop` exactly, never beyond it.
-            share = (step + c) / steps
-            time = (1 - share) * start + share * stop
-            slopes.append(_evaluate(field, time, _advance(x, size, row, slopes)))
-        return _advance(x, size, self.tableau.b, slopes)
+    @property
+    def _stages(self) -> tuple[float, ...]:
+        return self.tableau.c
+
+    def _with_steps(self, num_steps: int) -> FixedStepSolver:
+        changed = copy.copy(self)
+        changed.num_steps = num_steps
+        return changed
+
+    def _shares(self, count: int) -> list[float]:
+        points = self.grid.points(count).double().tolist()
+        increasing = all(a < b for a, b in pairwise(points))
+        if len(points) != count + 1 or not increasing or (points[0], points[-1]) != (0.0, 1.0):
+            raise ValueError(
+                f"{self.grid!r} must give {count + 1} strictly increasing points from 0 to 1: use fewer steps or"
+                " another grid"
+            )
+        return points
+
+    def _walk(self, field: Field, x: Tensor, steps: list[Step]) -> Iterator[Tensor]:
+        """The state after each step."""
+        for step in steps:
+            slopes: list[Tensor] = []
+            for row, c in zip(self.tableau.a, self.tableau.c, strict=True):
+                slopes.append(evaluate(field, step.time(c), _advance(x, step.size, row, slopes)))
+            x = _advance(x, step.size, self.tableau.b, slopes)
+            yield x
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(num_steps={self.num_steps})"
+        grid = "" if isinstance(self.grid, UniformGrid) else f", grid={self.grid!r}"
+        return f"{type(self).__name__}(num_steps={self.num_steps}{grid})"
 
 
 class Euler(FixedStepSolver):
@@ -188,7 +187,7 @@ class Euler(FixedStepSolver):
 class _TwoStageSolver(FixedStepSolver):
     def with_evaluations(self, num_evaluations: int) -> Solver:
         """As :meth:`FixedStepSolver.with_evaluations`; a single evaluation buys one Euler step."""
-        return Euler(1) if num_evaluations == 1 else super().with_evaluations(num_evaluations)
+        return Euler(1, self.grid) if num_evaluations == 1 else super().with_evaluations(num_evaluations)
 
 
 class Midpoint(_TwoStageSolver):
@@ -216,111 +215,19 @@ class RungeKutta4(FixedStepSolver):
     def with_evaluations(self, num_evaluations: int) -> Solver:
         """As :meth:`FixedStepSolver.with_evaluations`; one evaluation buys an Euler step, two a midpoint step."""
         if num_evaluations in (1, 2):
-            return Midpoint(1).with_evaluations(num_evaluations)
+            return Midpoint(1, self.grid).with_evaluations(num_evaluations)
         return super().with_evaluations(num_evaluations)
 
 
-class DormandPrince(Solver):
-    """The adaptive Dormand-Prince method of order 5 with an embedded error estimate (torchdiffeq's dopri5).
-
-    The step size follows one root-mean-square error over the whole batch, so the cost of a sample depends on
-    its batch. Intermediate times come from a fourth-order interpolant; the field is never evaluated beyond
-    the last time.
-
-    Args:
-        rtol: relative tolerance, > 0.
-        atol: absolute tolerance in units of the state, > 0.
-        max_steps: steps, rejected ones included, between two requested times after which the solver gives up.
-
-    References:
-        Dormand and Prince 1980, doi 10.1016/0771-050X(80)90013-3.
-    """
-
-    order = 5
-    evaluations_per_step = 6
-
-    def __init__(self, rtol: float = 1e-5, atol: float = 1e-5, max_steps: int = 10_000) -> None:
-        for name, value in (("rtol", rtol), ("atol", atol), ("max_steps", max_steps)):
-            if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{name} must be positive and finite, got {value}")
-        self.rtol = rtol
-        self.atol = atol
-        self.max_steps = max_steps
-
-    def solve(self, field: Field, x: Tensor, times: Tensor) -> Solution:
-        """Integrate within the tolerances; see :meth:`Solver.solve`.
-
-        Raises:
-            RuntimeError: if the step size underflows, the state is not finite or ``max_steps`` is reached.
-        """
-        grid = _time_grid(times)
-        counted = _CountedField(field, min(grid), max(grid))
-        t = torch.tensor(grid, dtype=torch.float64, device=x.device)
-        # A forced step on the last time keeps the solver from overshooting it, where the field may not exist.
-        options = {"step_t": t[-1:], "max_num_steps": self.max_steps}
-        try:
-            states = torchdiffeq.odeint(counted, x, t, rtol=self.rtol, atol=self.atol, method="dopri5", options=options)
-        except AssertionError as error:
-            reason = str(error).splitlines()[0][:120]
-            raise RuntimeError(
-                f"{self!r} failed ({reason}): loosen the tolerances or look for a non-finite field"
-            ) from error
-        return Solution(states, counted.stats)
-
-    def with_evaluations(self, num_evaluations: int) -> Solver:
-        """Always refused: the tolerances decide."""
-        raise ValueError(
-            f"{self!r} chooses its own number of evaluations and cannot use exactly {num_evaluations}: use a"
-            " fixed-step solver"
-        )
-
-    def __repr__(self) -> str:
-        return f"DormandPrince(rtol={self.rtol:g}, atol={self.atol:g})"
-
-
-class _CountedField:
-    """Counts what torchdiffeq does to a field; the callback names are torchdiffeq's."""
-
-    def __init__(self, field: Field, first: float, last: float) -> None:
-        self.field = field
-        self.first, self.last = first, last
-        self.evaluations = self.accepted = self.rejected = 0
-
-    def __call__(self, t: Tensor, x: Tensor) -> Tensor:
-        self.evaluations += 1
-        # The probe for the first step size may reach beyond the interval.
-        return _checked(self.field(t.clamp(self.first, self.last), x), x)
-
-    def callback_accept_step(self, t0: Tensor, y0: Tensor, dt: Tensor) -> None:
-        self.accepted += 1
-
-    def callback_reject_step(self, t0: Tensor, y0: Tensor, dt: Tensor) -> None:
-        self.rejected += 1
-
-    @property
-    def stats(self) -> SolverStats:
-        return SolverStats(self.evaluations, self.accepted, self.rejected)
-
-
-def _time_grid(times: Tensor) -> list[float]:
-    grid = times.detach().double().flatten().tolist() if times.ndim == 1 else []
-    steps = [b - a for a, b in pairwise(grid)]
-    if not steps or not (all(s > 0 for s in steps) or all(s < 0 for s in steps)):
-        raise ValueError(
-            f"times must be a strictly increasing or decreasing 1-D tensor of two or more, got {times.tolist()}"
-        )
-    return grid
-
-
-def _evaluate(field: Field, time: float, x: Tensor) -> Tensor:
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return _checked(field(torch.full((), time, dtype=dtype, device=x.device), x), x)
-
-
-def _checked(velocity: Tensor, x: Tensor) -> Tensor:
-    if velocity.shape != x.shape:
-        raise ValueError(f"the field must return the shape of its states {tuple(x.shape)}, got {tuple(velocity.shape)}")
-    return velocity.to(x.dtype)
+def _spread(shares: list[float], start: float, stop: float, uniform: bool) -> list[Step]:
+    """Steps from start to stop that end at these shares of the way from the earlier to the later time."""
+    low, high = min(start, stop), max(start, stop)
+    # Convex combinations: the last step falls on the last time exactly, never beyond it.
+    ends = [(1 - share) * low + share * high for share in shares]
+    if stop < start:
+        ends.reverse()
+    size = (stop - start) / (len(ends) - 1)
+    return [Step(a, b, size if uniform else b - a) for a, b in pairwise(ends)]
 
 
 def _advance(x: Tensor, size: float, weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:

@@ -1,0 +1,163 @@
+"""What every solver shares: fields, solutions and their cost, and the checks of times and velocities."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from flowbench.flows.path import Path
+
+__all__ = [
+    "ConditionedField",
+    "Field",
+    "Solution",
+    "Solver",
+    "SolverStats",
+    "checked_times",
+    "checked_velocity",
+    "evaluate",
+]
+
+Field = Callable[[Tensor, Tensor], Tensor]
+"""A velocity ``field(t, x)``: time and states of shape (B, *D) to velocities of shape (B, *D).
+
+The time is a scalar; solvers with a step size per sample call with one time per sample, shape (B,). They take finished
+samples out of the batch where the field has a method ``select(rows) -> Field``, see :class:`ConditionedField`.
+"""
+
+
+class ConditionedField:
+    """A field whose samples have conditions of their own, so that a solver may go on with some of the samples.
+
+    Args:
+        velocity: ``velocity(t, x, *conditions)``.
+        conditions: one entry per sample each, shape (B, ...), or None.
+    """
+
+    def __init__(self, velocity: Callable[..., Tensor], *conditions: Tensor | None) -> None:
+        self.velocity = velocity
+        self.conditions = conditions
+
+    def __call__(self, t: Tensor, x: Tensor) -> Tensor:
+        """The velocity, shape of x."""
+        return self.velocity(t, x, *self.conditions)
+
+    def select(self, rows: Tensor) -> ConditionedField:
+        """The field of some samples, by their index, shape (N,)."""
+        return ConditionedField(self.velocity, *(c if c is None else c[rows] for c in self.conditions))
+
+
+@dataclass(frozen=True)
+class SolverStats:
+    """What a solve cost.
+
+    Attributes:
+        network_evaluations: evaluations of the field per sample, those of rejected steps included. The calls of the
+            field, except with a step size per sample: then the mean over the samples. A guided field calls its
+            network more than once: multiply by the evaluations of its guidance.
+        accepted_steps: steps that were kept; a mean in the same case.
+        rejected_steps: steps that an adaptive method threw away; a mean in the same case.
+        sample_evaluations: evaluations of each sample, int64, shape (B,), with a step size per sample; else None.
+    """
+
+    network_evaluations: float
+    accepted_steps: float
+    rejected_steps: float
+    sample_evaluations: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Solution:
+    """States at the requested times, shape (T, B, *D), and their cost."""
+
+    states: Tensor
+    stats: SolverStats
+
+
+class Solver(ABC):
+    """Integrates a field through given times, forward or backward.
+
+    Attributes:
+        order: order of convergence.
+        evaluations_per_step: evaluations of the field that one step costs.
+        any_field: whether the method integrates any field; false where it reads the velocity as that of a path.
+        needs_independent_gaussian: whether it is right only for velocities learned between a Gaussian source and data
+            drawn independently of it.
+    """
+
+    order: int
+    evaluations_per_step: int
+    any_field: ClassVar[bool] = True
+    needs_independent_gaussian: ClassVar[bool] = False
+
+    @abstractmethod
+    def solve(self, field: Field, x: Tensor, times: Tensor) -> Solution:
+        """Integrate from ``x`` at ``times[0]`` through all of ``times``.
+
+        Args:
+            field: the velocity, called with a scalar time on the device of x (see :data:`Field`).
+            x: initial states, floating point, shape (B, *D).
+            times: strictly increasing or strictly decreasing, shape (T,) with T >= 2. Only values are used;
+                no gradient flows to them.
+
+        Returns:
+            States of shape (T, B, *D), the first being x, and the cost.
+
+        Raises:
+            ValueError: if the times are not monotonic or the field's output has not the shape of x.
+        """
+
+    @abstractmethod
+    def with_evaluations(self, num_evaluations: int) -> Solver:
+        """The same method with a budget of ``num_evaluations`` evaluations of the field over the whole solve.
+
+        Raises:
+            ValueError: if the method cannot spend exactly that many.
+        """
+
+    def for_path(self, path: Path) -> Solver:
+        """The solver for velocities of a path: itself, unless the method needs the path's schedule.
+
+        Raises:
+            ValueError: for a path that such a method cannot follow.
+        """
+        return self
+
+
+def checked_times(times: Tensor) -> list[float]:
+    """Requested times as numbers.
+
+    Raises:
+        ValueError: unless they are strictly monotonic, two or more.
+    """
+    grid = times.detach().double().flatten().tolist() if times.ndim == 1 else []
+    steps = [b - a for a, b in pairwise(grid)]
+    if not steps or not (all(s > 0 for s in steps) or all(s < 0 for s in steps)):
+        raise ValueError(
+            f"times must be a strictly increasing or decreasing 1-D tensor of two or more, got {times.tolist()}"
+        )
+    return grid
+
+
+def evaluate(field: Field, time: float, x: Tensor) -> Tensor:
+    """The velocity at one time, which the field sees in the precision of x, at least float32."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return checked_velocity(field(torch.full((), time, dtype=dtype, device=x.device), x), x)
+
+
+def checked_velocity(velocity: Tensor, x: Tensor) -> Tensor:
+    """The velocity in the dtype of the states.
+
+    Raises:
+        ValueError: if it has another shape.
+    """
+    if velocity.shape != x.shape:
+        raise ValueError(f"the field must return the shape of its states {tuple(x.shape)}, got {tuple(velocity.shape)}")
+    return velocity.to(x.dtype)
