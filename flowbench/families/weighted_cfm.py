@@ -15,7 +15,16 @@ __all__ = ["WeightedCFM"]
 class WeightedCFM(FlowMatching):
     """Weighted conditional flow matching: the loss of a pair counts by ``exp(-c(x0, x1) / epsilon)``.
 
-    The weight recovers the entropic optimal-transport coupling up to a tilt of the marginals, without a solver.
+    The weight recovers the entropic optimal-transport coupling up to a tilt of the marginals, without a solver. The
+    flow then carries the source to the *tilted* data: points far from the source are rare among the samples, the more
+    so the smaller epsilon. ``GibbsWeight(correction="target")`` keeps the data's law; ``"tilt-only"`` is the control
+    that has W-CFM's marginals without a coupling. The training loss is weighted, so compare ``unweighted_loss``.
+
+    The default is ``GibbsWeight()``: the Euclidean norm as cost, epsilon = 0.5 sqrt(d), divided by a running mean (the
+    paper's images: kappa = 5 / sqrt(3072), raw weights), no correction. ``epsilon: elbow`` chooses on the data. In
+    YAML::
+
+        weight: {class_path: flowbench.flows.GibbsWeight, init_args: {epsilon: elbow, correction: target}}
 
     References:
         Calvo-Ordonez et al. (2025), Weighted Conditional Flow Matching, arXiv 2507.22270.
