@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 
 from flowbench.data import get_density
 from flowbench.flows import Source
-from flowbench.seeds import derive_seed
 
 __all__ = ["DatasetSource"]
 
@@ -25,6 +22,7 @@ class DatasetSource(Source):
     """
 
     def __init__(self, dataset: str) -> None:
+        super().__init__()
         self.dataset = dataset
         self.density = get_density(dataset)
 
@@ -42,19 +40,6 @@ class DatasetSource(Source):
             seed = torch.randint(2**62, (), generator=generator, device=generator.device)
             generator = torch.Generator().manual_seed(int(seed))
         return self.density.sample(num, generator).to(device)
-
-    def sample_indexed(
-        self,
-        indices: Iterable[int] | Tensor,
-        shape: tuple[int, ...],
-        seed: int,
-        *names: str | int,
-        device: torch.device | str = "cpu",
-    ) -> Tensor:
-        """One point per sample index, the same for any batch size or number of processes."""
-        rng = torch.Generator()
-        rows = [self.sample(1, shape, rng.manual_seed(derive_seed(seed, *names, int(i)))) for i in indices]
-        return torch.cat(rows).to(device)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Exact log-density in nats, float64, shape (B,), where the density has one."""

@@ -1,0 +1,79 @@
+"""Metrics on points of data that consist of a few separate modes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flowbench.evaluation.metric import Metric, distance
+from flowbench.evaluation.samples import RealSet
+from flowbench.evaluation.subject import Measurement, Subject
+from flowbench.metrics.modes import average_minimum_distance, failure_rate, mode_discrepancy, mode_matched_w2
+
+__all__ = ["ModeRecovery", "NearestData"]
+
+
+class NearestData(Metric):
+    """How far samples are from the nearest data point, and how many are too far.
+
+    Args:
+        radius: a sample farther than this from every data point is a failure, data units, > 0.
+
+    Raises:
+        ValueError: for a radius that is not positive.
+    """
+
+    in_sweep = True
+
+    def __init__(self, radius: float) -> None:
+        if not radius > 0:
+            raise ValueError(f"radius must be positive, got {radius}: give a distance in data units")
+        self.radius = radius
+
+    def measure(self, subject: Subject) -> list[Measurement]:
+        """`average_minimum_distance` in data units and `failure_rate` in per cent; against all reference points."""
+        generated, reference = subject.samples.points(), subject.reference.points()
+        near = distance(subject, lambda: average_minimum_distance(generated, reference))
+        far = distance(subject, lambda: failure_rate(generated, reference, self.radius))
+        protocol, n = _protocol(subject), len(generated)
+        return [
+            Measurement("average_minimum_distance", near, n, protocol, "data units"),
+            Measurement("failure_rate", far, n, f"{protocol}/radius-{self.radius:g}", "%"),
+        ]
+
+
+class ModeRecovery(Metric):
+    """Whether the modes have their shares, and how well each is covered; a mode is the mean of a class of the data."""
+
+    in_sweep = True
+
+    def measure(self, subject: Subject) -> list[Measurement]:
+        """`mode_discrepancy` in nats and `mode_matched_w2` in data units; nothing for data without labels."""
+        modes = class_means(subject)
+        if modes is None:
+            return []
+        generated, reference = subject.samples.points(), subject.reference.points()
+        shares = distance(subject, lambda: mode_discrepancy(generated, reference, modes))
+        within = distance(subject, lambda: mode_matched_w2(generated, reference, modes))
+        protocol, n = f"{_protocol(subject)}/{len(modes)}-class-means", len(generated)
+        return [
+            Measurement("mode_discrepancy", shares, n, protocol, "nats"),
+            Measurement("mode_matched_w2", within, n, protocol, "data units"),
+        ]
+
+
+def class_means(subject: Subject) -> Tensor | None:
+    """Mean point of each class of the reference, shape (K, *D); None without labels."""
+    reference = subject.reference
+    if not isinstance(reference, RealSet):
+        return None
+    label = reference.data.split(reference.name).label
+    if label is None:
+        return None
+    points, label = reference.points(), label[: len(reference)]
+    return torch.stack([points[label == number].mean(0) for number in label.unique()])
+
+
+def _protocol(subject: Subject) -> str:
+    reference = subject.reference
+    return f"points/{reference.name}-{len(reference)}/{len(subject.samples)}{subject.sweep_suffix}"
