@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
+from flowbench.data.chi_arcs import CHI_ARCS
 from flowbench.data.densities import DENSITIES, density_entry
 from flowbench.data.digits import DIGITS
 from flowbench.data.entry import DatasetEntry
@@ -161,6 +162,7 @@ for _entry in (
     FASHION_MNIST,
     FASHION_MNIST_MINI,
     CIFAR10,
+    CHI_ARCS,
     *(density_entry(density) for density in DENSITIES.values()),
 ):
     register(_entry)

@@ -19,6 +19,7 @@ from flowbench.data.spec import DataSpec
 from flowbench.data.split import SPLITS, Split
 from flowbench.data.split_dataset import SplitDataset
 from flowbench.data.store import data_root
+from flowbench.seeds import generator
 
 __all__ = ["FlowDataModule"]
 
@@ -53,7 +54,10 @@ class FlowDataModule(LightningDataModule):
         dequantize: ``uniform``: grey levels get uniform noise within their bin, as likelihoods in bits/dim
             require. ``none``: bin centres; a density fitted to them concentrates on a lattice, so likelihoods
             mean nothing. Continuous data are never changed.
-        seed: keys the order and the dequantisation; None means 0.
+        label_noise: share of training labels replaced by labels drawn uniformly from all classes, in [0, 1], keyed by
+            (seed, sample): what classifier-free guidance is put to the test with. Everything that is measured keeps
+            the true labels.
+        seed: keys the order, the dequantisation and the noise of labels; None means 0.
 
     Raises:
         ValueError: for an unknown dataset or an option out of range.
@@ -72,6 +76,7 @@ class FlowDataModule(LightningDataModule):
         train_on_val: bool = False,
         random_flip: bool = False,
         dequantize: Literal["uniform", "none"] = "uniform",
+        label_noise: float = 0.0,
         seed: int | None = None,
     ) -> None:
         super().__init__()
@@ -82,6 +87,8 @@ class FlowDataModule(LightningDataModule):
         _check_least("num_workers", num_workers, 0)
         if dequantize not in ("uniform", "none"):
             raise ValueError(f"dequantize: must be 'uniform' or 'none', got {dequantize!r}")
+        if not 0 <= label_noise <= 1:
+            raise ValueError(f"label_noise: must lie in [0, 1], got {label_noise}; 0.3 replaces 30 % of the labels")
         self.dataset = dataset
         self.path = path
         self.image_size = image_size
@@ -92,6 +99,7 @@ class FlowDataModule(LightningDataModule):
         self.train_on_val = train_on_val
         self.random_flip = random_flip
         self.dequantize = dequantize
+        self.label_noise = label_noise
         self.seed = 0 if seed is None else seed
         # How many test samples `test_dataloader` serves, from the first; an evaluator sets it, None is all.
         self.num_test: int | None = None
@@ -243,7 +251,19 @@ class FlowDataModule(LightningDataModule):
         return SplitDataset(self.spec, self.split(name), name, self.seed, uniform, batch_size, rows, flip)
 
     def _train_dataset(self, sampler: EndlessSampler) -> SplitDataset:
-        return self._dataset("train", sampler.batch_size, sampler.rows)
+        dataset = self._dataset("train", sampler.batch_size, sampler.rows)
+        if self.label_noise:
+            dataset.split = Split(dataset.split.values, self._noisy_labels)
+        return dataset
+
+    @cached_property
+    def _noisy_labels(self) -> Tensor:
+        label, classes = self.split("train").label, self.spec.num_classes
+        if label is None or classes is None:
+            raise ValueError(f"label_noise: {self.dataset} has no labels; set it to 0")
+        rng = generator(self.seed, "label-noise")
+        replaced = torch.rand(len(label), generator=rng) < self.label_noise
+        return torch.where(replaced, torch.randint(classes, (len(label),), generator=rng), label)
 
     def _eval_loader(self, name: str) -> DataLoader[Batch]:
         dataset = self._dataset(name)

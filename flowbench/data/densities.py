@@ -1,4 +1,4 @@
-"""Six 2-D densities, each defined by the constants in its docstring, with exact log-density and entropy.
+"""Eight 2-D densities, each defined by the constants in its docstring, with exact log-density and entropy.
 
 Definitions of "8 gaussians" and "moons" differ between papers and code bases, and distances between them are
 not comparable. So every density here has a version that changes with any constant, and the splits are drawn
@@ -28,9 +28,11 @@ __all__ = [
     "Checkerboard",
     "Density2D",
     "EightGaussians",
+    "FiveGaussians",
     "Gaussian",
     "GaussianMixture",
     "Moons",
+    "Ring",
     "SCurve",
     "density_entry",
     "get_density",
@@ -187,6 +189,23 @@ class EightGaussians(_Mixture):
     covariances: ClassVar = [(0.25, 0.0, 0.25)] * 8
 
 
+class FiveGaussians(_Mixture):
+    """Five equal Gaussians on a ring: radius 4, angles pi / 2 + 2 k pi / 5, standard deviation 0.4 each. Version 1.
+
+    Centred, so that a flow from ``gaussian_mixture``, which is not, has a mean to move as well.
+    Labels: k = 0..4, the component.
+    """
+
+    name = "five_gaussians"
+    num_classes = 5
+    bounds = (-7.0, 7.0, -7.0, 7.0)
+    weights: ClassVar = [1.0 / 5.0] * 5
+    means: ClassVar = [
+        (4.0 * math.cos(math.pi * (0.5 + 0.4 * k)), 4.0 * math.sin(math.pi * (0.5 + 0.4 * k))) for k in range(5)
+    ]
+    covariances: ClassVar = [(0.16, 0.0, 0.16)] * 5
+
+
 class GaussianMixture(_Mixture):
     """Five unequal Gaussians, off centre and without symmetry. Version 1.
 
@@ -316,6 +335,44 @@ class SCurve(_NoisyCurve):
         return 2.0 * sign[:, None] * torch.stack([torch.sin(t), torch.cos(t) - 1.0], dim=1)
 
 
+class Ring(Density2D):
+    """A centred circle of radius 4 with Gaussian noise of standard deviation 0.3. Version 1.
+
+    With a uniform on [0, 2 pi): 4 (cos a, sin a) + 0.3 N(0, I). The radius r then has a Rice distribution, and the
+    density is ``exp(-(r^2 + 16) / 0.18) I_0(4 r / 0.09) / (2 pi 0.09)``, exact by the modified Bessel function. It
+    depends on r alone, and r hardly varies: what re-weights the target by its norm has little to tilt here. No
+    labels.
+    """
+
+    name = "ring"
+    has_log_prob = True
+    bounds = (-6.25, 6.25, -6.25, 6.25)
+    radius: ClassVar[float] = 4.0
+    noise_std: ClassVar[float] = 0.3
+
+    def sample_labelled(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """See :meth:`Density2D.sample_labelled`; the labels are None."""
+        angle = 2.0 * math.pi * torch.rand(num, generator=generator, dtype=torch.float64)
+        noise = torch.randn((num, 2), generator=generator, dtype=torch.float64)
+        circle = torch.stack([angle.cos(), angle.sin()], dim=1)
+        return (self.radius * circle + self.noise_std * noise).float(), None
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Nats; x of shape (N, 2), float64 (N,)."""
+        r, variance = x.double().norm(dim=1), self.noise_std**2
+        # The scaled Bessel function takes exp(4 r / variance) out, which overflows for r above 16.
+        bessel = torch.special.i0e(self.radius * r / variance).log()
+        return bessel - (r - self.radius).square() / (2.0 * variance) - _LOG_2PI - math.log(variance)
+
+    def entropy(self) -> float | None:
+        """Entropy in nats by 2-D quadrature of the exact density, accurate to 1e-9."""
+        return self._entropy
+
+    @cached_property
+    def _entropy(self) -> float:
+        return _quadrature_entropy(self, self.noise_std / 5.0)
+
+
 class Checkerboard(Density2D):
     """Uniform on the eight dark squares of a 4 x 4 board on [-4, 4]^2. Version 1.
 
@@ -350,7 +407,16 @@ class Checkerboard(Density2D):
 
 DENSITIES: dict[str, Density2D] = {
     density.name: density
-    for density in (Gaussian(), EightGaussians(), Moons(), Checkerboard(), SCurve(), GaussianMixture())
+    for density in (
+        Gaussian(),
+        EightGaussians(),
+        Moons(),
+        Checkerboard(),
+        SCurve(),
+        GaussianMixture(),
+        FiveGaussians(),
+        Ring(),
+    )
 }
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from flowbench.data import FlowDataModule
+from flowbench.evaluation.conditions import condition_labels, given_condition
 from flowbench.evaluation.gather import gather_by_index, shard
 from flowbench.evaluation.samples import Collector, DrawnSet
 from flowbench.evaluation.subject import SweptName
@@ -52,6 +53,7 @@ class Drawing:
         label_split: split whose labels a conditional flow is given.
         rank: this process.
         world_size: number of processes.
+        condition_split: split whose images make the conditions of a flow that takes more than labels.
     """
 
     flow: FlowModule
@@ -62,6 +64,7 @@ class Drawing:
     label_split: str
     rank: int = 0
     world_size: int = 1
+    condition_split: str = "test"
 
     def sample(self, index: Tensor, labels: Tensor | None, imposed: Imposed | None = None) -> Samples:
         """The samples at some indices; the same for any batch and any number of processes."""
@@ -72,6 +75,7 @@ class Drawing:
             condition,
             network_evaluations=imposed.network_evaluations,
             guidance=imposed.guidance,
+            **given_condition(self, index),
         )
 
 
@@ -79,6 +83,8 @@ def labels_of(drawing: Drawing) -> Tensor | None:
     """Labels of a conditional flow's samples: drawn from the reference split by the evaluation seed."""
     if drawing.flow.num_classes is None:
         return None
+    if drawing.flow.conditioner is not None:
+        return condition_labels(drawing)
     label = drawing.data.split(drawing.label_split).label
     assert label is not None, "a conditional flow has labelled data"
     rng = torch.Generator().manual_seed(derive_seed(drawing.seed, "labels"))
@@ -122,7 +128,7 @@ def draw_samples(
         parts = [drawing.sample(part, labels, imposed).x for part in wanted.split(drawing.batch_size)]
         return drawing.data.spec.to_uint8(torch.cat(parts).cpu().nan_to_num(-1.0))
 
-    return collector.gathered("generated", pictures), float(cost.mean()), len(index) / seconds
+    return collector.gathered("generated", pictures, labels), float(cost.mean()), len(index) / seconds
 
 
 @dataclass(frozen=True)
@@ -155,12 +161,14 @@ def draw_paths(drawing: Drawing, num_paths: int, num_points: int, num_shown: int
     times = torch.empty(0)
     for chunk in index.split(drawing.batch_size):
         condition = labels[chunk % drawing.num_samples].to(flow.device) if labels is not None else None
-        path = flow.trajectory(flow.draw_noise(chunk, drawing.seed), condition, num_points)
+        path = flow.trajectory(
+            flow.draw_noise(chunk, drawing.seed), condition, num_points, **given_condition(drawing, chunk)
+        )
         geometries.append(_geometry(path))
         states.append(path.states.transpose(0, 1)[chunk.to(path.states.device) < num_shown].cpu())
         times = path.times
     local = PathGeometry.concatenate(geometries)
-    gathered = {name: gather_by_index(index, value) for name, value in vars(local).items()}
+    gathered = {name: gather_by_index(index, value) for name, value in local.tensors.items()}
     shown = gather_by_index(index[index < num_shown], torch.cat(states))
     return Paths(PathGeometry(**gathered), shown.transpose(0, 1), times)
 
@@ -168,9 +176,11 @@ def draw_paths(drawing: Drawing, num_paths: int, num_points: int, num_shown: int
 def _geometry(path: Trajectory) -> PathGeometry:
     """Geometry of the paths; of paths that diverged it is NaN, which costs these rows and no others."""
     finite = bool(path.states.isfinite().all()) and (path.velocities is None or bool(path.velocities.isfinite().all()))
-    if not finite:
-        lost = torch.full((path.states.shape[1],), torch.nan, dtype=torch.float64)
-        return PathGeometry(**{field.name: lost for field in fields(PathGeometry)})
+    states = path.states if finite else torch.zeros_like(path.states)
     if path.velocities is None:
-        return block_geometry(path.states, path.times)
-    return path_geometry(path.states, path.velocities, path.times)
+        measured = block_geometry(states, path.times)
+    else:
+        measured = path_geometry(states, path.velocities if finite else torch.zeros_like(states), path.times)
+    if finite:
+        return measured
+    return PathGeometry(**{name: torch.full_like(value, torch.nan) for name, value in measured.tensors.items()})

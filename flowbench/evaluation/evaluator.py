@@ -16,11 +16,13 @@ from torch import Tensor
 
 from flowbench.data import FlowDataModule
 from flowbench.evaluation.artifacts import save_pictures, save_samples, save_trajectories
+from flowbench.evaluation.conditions import measured_conditions
 from flowbench.evaluation.drawing import Drawing, Imposed, Paths, draw_paths, draw_samples, labels_of
 from flowbench.evaluation.extractors import get_extractor
-from flowbench.evaluation.flow_metrics import PathStraightness
+from flowbench.evaluation.flow_metrics import PathStraightness, TrainingPairs
 from flowbench.evaluation.frechet_metrics import FrechetDistance, FrechetInfinity
 from flowbench.evaluation.gather import gather_by_index
+from flowbench.evaluation.latent_bound import measured_bound
 from flowbench.evaluation.memorization import Memorization
 from flowbench.evaluation.metric import Metric
 from flowbench.evaluation.pictures import log_hyperparameters, log_pictures, log_samples
@@ -30,15 +32,12 @@ from flowbench.evaluation.records import Curve, Identity, make_row
 from flowbench.evaluation.reference import reference_subjects, score
 from flowbench.evaluation.samples import Collector, DrawnSet, Images, RealSet, SampleSet
 from flowbench.evaluation.subject import Cost, Subject
+from flowbench.evaluation.transport_cost import transport_cost
 from flowbench.families import Budget, FlowModule, LatentSpace
-from flowbench.metrics import FeatureExtractor, wasserstein2_squared
+from flowbench.metrics import FeatureExtractor
 from flowbench.rows import Row, write_rows
-from flowbench.seeds import derive_seed
 
 __all__ = ["Evaluator"]
-
-# Points on either side of the reference W2 between source and data.
-TRANSPORT_POINTS = 2048
 
 
 class Evaluator(L.Callback):
@@ -217,6 +216,9 @@ class Evaluator(L.Callback):
         samples, evaluations, rate = self._draw(flow, trainer, self.metrics)
         paths = self._paths(flow, trainer)
         reconstructions = self._reconstructions(flow, trainer)
+        drawing = self._drawing(flow, trainer)
+        conditions = measured_conditions(drawing, labels_of(drawing), self.metrics.values())
+        bound = measured_bound(drawing, self.held_out, self.metrics.values())
         in_sweep = {name: metric for name, metric in self.metrics.items() if metric.in_sweep}
         sweep = [(point, *self._draw(flow, trainer, in_sweep, point)[:2]) for point in self._imposed(flow)]
         if not trainer.is_global_zero:
@@ -227,8 +229,10 @@ class Evaluator(L.Callback):
         main.in_bits, main.given_label = flow.in_bits, flow.num_classes is not None
         main.dequantize = data.dequantize
         main.geometry, main.space = paths.geometry if paths else None, _space_name(flow)
-        main.transport_cost = self._transport_cost(flow, trainer)
+        main.transport_cost, main.transport_origin = transport_cost(flow, _data(trainer), self.seed)
+        main.training_pairs = self._training_pairs(flow, trainer)
         main.cost, main.reconstructions = self._cost(flow, rate), reconstructions
+        main.condition_scores, main.bound_terms = conditions, bound
         main.guidance, main.sampler = flow.guidance_scale, flow.sampler_name
         subjects = [main]
         for point, swept, cost in sweep:
@@ -269,6 +273,7 @@ class Evaluator(L.Callback):
             self.reference,
             trainer.global_rank,
             trainer.world_size,
+            self.held_out,
         )
 
     def _draw(
@@ -345,13 +350,10 @@ class Evaluator(L.Callback):
                 if isinstance(metric, FrechetDistance | FrechetInfinity):
                     known.reference.statistics(extractor, metric.num_reference)
 
-    def _transport_cost(self, flow: FlowModule, trainer: L.Trainer) -> float | None:
-        """Squared W2 between source and data for points; in many dimensions its estimate is mostly bias."""
-        if flow.spec.modality != "vector":
-            return None
-        real = _data(trainer).model_values("train", slice(TRANSPORT_POINTS))
-        noise = flow.draw_noise(torch.arange(len(real)), derive_seed(self.seed, "transport"))
-        return wasserstein2_squared(noise.cpu(), real)
+    def _training_pairs(self, flow: FlowModule, trainer: L.Trainer) -> dict[str, float] | None:
+        """What the pairs of training look like, where a metric asks for it."""
+        wanted = [metric.num_pairs for metric in self.metrics.values() if isinstance(metric, TrainingPairs)]
+        return flow.training_pairs(_data(trainer), max(wanted), self.seed) if wanted else None
 
     def _cost(self, flow: FlowModule, rate: float) -> Cost:
         budget = self.budget
@@ -362,6 +364,7 @@ class Evaluator(L.Callback):
             samples_seen=budget.samples_seen if budget else 0,
             peak_memory_mb=peak_memory_mb(flow.device),
             samples_per_second=rate,
+            steps=budget.steps if budget else 0,
         )
 
     # ---- records --------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from flowbench.metrics import (
     save_classifier,
     train_classifier,
 )
+from flowbench.metrics.features import NormFeatures
 from flowbench.metrics.weights import cache_dir
 from flowbench.seeds import derive_seed
 
@@ -45,10 +46,10 @@ PRETRAINED: dict[str, Callable[..., FeatureExtractor]] = {
 def get_extractor(name: str, data: FlowDataModule, device: Device = "cpu") -> FeatureExtractor:
     """Find or make the extractor that an experiment file names.
 
-    `identity` is the raw pixels or coordinates. Images also have `<dataset>-cnn`, a small classifier trained
-    deterministically on the training split, once per machine, and pretrained networks: `inception` (the FID's),
-    `inception-bf16`, `inception-logits` (the Inception score's), `efficientnet-lite0`, `dinov2-vit-s-14`,
-    `clip-vit-b-32`.
+    `identity` is the raw pixels or coordinates, `norm` their root mean square. Images also have `<dataset>-cnn`, a
+    small classifier trained deterministically on the training split, once per machine, and pretrained networks:
+    `inception` (the FID's), `inception-bf16`, `inception-logits` (the Inception score's), `efficientnet-lite0`,
+    `dinov2-vit-s-14`, `clip-vit-b-32`.
 
     Args:
         name: as in `fd[name]`.
@@ -61,6 +62,8 @@ def get_extractor(name: str, data: FlowDataModule, device: Device = "cpu") -> Fe
     """
     if name == "identity":
         return IdentityFeatures(data.spec.num_dims)
+    if name == "norm":
+        return NormFeatures()
     is_image = data.spec.modality == "image"
     if is_image and name == f"{data.dataset}-cnn":
         return _classifier(name, data, device)
@@ -68,7 +71,7 @@ def get_extractor(name: str, data: FlowDataModule, device: Device = "cpu") -> Fe
         if data.spec.shape[0] not in (1, 3):
             raise ValueError(f"{name} takes images of 1 or 3 channels, {data.dataset} has {data.spec.shape[0]}")
         return PRETRAINED[name](device=device)
-    known = ", ".join(["identity", f"{data.dataset}-cnn", *PRETRAINED] if is_image else ["identity"])
+    known = ", ".join(["identity", "norm", *([f"{data.dataset}-cnn", *PRETRAINED] if is_image else [])])
     raise ValueError(f"no feature extractor {name!r} for the dataset {data.dataset}: use {known}")
 
 

@@ -13,7 +13,15 @@ from flowbench import metrics as pure
 from flowbench.evaluation.metric import Metric, distance
 from flowbench.evaluation.subject import Measurement, Subject
 
-__all__ = ["DensityCoverage", "FeatureMetric", "InceptionScore", "KernelDistance", "PrecisionRecall"]
+__all__ = [
+    "ClassAccuracy",
+    "DensityCoverage",
+    "FeatureMetric",
+    "InceptionScore",
+    "KernelDistance",
+    "MeanNorm",
+    "PrecisionRecall",
+]
 
 
 class FeatureMetric(Metric):
@@ -192,3 +200,73 @@ class InceptionScore(FeatureMetric):
         defined = subject.samples.is_finite and n >= self.splits
         value = pure.inception_score(subject.samples.features(extractor, n), self.splits).mean if defined else math.nan
         return [Measurement("inception_score", value, n, f"{extractor.protocol}/{n}/{self.splits}-splits")]
+
+
+class MeanNorm(FeatureMetric):
+    """Mean norm of the samples over that of the data: below 1 where high-energy data were weighted down.
+
+    The norm is |x| / sqrt(D) in model space (images: values in [-1, 1], so 0 is a mean grey), of each sample; see
+    :class:`flowbench.metrics.features.NormFeatures`.
+
+    Args:
+        num_samples: see :class:`FeatureMetric`.
+        num_reference: see :class:`FeatureMetric`.
+    """
+
+    in_sweep = True
+
+    def __init__(self, num_samples: int | None = None, num_reference: int | None = None) -> None:
+        super().__init__("norm", num_samples, num_reference)
+
+    def label(self, name: str) -> str:
+        """The name alone: there is one extractor."""
+        return name
+
+    def measure(self, subject: Subject) -> list[Measurement]:
+        """`mean_norm_ratio`, 1 for samples of the data's mean norm; NaN where a sample diverged."""
+        value = distance(subject, lambda: self._ratio(*self.pair(subject)))
+        return [self.measurement(subject, "mean_norm_ratio", value, self.counts(subject))]
+
+    @staticmethod
+    def _ratio(generated: Tensor, real: Tensor) -> float:
+        mean = float(real.double().mean())
+        return float(generated.double().mean()) / mean if mean else math.nan
+
+
+class ClassAccuracy(FeatureMetric):
+    """Share of a conditional flow's samples that the dataset's own classifier takes for the class asked for.
+
+    Guidance raises it, beyond the share of real images even, and pays in recall.
+
+    Args:
+        features: the classifier, `<dataset>-cnn`.
+        num_samples: see :class:`FeatureMetric`.
+    """
+
+    in_sweep = True
+
+    def __init__(self, features: str, num_samples: int | None = None) -> None:
+        super().__init__(features, num_samples)
+
+    @property
+    def num_reference(self) -> int | None:
+        """None of the reference split is needed."""
+        return 0
+
+    def measure(self, subject: Subject) -> list[Measurement]:
+        """`class_accuracy[features]` in [0, 1], higher is better; none for samples that have no label.
+
+        Raises:
+            ValueError: when the extractor is no classifier of this data set.
+        """
+        extractor, (n, _), label = subject.extractors[self.features], self.counts(subject), subject.samples.label
+        if not isinstance(extractor, pure.ClassifierFeatures):
+            raise ValueError(f"class_accuracy needs a classifier of the data set, {self.features} is none: use *-cnn")
+        if label is None:
+            return []
+        value = math.nan
+        if subject.samples.is_finite:
+            found = extractor.classify(subject.samples.features(extractor, n))
+            value = float((found == label[:n].cpu()).double().mean())
+        protocol = f"{extractor.protocol}/given-label/{n}{subject.sweep_suffix}"
+        return [Measurement(self.label("class_accuracy"), value, n, protocol)]

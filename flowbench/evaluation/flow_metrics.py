@@ -1,4 +1,4 @@
-"""Metrics of the flow itself: its likelihood, its paths, its cost."""
+"""Metrics of the flow itself: its likelihood, its paths, its training pairs, its cost."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from flowbench.evaluation.metric import Metric
 from flowbench.evaluation.subject import Measurement, Subject
 from flowbench.flows import bits_per_dim
 
-__all__ = ["CostReport", "NegativeLogLikelihood", "PathStraightness"]
+__all__ = ["CostReport", "NegativeLogLikelihood", "PathStraightness", "TrainingPairs"]
 
 
 class NegativeLogLikelihood(Metric):
@@ -41,30 +41,64 @@ class NegativeLogLikelihood(Metric):
 
 
 class PathStraightness(Metric):
-    """Straightness, path energy and its split, normalised path energy and path length ratio."""
+    """Straightness, curvature, path energy and its split, normalised path energy and path length ratio."""
 
     def measure(self, subject: Subject) -> list[Measurement]:
-        """Means over paths; squared data units summed over dimensions, except the pure ratios."""
+        """Means over paths; squared data units summed over dimensions, except the pure ratios.
+
+        What does not apply has no row: `curvature` and `one_step_error` of block flows, `npe` and its two parts
+        without a reference W2 between source and data.
+        """
         if subject.geometry is None:
             return []
         summary, n = subject.geometry.mean(), len(subject.geometry.straightness)
         protocol, unit = f"{subject.space}/{n}-paths", f"squared {subject.space.split(' ')[0]} units"
         rows = [
             Measurement(name, summary[name], n, protocol, unit)
-            for name in ("straightness", "path_energy", "displacement")
+            for name in ("straightness", "path_energy", "displacement", "curvature", "one_step_error")
+            if name in summary
         ]
         rows.append(Measurement("path_length_ratio", summary["path_length_ratio"], n, protocol))
         if subject.transport_cost is not None:
-            value = pure.normalized_path_energy(summary["path_energy"], subject.transport_cost)
-            rows.append(Measurement("npe", value, n, f"{protocol}/w2-squared={subject.transport_cost:.4f}"))
+            protocol += f"/{subject.transport_origin}-w2-squared={subject.transport_cost:.4f}"
+            parts = pure.PathEnergySplit.of(summary["straightness"], summary["displacement"], subject.transport_cost)
+            values = {"npe": parts.total, "npe_curvature": parts.curvature, "npe_coupling": parts.coupling}
+            rows += [Measurement(name, value, n, protocol) for name, value in values.items()]
         return rows
+
+
+class TrainingPairs(Metric):
+    """What the pairs that the flow was trained on look like: their weights, their tilts, their cost.
+
+    The numbers come from the family (`Subject.training_pairs`): of a weighted flow `ess`, the effective share of the
+    batch, and `tilt_source` and `tilt_target`, the squared coefficients of variation of its marginal tilts; of a
+    coupled one `cost_ratio`, its transport cost over that of independent pairs; and others of the same kind. They
+    describe the training objective: samples are not looked at.
+
+    Args:
+        num_pairs: pairs to draw, as in training, at a fixed seed.
+
+    Raises:
+        ValueError: for fewer than two pairs.
+    """
+
+    def __init__(self, num_pairs: int = 4096) -> None:
+        if num_pairs < 2:
+            raise ValueError(f"num_pairs must be at least 2, got {num_pairs}")
+        self.num_pairs = num_pairs
+
+    def measure(self, subject: Subject) -> list[Measurement]:
+        """One row for each number of the family's; none where it has nothing to say of its pairs."""
+        protocol = f"training-pairs/{self.num_pairs}"
+        known = subject.training_pairs or {}
+        return [Measurement(name, value, self.num_pairs, protocol) for name, value in known.items()]
 
 
 class CostReport(Metric):
     """What training and sampling cost on this machine."""
 
     def measure(self, subject: Subject) -> list[Measurement]:
-        """Parameters, operations, seconds, memory, evaluations per sample and samples per second."""
+        """Parameters, operations, seconds (in all and a step), memory, evaluations per sample, samples per second."""
         cost, n = subject.cost, len(subject.samples)
         if cost is None:
             return []
@@ -76,6 +110,8 @@ class CostReport(Metric):
             ("peak_memory", cost.peak_memory_mb, "MiB"),
             ("samples_per_second", cost.samples_per_second, "1/s"),
         ]
+        if cost.steps:
+            rows.append(("step_milliseconds", 1000 * cost.train_seconds / cost.steps, "ms"))
         if subject.network_evaluations is not None:
             rows.append(("network_evaluations", subject.network_evaluations, "per sample"))
         return [Measurement(name, value, n, "cost", unit) for name, value, unit in rows]

@@ -39,9 +39,14 @@ class SampleSet(ABC):
         spec: the data's shape and value grid.
         name: what they are, for the protocol: a split's name or `generated`.
         count: number of samples N.
+
+    Attributes:
+        is_finite: whether no sample diverged to NaN or infinity; a distance to samples that did has no value.
+        label: class ids, shape (N,): those that a conditional flow was given, or that real data have; or None.
     """
 
     is_finite: bool = True
+    label: Tensor | None = None
 
     def __init__(self, spec: DataSpec, name: str, count: int) -> None:
         self.spec = spec
@@ -85,8 +90,9 @@ class DrawnSet(SampleSet):
         count: number of samples.
         features: by the extractor's name, in the order of the samples, shape (at most N, F).
         shown: the first samples in model space, for pictures; of points all, shape (at most N, *D).
-        is_finite: whether no sample diverged to NaN or infinity; a distance to samples that did has no value.
+        is_finite: see :class:`SampleSet`.
         images: gives pictures of the samples at some indices.
+        label: see :class:`SampleSet`.
     """
 
     def __init__(
@@ -99,12 +105,14 @@ class DrawnSet(SampleSet):
         shown: Tensor,
         is_finite: bool = True,
         images: Images | None = None,
+        label: Tensor | None = None,
     ) -> None:
         super().__init__(spec, name, count)
         self._features = features
         self.shown = shown
         self.is_finite = is_finite
         self._images = images
+        self.label = label
 
     def features(self, extractor: FeatureExtractor, count: int | None = None) -> Tensor:
         """See :meth:`SampleSet.features`."""
@@ -173,8 +181,14 @@ class Collector:
             if mine.any():
                 self._features[name].append((index[mine], extract(self.extractors[name], pictures[mine])))
 
-    def gathered(self, name: str, images: Images | None = None) -> DrawnSet:
-        """All processes' samples as one set; a collective, so every process calls it."""
+    def gathered(self, name: str, images: Images | None = None, label: Tensor | None = None) -> DrawnSet:
+        """All processes' samples as one set; a collective, so every process calls it.
+
+        Args:
+            name: what they are.
+            images: gives pictures of the samples at some indices.
+            label: class ids of all samples, those of other processes included.
+        """
         total = torch.tensor([self._count, 0 if self.is_finite else 1])
         parts = _gather_all(total)
         features = {key: self._ordered(pairs, self.extractors[key].dimension) for key, pairs in self._features.items()}
@@ -186,6 +200,7 @@ class Collector:
             shown=self._ordered(self._shown, *self.spec.shape),
             is_finite=not bool(parts[:, 1].any()),
             images=images,
+            label=label,
         )
 
     @staticmethod
@@ -219,6 +234,8 @@ class RealSet(SampleSet):
         total = len(data.split(split))
         super().__init__(data.spec, split, total if count is None else min(count, total))
         self.data = data
+        label = data.split(split).label
+        self.label = None if label is None else label[: len(self)]
         self._features: dict[str, Tensor] = {}
 
     def features(self, extractor: FeatureExtractor, count: int | None = None) -> Tensor:
@@ -253,8 +270,8 @@ class RealSet(SampleSet):
         }
 
     def _is_cached(self, extractor: FeatureExtractor) -> bool:
-        """Points and raw pixels are cheaper to take than to keep."""
-        return self.spec.modality == "image" and extractor.name != "identity"
+        """Points, raw pixels and their norms are cheaper to take than to keep."""
+        return self.spec.modality == "image" and extractor.name not in ("identity", "norm")
 
     def _file(self, kind: str, extractor: FeatureExtractor, count: int) -> Path:
         text = json.dumps({**self.metadata(extractor, count), "count": None}, sort_keys=True)

@@ -12,6 +12,8 @@ from flowbench.evaluation.samples import SampleSet
 from flowbench.metrics import FeatureExtractor, PathGeometry
 
 if TYPE_CHECKING:
+    from flowbench.evaluation.conditions import ConditionScore
+    from flowbench.evaluation.latent_bound import BoundTerms
     from flowbench.evaluation.reconstruction import Reconstructions
 
 __all__ = ["Cost", "Measurement", "Subject", "SweptName"]
@@ -30,6 +32,7 @@ class Cost:
         samples_seen: training samples, repeats included.
         peak_memory_mb: highest memory of the process (resident on a CPU, allocated on a GPU), MiB.
         samples_per_second: samples drawn per second by this process's shard, decoding included.
+        steps: optimiser steps of the training; 0 where they were not counted.
     """
 
     parameters: int
@@ -38,6 +41,7 @@ class Cost:
     samples_seen: int
     peak_memory_mb: float
     samples_per_second: float
+    steps: int = 0
 
 
 @dataclass
@@ -61,10 +65,15 @@ class Subject:
         geometry: geometry of the paths from source to data, or None.
         space: where those paths run: `data`, or `latent` with its shape.
         transport_cost: squared W2 between source and data, summed over dimensions, or None.
+        transport_origin: where it comes from, for the protocol: `reference` (flowbench.data.transport), or
+            `2048-points` for an estimate from as many points on each side.
+        training_pairs: what the pairs of training look like, by metric name, see :class:`TrainingPairs`; or None.
         cost: what training and sampling cost, or None.
         extractors: feature extractors by name.
         held_out: real data that no model has seen, of the same kind as the reference, or None.
         reconstructions: held-out images through the autoencoder of a latent flow, or None.
+        bound_terms: the two terms of the bound on W2 of a latent flow's samples, or None.
+        condition_scores: how well samples keep to conditions that are more than labels, by metric name, or None.
         memory: what one metric computed and another may use, by name.
     """
 
@@ -84,10 +93,14 @@ class Subject:
     geometry: PathGeometry | None = None
     space: str = "data"
     transport_cost: float | None = None
+    transport_origin: str = "2048-points"
+    training_pairs: dict[str, float] | None = None
     cost: Cost | None = None
     extractors: dict[str, FeatureExtractor] = field(default_factory=dict)
     held_out: SampleSet | None = None
     reconstructions: Reconstructions | None = None
+    bound_terms: BoundTerms | None = None
+    condition_scores: dict[str, ConditionScore] | None = None
     memory: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -33,6 +33,13 @@ from flowbench.metrics.memorization import (
     memorization,
     nearest_neighbours,
 )
+from flowbench.metrics.modes import (
+    average_minimum_distance,
+    failure_rate,
+    mode_discrepancy,
+    mode_matched_w2,
+    nearest_mode,
+)
 from flowbench.metrics.modules import (
     DensityCoverageMetric,
     FrechetDistance,
@@ -99,12 +106,14 @@ __all__ = [
     "SlicedWasserstein2",
     "Wasserstein2",
     "authenticity",
+    "average_minimum_distance",
     "block_geometry",
     "classification_accuracy",
     "classifier_settings",
     "data_copying",
     "density_coverage",
     "extract",
+    "failure_rate",
     "feature_map_distance",
     "frechet_distance",
     "frechet_distance_of_features",
@@ -120,6 +129,9 @@ __all__ = [
     "median_bandwidths",
     "memorization",
     "mmd_rbf",
+    "mode_discrepancy",
+    "mode_matched_w2",
+    "nearest_mode",
     "nearest_neighbours",
     "normalized_path_energy",
     "path_geometry",

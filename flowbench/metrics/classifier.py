@@ -140,9 +140,13 @@ class DigitsCNN(nn.Module):
             x = F.adaptive_avg_pool2d(x, (min(x.shape[2], MAX_SIDE), min(x.shape[3], MAX_SIDE)))
         return self.trunk(x)
 
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits (B, num_classes) of what :meth:`features` gave, (B, dimension)."""
+        return self.head(F.silu(features))
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of uint8 images (B, C, H, W)."""
-        return self.head(F.silu(self.features(images)))
+        return self.logits(self.features(images))
 
 
 def train_classifier(

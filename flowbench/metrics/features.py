@@ -17,6 +17,7 @@ __all__ = [
     "ClassifierFeatures",
     "FeatureExtractor",
     "IdentityFeatures",
+    "NormFeatures",
     "as_rgb",
     "exact_inference",
     "extract",
@@ -80,6 +81,12 @@ class ClassifierFeatures:
         with exact_inference(device):
             return self.model.features(images.to(device)).float()
 
+    def classify(self, features: Tensor) -> Tensor:
+        """The most likely class of each sample, int64 (N,), from its features (N, dimension), on the CPU."""
+        device = self.model.head.weight.device
+        with exact_inference(device):
+            return self.model.logits(features.to(device)).argmax(dim=1).cpu()
+
 
 class IdentityFeatures:
     """Raw coordinates: for vectors and 2-D points (or pixels, flattened).
@@ -106,6 +113,30 @@ class IdentityFeatures:
         if flat.shape[1] != self.dimension:
             raise ValueError(f"samples have {flat.shape[1]} coordinates, expected {self.dimension}")
         return flat.float()
+
+
+class NormFeatures:
+    """The root mean square of each sample in model space: its norm over the square root of its dimension.
+
+    A single number, so that the norms of many images can be kept where their pixels cannot. Pictures are taken from
+    0..255 to [-1, 1]; a mean grey has norm 0.
+
+    Args:
+        name: shown in rows.
+    """
+
+    dimension = 1
+
+    def __init__(self, name: str = "norm") -> None:
+        self.name = self.protocol = name
+        self.checksum = hashlib.sha256(b"norm-root-mean-square").hexdigest()
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Root mean squares (N, 1) of uint8 images (N, C, H, W) or points (N, *D), summed in float64."""
+        x = images.detach().double().flatten(1)
+        if images.dtype == torch.uint8:
+            x = x / 127.5 - 1
+        return x.square().mean(dim=1, keepdim=True).sqrt().float()
 
 
 def as_rgb(images: Tensor) -> Tensor:

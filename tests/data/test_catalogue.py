@@ -71,7 +71,7 @@ def test_register_extends_the_catalogue(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("digit",), "dataset: unknown name 'digit'; did you mean 'digits'? known: checkerboard, cifar10, digits"),
+        (("digit",), "dataset: unknown name 'digit'; did you mean 'digits'? known: checkerboard, chi_arcs, cifar10"),
         (("Fashion-MNIST",), "did you mean 'fashion_mnist'?"),
         (("mnist", None, None, True), "random_flip: a mirror image of 'mnist' is no sample of it; set it to False"),
         (("zzz",), "dataset: unknown name 'zzz'; known:"),

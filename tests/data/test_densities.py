@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.integrate
 import scipy.stats
 import torch
 from sklearn.datasets import make_moons, make_s_curve
@@ -64,7 +65,7 @@ def test_entropy_is_the_mean_negative_log_prob(name: str) -> None:
     assert abs(nll.mean() - entropy) <= 4 * nll.std() / math.sqrt(len(nll)) + 1e-9
 
 
-@pytest.mark.parametrize("name", ["gaussian", "eight_gaussians", "gaussian_mixture"])
+@pytest.mark.parametrize("name", ["gaussian", "eight_gaussians", "gaussian_mixture", "five_gaussians"])
 def test_mixture_log_prob_is_scipys(name: str) -> None:
     density = get_density(name)
     assert isinstance(density, _Mixture)
@@ -105,6 +106,39 @@ def test_curve_quadrature_has_converged(curve: type[Density2D]) -> None:
     fine = type("Fine", (curve,), {"num_nodes": 1024})()
     x = torch.rand((200, 2), generator=rng()).double() * 30 - 15
     torch.testing.assert_close(curve().log_prob(x), fine.log_prob(x), rtol=0, atol=1e-9)
+
+
+def test_the_rings_radius_is_rice_distributed() -> None:
+    density = get_density("ring")
+    radius = scipy.stats.rice(4 / 0.3, scale=0.3)
+    x = torch.tensor([[0.1, -0.2], [3.0, 2.0], [-4.0, 0.3], [0.0, -5.5]], dtype=torch.float64)
+    r = x.norm(dim=1).numpy()
+    np.testing.assert_allclose(density.log_prob(x).numpy(), radius.logpdf(r) - np.log(2 * np.pi * r), rtol=1e-9)
+    # Far outside too, where the Bessel function overflows: the mode of the noise is on the circle's near side.
+    far = float(density.log_prob(torch.tensor([[300.0, 0.0]]))[0])
+    assert far == pytest.approx(-((300 - 4) ** 2) / 0.18, rel=1e-3)
+    drawn = density.sample(20_000, rng())
+    assert scipy.stats.kstest(drawn.norm(dim=1).numpy(), radius.cdf).pvalue > 1e-3
+    angle = torch.atan2(drawn[:, 1], drawn[:, 0]).numpy() / (2 * math.pi) + 0.5
+    assert scipy.stats.kstest(angle, "uniform").pvalue > 1e-3
+    # Polar coordinates: entropy of the radius' density on the plane, by SciPy.
+    entropy, _ = scipy.integrate.quad(
+        lambda r: -radius.pdf(r) * (radius.logpdf(r) - math.log(2 * math.pi * r)), 1, 7, epsabs=1e-10
+    )
+    assert density.entropy() == pytest.approx(entropy, abs=1e-8)
+
+
+def test_five_gaussians_stand_on_a_pentagon() -> None:
+    x, label = get_density("five_gaussians").sample_labelled(20_000, rng())
+    assert label is not None
+    centre = torch.stack([x[label == k].mean(0) for k in range(5)]).double()
+    assert torch.allclose(centre.norm(dim=1), torch.full((5,), 4.0).double(), atol=0.03)
+    assert torch.allclose(centre[0], torch.tensor([0.0, 4.0]).double(), atol=0.03)
+    side = (centre - centre.roll(1, 0)).norm(dim=1)
+    assert torch.allclose(side, torch.full((5,), 8 * math.sin(math.pi / 5)).double(), atol=0.05)
+    # Modes so far apart overlap little: ln 5 and the entropy of one.
+    one = scipy.stats.norm(scale=0.4).entropy() * 2
+    assert get_density("five_gaussians").entropy() == pytest.approx(math.log(5) + one, abs=1e-3)
 
 
 def test_checkerboard_squares() -> None:

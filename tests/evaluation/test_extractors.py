@@ -8,6 +8,7 @@ import torch
 
 from flowbench.data import FlowDataModule
 from flowbench.evaluation import cache_dir, extractors, get_extractor
+from flowbench.evaluation.samples import RealSet
 from flowbench.metrics import ClassifierFeatures, IdentityFeatures, classification_accuracy
 
 
@@ -109,12 +110,16 @@ def test_an_interrupted_training_leaves_no_half_a_file(cache, monkeypatch):
         (
             "digits",
             "vgg",
-            "no feature extractor 'vgg' for the dataset digits: use identity, digits-cnn, inception, incep",
+            "no feature extractor 'vgg' for the dataset digits: use identity, norm, digits-cnn, inception, incep",
         ),
-        ("digits", "mnist-cnn", "no feature extractor 'mnist-cnn' for the dataset digits: use identity, digits-cnn, "),
-        ("moons", "inception", "no feature extractor 'inception' for the dataset moons: use identity$"),
-        ("moons", "moons-cnn", "no feature extractor 'moons-cnn' for the dataset moons: use identity$"),
-        ("moons", "digits-cnn", "no feature extractor 'digits-cnn' for the dataset moons: use identity$"),
+        (
+            "digits",
+            "mnist-cnn",
+            "no feature extractor 'mnist-cnn' for the dataset digits: use identity, norm, digits-cnn",
+        ),
+        ("moons", "inception", "no feature extractor 'inception' for the dataset moons: use identity, norm$"),
+        ("moons", "moons-cnn", "no feature extractor 'moons-cnn' for the dataset moons: use identity, norm$"),
+        ("moons", "digits-cnn", "no feature extractor 'digits-cnn' for the dataset moons: use identity, norm$"),
     ],
 )
 def test_unknown_names(dataset, name, expected):
@@ -224,3 +229,12 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     assert cache_dir() == tmp_path
     monkeypatch.delenv("FLOWBENCH_CACHE")
     assert str(cache_dir()) == "data/cache"
+
+
+def test_norms_need_no_network(cache):
+    for dataset in ("digits", "moons"):
+        found = get_extractor("norm", FlowDataModule(dataset))
+        assert (found.name, found.dimension) == ("norm", 1)
+    real = RealSet(FlowDataModule("digits"), "test", 30)
+    assert real.features(found).shape == (30, 1)
+    assert not (cache / "features").exists(), "cheaper to take than to keep"

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 
 from flowbench import evaluation
-from flowbench.data import DataSpec
+from flowbench.data import DataSpec, FlowDataModule
 from flowbench.evaluation import (
+    ClassAccuracy,
     Cost,
     CostReport,
     DensityCoverage,
@@ -23,6 +24,7 @@ from flowbench.evaluation import (
     InceptionScore,
     KernelDistance,
     MaximumMeanDiscrepancy,
+    MeanNorm,
     Memorization,
     NegativeLogLikelihood,
     PathStraightness,
@@ -30,10 +32,20 @@ from flowbench.evaluation import (
     SampleSet,
     SlicedWasserstein2,
     Subject,
+    TrainingPairs,
     Wasserstein2,
 )
-from flowbench.evaluation.samples import Collector
-from flowbench.metrics import FeatureStatistics, IdentityFeatures, block_geometry, save_statistics
+from flowbench.evaluation.samples import Collector, RealSet
+from flowbench.metrics import (
+    ClassifierFeatures,
+    FeatureStatistics,
+    IdentityFeatures,
+    block_geometry,
+    path_geometry,
+    save_statistics,
+    train_classifier,
+)
+from flowbench.metrics.features import NormFeatures
 
 DIGITS = DataSpec("digits", "1", (1, 8, 8), num_classes=10, levels=17)
 POINTS = DataSpec("points", "1", (2,))
@@ -182,16 +194,130 @@ def test_block_paths_by_hand():
     assert found["straightness"].value == pytest.approx(energy - 9.0)
     assert found["path_length_ratio"].value == pytest.approx(3.0)
     assert found["npe"].value == pytest.approx((energy - 4.0) / 4.0)
-    assert found["npe"].protocol == "data/1-paths/w2-squared=4.0000"
+    assert found["npe_curvature"].value == pytest.approx((energy - 9.0) / 4.0)
+    assert found["npe_coupling"].value == pytest.approx((9.0 - 4.0) / 4.0)
+    assert found["npe"].protocol == "data/1-paths/2048-points-w2-squared=4.0000"
+    assert not {"curvature", "one_step_error"} & set(found), "a path with corners has neither"
     assert found["path_energy"].unit == "squared data units"
     latent = {
         m.metric: m for m in PathStraightness().measure(subject(geometry=block_geometry(states), space="latent 4x4x4"))
     }
-    assert "npe" not in latent
+    assert not {"npe", "npe_curvature", "npe_coupling"} & set(latent)
     assert (latent["straightness"].protocol, latent["straightness"].unit) == (
         "latent 4x4x4/1-paths",
         "squared latent units",
     )
+
+
+def test_paths_of_a_continuous_flow_by_hand():
+    """Z_t = t^2 / 2 in one dimension: v = t, a = 1; one Euler step from rest goes nowhere."""
+    times = torch.linspace(0, 1, 5, dtype=torch.float64)
+    geometry = path_geometry((times**2 / 2)[:, None, None], times[:, None, None], times)
+    given = subject(geometry=geometry, transport_cost=0.2, transport_origin="reference")
+    found = {m.metric: m for m in PathStraightness().measure(given)}
+    assert found["curvature"].value == pytest.approx(1.0)
+    assert found["one_step_error"].value == pytest.approx(0.25)
+    assert found["straightness"].value == pytest.approx(1 / 3 - 1 / 4)
+    assert found["npe"].value == pytest.approx((1 / 3 - 0.2) / 0.2)
+    assert found["npe"].value == pytest.approx(found["npe_curvature"].value + found["npe_coupling"].value)
+    assert {found[name].unit for name in ("curvature", "one_step_error")} == {"squared data units"}
+    assert found["npe_coupling"].protocol == "data/1-paths/reference-w2-squared=0.2000"
+    assert found["npe_coupling"].unit == ""
+
+
+def test_training_pairs_are_reported_as_the_family_gives_them():
+    pairs = {"ess": 0.6, "tilt_source": 0.1, "tilt_target": 0.4, "cost_ratio": 0.7}
+    found = TrainingPairs(num_pairs=512).measure(subject(training_pairs=pairs))
+    assert {m.metric: m.value for m in found} == pairs
+    assert {(m.n, m.protocol, m.unit) for m in found} == {(512, "training-pairs/512", "")}
+    with pytest.raises(ValueError, match="num_pairs must be at least 2, got 1"):
+        TrainingPairs(num_pairs=1)
+
+
+def norm_subject(spec: DataSpec, scale: float, bad: float | None = None) -> Subject:
+    real = cloud(70, spec, 1)
+    drawn = scale * cloud(50, spec, 2)
+    if bad is not None:
+        drawn[7].fill_(bad)
+    norm = {"norm": NormFeatures()}
+    sides = []
+    for name, x in (("generated", drawn), ("val", real)):
+        collector = Collector(spec, norm, {"norm": len(x)}, len(x))
+        collector.add(torch.arange(len(x)), x)
+        sides.append(collector.gathered(name))
+    return Subject(spec, *sides, extractors=norm)
+
+
+@pytest.mark.parametrize("spec", [POINTS, DIGITS], ids=["points", "images"])
+def test_mean_norms_by_numpy(spec):
+    given = norm_subject(spec, 0.5)
+    (found,) = MeanNorm().measure(given)
+
+    def mean(part: SampleSet) -> float:
+        x = flat(part.shown, spec)
+        x = x / 127.5 - 1 if spec is DIGITS else x
+        return float((np.linalg.norm(x, axis=1) / math.sqrt(x.shape[1])).mean())
+
+    assert found.value == pytest.approx(mean(given.samples) / mean(given.reference), rel=1e-6)
+    assert 0.4 < found.value < 0.6
+    assert (found.metric, found.n, found.protocol, found.unit) == ("mean_norm_ratio", 50, "norm/val-70/50", "")
+    given.swept = "guidance"
+    assert MeanNorm().measure(given)[0].protocol == "norm/val-70/50/sweep-guidance"
+    (same,) = MeanNorm().measure(Subject(spec, given.reference, given.reference, extractors=given.extractors))
+    assert same.value == 1.0
+
+
+def test_a_diverged_sample_has_no_norm():
+    (found,) = MeanNorm().measure(norm_subject(POINTS, 1.0, math.nan))
+    assert math.isnan(found.value)
+
+
+def classified(label: Tensor | None, x: Tensor) -> tuple[Subject, ClassifierFeatures]:
+    images = DIGITS.to_uint8(cloud(60, DIGITS, 3))
+    model = train_classifier(images, torch.arange(60) % 10, 10, 0, num_steps=2)
+    network = ClassifierFeatures(model)
+    collector = Collector(DIGITS, {"digits-cnn": network}, {"digits-cnn": len(x)}, len(x))
+    collector.add(torch.arange(len(x)), x)
+    drawn = collector.gathered("generated", label=label)
+    return Subject(DIGITS, drawn, drawn, extractors={"digits-cnn": network}), network
+
+
+def test_class_accuracy_is_that_of_the_whole_classifier():
+    x = cloud(40, DIGITS, 4)
+    guess = classified(None, x)[1].model(DIGITS.to_uint8(x)).argmax(dim=1)
+    label = torch.where(torch.arange(40) < 25, guess, (guess + 1) % 10)
+    given, _ = classified(label, x)
+    (found,) = ClassAccuracy("digits-cnn").measure(given)
+    assert found.value == 25 / 40
+    assert (found.metric, found.n) == ("class_accuracy[digits-cnn]", 40)
+    assert found.protocol == "digits-cnn/given-label/40"
+    given.swept = "guidance"
+    (few,) = ClassAccuracy("digits-cnn", num_samples=30).measure(given)
+    assert (few.value, few.n, few.protocol) == (25 / 30, 30, "digits-cnn/given-label/30/sweep-guidance")
+    x[0] = math.nan
+    assert math.isnan(ClassAccuracy("digits-cnn").measure(classified(label, x)[0])[0].value)
+
+
+def test_class_accuracy_needs_labels_and_a_classifier():
+    assert ClassAccuracy("digits-cnn").measure(classified(None, cloud(12, DIGITS, 4))[0]) == []
+    with pytest.raises(ValueError, match="class_accuracy needs a classifier of the data set, identity is none"):
+        ClassAccuracy("identity").measure(subject(DIGITS))
+
+
+def test_real_images_bring_their_own_labels():
+    data = FlowDataModule("digits", batch_size=8)
+    real = RealSet(data, "test", 20)
+    assert torch.equal(real.label, data.split("test").label[:20])
+    assert RealSet(FlowDataModule("s_curve", batch_size=8), "test").label is None
+
+
+def test_the_mean_step_is_reported_where_steps_were_counted():
+    cost = Cost(
+        parameters=7, train_seconds=1.5, train_flops=2e9, samples_seen=64, peak_memory_mb=9.0, samples_per_second=3.0,
+        steps=300,
+    )  # fmt: skip
+    found = {m.metric: m for m in CostReport().measure(subject(cost=cost))}
+    assert (found["step_milliseconds"].value, found["step_milliseconds"].unit) == (5.0, "ms")
 
 
 def test_costs_are_reported_as_given():
@@ -211,7 +337,9 @@ def test_costs_are_reported_as_given():
 
 
 @pytest.mark.parametrize(
-    "metric", [NegativeLogLikelihood(), PathStraightness(), CostReport()], ids=lambda m: type(m).__name__
+    "metric",
+    [NegativeLogLikelihood(), PathStraightness(), TrainingPairs(), CostReport()],
+    ids=lambda m: type(m).__name__,
 )
 def test_what_is_not_known_is_not_measured(metric):
     assert metric.measure(subject()) == []
@@ -260,7 +388,10 @@ def test_every_exported_metric_is_tested_here():
     exported = {v for v in vars(evaluation).values() if isinstance(v, type) and issubclass(v, evaluation.Metric)}
     tested = {type(m) for m in everything()} | {NegativeLogLikelihood, PathStraightness, CostReport, evaluation.Metric}
     tested |= {FrechetInfinity, InceptionScore, Memorization}  # below
+    tested |= {MeanNorm, ClassAccuracy, TrainingPairs}  # above
     tested |= {evaluation.Reconstruction}  # in test_evaluator, it needs a flow
+    # In files of their own.
+    tested |= {evaluation.ConditionAgreement, evaluation.LatentBound, evaluation.ModeRecovery, evaluation.NearestData}
     assert exported == tested
 
 

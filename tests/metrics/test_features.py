@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -25,7 +26,7 @@ from flowbench.metrics import (
     train_classifier,
     weights_checksum,
 )
-from flowbench.metrics.features import as_rgb, exact_inference, fold_normalisations
+from flowbench.metrics.features import NormFeatures, as_rgb, exact_inference, fold_normalisations
 from flowbench.seeds import generator
 
 
@@ -334,3 +335,18 @@ def test_clip_with_random_weights(tmp_path, monkeypatch):
     torch.testing.assert_close(extract(extractor, pictures, batch_size=2), whole, rtol=1e-4, atol=1e-4)
     assert torch.equal(extractor(pictures[:, :1]), extractor(pictures[:, :1].repeat(1, 3, 1, 1)))
     assert extractor(pictures[:0]).shape == (0, 512)
+
+
+def test_norms_are_root_mean_squares_in_model_space():
+    points = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+    torch.testing.assert_close(NormFeatures()(points), torch.tensor([[math.sqrt(12.5)], [0.0]]))
+    images = torch.tensor([0, 255, 255, 0], dtype=torch.uint8).reshape(1, 1, 2, 2)
+    torch.testing.assert_close(NormFeatures()(images), torch.ones(1, 1))
+    assert isinstance(NormFeatures(), FeatureExtractor)
+
+
+def test_classes_from_features_are_those_of_the_network():
+    images = torch.randint(256, (20, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    model = train_classifier(images, torch.arange(20) % 3, 3, 0, num_steps=1)
+    network = ClassifierFeatures(model)
+    assert torch.equal(network.classify(network(images)), model(images).argmax(dim=1))

@@ -3,7 +3,9 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
+import scipy.integrate
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -58,6 +60,10 @@ def assert_invariants(g):
     assert (g.length * slack >= g.displacement.sqrt()).all()
     assert (g.path_length_ratio * slack >= 1).all()
     assert (g.straightness >= 0).all()
+    if g.curvature is not None:
+        # Wirtinger: a velocity that deviates from its mean must bend; and v(0) is at most that far from the mean.
+        assert (g.curvature * slack >= math.pi**2 * g.straightness - 1e-12).all()
+        assert (g.one_step_error <= g.curvature / 3 * slack + 1e-12).all()
 
 
 @pytest.mark.parametrize(("a", "b", "d"), [(1.0, 1.0, 3), (1.0, 0.3, 5), (2.0, 0.5, 2)])
@@ -84,6 +90,9 @@ def test_golden_variance_preserving_shift():
     expected = torch.full((8,), 0.2337005501 * 5, dtype=torch.float64)
     torch.testing.assert_close(g.straightness, expected, rtol=1e-7, atol=0)
     torch.testing.assert_close(g.path_length_ratio, torch.ones(8, dtype=torch.float64))
+    torch.testing.assert_close(g.curvature, torch.full_like(expected, (math.pi / 2) ** 4 / 2 * 5), rtol=1e-7, atol=0)
+    one_step = torch.full_like(expected, (math.pi / 2 - 1) ** 2 * 5)
+    torch.testing.assert_close(g.one_step_error, one_step, rtol=1e-7, atol=0)
     assert_invariants(g)
 
 
@@ -98,6 +107,8 @@ def test_golden_optimal_transport_field_is_straight():
     z = normal(50, 4)
     g = integrate(field, z)
     assert g.straightness.max() < 1e-10
+    assert g.curvature.max() < 1e-8
+    assert g.one_step_error.max() < 1e-10
     torch.testing.assert_close(g.path_energy, (z @ target + m - z).square().sum(dim=1), rtol=1e-7, atol=0)
     assert normalized_path_energy(g.mean()["path_energy"], g.mean()["displacement"]) == pytest.approx(0, abs=1e-9)
 
@@ -114,6 +125,49 @@ def test_golden_rotation_has_the_circles_length():
         g.path_length_ratio, torch.full((20,), math.pi / 2, dtype=torch.float64), rtol=1e-6, atol=0
     )
     torch.testing.assert_close(g.straightness, (math.pi**2 - 4) * r**2, rtol=1e-6, atol=0)
+    torch.testing.assert_close(g.curvature, math.pi**4 * r**2, rtol=1e-6, atol=0)
+    # One Euler step goes pi r along the tangent, the end is 2 r across.
+    torch.testing.assert_close(g.one_step_error, (math.pi**2 + 4) * r**2, rtol=1e-6, atol=0)
+
+
+def exact_curvature(field, solution, num=200):
+    """Integral of |d_t v + J v|^2 along known states, by automatic differentiation and Gauss-Legendre nodes."""
+    nodes, weights = np.polynomial.legendre.leggauss(num)
+    total = 0.0
+    for node, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
+        t = torch.tensor(node, dtype=torch.float64)
+        x = solution(t)
+        _, acceleration = torch.func.jvp(field, (t, x), (torch.ones_like(t), field(t, x)))
+        total = total + weight * acceleration.square().sum(dim=1)
+    return total
+
+
+@pytest.mark.parametrize(("a", "b"), [(1.0, 1.0), (1.0, 0.4)])
+def test_curvature_converges_to_the_derivative_of_the_field(a, b):
+    m = torch.tensor([1.0, -0.5], dtype=torch.float64)
+    field, zeta = independent_field(a, b, m), normal(12, 2)
+
+    def solution(t):  # the affine field carries N(0, a^2) along its own standard deviation
+        return t * m + ((1 - t) ** 2 * a**2 + t**2 * b**2).sqrt() * zeta
+
+    exact = exact_curvature(field, solution)
+    # By hand: Z_t'' = s'' zeta with s'' = a^2 b^2 / s^3.
+    by_hand, _ = scipy.integrate.quad(lambda t: a**4 * b**4 / ((1 - t) ** 2 * a**2 + t**2 * b**2) ** 3, 0, 1)
+    torch.testing.assert_close(exact, by_hand * zeta.square().sum(dim=1), rtol=1e-9, atol=0)
+    fine, coarse = (integrate(field, a * zeta, num).curvature for num in (100, 50))
+    torch.testing.assert_close(fine, exact, rtol=1e-4, atol=0)
+    order = math.log2(float((coarse - exact).abs().max() / (fine - exact).abs().max()))
+    assert 3.5 < order < 4.5
+    # One Euler step from a zeta: v(0) = m - a zeta, so it ends at m, and the flow at m + b zeta.
+    torch.testing.assert_close(integrate(field, a * zeta).one_step_error, b**2 * zeta.square().sum(dim=1))
+
+
+def test_one_step_error_sees_the_start_alone():
+    # v(t) = m (1 + sin 2 pi t): the first velocity is the mean one, so one step lands, though the path is not straight.
+    m = torch.tensor([2.0, 1.0], dtype=torch.float64)
+    g = integrate(lambda t, x: (1 + torch.sin(2 * math.pi * t)) * m.expand_as(x), normal(4, 2))
+    assert g.one_step_error.max() < 1e-12
+    torch.testing.assert_close(g.straightness, torch.full((4,), 2.5, dtype=torch.float64), rtol=1e-6, atol=0)
 
 
 def test_fourth_order_in_the_time_step():
@@ -154,6 +208,10 @@ def test_the_interval_is_rescaled_and_may_run_backward():
         torch.testing.assert_close(other.straightness, expected.straightness)
         torch.testing.assert_close(other.length, expected.length)
         torch.testing.assert_close(other.defect, expected.defect)
+        torch.testing.assert_close(other.curvature, expected.curvature)
+    torch.testing.assert_close(
+        path_geometry(states, velocities / 10, 10 * times + 3).one_step_error, expected.one_step_error
+    )
 
 
 def test_defect_finds_foreign_velocities():
@@ -210,6 +268,22 @@ def test_mean_of_ragged_parts_is_the_mean_of_all():
     assert parts.mean() == pytest.approx(whole.mean(), rel=1e-12)
     expected = float(whole.length.mean() / whole.displacement.sqrt().mean())
     assert whole.mean()["path_length_ratio"] == pytest.approx(expected)
+
+
+def test_what_blocks_do_not_have_is_absent():
+    blocks = block_geometry(normal(4, 5, 3))
+    assert blocks.curvature is None
+    assert blocks.one_step_error is None
+    assert set(blocks.mean()) == {
+        "straightness", "path_energy", "displacement", "length", "defect", "path_length_ratio",
+    }  # fmt: skip
+    times = torch.linspace(0, 1, 4, dtype=torch.float64)
+    paths = path_geometry(normal(4, 5, 3), normal(4, 5, 3, name="v"), times)
+    assert set(paths.mean()) - set(blocks.mean()) == {"curvature", "one_step_error"}
+    whole = PathGeometry.concatenate([paths, paths])
+    assert whole.mean() == pytest.approx(paths.mean())
+    with pytest.raises(ValueError, match="cannot concatenate paths of continuous flows and of blocks"):
+        PathGeometry.concatenate([paths, blocks])
 
 
 def test_paths_that_do_not_move_or_return():

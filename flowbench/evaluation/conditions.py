@@ -1,0 +1,177 @@
+"""Conditions of a flow that takes more than labels: made from held-out images, by the sample's index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from flowbench.evaluation.gather import gather_by_index, shard
+from flowbench.evaluation.metric import Metric
+from flowbench.evaluation.subject import Measurement, Subject
+from flowbench.families import LatentSpace
+from flowbench.families.conditioning import SpatialCondition
+
+if TYPE_CHECKING:
+    from flowbench.evaluation.drawing import Drawing
+
+__all__ = [
+    "ConditionAgreement",
+    "ConditionScore",
+    "condition_at",
+    "condition_labels",
+    "draw_condition_scores",
+    "given_condition",
+    "measured_conditions",
+]
+
+
+def _rows(drawing: Drawing, index: Tensor) -> Tensor:
+    """The held-out image of each sample: they take turns."""
+    return index % len(drawing.data.split(drawing.condition_split))
+
+
+def condition_at(drawing: Drawing, index: Tensor) -> SpatialCondition | None:
+    """Conditions of the samples at some indices: sample i is given what image i (modulo their number) shows.
+
+    Masks are keyed by the sample's index, so an image that comes again has another one.
+
+    Args:
+        drawing: whose samples, from which held-out split.
+        index: sample indices, shape (B,).
+
+    Returns:
+        None for a flow without such conditions.
+    """
+    flow = drawing.flow
+    if flow.conditioner is None:
+        return None
+    x = drawing.data.model_values(drawing.condition_split, _rows(drawing, index)).to(flow.device)
+    return flow.conditioner.evaluation_condition(x, index, drawing.seed, flow.space)
+
+
+def condition_labels(drawing: Drawing) -> Tensor:
+    """Labels of the images that conditions are made from: a class at odds with its own image would be no sample."""
+    label = drawing.data.split(drawing.condition_split).label
+    assert label is not None, "a conditional flow has labelled data"
+    return label[_rows(drawing, torch.arange(drawing.num_samples))]
+
+
+def given_condition(drawing: Drawing, index: Tensor) -> dict[str, SpatialCondition]:
+    """:func:`condition_at` as the argument `spatial` of a flow's methods; empty for flows that do not take it."""
+    condition = condition_at(drawing, index)
+    return {} if condition is None else {"spatial": condition}
+
+
+# ---- agreement ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ConditionScore:
+    """How well samples keep to their condition.
+
+    Attributes:
+        values: one per sample, shape (N,).
+        unit: of the values.
+        floor: the same of the condition's own images through the autoencoder, shape (N,): what its decoder leaves of
+            the best sample; None in data space.
+        protocol: the condition, the split, N.
+    """
+
+    values: Tensor
+    unit: str
+    floor: Tensor | None
+    protocol: str
+
+
+def draw_condition_scores(drawing: Drawing, labels: Tensor | None, num: int) -> dict[str, ConditionScore]:
+    """Draw samples that keep nothing of the data but what the flow put there, and compare; a collective.
+
+    Args:
+        drawing: whose samples.
+        labels: of a conditional flow, see :func:`~flowbench.evaluation.drawing.labels_of`.
+        num: samples, counted from the first.
+
+    Returns:
+        By metric name; empty for a flow without such conditions.
+    """
+    flow, conditioner = drawing.flow, drawing.flow.conditioner
+    if conditioner is None:
+        return {}
+    num = min(num, drawing.num_samples)
+    index = shard(num, drawing.rank, drawing.world_size)
+    drawn: dict[str, list[Tensor]] = {}
+    floor: dict[str, list[Tensor]] = {}
+    units: dict[str, str] = {}
+    for chunk in index.split(drawing.batch_size):
+        condition = condition_at(drawing, chunk)
+        assert condition is not None, "this flow has a conditioner"
+        # Without the original nothing is pasted: known pixels would agree however bad the flow is.
+        label = None if labels is None else labels[chunk].to(flow.device)
+        x = flow.sample(flow.draw_noise(chunk, drawing.seed), label, spatial=replace(condition, original=None)).x
+        original = drawing.data.model_values(drawing.condition_split, _rows(drawing, chunk)).to(flow.device)
+        ideal = flow.space.decode(flow.space.encode_mean(original))
+        for found, points in ((drawn, x), (floor, ideal)):
+            for name, (values, unit) in conditioner.scores(points, condition).items():
+                found.setdefault(name, []).append(values.cpu())
+                units[name] = unit
+    protocol = f"{conditioner.name}/{drawing.condition_split}/{num}"
+    latent = isinstance(flow.space, LatentSpace)
+    return {
+        name: ConditionScore(
+            gather_by_index(index, torch.cat(drawn[name])),
+            unit,
+            gather_by_index(index, torch.cat(floor[name])) if latent else None,
+            protocol,
+        )
+        for name, unit in units.items()
+    }
+
+
+class ConditionAgreement(Metric):
+    """How well samples of a flow under inpainting or semantic conditions keep to them, and the autoencoder's floor.
+
+    Known values are not pasted back for it. `inpainting_psnr` (unknown pixels against the original), `known_psnr` and
+    `semantic_agreement`; with the prefix `reconstruction_` the same of the originals through the autoencoder. Flows
+    without such conditions have no such rows.
+
+    Args:
+        num_samples: how many samples, counted from the first; None takes as many as the evaluator draws.
+
+    Raises:
+        ValueError: for a number below 1.
+    """
+
+    def __init__(self, num_samples: int | None = None) -> None:
+        if num_samples is not None and num_samples < 1:
+            raise ValueError(f"num_samples must be >= 1, got {num_samples}")
+        self._num_samples = num_samples
+
+    @property
+    def num_samples(self) -> int | None:
+        """How many samples it looks at."""
+        return self._num_samples
+
+    def measure(self, subject: Subject) -> list[Measurement]:
+        """Means over samples."""
+        return [row for name, score in (subject.condition_scores or {}).items() for row in _measured(name, score)]
+
+
+def measured_conditions(
+    drawing: Drawing, labels: Tensor | None, metrics: Iterable[Metric]
+) -> dict[str, ConditionScore] | None:
+    """:func:`draw_condition_scores` as far as a metric asks for it; None where none does."""
+    wanted = [metric for metric in metrics if isinstance(metric, ConditionAgreement)]
+    if not wanted:
+        return None
+    return draw_condition_scores(drawing, labels, max(m.num_samples or drawing.num_samples for m in wanted))
+
+
+def _measured(name: str, score: ConditionScore) -> Iterator[Measurement]:
+    yield Measurement(name, float(score.values.mean()), len(score.values), score.protocol, score.unit)
+    if score.floor is not None:
+        mean = float(score.floor.mean())
+        yield Measurement(f"reconstruction_{name}", mean, len(score.floor), score.protocol, score.unit)
