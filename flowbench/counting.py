@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flowbench.data import Batch, DataSpec
 from flowbench.data.catalogue import declared_spec
-from flowbench.families import Autoencoder, FlowMatching, FlowModule, TARFlow, TrainingModule, count_flops
+from flowbench.families import Autoencoder, BatchPairing, FlowMatching, FlowModule, TARFlow, TrainingModule, count_flops
 from flowbench.flows import FixedStepSolver, IndependentCoupling
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def _training_loss(module: TrainingModule) -> Tensor:
         return module.training_loss(Batch(torch.empty(1, *module.spec.shape, device=_META)), rng).total
     if isinstance(module, FlowMatching):
         # Pairing looks at values; it is no matrix product and never was a part of the count.
-        module.coupling = IndependentCoupling()
+        module.pairing = BatchPairing(IndependentCoupling())
     point = torch.empty(1, *module.flow_shape, device=_META)
     return module.flow_loss(point, _label(module.num_classes), rng).total
 

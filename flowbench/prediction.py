@@ -19,6 +19,7 @@ from torch import Tensor
 from flowbench import prediction_pictures as pictures
 from flowbench.data import DataSpec, FlowDataModule
 from flowbench.families import FlowModule, LatentSpace, Samples
+from flowbench.families.conditional_inpainting import fill_in
 from flowbench.families.masks import make_mask
 from flowbench.families.zero_shot import (
     classify,
@@ -29,6 +30,7 @@ from flowbench.families.zero_shot import (
     reconstruct,
     require_classes,
 )
+from flowbench.prediction_conditions import check_conditions, given_images
 from flowbench.prediction_request import Request
 from flowbench.seeds import derive_seed, generator
 from flowbench.storage import write_atomic, write_text
@@ -36,6 +38,7 @@ from flowbench.storage import write_atomic, write_text
 __all__ = ["run_task"]
 
 BATCH = 256
+ROUNDS = 8
 # More classes than these do not fit a picture, and cost a pass each: they are named one by one.
 MOST_CLASSES = 10
 # How many (pairs of) images, or points, unless told.
@@ -98,6 +101,7 @@ def run_task(
     Returns:
         The folder.
     """
+    check_conditions(request, module)
     if request.num_samples is None and request.task != "classify":
         numbers = _NUM_IMAGES if module.spec.modality == "image" else _NUM_POINTS
         request = replace(request, num_samples=numbers[request.task])
@@ -231,20 +235,16 @@ def _space_unit(module: FlowModule) -> str:
 
 def _sample(request: Request, module: FlowModule, data: FlowDataModule, seed: int) -> Outcome:
     assert request.num_samples is not None, "set by run_task"
-    index = torch.arange(request.num_samples)
-    label = index % module.num_classes if module.num_classes is not None else None
-    parts = [
-        module.sample(
-            module.draw_noise(chunk, seed),
-            None if label is None else label[chunk].to(module.device),
-            guidance=request.guidance,
-            network_evaluations=request.network_evaluations,
-        )
-        for chunk in index.split(BATCH)
-    ]
+    parts, labels = [], []
+    for chunk in torch.arange(request.num_samples).split(BATCH):
+        given, label = given_images(module, data, chunk, seed)
+        labels += [] if label is None else [label]
+        condition = None if label is None else label.to(module.device)
+        options = {"guidance": request.guidance, "network_evaluations": request.network_evaluations, **given}
+        parts.append(module.sample(module.draw_noise(chunk, seed), condition, **options))
     arrays = {"x": _values(torch.cat([part.x for part in parts]), module.spec)}
-    if label is not None:
-        arrays["label"] = label.numpy()
+    if labels:
+        arrays["label"] = torch.cat(labels).numpy()
     draw = partial(pictures.draw_grid, arrays["x"]) if module.spec.modality == "image" else None
     guidance = module.guidance_scale if request.guidance is None else request.guidance
     extra = {"guidance": guidance, "sampler": module.sampler_name}
@@ -372,15 +372,12 @@ def _inpaint(request: Request, module: FlowModule, data: FlowDataModule, seed: i
     subjects = _subjects(request, module, data, seed)
     if module.num_classes is not None and subjects.label is None and not module.label_dropout:
         raise ValueError(f"this flow knows no null label, and {request.images} has no array label: add the classes")
+    conditioner, rounds = module.conditioner, request.rounds or ROUNDS
+    fill = partial(inpaint, rounds=rounds) if conditioner is None else fill_in
     draws = []
     for number in range(request.draws):
         key = derive_seed(seed, "draw", number)
-        draws.append(
-            [
-                inpaint(module, batch.x, mask, batch.label, rounds=request.rounds, seed=key, index=batch.index)
-                for batch in subjects.batches()
-            ]
-        )
+        draws.append([fill(module, b.x, mask, b.label, seed=key, index=b.index) for b in subjects.batches()])
     spec = module.spec
     x = torch.stack([torch.cat([part.x for part in parts]) for parts in draws], 1)
     drift = torch.stack([torch.cat([part.drift for part in parts]) for parts in draws], 1)
@@ -398,8 +395,9 @@ def _inpaint(request: Request, module: FlowModule, data: FlowDataModule, seed: i
         clouds = {"data": arrays["original"]}
         clouds |= {f"draw {i + 1}": arrays["x"][:, i] for i in range(request.draws)}
         draw = partial(pictures.draw_clouds, clouds)
+    unit = _space_unit(module) if conditioner is None else "model units"
     results = {
-        "known_value_drift": _result(float(drift.double().square().mean().sqrt()), f"{_space_unit(module)}, RMS"),
+        "known_value_drift": _result(float(drift.double().square().mean().sqrt()), f"{unit}, RMS"),
         "unknown_share": _result(float(mask.double().mean()), "share of the pixels or coordinates"),
     }
     if module.likelihood == "exact":
@@ -407,7 +405,10 @@ def _inpaint(request: Request, module: FlowModule, data: FlowDataModule, seed: i
         # One completion off the data's support would outweigh all others in a mean.
         median = float(gap.median()) / spec.num_dims
         results["log_density_gap"] = _result(median, "nats per dimension, completed minus data, median")
-    extra = {"method": "approximate inpainting by repeated encoding, not a draw from the exact conditional"}
+    extra: dict[str, Any] = {"method": f"a draw under the flow's own condition, {module.sampler_name}"}
+    if conditioner is None:
+        method = "approximate inpainting by repeated encoding, not a draw from the exact conditional"
+        extra = {"method": method, "rounds": rounds}
     return Outcome(arrays, _cost([part for parts in draws for part in parts]), results, draw, extra)
 
 

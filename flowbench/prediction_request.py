@@ -35,7 +35,7 @@ class Request:
         split: where the data are from, ``train``, ``val`` or ``test``; the first ones are taken.
         images: npz file with `x` (and `label`) in place of the split, laid out as the samples.npz of this command.
         mask: see :func:`~flowbench.families.masks.make_mask`.
-        rounds: rounds of inpainting, >= 1.
+        rounds: rounds of inpainting by a flow that was not trained for it, >= 1; None is 8.
         draws: inpaintings of each image, >= 1.
         steps: states of each interpolation, the ends included, >= 2.
         classes: classes to decode; None is all of them, where they are few.
@@ -49,7 +49,7 @@ class Request:
     split: str = "test"
     images: Path | None = None
     mask: str = "center"
-    rounds: int = 8
+    rounds: int | None = None
     draws: int = 3
     steps: int = 8
     classes: tuple[int, ...] | None = None

@@ -190,9 +190,9 @@ def prepare(experiment: Experiment) -> dict[str, Path]:
     """Train what the experiment requires and the feature networks of its metrics, once per machine.
 
     Returns:
-        The checkpoint of every required experiment, by name.
+        The checkpoint of every required experiment, by name; ``teacher.autoencoder`` is what the teacher requires.
     """
-    checkpoints = {name: _required(name, needed) for name, needed in experiment.requirements.items()}
+    checkpoints = _checkpoints(experiment)
     evaluator = experiment.build_evaluator()
     if evaluator is not None:
         evaluator.prepare(experiment.build_data(), _features_device(experiment))
@@ -222,6 +222,8 @@ def _build(experiment: Experiment, *, training: bool) -> _Run:
     if not isinstance(module, TrainingModule):
         raise ValueError(f"model.class_path must name a flowbench module, got {type(module).__name__}")
     module.seed = experiment.seed
+    if isinstance(module, FlowModule):
+        module.fit_to(built.datamodule, training=training)
     budget = _budget(experiment, built, module)
     module.budget = budget
     if built.evaluator is not None:
@@ -400,6 +402,15 @@ def _refuse_other_configuration(experiment: Experiment) -> None:
             f"{experiment.run_dir} holds a run of another configuration ({found}, this one is "
             f"{experiment.fingerprint}): give another run.dir, or remove the folder"
         )
+
+
+def _checkpoints(experiment: Experiment) -> dict[str, Path]:
+    """Checkpoints of what an experiment requires, to any depth: trained models are built with what they required."""
+    found: dict[str, Path] = {}
+    for name, needed in experiment.requirements.items():
+        found[name] = _required(name, needed)
+        found |= {f"{name}.{inner}": path for inner, path in _checkpoints(needed).items()}
+    return found
 
 
 def _required(name: str, experiment: Experiment) -> Path:

@@ -238,10 +238,23 @@ def _override(tree: Tree, pairs: list[tuple[str, Any]], chain: Chain) -> DictCon
         required = tree.get("requires", {}).get(name)
         if isinstance(required, str):  # an override reaches into the required file: inline it first
             tree["requires"][name] = _compose([_locate(Path(required), Path.cwd(), None)], [], chain).resolved
+    for key, _ in pairs:
+        _cut_required_budget(tree, key.split("."))
     config = OmegaConf.create(tree)
     for key, value in pairs:
         apply_override(config, key, value)
     return config
+
+
+def _cut_required_budget(tree: Tree, key: list[str]) -> None:
+    """An override that names the budget of a required experiment replaces it, as it does at the top."""
+    node: Any = tree
+    while len(key) > 2 and key[0] == "requires" and isinstance(node, dict):
+        node, key = (node.get("requires") or {}).get(key[1]), key[2:]
+    if node is not tree and isinstance(node, dict) and (key[0] == "budget" or key[:2] == ["trainer", "max_steps"]):
+        node.pop("budget", None)
+        if isinstance(node.get("trainer"), dict):
+            node["trainer"].pop("max_steps", None)
 
 
 def _resolve(source: DictConfig, chain: Chain) -> Tree:
@@ -275,4 +288,5 @@ def _finish(tree: Tree, chain: Chain) -> Tree:
             requires[name] = _finish(value, chain)
         else:
             raise ConfigError(f"requires.{name} must be an experiment file or a mapping, got {value!r}")
+        requires[name].pop("evaluator", None)  # it is trained here, not measured: its metrics name no other result
     return tree

@@ -182,7 +182,9 @@ class Experiment:
 
         Args:
             checkpoints: for every name in ``requires`` the checkpoint file of that experiment. The model's
-                argument of that name gets the path when it is annotated as one, else the trained model.
+                argument of that name gets the path when it is annotated as one, else the trained model. What a
+                required experiment requires itself goes by both names, ``teacher.autoencoder``; without its file the
+                required model is built without it.
 
         Raises:
             ConfigError: a required checkpoint is not given, or one is given that nothing requires.
@@ -191,24 +193,37 @@ class Experiment:
         given = {k: Path(v) for k, v in (checkpoints or {}).items()}
         for name in self.requirements.keys() - given.keys():
             raise ConfigError(f"requires.{name} has no checkpoint yet; run: flowbench prepare -c FILE")
-        for name in given.keys() - self.requirements.keys():
-            raise ConfigError(f"checkpoint '{name}' is given, but the experiment does not require it")
-        return self._parts.build({k: _Checkpoint(self.requirements[k], path) for k, path in given.items()})
+        return self._parts.build(self._checkpoints(given))
+
+    def _checkpoints(self, given: Mapping[str, Path]) -> dict[str, _Checkpoint]:
+        """Files by requirement, those of a requirement's own requirements inside of it."""
+        inner: dict[str, dict[str, Path]] = {name: {} for name in given if "." not in name}
+        for name, path in given.items():
+            first, dot, rest = name.partition(".")
+            if first not in self.requirements or first not in inner:
+                raise ConfigError(f"checkpoint '{name}' is given, but the experiment does not require it")
+            if dot:
+                inner[first][rest] = path
+        needed = self.requirements
+        return {k: _Checkpoint(needed[k], given[k], needed[k]._checkpoints(inner[k])) for k in inner}
 
 
 @dataclass(frozen=True)
 class _Checkpoint:
-    """A required experiment and the checkpoint it left."""
+    """A required experiment, the checkpoint it left, and those of what it requires itself."""
 
     experiment: Experiment
     path: Path
+    inner: dict[str, _Checkpoint]
 
     def load(self) -> LightningModule:
         """The trained model, with its averaged weights."""
-        from flowbench.families import load_autoencoder
+        from flowbench.families.autoencoder import load_trained
 
-        factory = self.experiment._parts.model.build()
-        return load_autoencoder(factory(self.experiment.build_data().spec), self.path)
+        parts = self.experiment._parts
+        factory = parts.model.build()
+        spec = self.experiment.build_data().spec
+        return load_trained(factory(spec, **parts.required(self.inner)), self.path)
 
 
 @dataclass(frozen=True)
@@ -258,11 +273,7 @@ class _Parts:
         # Nothing may be built before the seed: initial weights are drawn in constructors.
         self._seed()
         datamodule = self.data.build()
-        hints = constructor_hints(self.model.cls)
-        required = {
-            name: str(checkpoint.path) if takes_path(hints.get(name)) else checkpoint.load()
-            for name, checkpoint in checkpoints.items()
-        }
+        required = self.required(checkpoints)
         self._seed()  # so that a contender's initial weights do not depend on what its prerequisites drew
         model = self.model.build()(datamodule.spec, **required)
         return Built(
@@ -274,6 +285,14 @@ class _Parts:
             loggers={name: part.build() for name, part in self.loggers.items()},
             budget=self.budget,
         )
+
+    def required(self, checkpoints: Mapping[str, _Checkpoint]) -> dict[str, LightningModule | str]:
+        """The model's arguments of these names: trained models, or paths where it takes them."""
+        hints = constructor_hints(self.model.cls)
+        return {
+            name: str(checkpoint.path) if takes_path(hints.get(name)) else checkpoint.load()
+            for name, checkpoint in checkpoints.items()
+        }
 
     def _seed(self) -> None:
         from lightning import seed_everything

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +20,10 @@ from flowbench.metrics import psnr
 from flowbench.networks import GaussianAutoencoder
 from flowbench.networks.discriminator import hinge_discriminator_loss, hinge_generator_loss
 
-__all__ = ["Autoencoder", "AutoencoderFactory", "load_autoencoder"]
+__all__ = ["Autoencoder", "AutoencoderFactory", "load_autoencoder", "load_trained"]
 
 AutoencoderFactory = Callable[[tuple[int, ...]], GaussianAutoencoder]
+Module = TypeVar("Module", bound=TrainingModule)
 DISCRIMINATOR = "discriminator"
 
 
@@ -129,7 +131,7 @@ class Autoencoder(TrainingModule):
         if self.training and self.discriminator is not None:
             adversarial = self._adversarial_loss(self.discriminator, x, x_hat)
             total = total + adversarial.total
-            parts |= adversarial.parts
+            return Loss(total, {**parts, **adversarial.parts})
         return Loss(total, parts)
 
     def _adversarial_loss(self, discriminator: nn.Module, x: Tensor, x_hat: Tensor) -> Loss:
@@ -168,15 +170,16 @@ class Autoencoder(TrainingModule):
         return digest.hexdigest()[:16]
 
 
-def load_autoencoder(module: Autoencoder, checkpoint: str | Path) -> Autoencoder:
-    """Load averaged weights into a freshly built autoencoder; its discriminator has done its work and is dropped.
+def load_trained(module: Module, checkpoint: str | Path) -> Module:
+    """Load averaged weights, where there are, into a freshly built module.
 
     Args:
         module: built from the configuration that trained the checkpoint.
         checkpoint: a file that ``flowbench fit`` wrote.
 
     Returns:
-        `module`, with the averaged weights, in evaluation mode.
+        `module`, in evaluation mode; its weights are the averaged ones. An autoencoder's discriminator has done its
+        work and is dropped.
 
     Raises:
         ValueError: when the file is missing, corrupt or of another model.
@@ -184,5 +187,11 @@ def load_autoencoder(module: Autoencoder, checkpoint: str | Path) -> Autoencoder
     state = load_checkpoint(module, checkpoint)
     if "ema" in state:
         module.load_state_dict(state["ema"]["shadow"], strict=False)
-    module.discriminator = None
+    if isinstance(module, Autoencoder):
+        module.discriminator = None
     return module.eval()
+
+
+def load_autoencoder(module: Autoencoder, checkpoint: str | Path) -> Autoencoder:
+    """:func:`load_trained` of an autoencoder."""
+    return load_trained(module, checkpoint)

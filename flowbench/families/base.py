@@ -12,16 +12,22 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flowbench.data import Batch, DataSpec
+from flowbench.data import Batch, DataSpec, FlowDataModule
+from flowbench.families.conditioning import Conditioner, SpatialCondition
 from flowbench.families.optimization import OptimizerConfig
 from flowbench.families.space import LatentSpace, PixelSpace, Space
 from flowbench.families.training import Loss, TrainingModule
 from flowbench.flows import GaussianSource, Source
+from flowbench.seeds import generator
 
 __all__ = ["Drawn", "FlowModule", "LikelihoodKind", "NetworkFactory", "Samples", "Trajectory"]
 
 LikelihoodKind = Literal["exact", "ode", "bound"]
 NetworkFactory = Callable[[tuple[int, ...], int | None], nn.Module]
+
+# Training points that sources and weights are fitted to, and how many are encoded at a time.
+FIT_POINTS = 8192
+FIT_CHUNK = 512
 
 
 @dataclass
@@ -85,6 +91,7 @@ class FlowModule(TrainingModule):
     Args:
         spec: the data's shape, classes and value grid.
         space: where the flow lives; None means the data space itself.
+        sampling_source: where samples start, in place of the source of the training; None is that source.
         conditional: condition on class labels.
         label_dropout: share of training labels replaced by the null label, in [0, 1); it makes guidance possible.
         optimizer: AdamW and its schedule.
@@ -102,6 +109,7 @@ class FlowModule(TrainingModule):
         spec: DataSpec,
         *,
         space: Space | None = None,
+        sampling_source: Source | None = None,
         conditional: bool = False,
         label_dropout: float = 0.1,
         optimizer: OptimizerConfig | None = None,
@@ -115,6 +123,8 @@ class FlowModule(TrainingModule):
             raise ValueError(f"label_dropout must lie in [0, 1), got {label_dropout}")
         self.space: Space = space or PixelSpace(spec.shape)
         self.source: Source = GaussianSource()
+        self.sampling_source = sampling_source
+        self.conditioner: Conditioner | None = None
         self.num_classes = spec.num_classes if conditional else None
         self.label_dropout = label_dropout
 
@@ -157,6 +167,7 @@ class FlowModule(TrainingModule):
     def checkpoint_identity(self) -> dict[str, Any]:
         """Classes, the autoencoder's weights and the training noise besides: with others it is another density."""
         own = {"classes": self.num_classes, "autoencoder": self.space.checksum, "noise_std": self.space.noise_std}
+        own["conditioner"] = self.conditioner.name if self.conditioner else None
         return {**super().checkpoint_identity, **own}
 
     # ---- what a family gives --------------------------------------------------------------------------
@@ -201,6 +212,16 @@ class FlowModule(TrainingModule):
             num_points: states to return along a continuous flow; a block flow returns one per block.
         """
 
+    def training_pairs(self, data: FlowDataModule, num: int, seed: int) -> dict[str, float] | None:
+        """What the pairs of training look like, by metric name; None for a family that does not train on pairs.
+
+        Args:
+            data: the data; its training split is looked at, and its batch size.
+            num: pairs.
+            seed: the evaluation seed.
+        """
+        return None
+
     @property
     def encoding_evaluations(self) -> float | None:
         """Network evaluations per sample of :meth:`encode`; None where an adaptive solver decides."""
@@ -218,6 +239,31 @@ class FlowModule(TrainingModule):
 
     # ---- what every family does -----------------------------------------------------------------------
 
+    def setup(self, stage: str) -> None:
+        """Fit to the data what was not fitted yet, and compile."""
+        data = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
+        if isinstance(data, FlowDataModule):
+            self.fit_to(data, training=stage == "fit")
+        super().setup(stage)
+
+    def fit_to(self, data: FlowDataModule, *, training: bool) -> None:
+        """Set what depends on the training data and is not learned; what is set already stays.
+
+        Every process finds the same: the first points of the training split, and a generator keyed by the seed.
+
+        Args:
+            data: the data.
+            training: fit what training needs too, and not only what sampling does.
+        """
+        if self.sampling_source is not None and self.sampling_source.needs_fit:
+            self.sampling_source.fit(self.fit_points(data), generator(self.seed, "fit", "sampling"))
+
+    @torch.no_grad()
+    def fit_points(self, data: FlowDataModule, num: int = FIT_POINTS) -> Tensor:
+        """The first training points where the flow lives, without noise, (N, *flow_shape), on the module's device."""
+        values = data.model_values("train", slice(num))
+        return torch.cat([self.space.encode_mean(part.to(self.device)) for part in values.split(FIT_CHUNK)])
+
     def on_fit_start(self) -> None:
         """Let the space keep the training split's latents, where it was asked to."""
         self.space.prepare_training(getattr(self.trainer, "datamodule", None), self.device)
@@ -232,12 +278,16 @@ class FlowModule(TrainingModule):
         Raises:
             ValueError: when the batch carries a condition that this family cannot use.
         """
-        if batch.condition is not None:
+        if batch.condition is not None and self.conditioner is None:
             raise ValueError(
                 f"{type(self).__name__} is conditioned on class labels only, but the batch has a condition"
             )
         x = self.space.encode_batch(batch, generator)
-        return self.flow_loss(x, self._dropped(batch.label, generator), generator)
+        return self.batch_loss(batch, x, self._dropped(batch.label, generator), generator)
+
+    def batch_loss(self, batch: Batch, x: Tensor, label: Tensor | None, rng: torch.Generator) -> Loss:
+        """:meth:`flow_loss` of an encoded batch, for families that look at more of it than points and labels."""
+        return self.flow_loss(x, label, rng)
 
     def _dropped(self, label: Tensor | None, generator: torch.Generator) -> Tensor | None:
         """Replace a share of the labels by the null label, which is the index `num_classes`."""
@@ -265,15 +315,36 @@ class FlowModule(TrainingModule):
             )
         return condition.long()
 
+    @property
+    def drops_conditions(self) -> bool:
+        """Whether the null condition was trained, so that guidance can go away from it."""
+        return self.conditioner is not None and self.conditioner.dropout > 0
+
+    def check_spatial(self, spatial: SpatialCondition | None, num: int) -> None:
+        """Refuse conditions that do not suit the flow.
+
+        Raises:
+            ValueError: for conditions of a flow without a conditioner, none for one that has it, or another number.
+        """
+        if spatial is None:
+            if self.conditioner is not None:
+                raise ValueError(f"this flow is conditioned ({self.conditioner.name}): give one condition per sample")
+        elif self.conditioner is None:
+            raise ValueError("spatial conditions were given to a flow without a conditioner: leave them out")
+        elif len(spatial) != num:
+            raise ValueError(f"expected {num} spatial conditions, got {len(spatial)}")
+
     def check_guidance(self, scale: float) -> None:
         """Refuse a sampler guided by labels that the model never learned, or never learned to do without.
 
         Raises:
             ValueError: for a scale other than 1 of an unconditional model, or one trained without dropped labels.
         """
-        if scale != 1.0 and self.num_classes is None:
+        if scale == 1.0 or self.drops_conditions:
+            return
+        if self.num_classes is None:
             raise ValueError(f"guidance of scale {scale:g} needs labels: set conditional=true")
-        if scale != 1.0 and self.label_dropout == 0.0:
+        if self.label_dropout == 0.0:
             raise ValueError(f"guidance of scale {scale:g} needs a trained null label: set label_dropout above 0")
 
     def draw_noise(self, index: Tensor, seed: int) -> Tensor:
@@ -286,7 +357,8 @@ class FlowModule(TrainingModule):
         Returns:
             Source points of shape (B, *flow_shape) on the module's device.
         """
-        return self.source.sample_indexed(index, self.flow_shape, seed, "sample", device=self.device)
+        source = self.sampling_source or self.source
+        return source.sample_indexed(index, self.flow_shape, seed, "sample", device=self.device)
 
     @torch.no_grad()
     def sample(
@@ -296,6 +368,7 @@ class FlowModule(TrainingModule):
         *,
         network_evaluations: int | None = None,
         guidance: float | None = None,
+        spatial: SpatialCondition | None = None,
     ) -> Samples:
         """Draw samples.
 
@@ -305,23 +378,28 @@ class FlowModule(TrainingModule):
             network_evaluations: evaluations per sample, for families whose solver can choose; None keeps the
                 family's own sampler.
             guidance: scale of classifier-free guidance; 1 is none; None keeps the family's own.
+            spatial: conditions that the flow's conditioner made, one per sample; None where it has none.
 
         Returns:
             Samples in data space with their cost.
 
         Raises:
-            ValueError: when the family cannot choose its evaluations, or guidance is asked of an unconditional model.
+            ValueError: when the family cannot choose its evaluations, guidance is asked of an unconditional model, or a
+                spatial condition is missing or not wanted.
         """
         label = self.check_condition(condition, len(noise))
+        self.check_spatial(spatial, len(noise))
         if network_evaluations is not None and not self.sweeps:
             raise ValueError(f"{type(self).__name__} has a fixed cost per sample: leave network_evaluations out")
-        if guidance not in (None, 1.0) and not self.guides_without_labels:
+        if guidance not in (None, 1.0) and not self.guides_without_labels and not self.drops_conditions:
             if label is None:
                 raise ValueError(f"guidance={guidance} needs labels: train with conditional=true and give a condition")
             self.check_guidance(guidance)
         start = time.perf_counter()
-        drawn = Drawn(*self.flow_sample(noise, label, network_evaluations, guidance))
+        drawn = Drawn(*self.flow_sample(noise, label, network_evaluations, guidance, **_given(spatial)))
         x = self.space.decode(drawn.points)
+        if spatial is not None and self.conditioner is not None:
+            x = self.conditioner.finish(x, spatial)
         if x.is_cuda:
             torch.cuda.synchronize(x.device)
         seconds = time.perf_counter() - start
@@ -353,7 +431,13 @@ class FlowModule(TrainingModule):
             raise ValueError(f"expected points of shape {self.spec.shape}, got {tuple(x.shape[1:])}")
 
     def log_prob(
-        self, x: Tensor, condition: Tensor | None = None, *, index: Tensor | None = None, seed: int = 0
+        self,
+        x: Tensor,
+        condition: Tensor | None = None,
+        *,
+        index: Tensor | None = None,
+        seed: int = 0,
+        spatial: SpatialCondition | None = None,
     ) -> Tensor:
         """Log-density of data, or its lower bound; see :attr:`likelihood`.
 
@@ -362,16 +446,18 @@ class FlowModule(TrainingModule):
             condition: labels, shape (B,), or None for the unconditional density.
             index: sample indices that key the probes and posterior draws; 0..B-1 when None.
             seed: the evaluation seed.
+            spatial: conditions that the flow's conditioner made, one per point; None where it has none.
 
         Returns:
             Nats, shape (B,).
         """
         self._check_points(x)
         label = self.check_condition(condition, len(x))
+        self.check_spatial(spatial, len(x))
         index = torch.arange(len(x)) if index is None else index
 
         def flow_density(z: Tensor) -> Tensor:
-            return self.flow_log_prob(z, label, index, seed)
+            return self.flow_log_prob(z, label, index, seed, **_given(spatial))
 
         with self.full_precision():
             return self.space.log_prob(x, flow_density, index, seed, lambda z: self.flow_denoise(z, label))
@@ -380,7 +466,10 @@ class FlowModule(TrainingModule):
         """Log-densities of one test batch, for the evaluator."""
         label = batch.label if self.num_classes is not None else None
         assert batch.index is not None, "the datamodule numbers its samples"
-        value = self.log_prob(batch.x, label, index=batch.index)
+        spatial = None
+        if self.conditioner is not None:
+            spatial = self.conditioner.evaluation_condition(batch.x, batch.index, 0, self.space)
+        value = self.log_prob(batch.x, label, index=batch.index, spatial=spatial)
         return {"index": batch.index, "log_prob": value.detach()}
 
     @contextmanager
@@ -388,3 +477,8 @@ class FlowModule(TrainingModule):
         """Turn autocast off: likelihoods are computed in the precision of their inputs."""
         with torch.autocast(self.device.type, enabled=False):
             yield
+
+
+def _given(spatial: SpatialCondition | None) -> dict[str, Any]:
+    """The argument of a conditioned flow's own methods; other families do not know it."""
+    return {} if spatial is None else {"spatial": spatial}

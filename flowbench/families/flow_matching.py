@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Callable
+from typing import Any
 
-from flowbench.data import DataSpec
+import torch
+from torch import Tensor, nn
+
+from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families.base import FlowModule, NetworkFactory, Trajectory
+from flowbench.families.conditioning import Conditioner, SpatialCondition, check_condition_channels, guided_network
 from flowbench.families.optimization import OptimizerConfig
-from flowbench.families.space import Space
+from flowbench.families.pairing import BatchPairing, Pairing
+from flowbench.families.space import LatentSpace, Space
 from flowbench.families.training import Loss
+from flowbench.families.training_pairs import describe_pairs
 from flowbench.flows import (
     ClassifierFreeGuidance,
+    ConditionedField,
     Coupling,
     Divergence,
     ExactDivergence,
     Field,
     FixedStepSolver,
     GaussianSource,
+    Guidance,
     HutchinsonDivergence,
     IndependentCoupling,
+    Likelihood,
     LinearPath,
     Midpoint,
+    NormAlignedSource,
     Path,
+    RescheduledField,
     RungeKutta4,
     Solver,
     Source,
+    TimeDistribution,
+    UniformTimes,
     UniformWeight,
     Weight,
     log_likelihood,
+    sample_with_log_prob,
 )
 from flowbench.seeds import generator
 
@@ -53,20 +67,29 @@ class FlowMatching(FlowModule):
         spec: the data's shape, classes and value grid.
         network: builds the velocity network from the flow's shape and the number of classes.
         path: interpolation; None is the straight line.
+        sampling_path: samples follow this path instead, by the scale-time transform of the trained field; None keeps
+            the path of the training.
         source: where the flow starts; None is the standard normal.
-        coupling: pairs source with data; None draws pairs independently.
+        sampling_source: where samples start, in place of `source`; None is that source.
+        coupling: pairs source with data, inside a batch or by a :class:`~flowbench.families.pairing.Pairing` of its
+            own; None draws pairs independently.
         weight: how much a pair counts; None counts all alike.
-        guidance: classifier-free guidance of the sampler; None is scale 1.
+        times: distribution of the training times; None is the uniform one.
+        guidance: guidance of the sampler; None is classifier-free guidance of scale 1, which is none.
         solver: integrates samples; None is the midpoint rule with 20 steps.
         likelihood_solver: integrates log-densities; None is Runge-Kutta 4 with 32 steps (on digits
             within 0.001 bits/dim of 128 steps; 16 steps flattered the model by 0.01).
         divergence: trace of the Jacobian; None is exact up to 8 dimensions, else two fixed Rademacher probes.
         space: where the flow lives; None means the data space.
+        conditioner: makes conditions on the grid of the flow's space, for a network built with their channels.
         conditional: condition on class labels.
         label_dropout: share of training labels replaced by the null label, in [0, 1).
         optimizer: AdamW and its schedule.
         ema_decay: decay of the averaged weights, in [0, 1).
         compile: compile the network.
+
+    Raises:
+        ValueError: when two choices exclude each other.
     """
 
     density = "ode"
@@ -77,14 +100,18 @@ class FlowMatching(FlowModule):
         network: NetworkFactory,
         *,
         path: Path | None = None,
+        sampling_path: Path | None = None,
         source: Source | None = None,
-        coupling: Coupling | None = None,
+        sampling_source: Source | None = None,
+        coupling: Coupling | Pairing | None = None,
         weight: Weight | None = None,
-        guidance: ClassifierFreeGuidance | None = None,
+        times: TimeDistribution | None = None,
+        guidance: Guidance | None = None,
         solver: Solver | None = None,
         likelihood_solver: Solver | None = None,
         divergence: Divergence | None = None,
         space: Space | None = None,
+        conditioner: Conditioner | None = None,
         conditional: bool = False,
         label_dropout: float = 0.1,
         optimizer: OptimizerConfig | None = None,
@@ -94,6 +121,7 @@ class FlowMatching(FlowModule):
         super().__init__(
             spec,
             space=space,
+            sampling_source=sampling_source,
             conditional=conditional,
             label_dropout=label_dropout,
             optimizer=optimizer,
@@ -101,16 +129,50 @@ class FlowMatching(FlowModule):
             compile=compile,
         )
         self.network = network(self.flow_shape, self.num_classes)
+        self.conditioner = conditioner
+        check_condition_channels(self.network, conditioner, self.space)
         self.path = path or LinearPath()
+        self.sampling_path = sampling_path
         self.source = source or GaussianSource()
-        self.coupling = coupling or IndependentCoupling()
+        coupling = coupling or IndependentCoupling()
+        self.pairing = coupling if isinstance(coupling, Pairing) else BatchPairing(coupling)
         self.weight = weight or UniformWeight()
+        self.times = times or UniformTimes()
         self.guidance = guidance or ClassifierFreeGuidance()
         self.check_guidance(self.guidance.scale)
         self.solver = solver or Midpoint(num_steps=20)
         self.likelihood_solver = likelihood_solver or RungeKutta4(num_steps=32)
         few = torch.Size(self.flow_shape).numel() <= EXACT_TRACE_DIMS
         self.divergence = divergence or (ExactDivergence() if few else HutchinsonDivergence(num_probes=2))
+        self._check_axes()
+
+    def _check_axes(self) -> None:
+        """Refuse combinations that would train or sample something else than they say."""
+        if self.path.needs_standard_normal and not (self.source.is_standard_normal and self.pairs_independently):
+            raise ValueError(
+                f"{self.path!r} is right for standard normal noise and independent pairs only, got {self.source!r} and "
+                f"{self.pairing!r}: take LinearPath"
+            )
+        if self.sampling_path is not None:
+            RescheduledField(lambda t, x: x, self.path, self.sampling_path)  # has its own refusals
+        if not self.likelihood_solver.any_field:
+            raise ValueError(
+                f"{self.likelihood_solver!r} follows a path and cannot integrate a density: take a Runge-Kutta method "
+                "as likelihood_solver"
+            )
+        self.solver.for_path(self.sampling_path or self.path)
+        if self.solver.needs_independent_gaussian:
+            std = self.source.std if isinstance(self.source, GaussianSource) else None
+            if std != getattr(self.solver, "source_std", std) or std is None or not self.pairs_independently:
+                raise ValueError(
+                    f"{self.solver!r} needs a Gaussian source of its source_std and independent pairs, got "
+                    f"{self.source!r} and {self.pairing!r}: take an ODE solver"
+                )
+
+    @property
+    def pairs_independently(self) -> bool:
+        """Whether source and data points are paired as drawn."""
+        return isinstance(self.pairing, BatchPairing) and isinstance(self.pairing.coupling, IndependentCoupling)
 
     @property
     def sweeps(self) -> bool:
@@ -119,33 +181,96 @@ class FlowMatching(FlowModule):
 
     @property
     def sampler_name(self) -> str:
-        """The solver of the samples."""
-        return repr(self.solver)
+        """The solver of the samples, and what else changes them: another start or path, guidance, conditions."""
+        parts = [repr(self.solver)]
+        if self.sampling_path is not None:
+            parts.append(repr(self.sampling_path))
+        if self.sampling_source is not None:
+            parts.append(repr(self.sampling_source))
+        if repr(self.guidance) != repr(ClassifierFreeGuidance(self.guidance.scale)):
+            parts.append(repr(self.guidance))
+        if self.conditioner is not None:
+            parts.append(self.conditioner.sampler_name)
+        return "+".join(parts)
 
     @property
     def guidance_scale(self) -> float | None:
-        """Scale of classifier-free guidance."""
-        return None if self.num_classes is None else self.guidance.scale
+        """Scale of the guidance."""
+        return None if self.num_classes is None and not self.drops_conditions else self.guidance.scale
 
     @property
     def likelihood_method(self) -> str:
         """The solver and the divergence of the log-densities."""
         return f"{self.likelihood_solver!r}/{self.divergence!r}"
 
+    def compiled_modules(self) -> list[nn.Module]:
+        """The network: the other modules hold no weights."""
+        return [self.network]
+
     # ---- training -------------------------------------------------------------------------------------
 
+    def fit_to(self, data: FlowDataModule, *, training: bool) -> None:
+        """Fit source and weight to the data besides, where they ask for it."""
+        super().fit_to(data, training=training)
+        if not training or not (self.source.needs_fit or self.weight.needs_fit):
+            return
+        points = self.fit_points(data)
+        if self.source.needs_fit:
+            self.source.fit(points, generator(self.seed, "fit", "source"))
+        if self.weight.needs_fit:
+            rng = generator(self.seed, "fit", "weight")
+            std = self.source.std if isinstance(self.source, GaussianSource | NormAlignedSource) else None
+            noise = self.source.sample_for(points, rng)
+            self.weight.fit(noise, points, rng, self.source.is_isotropic, source_std=std)
+
+    def on_fit_start(self) -> None:
+        """Get the pairing ready."""
+        super().on_fit_start()
+        data = getattr(self.trainer, "datamodule", None)
+        self.pairing.setup(self, data if isinstance(data, FlowDataModule) else None)
+
+    def on_fit_end(self) -> None:
+        """Let the pairing's processes and files go."""
+        self.pairing.close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Let the pairing's processes and files go."""
+        self.pairing.close()
+
     def flow_loss(self, x: Tensor, label: Tensor | None, rng: torch.Generator) -> Loss:
+        """The loss of points that are no batch of the training stream."""
+        return self.batch_loss(Batch(x), x, label, rng)
+
+    def batch_loss(self, batch: Batch, x: Tensor, label: Tensor | None, rng: torch.Generator) -> Loss:
         """Weighted mean squared error of the velocity, averaged over dimensions and batch."""
-        noise = self.source.sample(len(x), self.flow_shape, rng, x.device)
-        noise = noise[self.coupling(noise, x, rng)]
+        pairs = self.pairing.pairs(self, x, label, batch, rng)
         first, last = self.path.interval
-        t = first + (last - first) * torch.rand(len(x), generator=rng, device=x.device)
-        pair = self.path.sample(noise, x, t)
-        error = (self.network(pair.xt, t, label) - pair.velocity).float().square().flatten(1).mean(1)
-        weighted = self.weight(noise, x)
-        cost = (noise - x).detach().flatten(1).square().sum(1).mean()
-        parts = {"unweighted_loss": error.detach().mean(), "coupling_cost": cost, **weighted.diagnostics}
-        return Loss((weighted.weight * error).mean(), parts)
+        t = first + (last - first) * self.times.sample(len(x), rng, x.device)
+        point = self.path.sample(pairs.x0, pairs.x1, t, rng)
+        given = () if self.conditioner is None else (self._training_condition(batch, rng),)
+        error = (self.network(point.xt, t, pairs.label, *given) - point.velocity).float().square().flatten(1).mean(1)
+        weighted = self.weight(pairs.x0, pairs.x1)
+        parts = {"unweighted_loss": error.detach().mean(), **pairs.parts}
+
+        def diagnostics() -> dict[str, Any]:
+            cost = (pairs.x0 - pairs.x1).detach().flatten(1).square().sum(1).mean()
+            of_pairs = pairs.diagnostics() if pairs.diagnostics else {}
+            found = weighted.diagnostics
+            return {"coupling_cost": cost, **of_pairs, **(found() if callable(found) else found)}
+
+        return Loss((weighted.weight * error).mean(), parts, diagnostics)
+
+    def _training_condition(self, batch: Batch, rng: torch.Generator) -> Tensor:
+        assert self.conditioner is not None
+        made = self.conditioner.training_condition(batch, self.space, rng)
+        return self.conditioner.dropped(made, rng).values
+
+    def training_pairs(self, data: FlowDataModule, num: int, seed: int) -> dict[str, float]:
+        """See :func:`~flowbench.families.training_pairs.describe_pairs`."""
+        points = self.fit_points(data, num).cpu()
+        label = data.split("train").label if self.num_classes is not None else None
+        rng = generator(seed, "training-pairs")
+        return describe_pairs(self, points, label if label is None else label[:num], data.batch_size, rng)
 
     # ---- field and solver -----------------------------------------------------------------------------
 
@@ -159,32 +284,71 @@ class FlowMatching(FlowModule):
         """Those of the likelihood's solver; each also costs one backward pass per probe."""
         return _fixed_cost(self.likelihood_solver)
 
-    def field(self, label: Tensor | None, guidance: ClassifierFreeGuidance | None = None) -> Field:
-        """The velocity field of some labels, guided when `guidance` is given."""
-        guide = guidance or ClassifierFreeGuidance()
-        return lambda t, x: guide.velocity(self.network, x, t.to(x).expand(len(x)), label)
+    def field(
+        self, label: Tensor | None, guidance: Guidance | None = None, spatial: SpatialCondition | None = None
+    ) -> Field:
+        """The velocity field of some labels and conditions along the path of the training, guided by `guidance`."""
+        return self._field(guidance or ClassifierFreeGuidance(), label, spatial, self.network)
+
+    def _field(
+        self,
+        guide: Guidance,
+        label: Tensor | None,
+        spatial: SpatialCondition | None,
+        network: Callable[..., Tensor],
+    ) -> ConditionedField:
+        def velocity(t: Tensor, x: Tensor, label: Tensor | None, values: Tensor | None) -> Tensor:
+            condition = None if values is None else SpatialCondition(values)
+            guided, given = guided_network(network, label, condition, self.conditioner)
+            return guide.velocity(guided, x, t.to(x).expand(len(x)), given)
+
+        return ConditionedField(velocity, label, None if spatial is None else spatial.values)
 
     def _times(self, num: int = 2) -> Tensor:
         """Equally spaced times over the interval where the path's velocity is finite."""
         return torch.linspace(*self.path.interval, num, dtype=torch.float64)
 
     def flow_sample(
-        self, noise: Tensor, label: Tensor | None, network_evaluations: int | None, guidance: float | None
+        self,
+        noise: Tensor,
+        label: Tensor | None,
+        network_evaluations: int | None,
+        guidance: float | None,
+        spatial: SpatialCondition | None = None,
     ) -> tuple[Tensor, float]:
-        """Integrate the field from 0 to 1; guided evaluations count twice.
+        """Integrate the field from 0 to 1; every evaluation of the network counts.
 
         Raises:
-            ValueError: when the evaluations cannot be shared out between the two branches of guidance.
+            ValueError: when the solver under this guidance cannot spend exactly those evaluations.
         """
-        guide = self.guidance if guidance is None else ClassifierFreeGuidance(guidance)
-        cost = 1 if label is None else guide.evaluations_per_call
-        solver = self.solver
+        guide = self.guidance if guidance is None else self.guidance.with_scale(guidance)
+        path = self.sampling_path or self.path
+        guided = label is not None or (spatial is not None and self.drops_conditions)
+        solver = self.solver.for_path(path)
+        counted = _CountedNetwork(self.network)
+        field = self._field(guide, label, spatial, counted)
+        moved = self._moved(field)
+        times = torch.tensor(path.interval if moved is None else moved.interval, dtype=torch.float64)
         if network_evaluations is not None:
-            if network_evaluations % cost:
-                raise ValueError(f"a guided sample takes an even number of evaluations, got {network_evaluations}")
-            solver = solver.with_evaluations(network_evaluations // cost)
-        solution = solver.solve(self.field(label, guide), noise, self._times())
-        return solution.states[-1], float(cost * solution.stats.network_evaluations)
+            cost = self._evaluations_at(guide, moved) if guided else _single
+            solver = _with_evaluations(solver, network_evaluations, cost, times)
+        if moved is None:
+            return solver.solve(field, noise, times).states[-1], counted.rows / len(noise)
+        return moved.finish(solver.solve(moved, moved.start(noise), times).states[-1]), counted.rows / len(noise)
+
+    def _moved(self, field: Field) -> RescheduledField | None:
+        """The field along the path of the samples, where that is another than the path of the training."""
+        return None if self.sampling_path is None else RescheduledField(field, self.path, self.sampling_path)
+
+    @staticmethod
+    def _evaluations_at(guide: Guidance, moved: RescheduledField | None) -> Callable[[float], int]:
+        """Network evaluations of a guided velocity at a time of the samples' path; guidance sees the trained one."""
+
+        def evaluations(t: float) -> int:
+            clock = t if moved is None else float(moved.trained_time(torch.tensor(t, dtype=torch.float64)))
+            return guide.evaluations_at(clock)
+
+        return evaluations
 
     def flow_encode(self, z: Tensor, label: Tensor | None) -> Tensor:
         """Integrate the unguided field from the data end of the path's interval to its source end.
@@ -192,22 +356,71 @@ class FlowMatching(FlowModule):
         The sampler's solver runs backward with the same steps. An explicit method is not its own inverse: encoding and
         decoding return a point up to O(h^p), h the step and p the solver's order.
         """
-        return self.solver.solve(self.field(label), z, self._times().flip(0)).states[-1]
+        solver = self.solver.for_path(self.path)
+        return solver.solve(self.field(label), z, self._times().flip(0)).states[-1]
 
     @torch.no_grad()
-    def trajectory(self, noise: Tensor, condition: Tensor | None = None, num_points: int = 33) -> Trajectory:
+    def trajectory(
+        self,
+        noise: Tensor,
+        condition: Tensor | None = None,
+        num_points: int = 33,
+        spatial: SpatialCondition | None = None,
+    ) -> Trajectory:
         """States and velocities of the learned ODE at equal times, two midpoint steps between neighbours."""
-        field = self.field(self.check_condition(condition, len(noise)))
-        times = self._times(num_points)
+        label = self.check_condition(condition, len(noise))
+        self.check_spatial(spatial, len(noise))
+        field: Field = self.field(label, spatial=spatial)
+        moved = self._moved(field)
+        interval = self.path.interval
+        if moved is not None:
+            field, noise, interval = moved, moved.start(noise), moved.interval
+        times = torch.linspace(*interval, num_points, dtype=torch.float64)
         states = Midpoint(num_steps=2 * (num_points - 1)).solve(field, noise, times).states
         velocities = torch.stack([field(t, x) for t, x in zip(times, states, strict=True)])
         return Trajectory(states, times, velocities)
 
-    def flow_log_prob(self, x: Tensor, label: Tensor | None, index: Tensor, seed: int) -> Tensor:
+    @torch.no_grad()
+    def sample_with_log_prob(
+        self, noise: Tensor, condition: Tensor | None = None, *, index: Tensor | None = None, seed: int = 0
+    ) -> tuple[Tensor, Likelihood]:
+        """Unguided samples and their log-density from one pass of the likelihood's solver.
+
+        Args:
+            noise: source points, shape (B, *flow_shape).
+            condition: labels, shape (B,), or None.
+            index: sample indices that key the probes; 0..B-1 when None.
+            seed: the evaluation seed.
+
+        Returns:
+            Samples, shape (B, *D), and their likelihood in nats.
+
+        Raises:
+            ValueError: in a latent space, where a sample's density is not known, or of a flow with a conditioner.
+        """
+        if isinstance(self.space, LatentSpace) or self.conditioner is not None:
+            raise ValueError("densities of samples are those of unconditioned flows in data space: use sample()")
+        label = self.check_condition(condition, len(noise))
+        index = torch.arange(len(noise)) if index is None else index
+        probes = [generator(seed, "probes", int(i)) for i in index]
+        with self.full_precision():
+            return sample_with_log_prob(
+                self.field(label),
+                noise,
+                self.source.log_prob,
+                self.likelihood_solver,
+                self.divergence,
+                probes,
+                self.path.interval,
+            )
+
+    def flow_log_prob(
+        self, x: Tensor, label: Tensor | None, index: Tensor, seed: int, spatial: SpatialCondition | None = None
+    ) -> Tensor:
         """Instantaneous change of variables along the backward solution (Chen et al., 2018, arXiv 1806.07366)."""
         probes = [generator(seed, "probes", int(i)) for i in index]
         return log_likelihood(
-            self.field(label),
+            self.field(label, spatial=spatial),
             x,
             self.source.log_prob,
             self.likelihood_solver,
@@ -215,6 +428,51 @@ class FlowMatching(FlowModule):
             probes,
             self.path.interval,
         ).log_prob
+
+
+class _CountedNetwork:
+    """Counts the samples that a network evaluates."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.rows = 0
+
+    def __call__(self, x: Tensor, *rest: Tensor | None) -> Tensor:
+        self.rows += len(x)
+        velocity: Tensor = self.network(x, *rest)
+        return velocity
+
+
+def _single(t: float) -> int:
+    return 1
+
+
+def _with_evaluations(solver: Solver, budget: int, cost: Callable[[float], int], times: Tensor) -> Solver:
+    """The solver that spends exactly `budget` network evaluations per sample.
+
+    Args:
+        solver: the method.
+        budget: how many.
+        cost: network evaluations of one velocity at a time, 1 or 2.
+        times: first and last time of the solve.
+
+    Raises:
+        ValueError: when there is none.
+    """
+    if cost is _single:
+        return solver.with_evaluations(budget)
+    # A guided velocity may cost twice as much at some times only: the number of calls follows from none of them alone.
+    for calls in range(budget, (budget - 1) // 2, -1):
+        try:
+            candidate = solver.with_evaluations(calls)
+        except ValueError:
+            continue
+        assert isinstance(candidate, FixedStepSolver), "an adaptive solver takes no budget"
+        if sum(cost(t) for t in candidate.stage_times(times)) == budget:
+            return candidate
+    raise ValueError(
+        f"guided samples of {solver!r} cannot spend exactly {budget} network evaluations: a guided velocity takes two"
+    )
 
 
 def _fixed_cost(solver: Solver) -> float | None:

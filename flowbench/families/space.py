@@ -50,6 +50,16 @@ class Space(ABC):
         """Data (B, *D) to what the flow is trained on (B, *shape); every random number comes from `generator`."""
 
     @abstractmethod
+    def encode_indexed(self, x: Tensor, index: Tensor, seed: int) -> Tensor:
+        """:meth:`encode` with every random number keyed by (seed, index): the same for any batching.
+
+        Args:
+            x: data, shape (B, *D).
+            index: sample indices, shape (B,).
+            seed: the evaluation seed.
+        """
+
+    @abstractmethod
     def encode_mean(self, x: Tensor) -> Tensor:
         """Data (B, *D) to the mean of :meth:`encode` (B, *shape), without noise."""
 
@@ -96,6 +106,13 @@ class PixelSpace(Space):
         if not self.noise_std:
             return x
         return x + self.noise_std * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+
+    def encode_indexed(self, x: Tensor, index: Tensor, seed: int) -> Tensor:
+        """Data with noise keyed by the index; the data themselves where `noise_std` is 0."""
+        if not self.noise_std:
+            return x
+        noise = indexed_normal(index, self.shape, seed, "augmentation", device=x.device, dtype=x.dtype)
+        return x + self.noise_std * noise
 
     def encode_mean(self, x: Tensor) -> Tensor:
         """Nothing to do."""
@@ -180,6 +197,11 @@ class LatentSpace(Space):
             return self.encode(batch.x, generator)
         self._model(batch.x)
         return _draw(*self._scaled(*self._cache.take(batch.index, batch.x.device)), generator)
+
+    @torch.no_grad()
+    def encode_indexed(self, x: Tensor, index: Tensor, seed: int) -> Tensor:
+        """A draw from q(z | x), keyed as that of :meth:`log_prob` is."""
+        return self._keyed_draw(*self._posterior(x), index, seed)
 
     @torch.no_grad()
     def encode_mean(self, x: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from flowbench.flows import (
     Inversion,
     Permutation,
     SequentialInverse,
+    Source,
     alternating,
     network_grid,
     patchify,
@@ -82,6 +83,7 @@ class TARFlow(FlowModule):
             1e-4). Together with a denoiser that learns it costs a second pass backward.
         checkpoint_every: activation checkpointing of every n-th transformer layer in training; 0 is none.
         space: where the flow lives; None means the data space.
+        sampling_source: where samples start, in place of the standard normal of the training; None is that.
         conditional: condition on class labels.
         label_dropout: share of training labels replaced by the null label, in [0, 1).
         optimizer: AdamW and its schedule.
@@ -117,6 +119,7 @@ class TARFlow(FlowModule):
         latent_norm: float = 0.0,
         checkpoint_every: int = 0,
         space: Space | None = None,
+        sampling_source: Source | None = None,
         conditional: bool = False,
         label_dropout: float = 0.1,
         optimizer: OptimizerConfig | None = None,
@@ -127,6 +130,7 @@ class TARFlow(FlowModule):
         super().__init__(
             spec,
             space=space or PixelSpace(spec.shape, noise.noise_std),
+            sampling_source=sampling_source,
             conditional=conditional,
             label_dropout=label_dropout,
             optimizer=optimizer,

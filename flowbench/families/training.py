@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -40,8 +40,8 @@ class Loss:
     """
 
     total: Tensor
-    parts: dict[str, Tensor] = field(default_factory=dict)
-    diagnostics: Callable[[], dict[str, Tensor]] | None = None
+    parts: Mapping[str, Tensor | float] = field(default_factory=dict)
+    diagnostics: Callable[[], Mapping[str, Tensor | float]] | None = None
 
 
 class TrainingModule(L.LightningModule):

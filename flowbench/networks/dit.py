@@ -59,6 +59,7 @@ class DiT(VelocityNetwork):
         num_heads: attention heads; divides ``width``.
         patch_size: side of a square patch in pixels; divides H and W.
         mlp_ratio: hidden size of the block's MLP over ``width``.
+        condition_channels: channels of a condition on the grid of x, which widen the first layer alone; 0: none.
 
     Raises:
         ValueError: ``shape`` is not (C, H, W), patch or heads do not divide, or a size is not positive.
@@ -79,8 +80,9 @@ class DiT(VelocityNetwork):
         num_heads: int = 4,
         patch_size: int = 2,
         mlp_ratio: float = 4.0,
+        condition_channels: int = 0,
     ) -> None:
-        super().__init__(shape, num_classes, embedding_width=width)
+        super().__init__(shape, num_classes, embedding_width=width, condition_channels=condition_channels)
         if len(self.shape) != 3:
             raise ValueError(f"shape is {self.shape}; DiT takes images (C, H, W), use MLP for vectors")
         channels, height, image_width = self.shape
@@ -93,7 +95,7 @@ class DiT(VelocityNetwork):
         self.patch_size = patch_size
         self.grid = (height // patch_size, image_width // patch_size)
         patch_dim = channels * patch_size**2
-        self.input = nn.Linear(patch_dim, width)
+        self.input = nn.Linear(self.input_channels * patch_size**2, width)
         self.blocks = nn.ModuleList(DiTBlock(width, num_heads, int(mlp_ratio * width)) for _ in range(depth))
         self.norm = _norm(width)
         self.modulation = nn.Linear(width, 2 * width)
@@ -126,7 +128,7 @@ class DiT(VelocityNetwork):
 
     def patchify(self, x: Tensor) -> Tensor:
         """Cut images (B, C, H, W) into row-major patches (B, N, C * patch_size**2)."""
-        (rows, columns), size, channels = self.grid, self.patch_size, self.shape[0]
+        (rows, columns), size, channels = self.grid, self.patch_size, x.shape[1]
         patches = x.reshape(-1, channels, rows, size, columns, size).permute(0, 2, 4, 1, 3, 5)
         return patches.reshape(-1, rows * columns, channels * size**2)
 

@@ -37,6 +37,7 @@ class MLP(VelocityNetwork):
         width: hidden size.
         depth: number of residual layers.
         zero_output: start with zero output weights, hence with zero velocity.
+        condition_channels: coordinates of a condition, which widen the first layer alone; 0: none.
 
     Raises:
         ValueError: ``shape`` is not (d,), or a size is not positive.
@@ -53,13 +54,14 @@ class MLP(VelocityNetwork):
         width: int = 128,
         depth: int = 3,
         zero_output: bool = True,
+        condition_channels: int = 0,
     ) -> None:
-        super().__init__(shape, num_classes, embedding_width=width)
+        super().__init__(shape, num_classes, embedding_width=width, condition_channels=condition_channels)
         if len(self.shape) != 1:
             raise ValueError(f"shape is {self.shape}; MLP takes vectors (d,), use DiT or UNet for (C, H, W)")
         if depth < 1:
             raise ValueError(f"depth is {depth}; MLP needs at least 1 residual layer")
-        self.input = nn.Linear(self.shape[0], width)
+        self.input = nn.Linear(self.input_channels, width)
         self.layers = nn.ModuleList(ResidualLayer(width) for _ in range(depth))
         self.output = nn.Linear(width, self.shape[0])
         if zero_output:

@@ -92,6 +92,7 @@ class UNet(VelocityNetwork):
         attention_resolutions: heights H / 2**i of the levels that attend after every residual block.
         num_heads: heads of every attention; divides the channels there.
         dropout: dropout rate in [0, 1).
+        condition_channels: channels of a condition on the grid of x, which widen the first layer alone; 0: none.
 
     Raises:
         ValueError: a size does not fit the shape, or an attention resolution is not a level's height.
@@ -112,8 +113,9 @@ class UNet(VelocityNetwork):
         attention_resolutions: Sequence[int] = (),
         num_heads: int = 4,
         dropout: float = 0.0,
+        condition_channels: int = 0,
     ) -> None:
-        super().__init__(shape, num_classes, embedding_width=4 * channels)
+        super().__init__(shape, num_classes, embedding_width=4 * channels, condition_channels=condition_channels)
         _check_levels(self.shape, channel_multipliers, num_res_blocks)
         heights = [self.shape[1] >> level for level in range(len(channel_multipliers))]
         missing = [height for height in attention_resolutions if height not in heights]
@@ -127,7 +129,7 @@ class UNet(VelocityNetwork):
         ]
         stage = partial(UNetStage, embedding_width=4 * channels, dropout=dropout)
         lowest, highest = levels[-1][0], levels[0][0]
-        self.stem = conv3x3(self.shape[0], channels)
+        self.stem = conv3x3(self.input_channels, channels)
         self.encoder, skip_channels = _encoder(stage, channels, levels, num_res_blocks)
         self.middle = nn.ModuleList([stage(lowest, lowest, num_heads=num_heads), stage(lowest, lowest)])
         self.decoder = _decoder(stage, skip_channels, levels, num_res_blocks)

@@ -15,16 +15,23 @@ __all__ = ["VelocityNetwork"]
 class VelocityNetwork(nn.Module, ABC):
     """A network v(x, t, label) shaped like x: checks its inputs, embeds time and label, calls ``velocity``.
 
+    A condition that lies on the grid of x, say a masked image or a semantic map, joins x as further input channels
+    (Dao et al., 2023, arXiv:2307.08698; Rombach et al., 2022, arXiv:2112.10752, section 3.3).
+
     Args:
         shape: shape of one sample, (d,) or (C, H, W).
         num_classes: number of labels, or None for an unconditional network.
         embedding_width: size of the conditioning vector that ``velocity`` receives.
+        condition_channels: channels of the condition on the grid of x, >= 0; 0: there is none.
 
     Raises:
-        ValueError: a size in ``shape``, ``num_classes`` or ``embedding_width`` is not positive.
+        ValueError: a size in ``shape``, ``num_classes`` or ``embedding_width`` is not positive, or
+            ``condition_channels`` is negative.
     """
 
-    def __init__(self, shape: tuple[int, ...], num_classes: int | None, *, embedding_width: int) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], num_classes: int | None, *, embedding_width: int, condition_channels: int = 0
+    ) -> None:
         super().__init__()
         self.shape = tuple(int(size) for size in shape)
         self.num_classes = num_classes
@@ -34,21 +41,35 @@ class VelocityNetwork(nn.Module, ABC):
             raise ValueError(f"num_classes is {num_classes}; give at least 1, or None for an unconditional network")
         if embedding_width < 1:
             raise ValueError(f"the width of {type(self).__name__} is {embedding_width}; give a positive number")
+        if condition_channels < 0:
+            raise ValueError(f"condition_channels is {condition_channels}; give a positive number, or 0 for none")
+        self.condition_channels = condition_channels
         self.embedding = TimeLabelEmbedding(embedding_width, num_classes)
+
+    @property
+    def input_channels(self) -> int:
+        """Channels (or coordinates) of what :meth:`velocity` is given: those of x, then those of the condition."""
+        return self.shape[0] + self.condition_channels
+
+    def null_condition(self, x: Tensor) -> Tensor | None:
+        """The condition that says nothing, zeros (B, condition_channels, *grid); None for a network without one."""
+        if not self.condition_channels:
+            return None
+        return x.new_zeros((len(x), self.condition_channels, *self.shape[1:]))
 
     @abstractmethod
     def velocity(self, x: Tensor, embedding: Tensor) -> Tensor:
         """The velocity at checked inputs.
 
         Args:
-            x: states, shape (B, *shape).
+            x: states followed by the condition's channels, shape (B, input_channels, *shape[1:]).
             embedding: conditioning vectors, shape (B, embedding_width).
 
         Returns:
             Velocities, shape (B, *shape).
         """
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
         """The velocity of each sample.
 
         Args:
@@ -56,15 +77,31 @@ class VelocityNetwork(nn.Module, ABC):
             t: times in [0, 1] (0 = source, 1 = data), shape (B,) or a scalar for the whole batch; floating.
             label: labels in 0..num_classes, shape (B,), integer; index ``num_classes`` is the null label.
                 None: the null label for every sample.
+            condition: on the grid of x, shape (B, condition_channels, *shape[1:]), floating; needed where the
+                network was built with condition_channels. Zeros are the null condition.
 
         Returns:
             Velocities, shape (B, *shape).
 
         Raises:
-            ValueError: a shape or dtype does not fit, or labels were given to an unconditional network.
+            ValueError: a shape or dtype does not fit, labels or a condition were given to a network without them, or
+                its condition is missing.
         """
         self._check(x, t, label)
-        return self.velocity(x, self.embedding(t.expand(x.shape[0]), label))
+        self._check_condition(x, condition)
+        inputs = x if condition is None else torch.cat([x, condition.to(x)], dim=1)
+        return self.velocity(inputs, self.embedding(t.expand(x.shape[0]), label))
+
+    def _check_condition(self, x: Tensor, condition: Tensor | None) -> None:
+        name, wanted = type(self).__name__, (len(x), self.condition_channels, *self.shape[1:])
+        if condition is None and self.condition_channels:
+            raise ValueError(f"this {name} has condition_channels={self.condition_channels}; give a condition {wanted}")
+        if condition is not None and not self.condition_channels:
+            raise ValueError(
+                f"a condition was given to a {name} without; build it with condition_channels or pass None"
+            )
+        if condition is not None and tuple(condition.shape) != wanted:
+            raise ValueError(f"the condition has shape {tuple(condition.shape)}; this {name} takes {wanted}")
 
     def _check(self, x: Tensor, t: Tensor, label: Tensor | None) -> None:
         name, batch = type(self).__name__, tuple(x.shape[:1])

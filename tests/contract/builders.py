@@ -23,7 +23,18 @@ from flowbench.families import (
     WeightedCFM,
 )
 from flowbench.families.decoder_finetuning import DecoderFineTuning
-from flowbench.flows import AutoregressiveGuidance, JacobiInverse
+from flowbench.flows import (
+    AutoregressiveGuidance,
+    CosineGrid,
+    CosinePath,
+    GibbsWeight,
+    JacobiInverse,
+    LogitNormalTimes,
+    NormAlignedSource,
+    RungeKutta4,
+    SchrodingerBridgePath,
+)
+from flowbench.flows.coupling_entropic import SchrodingerBridgeCoupling
 from flowbench.networks import MLP, DiT, KLAutoencoder
 
 IMAGES = DataSpec("images", "1", (1, 4, 4), num_classes=3, levels=17)
@@ -46,8 +57,13 @@ CASES = [
     ("cfm", POINTS),
     ("ot_cfm", IMAGES),
     ("ot_cfm", POINTS),
+    ("cfm_bridge", POINTS),
+    ("cfm_cosine", IMAGES),
+    ("cfm_rescheduled", IMAGES),
+    ("cfm_aligned", IMAGES),
     ("wcfm", IMAGES),
     ("wcfm", POINTS),
+    ("wcfm_corrected", IMAGES),
     ("latent_cfm", IMAGES),
 ]
 IDS = [f"{name}-{spec.name}" for name, spec in CASES]
@@ -71,7 +87,7 @@ def autoencoder(noise_std: float = 0.0) -> Autoencoder:
 
 
 def variant(name: str) -> dict:
-    """Options of a variant of an autoregressive family, new objects each time."""
+    """Options of a variant of a family, new objects each time."""
     score_matching = {"denoiser": FlowScoreDenoiser(width=16, depth=1, head_dim=8), "latent_norm": 0.01}
     orders = {"layers": [1, 1, 1], "width": [8, 16, 8], "permutations": ["transpose", "reverse-rows", "identity"]}
     return {
@@ -81,6 +97,11 @@ def variant(name: str) -> dict:
         "tarflow_tweedie": {"augmentation": GaussianNoise(0.2), "denoiser": Tweedie()},
         "tarflow_score_matching": {"augmentation": GaussianNoise(0.2), **score_matching},
         "starflow_score_matching": {"augmentation": GaussianNoise(0.3), **score_matching},
+        "cfm_bridge": {"path": SchrodingerBridgePath(0.5), "coupling": SchrodingerBridgeCoupling(0.5)},
+        "cfm_cosine": {"path": CosinePath(), "times": LogitNormalTimes(), "solver": RungeKutta4(num_steps=32)},
+        "cfm_rescheduled": {"sampling_path": CosinePath(), "solver": RungeKutta4(num_steps=32, grid=CosineGrid())},
+        "cfm_aligned": {"source": NormAlignedSource()},
+        "wcfm_corrected": {"weight": GibbsWeight(kappa=1.0, correction="mixed")},
         "starflow_decoder": {"augmentation": GaussianNoise(0.3), "denoiser": DecoderDenoiser()},
     }.get(name, {})
 
@@ -99,6 +120,7 @@ def build(name: str, spec: DataSpec, *, conditional: bool = False, seed: int = 0
     tarflow = {"layers": [1, 2], "patch_size": 2 if spec is IMAGES else 1, **tokens, **variant(name), **common}
     starflow = {"deep_layers": 2, "shallow_blocks": 1, "shallow_layers": 1, **tokens, **variant(name), **common}
     noise_std = 0.3 if name == "starflow_decoder" else 0.0
+    common = {**(variant(name) if family in ("cfm", "wcfm") else {}), **common}
     makers = {
         "tarflow": lambda: TARFlow(spec, **tarflow),
         "starflow": lambda: STARFlow(spec, autoencoder=autoencoder(noise_std), **starflow),
@@ -107,9 +129,21 @@ def build(name: str, spec: DataSpec, *, conditional: bool = False, seed: int = 0
         "wcfm": lambda: WeightedCFM(spec, network, **common),
         "latent_cfm": lambda: LatentCFM(spec, network, autoencoder=autoencoder(), **common),
     }
-    module = makers[family if family in ("tarflow", "starflow") else name]()
+    module = makers[family if family in ("tarflow", "starflow", "cfm", "wcfm") else name]()
     perturb(module, seed)
+    fitted(module)
     return module
+
+
+def fitted(module: FlowModule) -> None:
+    """Fit what a run fits to its data before the first step."""
+    if isinstance(module, FlowMatching):
+        points = batch_of(module.spec, 64).x
+        if module.source.needs_fit:
+            module.source.fit(points, torch.Generator().manual_seed(0))
+        if module.weight.needs_fit:
+            rng = torch.Generator().manual_seed(0)
+            module.weight.fit(module.source.sample_for(points, rng), points, rng, True, source_std=1.0)
 
 
 def batch_of(spec: DataSpec, size: int = 6, seed: int = 0):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import lightning as L
 import pytest
 import torch
@@ -130,8 +128,9 @@ def test_trajectory_runs_from_the_noise_to_the_sample(name, spec):
     noise = module.draw_noise(torch.arange(3), 0)
     path = module.trajectory(noise, None, 65)
     assert path.states.shape[1:] == (3, *module.flow_shape)
-    assert path.times[0] == 0
-    assert path.times[-1] == 1
+    # A path that is singular at its ends begins and stops just inside.
+    assert path.times[0] == pytest.approx(0, abs=2e-3)
+    assert path.times[-1] == pytest.approx(1, abs=2e-3)
     assert torch.equal(path.states[0], noise)
     # Trajectories are the flow's own: a denoiser comes after them.
     torch.testing.assert_close(path.states[-1], module.flow_decode(noise, None)[0], atol=2e-3, rtol=2e-3)
@@ -202,7 +201,7 @@ def test_a_checkpoint_of_another_family_is_refused_in_one_line(name, spec, tmp_p
     checkpoint = {"state_dict": module.state_dict()}
     module.on_save_checkpoint(checkpoint)
     torch.save(checkpoint, tmp_path / "a.ckpt")
-    stranger = build("cfm" if name != "cfm" else "tarflow", spec)
+    stranger = build("tarflow" if name.startswith("cfm") else "cfm", spec)
     with pytest.raises(ValueError, match="checkpoint's family is") as caught:
         families.load_checkpoint(stranger, tmp_path / "a.ckpt")
     assert "\n" not in str(caught.value)
@@ -212,13 +211,13 @@ def test_a_checkpoint_of_another_family_is_refused_in_one_line(name, spec, tmp_p
 def test_dropout_and_mode_are_restored_after_evaluation_even_when_it_fails(name, spec):
     module = build(name, spec)
     module.ema.update()
-    before = copy.deepcopy(module.state_dict())
+    before = {key: value.clone() for key, value in module.state_dict().items() if torch.is_tensor(value)}
     with pytest.raises(RuntimeError, match="boom"), module.evaluating("ema"):
         assert not module.training
         raise RuntimeError("boom")
     assert module.training
-    for key, value in module.state_dict().items():
-        assert torch.equal(before[key], value), key
+    for key, value in before.items():
+        assert torch.equal(module.state_dict()[key], value), key
 
 
 @every_family

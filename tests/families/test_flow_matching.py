@@ -18,7 +18,7 @@ class Watched:
         self.label = self.x0 = self.x1 = None
         path_sample, network = module.path.sample, module.network.forward
 
-        def sample(x0, x1, t):
+        def sample(x0, x1, t, generator=None):
             self.x0, self.x1 = x0, x1
             return path_sample(x0, x1, t)
 

@@ -105,13 +105,13 @@ def test_validation_uses_the_averaged_weights_and_fixed_noise(tmp_path):
 def test_gradient_accumulation_draws_fresh_noise_per_micro_batch(tmp_path):
     module = model("cfm")
     draws = []
-    inner = module.flow_loss
+    inner = module.training_loss
 
-    def spy(x, label, rng):
+    def spy(batch, rng):
         draws.append(torch.rand(1, generator=rng).item())
-        return inner(x, label, rng)
+        return inner(batch, rng)
 
-    module.flow_loss = spy
+    module.training_loss = spy
     trainer(tmp_path, max_steps=2, accumulate_grad_batches=2).fit(module, digits())
     assert len(draws) == len(set(draws)) == 4
 

@@ -1,0 +1,63 @@
+"""Normalized Flow Matching: a normalizing flow's bijection as the coupling of flow matching."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flowbench.data import DataSpec
+from flowbench.families.base import FlowModule, NetworkFactory
+from flowbench.families.flow_matching import FlowMatching
+from flowbench.families.space import Space
+from flowbench.families.teacher_pairing import TeacherPairing, check_teacher, required_teacher, source_of, space_of
+from flowbench.flows import Source
+
+__all__ = ["NormalizedFlowMatching"]
+
+
+class NormalizedFlowMatching(FlowMatching):
+    """Flow matching whose every data point starts from the noise that a trained flow maps it to.
+
+    The pairs of a bijection do not cross by chance, so the field has less to average over than under independent pairs.
+    How a teacher's training noise is treated is told at :class:`~flowbench.families.teacher_pairing.TeacherPairing`.
+
+    The operations of a training step include the teacher's pass. Where a cache replaces it, a budget in operations
+    counts it all the same and buys the same training.
+
+    References:
+        Berthelot et al. (2026), The Coupling Within: Flow Matching via Distilled Normalizing Flows, arXiv 2603.09014.
+
+    Args:
+        spec: the data's shape, classes and value grid.
+        network: builds the velocity network.
+        teacher: trained, of the same data; an experiment file names it under ``requires``.
+        cache_encodings: keep the training split's encodings on disk instead of running the teacher in every step, where
+            an encoding is a function of the sample.
+        space: where the student lives; None is beside the teacher: its autoencoder's latents, or the data space.
+        source: None is the teacher's.
+        options: the other axes of :class:`FlowMatching`; `coupling` is what this family chooses.
+
+    Raises:
+        ValueError: without a teacher, or with one of another shape, source or number of classes.
+    """
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        network: NetworkFactory,
+        *,
+        teacher: FlowModule | None = None,
+        cache_encodings: bool = False,
+        space: Space | None = None,
+        source: Source | None = None,
+        **options: Any,
+    ) -> None:
+        teacher = required_teacher(teacher, "NormalizedFlowMatching", spec)
+        super().__init__(
+            spec,
+            network,
+            coupling=TeacherPairing(teacher, cache_encodings),
+            space=space or space_of(teacher),
+            source=source or source_of(teacher),
+            **options,
+        )
+        check_teacher(self, teacher)

@@ -1,0 +1,126 @@
+"""Tensors with one row per pair on disk, made once per machine and piece by piece."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor, nn
+
+from flowbench.metrics.weights import cache_dir
+from flowbench.storage import write_atomic
+
+__all__ = ["PairStore", "weights_checksum"]
+
+# A killed generation loses at most this many rows of each process.
+SHARD_ROWS = 4096
+# Up to this size the rows are kept in memory; above it every batch is gathered from memory maps.
+IN_MEMORY_BYTES = 2**28
+
+Rows = dict[str, Tensor]
+
+
+class PairStore:
+    """N rows of named tensors in files of :data:`SHARD_ROWS` rows, each whole or absent.
+
+    The folder's name follows from what the rows are, so that another teacher or seed is another folder. Several
+    processes share the work: each makes shards that nobody else is making.
+
+    Args:
+        name: the folder's first word.
+        identity: what the rows depend on, in plain types.
+        num_rows: N, at least 1.
+        shard_rows: rows of a file.
+    """
+
+    def __init__(self, name: str, identity: Mapping[str, Any], num_rows: int, shard_rows: int = SHARD_ROWS) -> None:
+        self.identity = {**identity, "num_rows": num_rows, "shard_rows": shard_rows}
+        text = json.dumps(self.identity, sort_keys=True)
+        self.folder = cache_dir() / "pairs" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        self.num_rows = num_rows
+        self.shard_rows = shard_rows
+        self._shards: list[Rows] = []
+
+    def complete(self, make: Callable[[Tensor], Rows]) -> None:
+        """Make the shards that are missing, then open all of them.
+
+        Args:
+            make: gives the rows of some indices, int64 (M,); a function of them alone.
+
+        Raises:
+            ValueError: for a file that is damaged or holds other rows.
+            OSError: the cache cannot be written or the disk is full, with the file's name.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        paths = [self.folder / f"{first:09d}.pt" for first in range(0, self.num_rows, self.shard_rows)]
+        for timeout in (0, -1):  # first what nobody works on, then wait for the others
+            for number, path in enumerate(paths):
+                self._make(path, number * self.shard_rows, make, timeout)
+        self._shards = [self._read(path) for path in paths]
+        if sum(value.nbytes for shard in self._shards for value in shard.values()) <= IN_MEMORY_BYTES:
+            self._shards = [{name: torch.cat([part[name] for part in self._shards]) for name in self._shards[0]}]
+
+    def _make(self, path: Path, first: int, make: Callable[[Tensor], Rows], timeout: float) -> None:
+        if path.is_file():  # files appear whole; a cache that is there may be read-only
+            return
+        try:
+            with FileLock(f"{path}.lock", timeout=timeout):
+                if not path.is_file():
+                    rows = make(torch.arange(first, min(first + self.shard_rows, self.num_rows)))
+                    content = {"identity": self.identity, "rows": {name: value.cpu() for name, value in rows.items()}}
+                    write_atomic(path, lambda file: torch.save(content, file))
+        except Timeout:
+            return
+
+    def _read(self, path: Path) -> Rows:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            found, rows = content["identity"], content["rows"]
+        except Exception as error:  # on arbitrary bytes the unpickler raises anything
+            raise ValueError(f"cannot read the stored pairs {path} ({type(error).__name__}): delete the file") from None
+        if found != self.identity:
+            raise ValueError(f"the stored pairs {path} are those of {found}, expected {self.identity}: delete the file")
+        return dict(rows)
+
+    def take(self, index: Tensor, device: torch.device) -> Rows:
+        """Some rows.
+
+        Args:
+            index: of the rows, int64 (B,), on any device.
+            device: where the result lies.
+        """
+        index = index.cpu()
+        if len(self._shards) == 1:
+            return {name: value.index_select(0, index).to(device) for name, value in self._shards[0].items()}
+        shard = index // self.shard_rows
+        out = {name: torch.empty(len(index), *v.shape[1:], dtype=v.dtype) for name, v in self._shards[0].items()}
+        for number in shard.unique().tolist():
+            places = (shard == number).nonzero().squeeze(1)
+            for name, value in self._shards[number].items():
+                out[name][places] = value.index_select(0, index[places] - number * self.shard_rows)
+        return {name: value.to(device) for name, value in out.items()}
+
+
+def weights_checksum(module: nn.Module) -> str:
+    """SHA-256 over names and values of a module's state, the first 16 hex digits."""
+    digest = hashlib.sha256()
+    for part in _leaves("", module.state_dict()):
+        digest.update(part)
+    return digest.hexdigest()[:16]
+
+
+def _leaves(name: str, value: Any) -> Iterable[bytes]:
+    """Bytes of tensors and of plain values, in the order of their names."""
+    if isinstance(value, Mapping):
+        for key in sorted(value):
+            yield from _leaves(f"{name}.{key}", value[key])
+    elif isinstance(value, Tensor):
+        yield name.encode()
+        yield value.detach().cpu().contiguous().numpy().tobytes()
+    else:
+        yield f"{name}={value!r}".encode()

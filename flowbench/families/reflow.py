@@ -1,0 +1,243 @@
+"""Reflow: flow matching on the pairs that a trained flow makes of noise."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from flowbench.data import Batch, DataSpec, FlowDataModule
+from flowbench.data.samplers import EndlessSampler
+from flowbench.families.base import Drawn, FlowModule, NetworkFactory
+from flowbench.families.conditioning import Conditioner
+from flowbench.families.flow_matching import FlowMatching
+from flowbench.families.pair_store import PairStore, weights_checksum
+from flowbench.families.pairing import Pairing, Pairs, cost_ratio
+from flowbench.families.space import Space
+from flowbench.families.teacher_pairing import check_spaces, check_teacher, required_teacher, source_of, space_of
+from flowbench.flows import Solver, Source
+from flowbench.seeds import generator
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Reflow", "ReflowPairing"]
+
+GENERATION_BATCH = 512
+
+
+class ReflowPairing(Pairing):
+    """Fixed pairs (z0, z1) with z1 the sample that a trained flow makes of the source point z0.
+
+    Pair i starts from noise keyed by (seed, i); a conditional teacher is given the label of a training sample drawn
+    for it. The pairs are made once per machine, before the first step, and kept in the cache. They lie where the flow
+    lives, as the teacher's sampler gives them: denoised where it denoises, guided where it guides.
+
+    In training the data are not looked at: the pairs have an endless stream of their own, in the same batches. A share
+    of them is held out for the validation batches.
+
+    Args:
+        teacher: trained; any flow.
+        num_pairs: pairs to make, at least 2.
+        hold_out: share of them for validation, in (0, 1).
+        seed: keys noise and labels, apart from the run's seed: runs with other seeds share the pairs.
+        solver: integrates the teacher's samples; None is the teacher's own sampler.
+        guidance: scale of the teacher's guidance; None is the teacher's own.
+
+    Raises:
+        ValueError: for a value out of range, or a solver for a teacher that has none.
+    """
+
+    def __init__(
+        self,
+        teacher: FlowModule,
+        num_pairs: int,
+        hold_out: float = 0.05,
+        seed: int = 0,
+        solver: Solver | None = None,
+        guidance: float | None = None,
+    ) -> None:
+        if num_pairs < 2:
+            raise ValueError(f"num_pairs must be at least 2, got {num_pairs}: one to train on and one to hold out")
+        if not 0.0 < hold_out < 1.0:
+            raise ValueError(f"hold_out must lie in (0, 1), got {hold_out}: validation needs pairs of its own")
+        self.teacher = teacher.requires_grad_(False).eval()
+        if solver is not None:
+            if not isinstance(teacher, FlowMatching):
+                raise ValueError(f"pair_solver integrates a field, and {type(teacher).__name__} has none: leave it out")
+            teacher.solver = solver
+        if guidance is not None:
+            teacher.check_guidance(guidance)
+        self.num_held_out = min(max(1, round(hold_out * num_pairs)), num_pairs - 1)
+        self.num_training = num_pairs - self.num_held_out
+        self.seed = seed
+        self.guidance = guidance
+        self._store: PairStore | None = None
+        self._sampler: EndlessSampler | None = None
+
+    def __repr__(self) -> str:
+        return f"ReflowPairing({type(self.teacher).__name__}, {self.num_training + self.num_held_out} pairs)"
+
+    # ---- generation -------------------------------------------------------------------------------------
+
+    def setup(self, flow: FlowMatching, data: FlowDataModule | None) -> None:
+        """Read the pairs, or make those that are missing; processes share the work.
+
+        Raises:
+            ValueError: when teacher and student do not live in the same space, or there is no datamodule.
+        """
+        if not isinstance(data, FlowDataModule):
+            raise ValueError(f"stored pairs follow the batches of a FlowDataModule, got {type(data).__name__}")
+        check_teacher(flow, self.teacher)
+        check_spaces(flow, self.teacher)
+        num_pairs = self.num_training + self.num_held_out
+        store = PairStore("reflow", self._identity(data), num_pairs)
+        labels = self._labels(data, num_pairs)
+        store.complete(lambda index: self._made(index, labels, flow.device))
+        rank, world_size = (flow.trainer.global_rank, flow.trainer.world_size) if flow._trainer else (0, 1)
+        self._sampler = EndlessSampler(self.num_training, data.batch_size, flow.seed, rank, world_size)
+        self._store = store
+
+    def _identity(self, data: FlowDataModule) -> Mapping[str, Any]:
+        """All that the pairs depend on; the data only through the labels of their training split."""
+        teacher, labelled = self.teacher, self.teacher.num_classes is not None
+        return {
+            "kind": "reflow",
+            "seed": self.seed,
+            "teacher": weights_checksum(teacher),
+            "shape": list(teacher.flow_shape),
+            "source": repr(teacher.source),
+            "sampler": f"{type(teacher).__name__} {teacher.sampler_name}",
+            "guidance": teacher.guidance_scale if self.guidance is None else self.guidance,
+            "labels": [data.spec.name, data.spec.version, len(data.split("train"))] if labelled else None,
+        }
+
+    def _labels(self, data: FlowDataModule, num_pairs: int) -> Tensor | None:
+        """The label of a training sample drawn for each pair."""
+        if self.teacher.num_classes is None:
+            return None
+        labels = data.split("train").label
+        assert labels is not None, "a conditional teacher's data are labelled"
+        drawn = torch.randint(len(labels), (num_pairs,), generator=generator(self.seed, "reflow", "label"))
+        return labels[drawn]
+
+    @torch.no_grad()
+    def _made(self, index: Tensor, labels: Tensor | None, device: torch.device) -> dict[str, Tensor]:
+        teacher = self.teacher.to(device)
+        parts: list[dict[str, Tensor]] = []
+        for rows in index.split(GENERATION_BATCH):
+            noise = teacher.source.sample_indexed(rows, teacher.flow_shape, self.seed, "reflow", device=device)
+            label = None if labels is None else labels[rows].to(device)
+            with teacher.full_precision():
+                points = Drawn(*teacher.flow_sample(noise, label, None, self.guidance)).points
+            if not bool(points.isfinite().all()):
+                raise ValueError(
+                    "the teacher's samples hold NaN or infinity: train it longer, or give another pair_solver"
+                )
+            part = {"x0": noise.cpu(), "x1": points.float().cpu()}
+            parts.append(part if label is None else {**part, "label": label.cpu()})
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    # ---- training ---------------------------------------------------------------------------------------
+
+    def pairs(self, flow: FlowMatching, x1: Tensor, label: Tensor | None, batch: Batch, rng: torch.Generator) -> Pairs:
+        """The stored pairs at this batch's place in the stream; dropped labels stay dropped.
+
+        In a call without a trainer, as when operations are counted, fresh noise and the points as they are.
+        """
+        if self._store is None:
+            if flow._trainer is None:
+                return Pairs(flow.source.sample_for(x1, rng), x1, label)
+            self.setup(flow, getattr(flow.trainer, "datamodule", None))
+        assert self._store is not None
+        rows = self._store.take(self._chosen(batch, len(x1)), x1.device)
+        x0, x1 = rows["x0"], rows["x1"]
+        if label is not None:
+            label = torch.where(label.eq(self.teacher.num_classes or 0), label, rows["label"])
+        return Pairs(x0, x1, label, diagnostics=lambda: {"cost_ratio": cost_ratio(x0, x0.roll(1, 0), x1)})
+
+    def _chosen(self, batch: Batch, num: int) -> Tensor:
+        """Numbers of the pairs of a batch: of the stream, or held out."""
+        assert self._sampler is not None
+        if batch.position is not None:
+            return self._sampler.batch_at(batch.position).indices
+        index = torch.arange(num) if batch.index is None else batch.index.cpu()
+        return self.num_training + index % self.num_held_out
+
+
+class Reflow(FlowMatching):
+    """Flow matching on the pairs of a trained flow, which straightens its paths (rectified flow).
+
+    Its noise and samples are a coupling of the same two distributions, with a transport cost that is not larger and
+    paths that cross less; each round does so again, and keeps the errors of the former. A chain of rounds is a chain of
+    experiment files, each with the former as `teacher`. With ``times: PointTimes(0)`` and one Euler step it is the
+    paper's one-step distillation.
+
+    Making the pairs is no part of a training budget, as the training of the teacher is not.
+
+    References:
+        Liu et al. (2023), Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow, arXiv
+        2209.03003, sec. 2 and alg. 1.
+
+    Args:
+        spec: the data's shape, classes and value grid.
+        network: builds the velocity network.
+        teacher: trained, of the same data; an experiment file names it under ``requires``.
+        num_pairs: pairs to make, at least 2.
+        hold_out: share of the pairs for validation, in (0, 1).
+        pair_seed: keys the pairs' noise and labels; runs with other seeds share the pairs.
+        pair_solver: integrates the pairs; None is the teacher's own sampler.
+        pair_guidance: scale of the teacher's guidance; None is the teacher's own.
+        initialise_from_teacher: start from the teacher's weights; it must have the same network.
+        space: where the student lives; None is beside the teacher: its autoencoder's latents, or the data space.
+        source: None is the teacher's.
+        conditioner: refused, because generated points have no data that a condition could be made from.
+        options: the other axes of :class:`FlowMatching`; `coupling` is what this family chooses.
+
+    Raises:
+        ValueError: without a teacher, or with one of another shape, source, number of classes or network.
+    """
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        network: NetworkFactory,
+        *,
+        teacher: FlowModule | None = None,
+        num_pairs: int = 50_000,
+        hold_out: float = 0.05,
+        pair_seed: int = 0,
+        pair_solver: Solver | None = None,
+        pair_guidance: float | None = None,
+        initialise_from_teacher: bool = True,
+        space: Space | None = None,
+        source: Source | None = None,
+        conditioner: Conditioner | None = None,
+        **options: Any,
+    ) -> None:
+        teacher = required_teacher(teacher, "Reflow", spec)
+        if conditioner is not None:
+            raise ValueError("Reflow's points are generated, and a conditioner needs data to hide: leave it out")
+        super().__init__(
+            spec,
+            network,
+            coupling=ReflowPairing(teacher, num_pairs, hold_out, pair_seed, pair_solver, pair_guidance),
+            space=space or space_of(teacher),
+            source=source or source_of(teacher),
+            **options,
+        )
+        check_teacher(self, teacher)
+        if initialise_from_teacher:
+            self._start_from(teacher)
+
+    def _start_from(self, teacher: FlowModule) -> None:
+        try:
+            if not isinstance(teacher, FlowMatching):
+                raise RuntimeError
+            self.network.load_state_dict(teacher.network.state_dict())
+        except RuntimeError:
+            raise ValueError(
+                "the teacher has another network than model.init_args.network: set initialise_from_teacher=false, or "
+                "use its own settings, e.g. by `base: [<its experiment file>]`"
+            ) from None
