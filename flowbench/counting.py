@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from flowbench.data import Batch, DataSpec
 from flowbench.data.catalogue import declared_spec
 from flowbench.families import Autoencoder, BatchPairing, FlowMatching, FlowModule, TARFlow, TrainingModule, count_flops
+from flowbench.families.conditioning import NullConditioner
 from flowbench.flows import FixedStepSolver, IndependentCoupling
 
 if TYPE_CHECKING:
@@ -178,6 +179,8 @@ def _training_loss(module: TrainingModule) -> Tensor:
     if isinstance(module, FlowMatching):
         # Pairing looks at values; it is no matrix product and never was a part of the count.
         module.pairing = BatchPairing(IndependentCoupling())
+        if module.conditioner is not None:
+            module.conditioner = NullConditioner(module.conditioner.channels(module.space))
     point = torch.empty(1, *module.flow_shape, device=_META)
     return module.flow_loss(point, _label(module.num_classes), rng).total
 
@@ -193,7 +196,9 @@ def _evaluation(module: TrainingModule, blocks: Sequence[BlockCount]) -> tuple[i
     if not isinstance(module, FlowMatching):
         return None, None
     x, t = torch.empty(1, *module.flow_shape, device=_META), torch.zeros(1, device=_META)
-    flops = _forward_flops(lambda: module.network(x, t, _label(module.num_classes)))
+    channels = 0 if module.conditioner is None else module.conditioner.channels(module.space)
+    given = (x.new_zeros((1, channels, *x.shape[2:])),) if channels else ()
+    flops = _forward_flops(lambda: module.network(x, t, _label(module.num_classes), *given))
     solver = module.solver
     return flops, solver.num_steps * solver.evaluations_per_step if isinstance(solver, FixedStepSolver) else None
 

@@ -58,6 +58,7 @@ SMALLEST = {
     "flowbench.networks.UNet": {"channels": 8, "num_res_blocks": 1, "num_heads": 1},
     "flowbench.networks.DiT": {"depth": 1},
     "flowbench.networks.KLAutoencoder": {"width": 8, "num_res_blocks": 1},
+    "flowbench.families.Reflow": {"num_pairs": 64},
     "flowbench.families.TARFlow": {"layers": [1, 1]},
     "flowbench.families.STARFlow": {"deep_layers": 1, "shallow_blocks": 1, "shallow_layers": 1},
 }
@@ -106,6 +107,7 @@ def quick(file: Path, images: dict[str, Path]) -> list[str]:
 def prepare(experiment: Experiment, folder: Path) -> None:
     """Train what is required where `flowbench prepare` looks for it, without the seconds that a new process takes."""
     for name, needed in experiment.requirements.items():
+        prepare(needed, folder)
         trained = cache_dir() / f"{name}-{needed.fingerprint}"
         if not trained.exists():
             needed.write(folder / "required.yaml")
@@ -182,7 +184,8 @@ def test_an_experiment_is_parsed_built_and_trained_for_a_step(file, tmp_path, im
     runs.fit(experiment)
     state = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
     assert state["global_step"] == 1
-    assert all(value.isfinite().all() for value in state["state_dict"].values())
+    tensors = [value for value in state["state_dict"].values() if torch.is_tensor(value)]  # what is fitted is none
+    assert all(value.isfinite().all() for value in tensors)
 
 
 def untrained(experiment: Experiment, folder: Path) -> dict[str, Path]:
@@ -276,6 +279,8 @@ def test_an_experiment_is_measured_with_all_its_metrics(file, tmp_path, images):
     )
     rows = read_rows(tmp_path / "run" / "rows.jsonl")
     assert all(row.status == "ok" for row in rows)
-    assert {"nll", "straightness", "parameters"} <= {row.metric for row in rows}
+    # A field trained at one time only has neither a density nor paths.
+    of_the_field = set() if "distilled" in file.stem else {"nll", "straightness"}
+    assert {"parameters", *of_the_field} <= {row.metric for row in rows}
     assert any("sweep" in row.protocol for row in rows) == ("tarflow" not in file.stem and "starflow" not in file.stem)
     assert (tmp_path / "run" / "curve.jsonl").is_file()

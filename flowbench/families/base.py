@@ -340,7 +340,8 @@ class FlowModule(TrainingModule):
         Raises:
             ValueError: for a scale other than 1 of an unconditional model, or one trained without dropped labels.
         """
-        if scale == 1.0 or self.drops_conditions:
+        # With labels, guidance is by the labels: both branches keep the condition.
+        if scale == 1.0 or (self.drops_conditions and self.num_classes is None):
             return
         if self.num_classes is None:
             raise ValueError(f"guidance of scale {scale:g} needs labels: set conditional=true")

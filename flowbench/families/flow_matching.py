@@ -201,7 +201,8 @@ class FlowMatching(FlowModule):
     @property
     def likelihood_method(self) -> str:
         """The solver and the divergence of the log-densities."""
-        return f"{self.likelihood_solver!r}/{self.divergence!r}"
+        given = "" if self.conditioner is None else f"/given-{self.conditioner.name}"
+        return f"{self.likelihood_solver!r}/{self.divergence!r}{given}"
 
     def compiled_modules(self) -> list[nn.Module]:
         """The network: the other modules hold no weights."""
@@ -230,10 +231,6 @@ class FlowMatching(FlowModule):
         self.pairing.setup(self, data if isinstance(data, FlowDataModule) else None)
 
     def on_fit_end(self) -> None:
-        """Let the pairing's processes and files go."""
-        self.pairing.close()
-
-    def on_exception(self, exception: BaseException) -> None:
         """Let the pairing's processes and files go."""
         self.pairing.close()
 

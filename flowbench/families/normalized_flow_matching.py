@@ -20,8 +20,8 @@ class NormalizedFlowMatching(FlowMatching):
     The pairs of a bijection do not cross by chance, so the field has less to average over than under independent pairs.
     How a teacher's training noise is treated is told at :class:`~flowbench.families.teacher_pairing.TeacherPairing`.
 
-    The operations of a training step include the teacher's pass. Where a cache replaces it, a budget in operations
-    counts it all the same and buys the same training.
+    A budget in operations counts the teacher's pass in every step, where a cache replaces it too, so that it buys the
+    same training with and without; ``flowbench count`` shows the student alone.
 
     References:
         Berthelot et al. (2026), The Coupling Within: Flow Matching via Distilled Normalizing Flows, arXiv 2603.09014.

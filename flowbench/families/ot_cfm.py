@@ -7,6 +7,7 @@ from typing import Any
 from flowbench.data import DataSpec
 from flowbench.families.base import NetworkFactory
 from flowbench.families.flow_matching import FlowMatching
+from flowbench.families.pairing import Pairing
 from flowbench.flows import Coupling, OptimalTransportCoupling
 
 __all__ = ["OTCFM"]
@@ -16,8 +17,10 @@ class OTCFM(FlowMatching):
     """Flow matching with the exact minibatch optimal-transport coupling.
 
     Pairs are found inside each process's share of a micro-batch, so the number of processes and the accumulation of
-    gradients change the coupling. The coupling does not look at labels: given its label, a data point's source is no
-    longer distributed as the source that a conditional sampler draws from (arXiv 2503.10636).
+    gradients change the coupling; a :class:`~flowbench.families.stream_pairing.StreamPairing` couples several batches
+    of all processes at once. The default does not look at labels: given its label, a data point's source is no longer
+    distributed as the source that a conditional sampler draws from (arXiv 2503.10636), which
+    :class:`~flowbench.flows.ConditionalCoupling` mends.
 
     References:
         Tong et al. (2024), Improving and Generalizing Flow-Based Generative Models, arXiv 2302.00482, sec. 3.2.
@@ -31,6 +34,6 @@ class OTCFM(FlowMatching):
     """
 
     def __init__(
-        self, spec: DataSpec, network: NetworkFactory, *, coupling: Coupling | None = None, **options: Any
+        self, spec: DataSpec, network: NetworkFactory, *, coupling: Coupling | Pairing | None = None, **options: Any
     ) -> None:
         super().__init__(spec, network, coupling=coupling or OptimalTransportCoupling(), **options)

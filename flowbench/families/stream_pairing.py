@@ -216,8 +216,12 @@ class _Stream:
             self.queued.pop(stale)[1].cancel()
         for following in wanted:
             if following not in self.queued:
-                problem = self._problem(flow, following)
-                self.queued[following] = (problem, self.worker.submit(problem))
+                try:
+                    problem = self._problem(flow, following)
+                    self.queued[following] = (problem, self.worker.submit(problem))
+                except (ValueError, RuntimeError):
+                    # Met again, and told to the other processes, when the group's turn comes.
+                    return
 
     # ---- what is coupled --------------------------------------------------------------------------------
 

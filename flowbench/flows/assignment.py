@@ -94,8 +94,8 @@ def _sinkhorn_potential(cost: Tensor) -> Tensor:
     epsilon = 0.5 * (nearest[:, 3] - nearest[:, 0]).median()
     if epsilon <= 0:
         return torch.zeros_like(cost[0])
-    # Far below the smallest exponent that matters; keeps tiny epsilons away from infinity.
-    kernel = (cost / -epsilon).clamp_(min=-1e6)
+    # Far below any exponent that matters; a tiny epsilon would otherwise overflow.
+    kernel = (cost / -epsilon).clamp_(min=-200.0)
     u = -kernel.amax(1)
     v = u
     for _ in range(_NUM_SWEEPS):

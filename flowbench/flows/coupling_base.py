@@ -85,7 +85,10 @@ def squared_distances(x0: Tensor, x1: Tensor) -> Tensor:
 
 
 def _squared_norms(points: Tensor) -> Tensor:
-    return points.double().square().sum(1)
+    if points.dtype == torch.float64:
+        return points.square().sum(1)
+    # Summed in float64 without a float64 copy of the points.
+    return torch.linalg.vector_norm(points, dim=1, dtype=torch.float64).square()
 
 
 def _may_multiply_in_float32(a: Tensor, b: Tensor) -> bool:

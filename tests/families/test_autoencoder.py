@@ -124,7 +124,7 @@ def test_both_sides_move_and_the_checkpoint_comes_back(tmp_path, perceptual):
     options = {"perceptual": perceptual, "adversarial": GAME, "ema_decay": 0.5}
     module = build(**options)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    run = trainer(tmp_path, max_steps=3, val_check_interval=3, limit_val_batches=1)
+    run = trainer(tmp_path, max_steps=3, val_check_interval=3, limit_val_batches=1, log_every_n_steps=1)
     run.fit(module, digits())
     still = {name for name, p in module.named_parameters() if torch.equal(p, before[name])}
     # Where all logits lie between the hinges, the two sides' gradients of the last bias cancel.

@@ -111,7 +111,8 @@ def test_images_are_paired_by_their_bins_centres_and_mirror_images_as_they_are(t
     import numpy as np
 
     images = np.random.default_rng(0).integers(0, 256, (48, 1, 4, 4), dtype=np.uint8)
-    np.savez(tmp_path / "x.npz", train=images, val=images[:5], test=images[:5])
+    labels = {f"{split}_label": np.arange(num) % 3 for split, num in (("train", 32), ("val", 8), ("test", 8))}
+    np.savez(tmp_path / "x.npz", train=images[:32], val=images[32:40], test=images[40:], **labels)
     data = FlowDataModule("npz", path=str(tmp_path / "x.npz"), batch_size=SIZE, seed=4, random_flip=True)
     found = pairs_of(StreamPairing(oversample=2, ahead=0), data, range(2))
     noise = torch.randn(2 * SIZE, 1, 4, 4, generator=generator(4, "coupling", 0))
