@@ -25,6 +25,7 @@ from flowbench.flows import (
     Field,
     FixedStepSolver,
     GaussianSource,
+    GibbsWeight,
     Guidance,
     HutchinsonDivergence,
     IndependentCoupling,
@@ -148,7 +149,8 @@ class FlowMatching(FlowModule):
 
     def _check_axes(self) -> None:
         """Refuse combinations that would train or sample something else than they say."""
-        if self.path.needs_standard_normal and not (self.source.is_standard_normal and self.pairs_independently):
+        independent = self.pairs_independently and not self.source.is_paired
+        if self.path.needs_standard_normal and not (self.source.is_standard_normal and independent):
             raise ValueError(
                 f"{self.path!r} is right for standard normal noise and independent pairs only, got {self.source!r} and "
                 f"{self.pairing!r}: take LinearPath"
@@ -161,12 +163,18 @@ class FlowMatching(FlowModule):
                 "as likelihood_solver"
             )
         self.solver.for_path(self.sampling_path or self.path)
+        if isinstance(self.weight, GibbsWeight) and self.weight.correction != "none" and not independent:
+            raise ValueError(
+                f"correction {self.weight.correction} is that of independent pairs, got {self.pairing!r} and "
+                f"{self.source!r}: set correction: none, or pair independently"
+            )
         if self.solver.needs_independent_gaussian:
+            unweighted = isinstance(self.weight, UniformWeight) and self.sampling_source is None
             std = self.source.std if isinstance(self.source, GaussianSource) else None
-            if std != getattr(self.solver, "source_std", std) or std is None or not self.pairs_independently:
+            if std is None or std != getattr(self.solver, "source_std", std) or not (independent and unweighted):
                 raise ValueError(
-                    f"{self.solver!r} needs a Gaussian source of its source_std and independent pairs, got "
-                    f"{self.source!r} and {self.pairing!r}: take an ODE solver"
+                    f"{self.solver!r} needs a Gaussian source of its source_std and independent pairs of one weight, "
+                    f"got {self.source!r}, {self.pairing!r} and {type(self.weight).__name__}: take an ODE solver"
                 )
 
     @property

@@ -39,25 +39,21 @@ def describe_pairs(
         ``cost_ratio``, the mean squared distance of the pairs, as weighted, over that of independent pairs; for a
         weight that is not uniform :func:`describe_weight` besides.
     """
-    was_training = flow.weight.training
-    flow.weight.eval()  # so that looking does not move a running normaliser
-    try:
-        paired = weights = independent = torch.zeros((), dtype=torch.float64)
-        for rows in torch.arange(len(x1)).split(batch_size):
-            points, given = x1[rows], None if label is None else label[rows]
-            pairs = flow.pairing.pairs(flow, points, given, Batch(points, label=given), rng)
-            weight = flow.weight(pairs.x0, pairs.x1).weight.double()
-            paired = paired + (weight * _squares(pairs.x0, pairs.x1)).sum()
-            weights = weights + weight.sum()
-            fresh = flow.source.sample_for(points, rng)
-            independent = independent + _squares(fresh[torch.randperm(len(fresh), generator=rng)], points).sum()
-        found = {"cost_ratio": float(paired / weights / (independent / len(x1)))}
-        if not isinstance(flow.weight, UniformWeight):
-            data = x1[:TILT_POINTS]
-            found |= describe_weight(flow.weight, flow.source.sample_for(data, rng), data)
-    finally:
-        flow.weight.train(was_training)
-    return found
+    costs, independent, log_weights = [], [], []
+    weight = copy.deepcopy(flow.weight).cpu()
+    for rows in torch.arange(len(x1)).split(batch_size):
+        points, given = x1[rows], None if label is None else label[rows]
+        pairs = flow.pairing.pairs(flow, points, given, Batch(points, label=given), rng)
+        costs.append(_squares(pairs.x0, pairs.x1))
+        log_weights.append(weight.log_weight(pairs.x0, pairs.x1).double())
+        fresh = flow.source.sample_for(points, rng)
+        independent.append(_squares(fresh[torch.randperm(len(fresh), generator=rng)], points))
+    share = torch.cat(log_weights).softmax(0)
+    found = {"cost_ratio": float((share * torch.cat(costs)).sum() / torch.cat(independent).mean())}
+    if isinstance(weight, UniformWeight):
+        return found
+    data = x1[:TILT_POINTS]
+    return found | describe_weight(weight, flow.source.sample_for(data, rng), data)
 
 
 @torch.no_grad()
@@ -65,7 +61,7 @@ def describe_weight(weight: Weight, x0: Tensor, x1: Tensor) -> dict[str, float]:
     """What a weight does to independent pairs, from the weights of all pairs of two samples.
 
     Args:
-        weight: in evaluation mode.
+        weight: on the CPU.
         x0: source points, shape (N, *D).
         x1: data points, shape (M, *D).
 
@@ -75,7 +71,8 @@ def describe_weight(weight: Weight, x0: Tensor, x1: Tensor) -> dict[str, float]:
         distance that the tilted marginals alone explain (NaN without a drop); ``weighted_norm_ratio``, the mean norm of
         the data as weighted over their mean norm.
     """
-    weights, costs = _all_pairs(copy.deepcopy(weight).cpu(), x0.cpu(), x1.cpu())
+    log_weights, costs = _all_pairs(weight, x0.cpu(), x1.cpu())
+    weights = (log_weights - log_weights.max()).exp()
     source, target, total = weights.sum(1), weights.sum(0), weights.sum()
     mean = {
         "independent": costs.mean(),
@@ -94,15 +91,15 @@ def describe_weight(weight: Weight, x0: Tensor, x1: Tensor) -> dict[str, float]:
 
 
 def _all_pairs(weight: Weight, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights and squared distances of every pair, float64, shape (N, M)."""
+    """Log-weights and squared distances of every pair, float64, shape (N, M)."""
     chunk = max(1, TILT_NUMBERS // x1.numel())
-    weights, costs = [], []
+    log_weights, costs = [], []
     for part in x0.split(chunk):
         left = part.repeat_interleave(len(x1), 0)
         right = x1.repeat(len(part), *[1] * (x1.ndim - 1))
-        weights.append(weight(left, right).weight.double().view(len(part), len(x1)))
+        log_weights.append(weight.log_weight(left, right).double().view(len(part), len(x1)))
         costs.append(_squares(left, right).view(len(part), len(x1)))
-    return torch.cat(weights), torch.cat(costs)
+    return torch.cat(log_weights), torch.cat(costs)
 
 
 def _squares(x0: Tensor, x1: Tensor) -> Tensor:

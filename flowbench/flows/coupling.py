@@ -51,8 +51,8 @@ class OptimalTransportCoupling(Coupling):
 
     Batches of equal size: the optimal permutation of the source points
     (:func:`flowbench.flows.assignment.assign`). Unequal sizes: the network simplex of POT, then each data
-    point draws its source point from its column of the plan. Distances and solvers run in float64 on the CPU,
-    so every device finds the same pairs. The rule does not look at conditions: given its condition, a data
+    point draws its source point from its column of the plan. Distances are taken and problems solved on the
+    CPU, so every device finds the same pairs. The rule does not look at conditions: given its condition, a data
     point's source is no longer distributed as the source (see ``ConditionalCoupling``).
 
     References:

@@ -127,7 +127,7 @@ class UnbalancedCoupling(Coupling):
     is spread over the source points in proportion to their own missing mass (uniformly if none misses any).
     Then each data point draws its source point from its column, with replacement. Every data point is thus
     used once, as with every coupling here: the data marginal is kept, unlike where pairs are drawn from the
-    plan. The source marginal is kept up to rows that carry more than 1/N.
+    plan. The source marginal is kept up to rows and columns that carry more than their share.
 
     Args:
         penalty: price of a marginal's error relative to the mean squared distance of the batch, > 0. Towards

@@ -79,8 +79,9 @@ class ClassifierFreeGuidance(Guidance):
     def __init__(self, scale: float = 1.0, interval: tuple[float, float] = (0.0, 1.0)) -> None:
         if not (scale >= 0 and math.isfinite(scale)):
             raise ValueError(f"scale must be finite and >= 0, got {scale}: 1 is no guidance")
-        if not (len(interval) == 2 and 0 <= interval[0] < interval[1] <= 1):
-            raise ValueError(f"interval must be two times with 0 <= from < to <= 1, got {tuple(interval)}")
+        pair = isinstance(interval, tuple | list) and len(interval) == 2
+        if not (pair and 0 <= interval[0] < interval[1] <= 1):
+            raise ValueError(f"interval must be two times with 0 <= from < to <= 1, got {interval!r}")
         self.scale = scale
         self.interval = (float(interval[0]), float(interval[1]))
 

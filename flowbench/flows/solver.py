@@ -86,8 +86,8 @@ class FixedStepSolver(Solver):
     tableau: ClassVar[ButcherTableau]
 
     def __init__(self, num_steps: int, grid: TimeGrid | None = None) -> None:
-        if num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+        if not isinstance(num_steps, int) or isinstance(num_steps, bool) or num_steps < 1:
+            raise ValueError(f"num_steps must be a whole number of at least 1, got {num_steps!r}")
         self.num_steps = num_steps
         self.grid = grid or UniformGrid()
 

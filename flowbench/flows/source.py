@@ -39,6 +39,11 @@ class Source(nn.Module, ABC):
         """Whether it is N(0, I), which some paths and conversions take for granted."""
         return False
 
+    @property
+    def is_paired(self) -> bool:
+        """Whether training draws depend on the data point, so that pairs are not independent."""
+        return False
+
     def fit(self, data_points: Tensor, generator: torch.Generator) -> None:
         """Set what depends on the data; nothing for a source that does not.
 

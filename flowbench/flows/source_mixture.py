@@ -28,8 +28,8 @@ class GaussianMixtureSource(FittedSource):
 
     def __init__(self, num_components: int = 10, covariance_floor: float = 1e-3) -> None:
         super().__init__()
-        if num_components < 1:
-            raise ValueError(f"num_components must be at least 1, got {num_components}")
+        if not isinstance(num_components, int) or isinstance(num_components, bool) or num_components < 1:
+            raise ValueError(f"num_components must be a whole number of at least 1, got {num_components!r}")
         if not (covariance_floor > 0 and math.isfinite(covariance_floor)):
             raise ValueError(f"covariance_floor must be positive and finite, got {covariance_floor}: try 1e-3")
         self.num_components, self.covariance_floor = num_components, covariance_floor

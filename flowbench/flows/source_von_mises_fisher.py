@@ -47,7 +47,7 @@ class VonMisesFisherSource(FittedSource):
         super().__init__()
         if not (concentration >= 0 and math.isfinite(concentration)):
             raise ValueError(f"concentration must be at least 0 and finite, got {concentration}: 0 is uniform")
-        if centres != "data" and (isinstance(centres, str) or centres < 1):
+        if centres != "data" and (not isinstance(centres, int) or isinstance(centres, bool) or centres < 1):
             raise ValueError(f'centres must be "data" or at least 1 centroid, got {centres!r}')
         check_radius(dof, scale)
         self.concentration, self.centres, self.paired = concentration, centres, paired
@@ -87,6 +87,11 @@ class VonMisesFisherSource(FittedSource):
         chosen = torch.searchsorted(cumulative, u, right=True).clamp(max=len(centre) - 1)
         return self._around(centre[chosen], generator).reshape(num, *shape).to(device)
 
+    @property
+    def is_paired(self) -> bool:
+        """As asked for."""
+        return self.paired
+
     def sample_for(self, x1: Tensor, generator: torch.Generator) -> Tensor:
         """Draw a point around the direction of each data point, or around the centroid nearest to it.
 
@@ -101,7 +106,10 @@ class VonMisesFisherSource(FittedSource):
             return super().sample_for(x1, generator)
         self._check_shape(tuple(x1.shape[1:]))
         flat = x1.detach().flatten(1).to(generator.device, torch.float64)
-        direction = flat / flat.norm(dim=1, keepdim=True)
+        norm = flat.norm(dim=1, keepdim=True)
+        if bool((norm == 0).any()):
+            raise ValueError("VonMisesFisherSource met a data point of zeros, which has no direction: leave it out")
+        direction = flat / norm
         centre = self._fitted("centre", generator.device)
         if self.centres != "data":
             direction = centre[(direction @ centre.T).argmax(1)]

@@ -96,6 +96,13 @@ class Weight(nn.Module, ABC):
     def forward(self, x0: Tensor, x1: Tensor) -> WeightResult:
         """Weights of the pairs (x0[i], x1[i]); both of shape (B, *D)."""
 
+    @abstractmethod
+    def log_weight(self, x0: Tensor, x1: Tensor) -> Tensor:
+        """Logarithms of the weights of pairs (B, *D), up to a constant: shape (B,), a function of each pair alone.
+
+        Unlike :meth:`forward` it neither normalises nor talks to other processes, and leaves no trace.
+        """
+
 
 class UniformWeight(Weight):
     """Every pair counts the same: plain flow matching."""
@@ -103,6 +110,10 @@ class UniformWeight(Weight):
     def forward(self, x0: Tensor, x1: Tensor) -> WeightResult:
         """Weights of one."""
         return WeightResult(torch.ones(len(x1), device=x1.device))
+
+    def log_weight(self, x0: Tensor, x1: Tensor) -> Tensor:
+        """Zeros."""
+        return torch.zeros(len(x1), device=x1.device)
 
 
 class GibbsWeight(Weight):
@@ -273,6 +284,13 @@ class GibbsWeight(Weight):
         weight = self._normalized(log_weight, epsilon)
         return WeightResult(weight, partial(self._diagnostics, a, b, cost, log_weight, epsilon))
 
+    @torch.no_grad()
+    def log_weight(self, x0: Tensor, x1: Tensor) -> Tensor:
+        """See :meth:`Weight.log_weight`."""
+        a, b = flat_points(x0), flat_points(x1)
+        epsilon = self.epsilon(a.shape[1])
+        return self._log_weight(pair_cost(a, b, self.cost), *self._log_marginals(a, b, epsilon), epsilon)
+
     def _log_marginals(self, a: Tensor, b: Tensor, epsilon: float) -> tuple[Tensor | None, Tensor | None]:
         """Logarithms of f and g at the points, where the correction asks for them."""
         source = None if self.source_mean is None else self.source_mean(a, epsilon, self.cost)
@@ -366,7 +384,10 @@ class GibbsWeight(Weight):
 def _check_temperature(name: str, value: object) -> None:
     if value is None or isinstance(value, EpsilonRule):
         return
-    if not (isinstance(value, (int, float)) and value > 0 and math.isfinite(value)):
+    if isinstance(value, str):
+        raise ValueError(f'{name} must be a number, "elbow" or an EpsilonRule, got {value!r}')
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (is_number and value > 0 and math.isfinite(value)):  # type: ignore[operator,arg-type]
         raise ValueError(f"{name} must be positive and finite, got {value}: use UniformWeight for no weight")
 
 

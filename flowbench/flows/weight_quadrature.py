@@ -18,6 +18,8 @@ __all__ = ["EmpiricalRadii", "GaussianRadii", "radial_log_mean"]
 REACH = 10.0
 NUM_ANGLES = 128
 NUM_RADII = 96
+# Below it, in standard deviations of the source, the radial range grows beyond what the nodes resolve.
+LEAST_EPSILON = 0.05
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,11 @@ class GaussianRadii:
         Two Gauss-Legendre panels meet at the point's own radius, where the integrand may have a kink. K points lie at
         distances ``radius`` from the origin.
         """
+        if epsilon < LEAST_EPSILON * self.std:
+            raise ValueError(
+                f"g(y) is integrated for epsilon >= {LEAST_EPSILON:g} standard deviations of the source, got epsilon = "
+                f"{epsilon:.4g} at {self.std:.4g}: raise epsilon, at which no batch would have an effective point left"
+            )
         # The peak solves (d - 1) / r - r / std^2 = c'(r) / epsilon, and the distance's slope c' lies in [-1, 1].
         pull = self.std / epsilon
         spread = math.sqrt(pull**2 + 4 * (num_dims - 1))

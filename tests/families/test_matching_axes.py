@@ -23,6 +23,7 @@ from flowbench.flows import (
     RungeKutta4,
     SchrodingerBridgePath,
     TargetConditionalPath,
+    VonMisesFisherSource,
     transport_decomposition,
 )
 
@@ -45,6 +46,16 @@ def noise_and_labels(module: FlowMatching, num: int = 3):
         ({"path": TargetConditionalPath(), "source": GaussianSource(2.0)}, "standard normal noise"),
         ({"solver": EulerMaruyama(4), "coupling": OptimalTransportCoupling()}, "needs a Gaussian source"),
         ({"solver": EulerMaruyama(4), "source": GaussianSource(2.0)}, "source_std"),
+        ({"solver": EulerMaruyama(4), "weight": GibbsWeight(kappa=1.0)}, "pairs of one weight"),
+        ({"solver": EulerMaruyama(4), "sampling_source": GaussianSource(3.0)}, "pairs of one weight"),
+        (
+            {"weight": GibbsWeight(kappa=1.0, correction="target"), "coupling": OptimalTransportCoupling()},
+            "correction target is that of independent pairs",
+        ),
+        (
+            {"weight": GibbsWeight(kappa=1.0, correction="target"), "source": VonMisesFisherSource(5.0)},
+            "correction target is that of independent pairs",
+        ),
         ({"likelihood_solver": EulerMaruyama(4)}, "cannot integrate a density"),
         ({"path": SchrodingerBridgePath(0.5), "sampling_path": CosinePath()}, "noise of its own"),
         ({"path": SchrodingerBridgePath(0.5), "solver": EulerMaruyama(4)}, "noise of its own"),
@@ -187,10 +198,13 @@ def test_independent_pairs_cost_what_they_cost_and_optimal_ones_less():
     assert optimal["cost_ratio"] < 0.7
 
 
-def test_a_weight_is_described_by_all_its_pairs():
+@pytest.mark.parametrize("normalization", ["running", "batch", "raw"])
+def test_a_weight_is_described_by_all_its_pairs(normalization, monkeypatch):
+    monkeypatch.setattr("flowbench.families.training_pairs.TILT_NUMBERS", 2000)  # a few points at a time
     rng = torch.Generator().manual_seed(0)
     x0, x1 = torch.randn(200, 2, generator=rng), 1 + 2 * torch.randn(300, 2, generator=rng)
-    weight = GibbsWeight(epsilon=2.0).eval()
+    # However the weight is normalised: a constant factor is none of its properties.
+    weight = GibbsWeight(epsilon=2.0, normalization=normalization)
     found, known = describe_weight(weight, x0, x1), transport_decomposition(x0, x1, 2.0)
     for name in ("ess", "tilt_source", "tilt_target", "tilt_share"):
         assert found[name] == pytest.approx(getattr(known, name), rel=1e-4), name

@@ -38,7 +38,7 @@ def _refit(x: torch.Tensor) -> GaussianMixtureSource:
 
 
 def test_mistakes_are_one_line():
-    with pytest.raises(ValueError, match="num_components must be at least 1"):
+    with pytest.raises(ValueError, match="num_components must be a whole number of at least 1"):
         GaussianMixtureSource(0)
     with pytest.raises(ValueError, match="covariance_floor must be positive"):
         GaussianMixtureSource(2, covariance_floor=0.0)

@@ -228,7 +228,7 @@ def test_states_of_plain_weights_are_two_numbers_as_ever():
         ({"epsilon": 0.0}, "epsilon must be positive and finite, got 0.0"),
         ({"epsilon": -1.0}, "epsilon must be positive"),
         ({"epsilon": math.inf}, "epsilon must be positive"),
-        ({"epsilon": "knee"}, "epsilon must be positive and finite, got knee"),
+        ({"epsilon": "knee"}, "epsilon must be a number, \"elbow\" or an EpsilonRule, got 'knee'"),
         ({"kappa": 0.5, "epsilon": 5.0}, r"one of kappa and epsilon .* got kappa=0.5 and epsilon=5.0"),
         ({"correction": "both"}, "correction must be one of none, target, source, mixed, tilt-only, got 'both'"),
         ({"num_reference": 0}, "num_reference must be at least 1"),
