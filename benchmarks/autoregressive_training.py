@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowbench.flows.autoregressive import AffineBlock, AutoregressiveFlow
+from flowbench.flows.autoregressive.flow import AffineBlock, AutoregressiveFlow
 from flowbench.networks import CausalTransformer
 
 Step = Callable[[], Tensor]

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from flowbench.data import get_density
 from flowbench.flows import OptimalTransportCoupling
-from flowbench.flows.coupling_base import squared_distances
+from flowbench.flows.coupling.base import squared_distances
 from flowbench.seeds import generator
 
 

@@ -22,7 +22,7 @@ import torch
 import torchdiffeq
 from torch import Tensor, nn
 
-from flowbench.flows.solver import ConditionedField, DormandPrince, Euler, Solver
+from flowbench.flows.solver.fixed_step import ConditionedField, DormandPrince, Euler, Solver
 from flowbench.networks import MLP, UNet
 from flowbench.seeds import generator
 

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from flowbench.data import Batch, DataSpec
 from flowbench.data.catalogue import declared_spec
 from flowbench.families import Autoencoder, BatchPairing, FlowMatching, FlowModule, TARFlow, TrainingModule, count_flops
-from flowbench.families.conditioning import NullConditioner
+from flowbench.families.conditioning.base import NullConditioner
 from flowbench.flows import FixedStepSolver, IndependentCoupling
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from torch import Tensor
 from flowbench import prediction_pictures as pictures
 from flowbench.data import DataSpec, FlowDataModule
 from flowbench.families import FlowModule, LatentSpace, Samples
-from flowbench.families.conditional_inpainting import fill_in
-from flowbench.families.masks import make_mask
+from flowbench.families.conditioning.filling import fill_in
+from flowbench.families.conditioning.masks import make_mask
 from flowbench.families.zero_shot import (
     classify,
     clopper_pearson,

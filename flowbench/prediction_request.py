@@ -34,7 +34,7 @@ class Request:
         network_evaluations: evaluations per sample; None keeps the configuration's sampler.
         split: where the data are from, ``train``, ``val`` or ``test``; the first ones are taken.
         images: npz file with `x` (and `label`) in place of the split, laid out as the samples.npz of this command.
-        mask: see :func:`~flowbench.families.masks.make_mask`.
+        mask: see :func:`~flowbench.families.conditioning.masks.make_mask`.
         rounds: rounds of inpainting by a flow that was not trained for it, >= 1; None is 8.
         draws: inpaintings of each image, >= 1.
         steps: states of each interpolation, the ends included, >= 2.

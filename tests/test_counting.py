@@ -151,7 +151,7 @@ def test_declared_latents_stand_in_for_an_autoencoder_that_is_not_here(monkeypat
         assert DiffusersAutoencoder((3, 64, 32), path="nowhere", latents=(4, 8)).latent_shape == (4, 8, 4)
     vae = nn.Module()
     vae.config = SimpleNamespace(block_out_channels=(8, 8), latent_channels=4, in_channels=3)
-    monkeypatch.setattr("flowbench.families.pretrained_autoencoder._read_diffusers", lambda path: vae)
+    monkeypatch.setattr("flowbench.families.latents.pretrained._read_diffusers", lambda path: vae)
     assert DiffusersAutoencoder((3, 64, 32), path="here", latents=(4, 2)).latent_shape == (4, 32, 16)
     with pytest.raises(ValueError, match=r"declared as \(4, 8\), but the autoencoder in here has 4 channels at 1/2"):
         DiffusersAutoencoder((3, 64, 32), path="here", latents=(4, 8))

@@ -218,7 +218,7 @@ class _Checkpoint:
 
     def load(self) -> LightningModule:
         """The trained model, with its averaged weights."""
-        from flowbench.families.autoencoder import load_trained
+        from flowbench.families.latents.autoencoder import load_trained
 
         parts = self.experiment._parts
         factory = parts.model.build()

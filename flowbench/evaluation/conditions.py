@@ -13,7 +13,7 @@ from flowbench.evaluation.gather import gather_by_index, shard
 from flowbench.evaluation.metric import Metric
 from flowbench.evaluation.subject import Measurement, Subject
 from flowbench.families import LatentSpace
-from flowbench.families.conditioning import SpatialCondition
+from flowbench.families.conditioning.base import SpatialCondition
 
 if TYPE_CHECKING:
     from flowbench.evaluation.drawing import Drawing

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from flowbench.data import Batch, DataSpec, FlowDataModule
-from flowbench.families.conditioning import Conditioner, SpatialCondition
+from flowbench.families.conditioning.base import Conditioner, SpatialCondition
+from flowbench.families.latents.space import LatentSpace, PixelSpace, Space
 from flowbench.families.optimization import OptimizerConfig
-from flowbench.families.space import LatentSpace, PixelSpace, Space
 from flowbench.families.training import Loss, TrainingModule
 from flowbench.flows import GaussianSource, Source
 from flowbench.seeds import generator

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families.base import FlowModule, NetworkFactory, Trajectory
-from flowbench.families.conditioning import Conditioner, SpatialCondition, check_condition_channels, guided_network
+from flowbench.families.conditioning.base import Conditioner, SpatialCondition, check_condition_channels, guided_network
+from flowbench.families.latents.space import LatentSpace, Space
 from flowbench.families.optimization import OptimizerConfig
-from flowbench.families.pairing import BatchPairing, Pairing
-from flowbench.families.space import LatentSpace, Space
+from flowbench.families.pairing.batch import BatchPairing, Pairing
+from flowbench.families.pairing.description import describe_pairs
 from flowbench.families.training import Loss
-from flowbench.families.training_pairs import describe_pairs
 from flowbench.flows import (
     ClassifierFreeGuidance,
     ConditionedField,
@@ -72,8 +72,8 @@ class FlowMatching(FlowModule):
             the path of the training.
         source: where the flow starts; None is the standard normal.
         sampling_source: where samples start, in place of `source`; None is that source.
-        coupling: pairs source with data, inside a batch or by a :class:`~flowbench.families.pairing.Pairing` of its
-            own; None draws pairs independently.
+        coupling: pairs source with data, inside a batch or by a :class:`~flowbench.families.pairing.batch.Pairing`
+            of its own; None draws pairs independently.
         weight: how much a pair counts; None counts all alike.
         times: distribution of the training times; None is the uniform one.
         guidance: guidance of the sampler; None is classifier-free guidance of scale 1, which is none.
@@ -271,7 +271,7 @@ class FlowMatching(FlowModule):
         return self.conditioner.dropped(made, rng).values
 
     def training_pairs(self, data: FlowDataModule, num: int, seed: int) -> dict[str, float]:
-        """See :func:`~flowbench.families.training_pairs.describe_pairs`."""
+        """See :func:`~flowbench.families.pairing.description.describe_pairs`."""
         points = self.fit_points(data, num).cpu()
         label = data.split("train").label if self.num_classes is not None else None
         rng = generator(seed, "training-pairs")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from flowbench.data import DataSpec
-from flowbench.families.autoencoder import Autoencoder
 from flowbench.families.base import NetworkFactory
 from flowbench.families.flow_matching import FlowMatching
-from flowbench.families.space import latent_space
+from flowbench.families.latents.autoencoder import Autoencoder
+from flowbench.families.latents.space import latent_space
 
 __all__ = ["LatentCFM"]
 

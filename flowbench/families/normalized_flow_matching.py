@@ -7,8 +7,8 @@ from typing import Any
 from flowbench.data import DataSpec
 from flowbench.families.base import FlowModule, NetworkFactory
 from flowbench.families.flow_matching import FlowMatching
-from flowbench.families.space import Space
-from flowbench.families.teacher_pairing import TeacherPairing, check_teacher, required_teacher, source_of, space_of
+from flowbench.families.latents.space import Space
+from flowbench.families.pairing.teacher import TeacherPairing, check_teacher, required_teacher, source_of, space_of
 from flowbench.flows import Source
 
 __all__ = ["NormalizedFlowMatching"]
@@ -18,7 +18,7 @@ class NormalizedFlowMatching(FlowMatching):
     """Flow matching whose every data point starts from the noise that a trained flow maps it to.
 
     The pairs of a bijection do not cross by chance, so the field has less to average over than under independent pairs.
-    How a teacher's training noise is treated is told at :class:`~flowbench.families.teacher_pairing.TeacherPairing`.
+    How a teacher's training noise is treated is told at :class:`~flowbench.families.pairing.teacher.TeacherPairing`.
 
     A budget in operations counts the teacher's pass in every step, where a cache replaces it too, so that it buys the
     same training with and without; ``flowbench count`` shows the student alone.

@@ -7,7 +7,7 @@ from typing import Any
 from flowbench.data import DataSpec
 from flowbench.families.base import NetworkFactory
 from flowbench.families.flow_matching import FlowMatching
-from flowbench.families.pairing import Pairing
+from flowbench.families.pairing.batch import Pairing
 from flowbench.flows import Coupling, OptimalTransportCoupling
 
 __all__ = ["OTCFM"]
@@ -17,7 +17,7 @@ class OTCFM(FlowMatching):
     """Flow matching with the exact minibatch optimal-transport coupling.
 
     Pairs are found inside each process's share of a micro-batch, so the number of processes and the accumulation of
-    gradients change the coupling; a :class:`~flowbench.families.stream_pairing.StreamPairing` couples several batches
+    gradients change the coupling; a :class:`~flowbench.families.pairing.stream.StreamPairing` couples several batches
     of all processes at once. The default does not look at labels: given its label, a data point's source is no longer
     distributed as the source that a conditional sampler draws from (arXiv 2503.10636), which
     :class:`~flowbench.flows.ConditionalCoupling` mends.

@@ -10,12 +10,12 @@ from torch import Tensor
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.data.samplers import EndlessSampler
 from flowbench.families.base import Drawn, FlowModule, NetworkFactory
-from flowbench.families.conditioning import Conditioner
+from flowbench.families.conditioning.base import Conditioner
 from flowbench.families.flow_matching import FlowMatching
-from flowbench.families.pair_store import PairStore, weights_checksum
-from flowbench.families.pairing import Pairing, Pairs, cost_ratio
-from flowbench.families.space import Space
-from flowbench.families.teacher_pairing import check_spaces, check_teacher, required_teacher, source_of, space_of
+from flowbench.families.latents.space import Space
+from flowbench.families.pairing.batch import Pairing, Pairs, cost_ratio
+from flowbench.families.pairing.store import PairStore, weights_checksum
+from flowbench.families.pairing.teacher import check_spaces, check_teacher, required_teacher, source_of, space_of
 from flowbench.flows import Solver, Source
 from flowbench.seeds import generator
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from flowbench.data import DataSpec
 from flowbench.families.architecture import deep_shallow_layers
-from flowbench.families.augmentation import Augmentation
-from flowbench.families.autoencoder import Autoencoder
-from flowbench.families.space import latent_space
+from flowbench.families.latents.autoencoder import Autoencoder
+from flowbench.families.latents.space import latent_space
+from flowbench.families.noise.augmentation import Augmentation
 from flowbench.families.tarflow import TARFlow
 
 __all__ = ["STARFlow"]

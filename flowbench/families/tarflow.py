@@ -13,13 +13,19 @@ from torch import Tensor, nn
 
 from flowbench.data import DataSpec
 from flowbench.families.architecture import flow_sizes
-from flowbench.families.augmentation import Augmentation, UniformDequantization
 from flowbench.families.base import Drawn, FlowModule, Trajectory
 from flowbench.families.block_statistics import recorded
-from flowbench.families.denoising import Denoiser, FlowLayout, FlowScoreDenoiser
+from flowbench.families.latents.space import PixelSpace, Space
+from flowbench.families.noise.augmentation import Augmentation, UniformDequantization
+from flowbench.families.noise.denoising import Denoiser, FlowLayout, FlowScoreDenoiser
+from flowbench.families.noise.score_gradient import (
+    check_shared_backward,
+    frozen,
+    not_a_leaf,
+    score,
+    with_input_gradient,
+)
 from flowbench.families.optimization import OptimizerConfig
-from flowbench.families.score_gradient import check_shared_backward, frozen, not_a_leaf, score, with_input_gradient
-from flowbench.families.space import PixelSpace, Space
 from flowbench.families.training import Loss
 from flowbench.flows import (
     AffineBlock,
@@ -48,8 +54,9 @@ class TARFlow(FlowModule):
     fixed-point iteration.
 
     The loss is the negative log-likelihood in nats per dimension, the constant of the normal included. Beside it,
-    ``bits_per_dim`` is logged where it is one (:class:`~flowbench.families.augmentation.UniformDequantization`), and on
-    logging steps the variance after each block and the range of its scales.
+    ``bits_per_dim`` is logged where it is one
+    (:class:`~flowbench.families.noise.augmentation.UniformDequantization`), and on logging steps the variance after
+    each block and the range of its scales.
 
     References:
         Zhai et al. (2024), Normalizing Flows are Capable Generative Models, arXiv 2412.06329.
@@ -78,7 +85,7 @@ class TARFlow(FlowModule):
         inverse: how the flow is inverted to sample; None is token by token.
         augmentation: noise of the training points; None is uniform dequantisation.
         denoiser: takes the noise out of samples; None leaves it in. :meth:`log_prob` remains that of the flow: of data
-            with :class:`~flowbench.families.augmentation.GaussianNoise` it is the density of noisy data.
+            with :class:`~flowbench.families.noise.augmentation.GaussianNoise` it is the density of noisy data.
         latent_norm: weight of the mean squares of the states between the blocks, summed over them, >= 0 (STARFlow:
             1e-4). Together with a denoiser that learns it costs a second pass backward.
         checkpoint_every: activation checkpointing of every n-th transformer layer in training; 0 is none.

@@ -14,7 +14,7 @@ from scipy.stats import beta
 from torch import Tensor
 
 from flowbench.families.base import FlowModule
-from flowbench.families.space import LatentSpace
+from flowbench.families.latents.space import LatentSpace
 from flowbench.flows import GaussianSource
 from flowbench.seeds import indexed_normal
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from flowbench.flows.affine import AffineBlock, Bijector, CausalNetwork
-from flowbench.flows.autoregressive import AutoregressiveFlow
-from flowbench.flows.autoregressive_guidance import AutoregressiveGuidance
-from flowbench.flows.coupling import (
+from flowbench.flows.autoregressive.affine import AffineBlock, Bijector, CausalNetwork
+from flowbench.flows.autoregressive.flow import AutoregressiveFlow
+from flowbench.flows.autoregressive.guidance import AutoregressiveGuidance
+from flowbench.flows.autoregressive.guided_gaussian import GuidanceRule, guided_gaussian
+from flowbench.flows.autoregressive.inversion import InverseMethod, Inversion, SequentialInverse
+from flowbench.flows.autoregressive.jacobi import AutoInverse, JacobiInverse
+from flowbench.flows.autoregressive.patch import patchify, unpatchify
+from flowbench.flows.autoregressive.permutation import Permutation, alternating, network_grid, permute
+from flowbench.flows.coupling.conditional import ConditionalCoupling
+from flowbench.flows.coupling.entropic import SchrodingerBridgeCoupling, UnbalancedCoupling
+from flowbench.flows.coupling.exact import (
     Coupling,
     IndependentCoupling,
     OptimalTransportCoupling,
@@ -13,15 +20,10 @@ from flowbench.flows.coupling import (
     sinkhorn_plan,
     squared_distances,
 )
-from flowbench.flows.coupling_conditional import ConditionalCoupling
-from flowbench.flows.coupling_entropic import SchrodingerBridgeCoupling, UnbalancedCoupling
-from flowbench.flows.coupling_partial import PartialCoupling
-from flowbench.flows.diffusion_solver import DDIM, DPMSolverPlusPlus2M, EulerMaruyama
-from flowbench.flows.guidance import ClassifierFreeGuidance, Guidance
-from flowbench.flows.guided_gaussian import GuidanceRule, guided_gaussian
-from flowbench.flows.inverse_jacobi import AutoInverse, JacobiInverse
-from flowbench.flows.inversion import InverseMethod, Inversion, SequentialInverse
-from flowbench.flows.likelihood import (
+from flowbench.flows.coupling.partial import PartialCoupling
+from flowbench.flows.guidance.classifier_free import ClassifierFreeGuidance, Guidance
+from flowbench.flows.guidance.ratio_aware import RatioAwareGuidance, RatioProfile, ratio_profile
+from flowbench.flows.likelihood.change_of_variables import (
     Divergence,
     ExactDivergence,
     HutchinsonDivergence,
@@ -30,7 +32,6 @@ from flowbench.flows.likelihood import (
     log_likelihood,
     sample_with_log_prob,
 )
-from flowbench.flows.patch import patchify, unpatchify
 from flowbench.flows.path import (
     CosinePath,
     LinearPath,
@@ -41,10 +42,9 @@ from flowbench.flows.path import (
     TargetConditionalPath,
     VariancePreservingPath,
 )
-from flowbench.flows.permutation import Permutation, alternating, network_grid, permute
-from flowbench.flows.ratio_aware_guidance import RatioAwareGuidance, RatioProfile, ratio_profile
-from flowbench.flows.reschedule import RescheduledField
-from flowbench.flows.solver import (
+from flowbench.flows.path.reschedule import RescheduledField
+from flowbench.flows.solver.diffusion import DDIM, DPMSolverPlusPlus2M, EulerMaruyama
+from flowbench.flows.solver.fixed_step import (
     ButcherTableau,
     ConditionedField,
     DormandPrince,
@@ -58,16 +58,16 @@ from flowbench.flows.solver import (
     Solver,
     SolverStats,
 )
-from flowbench.flows.source import GaussianSource, Source
-from flowbench.flows.source_mixture import GaussianMixtureSource
-from flowbench.flows.source_pruned import PrunedSource
-from flowbench.flows.source_radial import NormAlignedSource, RadialSource
-from flowbench.flows.source_von_mises_fisher import VonMisesFisherSource
+from flowbench.flows.solver.time_grid import CosineGrid, EDMGrid, LogitNormalGrid, TimeGrid, UniformGrid
+from flowbench.flows.source.base import GaussianSource, Source
+from flowbench.flows.source.mixture import GaussianMixtureSource
+from flowbench.flows.source.pruned import PrunedSource
+from flowbench.flows.source.radial import NormAlignedSource, RadialSource
+from flowbench.flows.source.von_mises_fisher import VonMisesFisherSource
 from flowbench.flows.time import LogitNormalTimes, PointTimes, TimeDistribution, UniformTimes, UShapedTimes
-from flowbench.flows.time_grid import CosineGrid, EDMGrid, LogitNormalGrid, TimeGrid, UniformGrid
-from flowbench.flows.weight import GibbsWeight, UniformWeight, Weight, WeightResult, marginal_tilt
-from flowbench.flows.weight_epsilon import EffectiveSampleEpsilon, ElbowEpsilon, EpsilonRule
-from flowbench.flows.weight_tilt import TransportDecomposition, transport_decomposition
+from flowbench.flows.weight.epsilon import EffectiveSampleEpsilon, ElbowEpsilon, EpsilonRule
+from flowbench.flows.weight.gibbs import GibbsWeight, UniformWeight, Weight, WeightResult, marginal_tilt
+from flowbench.flows.weight.tilt import TransportDecomposition, transport_decomposition
 
 __all__ = [
     "DDIM",

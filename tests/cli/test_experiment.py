@@ -132,7 +132,7 @@ def test_a_required_model_is_loaded_when_the_argument_is_one(required, monkeypat
         loaded.append((module, checkpoint))
         return module.eval()
 
-    monkeypatch.setattr("flowbench.families.autoencoder.load_trained", load)
+    monkeypatch.setattr("flowbench.families.latents.autoencoder.load_trained", load)
     plain = Experiment.from_files([required("Family")], ["requires=null"]).build().model
     model = Experiment.from_files([required("ModuleFamily")]).build({"autoencoder": Path("x.ckpt")}).model
     assert loaded == [(model.held[0], Path("x.ckpt"))]

@@ -16,13 +16,14 @@ from flowbench.families import (
     FlowScoreDenoiser,
     GaussianNoise,
     LatentCFM,
+    NormalizedFlowMatching,
     OptimizerConfig,
     STARFlow,
     TARFlow,
     Tweedie,
     WeightedCFM,
 )
-from flowbench.families.decoder_finetuning import DecoderFineTuning
+from flowbench.families.latents.decoder_finetuning import DecoderFineTuning
 from flowbench.flows import (
     AutoregressiveGuidance,
     CosineGrid,
@@ -34,7 +35,7 @@ from flowbench.flows import (
     RungeKutta4,
     SchrodingerBridgePath,
 )
-from flowbench.flows.coupling_entropic import SchrodingerBridgeCoupling
+from flowbench.flows.coupling.entropic import SchrodingerBridgeCoupling
 from flowbench.networks import MLP, DiT, KLAutoencoder
 
 IMAGES = DataSpec("images", "1", (1, 4, 4), num_classes=3, levels=17)
@@ -65,6 +66,7 @@ CASES = [
     ("wcfm", POINTS),
     ("wcfm_corrected", IMAGES),
     ("latent_cfm", IMAGES),
+    ("nfm", IMAGES),
 ]
 IDS = [f"{name}-{spec.name}" for name, spec in CASES]
 
@@ -84,6 +86,11 @@ def autoencoder(noise_std: float = 0.0) -> Autoencoder:
     module = DecoderFineTuning(IMAGES, network, noise_std=noise_std) if noise_std else Autoencoder(IMAGES, network)
     perturb(module)
     return module.eval()
+
+
+def teacher(spec: DataSpec, conditional: bool) -> FlowModule:
+    """An autoregressive flow whose pairs are taught."""
+    return build("tarflow", spec, conditional=conditional, seed=3).eval()
 
 
 def variant(name: str) -> dict:
@@ -127,6 +134,7 @@ def build(name: str, spec: DataSpec, *, conditional: bool = False, seed: int = 0
         "cfm": lambda: FlowMatching(spec, network, **common),
         "ot_cfm": lambda: OTCFM(spec, network, **common),
         "wcfm": lambda: WeightedCFM(spec, network, **common),
+        "nfm": lambda: NormalizedFlowMatching(spec, network, teacher=teacher(spec, conditional), **common),
         "latent_cfm": lambda: LatentCFM(spec, network, autoencoder=autoencoder(), **common),
     }
     module = makers[family if family in ("tarflow", "starflow", "cfm", "wcfm") else name]()

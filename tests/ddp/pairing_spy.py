@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from flowbench.families.stream_pairing import StreamPairing
+from flowbench.families.pairing.stream import StreamPairing
 
 
 class SpyPairing(StreamPairing):

@@ -17,11 +17,11 @@ from flowbench.families import (
     SemanticConditioner,
     SpatialCondition,
 )
-from flowbench.families.conditioning import NullConditioner, check_condition_channels, guided_network
-from flowbench.families.inpainting import draw_masks
+from flowbench.families.conditioning.base import NullConditioner, check_condition_channels, guided_network
+from flowbench.families.conditioning.inpainting import draw_masks
+from flowbench.families.conditioning.semantic import derived_map
+from flowbench.families.latents.space import LatentSpace
 from flowbench.families.optimization import build_optimizer
-from flowbench.families.semantic import derived_map
-from flowbench.families.space import LatentSpace
 from flowbench.flows import ClassifierFreeGuidance, Midpoint, RungeKutta4
 from flowbench.networks import MLP, DiT
 

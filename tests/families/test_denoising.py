@@ -22,8 +22,8 @@ from flowbench.families import (
     Tweedie,
     count_flops,
 )
+from flowbench.families.noise.score_gradient import check_shared_backward, score, with_input_gradient
 from flowbench.families.optimization import build_optimizer
-from flowbench.families.score_gradient import check_shared_backward, score, with_input_gradient
 
 from ..contract.builders import IMAGES, POINTS, autoencoder, batch_of, build
 

@@ -12,9 +12,9 @@ from flowbench.data import FlowDataModule
 from flowbench.families import FlowMatching, load_checkpoint
 from flowbench.families.checkpoint import read_checkpoint
 from flowbench.flows import GaussianSource
-from flowbench.flows.source_pruned import PrunedSource
-from flowbench.flows.source_radial import NormAlignedSource, RadialSource
-from flowbench.flows.source_von_mises_fisher import VonMisesFisherSource
+from flowbench.flows.source.pruned import PrunedSource
+from flowbench.flows.source.radial import NormAlignedSource, RadialSource
+from flowbench.flows.source.von_mises_fisher import VonMisesFisherSource
 from flowbench.networks import MLP
 
 ARCS = FlowDataModule("chi_arcs")

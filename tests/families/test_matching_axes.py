@@ -8,7 +8,7 @@ import torch
 
 from flowbench.data import FlowDataModule
 from flowbench.families import FlowMatching, TARFlow, WeightedCFM, load_checkpoint
-from flowbench.families.training_pairs import describe_weight
+from flowbench.families.pairing.description import describe_weight
 from flowbench.flows import (
     ClassifierFreeGuidance,
     CosinePath,
@@ -200,7 +200,7 @@ def test_independent_pairs_cost_what_they_cost_and_optimal_ones_less():
 
 @pytest.mark.parametrize("normalization", ["running", "batch", "raw"])
 def test_a_weight_is_described_by_all_its_pairs(normalization, monkeypatch):
-    monkeypatch.setattr("flowbench.families.training_pairs.TILT_NUMBERS", 2000)  # a few points at a time
+    monkeypatch.setattr("flowbench.families.pairing.description.TILT_NUMBERS", 2000)  # a few points at a time
     rng = torch.Generator().manual_seed(0)
     x0, x1 = torch.randn(200, 2, generator=rng), 1 + 2 * torch.randn(300, 2, generator=rng)
     # However the weight is normalised: a constant factor is none of its properties.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from flowbench.families.pairing import BatchPairing, cost_ratio
+from flowbench.families.pairing.batch import BatchPairing, cost_ratio
 from flowbench.flows import Coupling, IndependentCoupling, OptimalTransportCoupling, SinkhornCoupling
 
 from ..contract.builders import IMAGES, POINTS, batch_of, build

@@ -15,7 +15,7 @@ from scipy.optimize import linear_sum_assignment
 
 from flowbench.coupling_worker import CouplingWorker, Problem, solve
 from flowbench.data import Batch, FlowDataModule
-from flowbench.families.stream_pairing import StreamPairing
+from flowbench.families.pairing.stream import StreamPairing
 from flowbench.flows import OptimalTransportCoupling
 from flowbench.seeds import generator
 
@@ -225,7 +225,7 @@ def test_a_worker_answers_what_this_process_would(worker):
 
 @pytest.mark.parametrize("ahead", [1, 4])
 def test_pairs_are_the_same_when_they_are_solved_ahead(ahead, worker, monkeypatch):
-    monkeypatch.setattr("flowbench.families.stream_pairing.CouplingWorker", lambda coupling: worker)
+    monkeypatch.setattr("flowbench.families.pairing.stream.CouplingWorker", lambda coupling: worker)
     asked: list[str] = []
     submit = CouplingWorker.submit
     monkeypatch.setattr(worker, "submit", lambda one: (asked.append(one.name), submit(worker, one))[1], raising=False)
@@ -251,7 +251,7 @@ def test_a_worker_says_what_went_wrong_and_its_death_is_one_clear_error(monkeypa
     assert "ended with exit status -9 while it solved group 3 (40 points): lower oversample" in message
     assert "\n" not in message
 
-    monkeypatch.setattr("flowbench.families.stream_pairing.CouplingWorker", lambda coupling: found)
+    monkeypatch.setattr("flowbench.families.pairing.stream.CouplingWorker", lambda coupling: found)
     with pytest.raises(RuntimeError, match="ended with exit status -9"):
         pairs_of(StreamPairing(ahead=1), points(), [0])
     found.stop()

@@ -11,7 +11,7 @@ import torch
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families import Autoencoder, FlowMatching, GaussianNoise, TARFlow
 from flowbench.families.normalized_flow_matching import NormalizedFlowMatching
-from flowbench.families.teacher_pairing import TeacherPairing
+from flowbench.families.pairing.teacher import TeacherPairing
 from flowbench.flows import GaussianSource
 from flowbench.networks import MLP, DiT
 

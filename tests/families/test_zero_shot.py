@@ -13,7 +13,7 @@ from torch import nn
 
 from flowbench.data import DataSpec
 from flowbench.families import DatasetSource, FlowMatching, FlowModule, PixelSpace, TARFlow
-from flowbench.families.masks import make_mask
+from flowbench.families.conditioning.masks import make_mask
 from flowbench.families.zero_shot import (
     classify,
     clopper_pearson,

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from flowbench.flows import GaussianSource, Source
-from flowbench.flows.source_mixture import GaussianMixtureSource
-from flowbench.flows.source_pruned import PrunedSource
-from flowbench.flows.source_radial import NormAlignedSource, RadialSource
-from flowbench.flows.source_von_mises_fisher import VonMisesFisherSource
+from flowbench.flows.source.mixture import GaussianMixtureSource
+from flowbench.flows.source.pruned import PrunedSource
+from flowbench.flows.source.radial import NormAlignedSource, RadialSource
+from flowbench.flows.source.von_mises_fisher import VonMisesFisherSource
 from flowbench.seeds import generator
 
 BUILDERS = {

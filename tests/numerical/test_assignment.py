@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from flowbench.data import get_density
-from flowbench.flows import assignment
-from flowbench.flows.assignment import assign
-from flowbench.flows.assignment_multiscale import few_directions, near_potentials
-from flowbench.flows.coupling_base import squared_distances
+from flowbench.flows.coupling import assignment
+from flowbench.flows.coupling.assignment import assign
+from flowbench.flows.coupling.base import squared_distances
+from flowbench.flows.coupling.multiscale import few_directions, near_potentials
 from flowbench.seeds import generator
 
 # One size per route: search alone, Sinkhorn potentials, network simplex, coarse to fine.

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowbench.flows import AffineBlock, AutoregressiveFlow, AutoregressiveGuidance, Bijector, Permutation, alternating
-from flowbench.flows.patch import patchify, unpatchify
+from flowbench.flows.autoregressive.patch import patchify, unpatchify
 from flowbench.networks.causal_transformer import CausalTransformer
 
 from .autoregressive_builders import make_flow, make_network, naive_inverse, normal

@@ -17,12 +17,12 @@ from flowbench.flows import (
     IndependentCoupling,
     OptimalTransportCoupling,
     SinkhornCoupling,
-    coupling,
     squared_distances,
 )
-from flowbench.flows.coupling_conditional import ConditionalCoupling
-from flowbench.flows.coupling_entropic import SchrodingerBridgeCoupling, UnbalancedCoupling
-from flowbench.flows.coupling_partial import PartialCoupling
+from flowbench.flows.coupling import exact as exact_coupling
+from flowbench.flows.coupling.conditional import ConditionalCoupling
+from flowbench.flows.coupling.entropic import SchrodingerBridgeCoupling, UnbalancedCoupling
+from flowbench.flows.coupling.partial import PartialCoupling
 from flowbench.seeds import generator
 
 COUPLINGS = [
@@ -127,7 +127,7 @@ def test_unequal_batches_draw_from_the_exact_plan():
 
 def test_pot_that_gives_up_is_an_error(monkeypatch):
     solver = ot.emd
-    monkeypatch.setattr(coupling.ot, "emd", lambda *a, **k: solver(*a, **{**k, "numItermax": 1}))
+    monkeypatch.setattr(exact_coupling.ot, "emd", lambda *a, **k: solver(*a, **{**k, "numItermax": 1}))
     with pytest.warns(match="numItermax"), pytest.raises(RuntimeError, match="use equal batch sizes"):
         exact(*clouds(0, 30, 20), generator(0))
 

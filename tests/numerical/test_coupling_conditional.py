@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import kstest
 
 from flowbench.flows import OptimalTransportCoupling, squared_distances
-from flowbench.flows.coupling_conditional import ConditionalCoupling, condition_weight
+from flowbench.flows.coupling.conditional import ConditionalCoupling, condition_weight
 from flowbench.seeds import generator
 
 

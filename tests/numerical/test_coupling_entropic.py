@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowbench.flows import SinkhornCoupling, sinkhorn_plan, squared_distances
-from flowbench.flows.coupling_entropic import (
+from flowbench.flows.coupling.entropic import (
     SchrodingerBridgeCoupling,
     UnbalancedCoupling,
     complete_plan,

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowbench.flows import OptimalTransportCoupling, squared_distances
-from flowbench.flows.coupling_partial import PartialCoupling, _partial_assignment
+from flowbench.flows.coupling.partial import PartialCoupling, _partial_assignment
 from flowbench.seeds import generator
 
 

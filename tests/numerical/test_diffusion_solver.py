@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from flowbench.flows.diffusion_solver import DDIM, DiffusionSolver, DPMSolverPlusPlus2M, EulerMaruyama
-from flowbench.flows.divergence import ExactDivergence
-from flowbench.flows.likelihood import log_likelihood
+from flowbench.flows.likelihood.change_of_variables import log_likelihood
+from flowbench.flows.likelihood.divergence import ExactDivergence
 from flowbench.flows.path import CosinePath, LinearPath, Path, SchrodingerBridgePath, VariancePreservingPath
-from flowbench.flows.solver import Euler, Heun, Midpoint, RungeKutta4
-from flowbench.flows.time_grid import EDMGrid, TimeGrid
+from flowbench.flows.solver.diffusion import DDIM, DiffusionSolver, DPMSolverPlusPlus2M, EulerMaruyama
+from flowbench.flows.solver.fixed_step import Euler, Heun, Midpoint, RungeKutta4
+from flowbench.flows.solver.time_grid import EDMGrid, TimeGrid
 from flowbench.seeds import generator
 
 UNIT = torch.tensor([0.0, 1.0], dtype=torch.float64)
@@ -222,7 +222,7 @@ def test_noise_depends_on_the_sample_alone():
 
 
 def test_long_solves_draw_fresh_noise(monkeypatch):
-    monkeypatch.setattr("flowbench.flows.diffusion_solver._STEPS_AT_ONCE", 3)
+    monkeypatch.setattr("flowbench.flows.solver.diffusion._STEPS_AT_ONCE", 3)
     x = torch.zeros(2, 2).double()
     states = EulerMaruyama(12).for_path(LinearPath()).solve(lambda t, x: x / 1e9, x, torch.linspace(0, 1, 13)).states
     moves = states.diff(dim=0)[:-1, 0, 0]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flowbench.flows.guidance import ClassifierFreeGuidance
-from flowbench.flows.solver import Euler, Heun
+from flowbench.flows.guidance.classifier_free import ClassifierFreeGuidance
+from flowbench.flows.solver.fixed_step import Euler, Heun
 from flowbench.seeds import generator
 
 

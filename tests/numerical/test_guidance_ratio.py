@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowbench.flows.guidance import ClassifierFreeGuidance
-from flowbench.flows.ratio_aware_guidance import RatioAwareGuidance, RatioProfile, ratio_profile
-from flowbench.flows.solver import Euler, Heun
+from flowbench.flows.guidance.classifier_free import ClassifierFreeGuidance
+from flowbench.flows.guidance.ratio_aware import RatioAwareGuidance, RatioProfile, ratio_profile
+from flowbench.flows.solver.fixed_step import Euler, Heun
 from flowbench.seeds import generator
 
 

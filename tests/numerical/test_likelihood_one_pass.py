@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from flowbench.flows.divergence import ExactDivergence, HutchinsonDivergence
-from flowbench.flows.likelihood import log_likelihood, sample_with_log_prob
-from flowbench.flows.solver import ConditionedField, DormandPrince, Euler, Heun, RungeKutta4
-from flowbench.flows.source import GaussianSource
+from flowbench.flows.likelihood.change_of_variables import log_likelihood, sample_with_log_prob
+from flowbench.flows.likelihood.divergence import ExactDivergence, HutchinsonDivergence
+from flowbench.flows.solver.fixed_step import ConditionedField, DormandPrince, Euler, Heun, RungeKutta4
+from flowbench.flows.source.base import GaussianSource
 from flowbench.networks import MLP
 from flowbench.seeds import generator
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowbench.flows.patch import patchify, unpatchify
+from flowbench.flows.autoregressive.patch import patchify, unpatchify
 
 
 @settings(max_examples=20, deadline=None)

@@ -15,7 +15,7 @@ from flowbench.flows.path import (
     TargetConditionalPath,
     VariancePreservingPath,
 )
-from flowbench.flows.solver import RungeKutta4
+from flowbench.flows.solver.fixed_step import RungeKutta4
 from flowbench.metrics.straightness import path_geometry
 from flowbench.seeds import generator
 

@@ -15,8 +15,8 @@ from flowbench.flows.path import (
     TargetConditionalPath,
     VariancePreservingPath,
 )
-from flowbench.flows.reschedule import RescheduledField
-from flowbench.flows.solver import RungeKutta4
+from flowbench.flows.path.reschedule import RescheduledField
+from flowbench.flows.solver.fixed_step import RungeKutta4
 
 from .gaussian_flow import GaussianFlow
 

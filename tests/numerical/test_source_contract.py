@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 import torch
 
-from flowbench.flows.source import FittedSource
+from flowbench.flows.source.base import FittedSource
 from flowbench.seeds import generator
 from tests.numerical.sources import BUILDERS, data, fitted
 

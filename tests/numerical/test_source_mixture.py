@@ -8,7 +8,7 @@ import scipy.special
 import scipy.stats
 import torch
 
-from flowbench.flows.source_mixture import GaussianMixtureSource
+from flowbench.flows.source.mixture import GaussianMixtureSource
 from flowbench.seeds import generator
 from tests.numerical.sources import data
 

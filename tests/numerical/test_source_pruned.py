@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from flowbench.flows import GaussianSource
-from flowbench.flows.source_mixture import GaussianMixtureSource
-from flowbench.flows.source_pruned import PrunedSource
-from flowbench.flows.source_radial import NormAlignedSource, RadialSource
+from flowbench.flows.source.mixture import GaussianMixtureSource
+from flowbench.flows.source.pruned import PrunedSource
+from flowbench.flows.source.radial import NormAlignedSource, RadialSource
 from flowbench.seeds import generator
 from tests.numerical.sources import data
 

@@ -8,7 +8,7 @@ import scipy.stats
 import torch
 
 from flowbench.flows import GaussianSource
-from flowbench.flows.source_radial import NormAlignedSource, RadialSource, draw_chi, log_chi, mean_chi
+from flowbench.flows.source.radial import NormAlignedSource, RadialSource, draw_chi, log_chi, mean_chi
 from flowbench.seeds import generator
 from tests.numerical.sources import data
 

@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import normalize
 
 from flowbench.flows import GaussianSource
-from flowbench.flows.source_von_mises_fisher import (
+from flowbench.flows.source.von_mises_fisher import (
     VonMisesFisherSource,
     draw_von_mises_fisher,
     log_von_mises_fisher_constant,

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from flowbench.flows.solver import Euler, Heun, Midpoint, RungeKutta4
-from flowbench.flows.time_grid import CosineGrid, EDMGrid, LogitNormalGrid, TimeGrid, UniformGrid
+from flowbench.flows.solver.fixed_step import Euler, Heun, Midpoint, RungeKutta4
+from flowbench.flows.solver.time_grid import CosineGrid, EDMGrid, LogitNormalGrid, TimeGrid, UniformGrid
 
 GRIDS = [UniformGrid(), EDMGrid(), EDMGrid(1.0, 0.01, 5.0), CosineGrid(), LogitNormalGrid(), LogitNormalGrid(-0.5, 2.0)]
 UNIT = torch.tensor([0.0, 1.0], dtype=torch.float64)

@@ -14,9 +14,9 @@ from scipy import integrate
 from torch import Tensor
 
 from flowbench.flows import GibbsWeight, marginal_tilt
-from flowbench.flows.coupling import sinkhorn_plan
-from flowbench.flows.weight_marginal import KernelMean
-from flowbench.flows.weight_quadrature import EmpiricalRadii, GaussianRadii, radial_log_mean
+from flowbench.flows.coupling.exact import sinkhorn_plan
+from flowbench.flows.weight.marginal import KernelMean
+from flowbench.flows.weight.quadrature import EmpiricalRadii, GaussianRadii, radial_log_mean
 from flowbench.seeds import generator
 
 pytestmark = pytest.mark.filterwarnings("ignore:the Gibbs weight keeps")

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowbench.flows import GibbsWeight
-from flowbench.flows.weight_epsilon import EffectiveSampleEpsilon, ElbowEpsilon
+from flowbench.flows.weight.epsilon import EffectiveSampleEpsilon, ElbowEpsilon
 from flowbench.seeds import generator
 
 kinds = pytest.mark.parametrize("cost", ["norm", "squared"])

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowbench.flows import GibbsWeight, marginal_tilt
-from flowbench.flows.weight_tilt import transport_decomposition
+from flowbench.flows.weight.tilt import transport_decomposition
 from flowbench.seeds import generator
 
 seeds = st.integers(0, 999)

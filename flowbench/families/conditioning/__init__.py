@@ -1,0 +1,1 @@
+"""Conditions on the grid of a flow's space."""

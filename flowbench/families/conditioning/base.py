@@ -1,0 +1,193 @@
+"""What a flow is told beside a label: a condition on the grid of its space, made from the data."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from flowbench.data import Batch
+from flowbench.families.latents.space import Space
+
+__all__ = ["Conditioner", "NullConditioner", "SpatialCondition", "check_condition_channels", "guided_network"]
+
+
+@dataclass(frozen=True)
+class SpatialCondition:
+    """Conditions of some samples, and what they were made from.
+
+    Attributes:
+        values: what the network is given, on the grid of the flow's space, shape (B, K, *grid); zeros say nothing.
+        original: the data that the condition hides a part of, in model space, shape (B, *D); None where nothing of
+            them belongs in the sample.
+        unknown: which values of the data are hidden, bool, shape (B, H, W), or (B, d) for points; None without a mask.
+        categories: a semantic map, int64, shape (B, H, W); None without one.
+    """
+
+    values: Tensor
+    original: Tensor | None = None
+    unknown: Tensor | None = None
+    categories: Tensor | None = None
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.values)
+
+
+class Conditioner(ABC):
+    """Makes the conditions that a flow is trained with and sampled under.
+
+    Args:
+        dropout: share of training conditions replaced by the null condition, zeros, in [0, 1). Above 0 a flow without
+            labels can be guided by its condition. With labels, guidance is by the labels, under one condition.
+
+    Raises:
+        ValueError: for a share out of range.
+    """
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"conditioner.dropout must lie in [0, 1), got {dropout}")
+        self.dropout = dropout
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What was trained: two flows with other names model other densities."""
+
+    @property
+    def sampler_name(self) -> str:
+        """The name, and what is done to samples besides: a part of the sampler's name in every row."""
+        return self.name
+
+    @abstractmethod
+    def channels(self, space: Space) -> int:
+        """Channels K of the condition in a space.
+
+        Raises:
+            ValueError: for data that cannot be conditioned like this.
+        """
+
+    @abstractmethod
+    def training_condition(self, batch: Batch, space: Space, generator: torch.Generator) -> SpatialCondition:
+        """Conditions of a training batch, before any are dropped; every random number comes from `generator`."""
+
+    @abstractmethod
+    def evaluation_condition(self, x: Tensor, index: Tensor, seed: int, space: Space) -> SpatialCondition:
+        """Conditions made from held-out data, the same for any batch and any number of processes.
+
+        Args:
+            x: data in model space, shape (B, *D).
+            index: sample indices that key masks, shape (B,).
+            seed: the evaluation seed.
+            space: where the flow lives.
+        """
+
+    def dropped(self, condition: SpatialCondition, generator: torch.Generator) -> SpatialCondition:
+        """Replace a share of training conditions by the null condition; nothing is drawn where the share is 0."""
+        if not self.dropout:
+            return condition
+        values = condition.values
+        drop = torch.rand(len(values), generator=generator, device=values.device) < self.dropout
+        return replace(condition, values=values.masked_fill(drop.view(-1, *[1] * (values.ndim - 1)), 0.0))
+
+    def finish(self, x: Tensor, condition: SpatialCondition) -> Tensor:
+        """What is done to samples (B, *D) after they were decoded; here nothing."""
+        return x
+
+    def scores(self, x: Tensor, condition: SpatialCondition) -> dict[str, tuple[Tensor, str]]:
+        """How well unfinished samples keep to their condition.
+
+        Args:
+            x: samples in model space, shape (B, *D).
+            condition: theirs, with `original` where there is one.
+
+        Returns:
+            Values (B,) and their unit by metric name; empty where there is no measure.
+        """
+        return {}
+
+
+class NullConditioner(Conditioner):
+    """Conditions that say nothing, in the shape of the flow's points: where only shapes count.
+
+    Args:
+        num_channels: channels K.
+    """
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__()
+        self.num_channels = num_channels
+
+    @property
+    def name(self) -> str:
+        """`null`."""
+        return "null"
+
+    def channels(self, space: Space) -> int:
+        """As many as were asked for."""
+        return self.num_channels
+
+    def training_condition(self, batch: Batch, space: Space, generator: torch.Generator) -> SpatialCondition:
+        """Zeros."""
+        return self._zeros(len(batch), space, batch.x)
+
+    def evaluation_condition(self, x: Tensor, index: Tensor, seed: int, space: Space) -> SpatialCondition:
+        """Zeros."""
+        return self._zeros(len(x), space, x)
+
+    def _zeros(self, num: int, space: Space, like: Tensor) -> SpatialCondition:
+        return SpatialCondition(like.new_zeros((num, self.num_channels, *space.shape[1:])))
+
+
+def check_condition_channels(network: nn.Module, conditioner: Conditioner | None, space: Space) -> None:
+    """Refuse a network that was built for other conditions than the flow will give it.
+
+    Raises:
+        ValueError: names the number that fits.
+    """
+    found = getattr(network, "condition_channels", 0)
+    wanted = 0 if conditioner is None else conditioner.channels(space)
+    if found != wanted:
+        what = "there is no conditioner" if conditioner is None else f"{conditioner.name} gives {wanted} in this space"
+        raise ValueError(f"the network takes {found} condition channels, but {what}: set condition_channels={wanted}")
+
+
+Guided = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+def guided_network(
+    network: Callable[..., Tensor],
+    label: Tensor | None,
+    condition: SpatialCondition | None,
+    conditioner: Conditioner | None,
+) -> tuple[Guided, Tensor | None]:
+    """What a guidance rule calls, and what it is to take for the labels.
+
+    With labels both branches keep the condition: labels and conditions are dropped independently in training, so hardly
+    any sample had neither. Without labels the null branch has the null condition, where that was trained.
+
+    Args:
+        network: ``network(x, t, label, condition)``.
+        label: class labels, shape (B,), or None.
+        condition: of the same samples, or None.
+        conditioner: who made it.
+
+    Returns:
+        ``guided(x, t, given)``, which evaluates the null branch where `given` is None; and what to hand to it: None
+        where there is nothing to be guided by.
+    """
+    if condition is None or conditioner is None:
+        return network, label
+    values = condition.values
+    by_condition = label is None and conditioner.dropout > 0
+    nothing = torch.zeros_like(values) if by_condition else values
+
+    def guided(x: Tensor, t: Tensor, given: Tensor | None) -> Tensor:
+        velocity: Tensor = network(x, t, None, nothing) if given is None else network(x, t, label, values)
+        return velocity
+
+    return guided, values if by_condition else label

@@ -1,0 +1,1 @@
+"""Where a flow lives: data space, or the latent space of an autoencoder, and how that is trained."""

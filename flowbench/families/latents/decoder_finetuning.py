@@ -1,0 +1,135 @@
+"""Fine-tuning an autoencoder's decoder to remove the noise that a flow learns on its latents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowbench.data import Batch, DataSpec
+from flowbench.families.latents.autoencoder import Autoencoder, AutoencoderFactory
+from flowbench.families.latents.decoder_losses import AdversarialConfig, PerceptualConfig
+from flowbench.families.optimization import OptimizerConfig
+from flowbench.families.training import Loss
+
+__all__ = ["DecoderFineTuning"]
+
+
+class DecoderFineTuning(Autoencoder):
+    """A trained autoencoder whose decoder learns to decode noisy latents: D(E(x) + noise_std eps) -> x.
+
+    The encoder and the scale of the latents stay as they are, so a flow trained on the original's latents can be
+    decoded by the result. The decoder's variance is trained with it, hence calibrated to the error that noise leaves.
+    The checkpoint serves wherever an autoencoder is required.
+
+    References:
+        Gu et al. (2025), STARFlow: Scaling Latent Normalizing Flows, arXiv 2506.06276, eq. 7.
+
+    Args:
+        spec: the data's shape and value grid.
+        network: builds the same network as the experiment that trained the autoencoder.
+        noise_std: standard deviation of the noise on latents of unit variance, > 0: the flow's own.
+        autoencoder: trained; an experiment file names it under ``requires``. A checkpoint of this class is loaded
+            without it.
+        perceptual: a distance in the feature maps of a fixed network; None for none.
+        adversarial: a discriminator of patches; None for none.
+        optimizer: AdamW and its schedule.
+        ema_decay: decay of the averaged weights, in [0, 1).
+        compile: compile the network.
+
+    Raises:
+        ValueError: for noise that is not positive, or an autoencoder of another architecture.
+    """
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        network: AutoencoderFactory,
+        *,
+        noise_std: float,
+        autoencoder: Autoencoder | None = None,
+        perceptual: PerceptualConfig | None = None,
+        adversarial: AdversarialConfig | None = None,
+        optimizer: OptimizerConfig | None = None,
+        ema_decay: float = 0.999,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(
+            spec,
+            network,
+            perceptual=perceptual,
+            adversarial=adversarial,
+            optimizer=optimizer,
+            ema_decay=ema_decay,
+            compile=compile,
+        )
+        if not noise_std > 0:
+            raise ValueError(f"noise_std must be > 0, got {noise_std}: without noise there is nothing to fine-tune for")
+        self._noise_std = noise_std
+        self._started = autoencoder is not None
+        if autoencoder is not None:
+            self._start_from(autoencoder)
+        self._freeze_encoder()
+
+    def _start_from(self, autoencoder: Autoencoder) -> None:
+        try:
+            self.network.load_state_dict(autoencoder.network.state_dict())
+        except RuntimeError:
+            raise ValueError(
+                "the required autoencoder has another architecture than model.init_args.network: use its own settings, "
+                "e.g. by `base: [<its experiment file>]`"
+            ) from None
+        self.latent_second_moment.copy_(autoencoder.latent_second_moment)
+
+    def _freeze_encoder(self) -> None:
+        self.network.requires_grad_(False)
+        self.network.log_sigma.requires_grad_(True)
+        for module in self.network.decoder_modules():
+            module.requires_grad_(True)
+
+    @property
+    def decoder_noise_std(self) -> float:
+        """Standard deviation of the noise on scaled latents that the decoder was trained to remove."""
+        return self._noise_std
+
+    @property
+    def checkpoint_identity(self) -> dict[str, Any]:
+        """The noise besides: a decoder for other noise is another decoder."""
+        return {**super().checkpoint_identity, "decoder_noise_std": self.decoder_noise_std}
+
+    def setup(self, stage: str) -> None:
+        """Refuse to fine-tune what was never trained.
+
+        Raises:
+            ValueError: when there is no autoencoder to start from.
+        """
+        super().setup(stage)
+        if stage == "fit" and not self._started:
+            raise ValueError(
+                "DecoderFineTuning starts from a trained autoencoder and got none: "
+                "add `requires: {autoencoder: <experiment file>}` to the experiment file"
+            )
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Begin with the variance that fits the noise, in closed form on the first batch.
+
+        The noise multiplies the decoder's error at once; the optimiser would spend hundreds of steps to tell it.
+        """
+        if self.trainer.global_step or batch_idx:
+            return
+        latent = self._noisy_latent(batch.x, self.step_generator(batch_idx))
+        with torch.no_grad():
+            error = (batch.x - self.network.decode(latent)).square().mean()
+            self.network.log_sigma.copy_(0.5 * self.trainer.strategy.reduce(error, reduce_op="mean").log())
+
+    def training_loss(self, batch: Batch, generator: torch.Generator) -> Loss:
+        """The decoder's loss on noisy latents of the batch, in nats per dimension."""
+        return self.decoding_loss(batch.x, self._noisy_latent(batch.x, generator))
+
+    @torch.no_grad()
+    def _noisy_latent(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """What the flow is trained on, in the network's units."""
+        mean, log_variance = self.network.encode(x)
+        std = torch.sqrt(log_variance.exp() + (self.decoder_noise_std * self.latent_std) ** 2)
+        return mean + std * torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)

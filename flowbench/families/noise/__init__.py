@@ -1,0 +1,1 @@
+"""Noise on training points, and how it is taken out of samples."""

@@ -1,0 +1,1 @@
+"""Pairings: which source point meets which data point in training."""

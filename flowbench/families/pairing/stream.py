@@ -1,0 +1,282 @@
+"""Pairs over several batches at once, solved ahead of the training."""
+
+from __future__ import annotations
+
+import copy
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from flowbench.coupling_worker import CouplingWorker, Problem, Solved, solve
+from flowbench.data import Batch, FlowDataModule
+from flowbench.families.pairing.batch import BatchPairing, Pairing, Pairs, cost_ratio
+from flowbench.flows import Coupling, OptimalTransportCoupling, Source
+from flowbench.seeds import derive_seed, generator
+
+if TYPE_CHECKING:
+    from flowbench.families.flow_matching import FlowMatching
+
+__all__ = ["StreamPairing"]
+
+_FAILED = -1  # in the place of an index: the process that solves could not
+
+
+@dataclass
+class _Group:
+    """The pairs of some consecutive batches of the stream.
+
+    Attributes:
+        number: place in the stream, in groups.
+        noise: source points of all processes, or of this one's shares, on the CPU, shape (N, *D).
+        index: a source point for every data point, int64 (N,).
+        solve_seconds: wall time of the solve; None where another process solved.
+        wait_seconds: how long this process waited for it.
+    """
+
+    number: int
+    noise: Tensor
+    index: Tensor
+    solve_seconds: float | None
+    wait_seconds: float
+
+
+class StreamPairing(Pairing):
+    """Couples several consecutive training batches in one problem, in advance.
+
+    The training stream is a function of (seed, position), so the data of the batches to come are known, and so is
+    their noise, which is keyed by (seed, group). A group is `oversample` consecutive global batches. Larger problems
+    give shorter pairs; the network's batch stays as it is (Cheng & Schwing, 2025, arXiv 2503.10636, sec. 4).
+
+    Pairs are a function of (seed, group) alone: the same for any `ahead`, for a resumed run and, when gathered, for any
+    number of processes with the same global batch. Only a permutation of the noise results, so the data points are
+    looked up without what barely moves them: quantised images at their bins' centres, latents at the mean of their
+    posterior. (Mirror images are mirrored: that moves a point far.)
+
+    Outside of the training stream, as in validation, pairs are found inside the batch: there is nothing to look ahead
+    in. So they are in a call without a trainer.
+
+    Args:
+        coupling: chooses a source point for every data point of a group; None is exact optimal transport. It is given
+            the labels of the data where the flow is conditional.
+        oversample: consecutive batches in one problem, >= 1.
+        gather: one problem over all processes, solved by the first of them and sent to the others; else each process
+            solves its own share.
+        ahead: groups that a process beside the training works ahead, >= 0; 0 solves in line. Until it is up, a few
+            seconds, problems are solved in line too.
+
+    Raises:
+        ValueError: for an `oversample` below 1 or a negative `ahead`.
+    """
+
+    def __init__(
+        self, coupling: Coupling | None = None, oversample: int = 1, gather: bool = True, ahead: int = 1
+    ) -> None:
+        if oversample < 1:
+            raise ValueError(f"oversample must be at least 1, got {oversample}: 1 is the batch itself")
+        if ahead < 0:
+            raise ValueError(f"ahead must be at least 0, got {ahead}: 0 solves in the training process")
+        self.coupling = coupling or OptimalTransportCoupling()
+        self.oversample = oversample
+        self.gather = gather
+        self.ahead = ahead
+        self._stream: _Stream | None = None
+
+    def __repr__(self) -> str:
+        return f"StreamPairing({self.coupling!r}, oversample={self.oversample}, gather={self.gather})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StreamPairing:
+        """A copy that is not set up: it shares no process with the original."""
+        return StreamPairing(copy.deepcopy(self.coupling, memo), self.oversample, self.gather, self.ahead)
+
+    def setup(self, flow: FlowMatching, data: FlowDataModule | None) -> None:
+        """Start the worker on the process that solves.
+
+        Raises:
+            ValueError: without a datamodule, whose stream is what this pairing looks ahead in.
+        """
+        if not isinstance(data, FlowDataModule):
+            raise ValueError(
+                f"StreamPairing needs the stream of a FlowDataModule, got {type(data).__name__}: "
+                "give the coupling without it"
+            )
+        self.close()
+        self._stream = _Stream(self, flow, data)
+
+    def pairs(self, flow: FlowMatching, x1: Tensor, label: Tensor | None, batch: Batch, rng: torch.Generator) -> Pairs:
+        """This batch's part of its group's pairs; nothing is drawn from `rng` inside the training stream.
+
+        Raises:
+            ValueError: what the coupling refuses.
+            RuntimeError: when the worker is gone; on all processes alike.
+        """
+        if self._stream is None or batch.position is None:
+            return BatchPairing(self.coupling).pairs(flow, x1, label, batch, rng)
+        return self._stream.pairs(flow, x1, label, batch.position)
+
+    def close(self) -> None:
+        """Stop the worker."""
+        if self._stream is not None and self._stream.worker is not None:
+            self._stream.worker.stop()
+        self._stream = None
+
+
+class _Stream:
+    """A pairing at work on the stream of one datamodule.
+
+    Args:
+        options: the pairing.
+        flow: the flow that is trained.
+        data: where its batches come from.
+    """
+
+    def __init__(self, options: StreamPairing, flow: FlowMatching, data: FlowDataModule) -> None:
+        self.options = options
+        self.rank, self.world_size = _shard()
+        self.batch_size = data.batch_size
+        self.local = data.batch_size // self.world_size
+        self.size = options.oversample * (data.batch_size if options.gather else self.local)
+        # A datamodule without a trainer serves whole global batches; bins' centres need no noise drawn.
+        self.data = copy.copy(data)
+        self.data.trainer, self.data.dequantize = None, "none"
+        self.solves = self.rank == 0 or not options.gather
+        self.worker = CouplingWorker(options.coupling) if self.solves and options.ahead else None
+        self.queued: dict[int, tuple[Problem, Future[Solved]]] = {}
+        self.group: _Group | None = None
+
+    # ---- one batch --------------------------------------------------------------------------------------
+
+    def pairs(self, flow: FlowMatching, x1: Tensor, label: Tensor | None, position: int) -> Pairs:
+        number, batch = divmod(position // self.batch_size, self.options.oversample)
+        if self.group is None or self.group.number != number:
+            self.group = self._solved(flow, number)
+        group = self.group
+        start = batch * self.batch_size + self.rank * self.local if self.options.gather else batch * self.local
+        rows = slice(start, start + self.local)
+        x0 = group.noise[group.index[rows]].to(x1.device)
+
+        def diagnostics() -> dict[str, Tensor | float]:
+            ratio = cost_ratio(x0, group.noise[rows].to(x1.device), x1)
+            return {"cost_ratio": ratio, "effective_batch": float(len(group.index)), **self._times(group)}
+
+        return Pairs(x0, x1, label, diagnostics=diagnostics)
+
+    def _times(self, group: _Group) -> dict[str, Tensor | float]:
+        """Milliseconds of the group, shared out among its batches."""
+        share = 1e3 / self.options.oversample
+        solving = {} if group.solve_seconds is None else {"coupling_ms": share * group.solve_seconds}
+        return {**solving, "coupling_wait_ms": share * group.wait_seconds}
+
+    # ---- one group --------------------------------------------------------------------------------------
+
+    def _solved(self, flow: FlowMatching, number: int) -> _Group:
+        """Noise and pairs of a group; a collective call where they are gathered."""
+        start = time.perf_counter()
+        seconds, error = None, None
+        try:
+            noise, solved = self._answer(flow, number) if self.solves else (self._other_noise(flow, number), None)
+        except (ValueError, RuntimeError) as failure:
+            if not self._broadcasts:
+                raise
+            # The other processes wait for an answer: they are told before this one stops.
+            noise, solved, error = torch.empty(0), None, failure
+        index = torch.full((self.size,), _FAILED)
+        if solved is not None:
+            index, seconds = solved.index, solved.seconds
+        if self._broadcasts:
+            index = _broadcast(index, flow.device)
+        if int(index[0]) == _FAILED:
+            raise error or RuntimeError("the coupling failed on the first process: its message says why")
+        waited = time.perf_counter() - start
+        self._work_ahead(flow, number)
+        return _Group(number, noise, index, seconds, waited)
+
+    @property
+    def _broadcasts(self) -> bool:
+        return self.options.gather and self.world_size > 1
+
+    def _answer(self, flow: FlowMatching, number: int) -> tuple[Tensor, Solved]:
+        problem, future = self.queued.pop(number, (None, None))
+        if problem is None or future is None:
+            problem = self._problem(flow, number)
+            future = self.worker.submit(problem) if self.worker is not None else None
+        late = self.worker is not None and not self.worker.ready
+        if future is None or (late and future.cancel()):
+            return problem.noise, solve(self.options.coupling, problem)
+        return problem.noise, future.result()
+
+    def _work_ahead(self, flow: FlowMatching, number: int) -> None:
+        if self.worker is None:
+            return
+        wanted = range(number + 1, number + 1 + self.options.ahead)
+        for stale in [queued for queued in self.queued if queued not in wanted]:
+            self.queued.pop(stale)[1].cancel()
+        for following in wanted:
+            if following not in self.queued:
+                try:
+                    problem = self._problem(flow, following)
+                    self.queued[following] = (problem, self.worker.submit(problem))
+                except (ValueError, RuntimeError):
+                    # Met again, and told to the other processes, when the group's turn comes.
+                    return
+
+    # ---- what is coupled --------------------------------------------------------------------------------
+
+    def _problem(self, flow: FlowMatching, number: int) -> Problem:
+        batches = self._batches(number)
+        points = _encoded(flow, batches)
+        labels = [batch.label for batch in batches if batch.label is not None]
+        condition = torch.cat(labels) if labels and flow.num_classes is not None else None
+        seed = derive_seed(flow.seed, "coupling", number, "solve", *self._own)
+        return Problem(f"group {number}", self._noise(flow, number, points), points, condition, seed)
+
+    @property
+    def _own(self) -> tuple[int, ...]:
+        """What a process that solves its own share adds to its keys."""
+        return () if self.options.gather else (self.rank,)
+
+    def _batches(self, number: int) -> list[Batch]:
+        first = number * self.options.oversample
+        whole = [self.data.train_batch_at((first + i) * self.batch_size) for i in range(self.options.oversample)]
+        return whole if self.options.gather else [self._share(batch) for batch in whole]
+
+    def _share(self, batch: Batch) -> Batch:
+        rows = slice(self.rank * self.local, (self.rank + 1) * self.local)
+        return Batch(batch.x[rows], None if batch.label is None else batch.label[rows])
+
+    def _other_noise(self, flow: FlowMatching, number: int) -> Tensor:
+        """The group's noise on a process that does not solve; it needs the data where the noise does."""
+        if type(flow.source).sample_for is not Source.sample_for:
+            return self._noise(flow, number, _encoded(flow, self._batches(number)))
+        return flow.source.sample(self.size, tuple(flow.flow_shape), self._generator(flow, number))
+
+    def _noise(self, flow: FlowMatching, number: int, points: Tensor) -> Tensor:
+        return flow.source.sample_for(points, self._generator(flow, number))
+
+    def _generator(self, flow: FlowMatching, number: int) -> torch.Generator:
+        """Of the CPU, so that a group's noise is the same on every device and process."""
+        return generator(flow.seed, "coupling", number, *self._own)
+
+
+def _shard() -> tuple[int, int]:
+    """This process's rank and the number of processes."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+@torch.no_grad()
+def _encoded(flow: FlowMatching, batches: list[Batch]) -> Tensor:
+    """Data of some batches where the flow lives, without noise, on the CPU."""
+    device = flow.device if flow.space.checksum else torch.device("cpu")  # only weights are worth the way
+    return torch.cat([flow.space.encode_mean(batch.x.to(device)).cpu() for batch in batches])
+
+
+def _broadcast(index: Tensor, device: torch.device) -> Tensor:
+    """The first process's indices, on every process."""
+    shared = index.to(device)
+    torch.distributed.broadcast(shared, src=0)
+    return shared.cpu()

@@ -1,0 +1,220 @@
+"""Pairs from the bijection of a trained flow: x0 = teacher(x1)."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from flowbench.data import Batch, DataSpec, FlowDataModule
+from flowbench.families.base import FlowModule
+from flowbench.families.latents.space import LatentSpace, PixelSpace, Space
+from flowbench.families.pairing.batch import Pairing, Pairs, cost_ratio, true_label
+from flowbench.families.pairing.store import PairStore, weights_checksum
+from flowbench.flows import Source
+
+if TYPE_CHECKING:
+    from flowbench.families.flow_matching import FlowMatching
+
+__all__ = ["TeacherPairing", "check_teacher", "required_teacher", "source_of", "space_of"]
+
+ENCODING_BATCH = 256
+
+
+class TeacherPairing(Pairing):
+    """Every training point starts from the noise that a trained flow maps it to.
+
+    The teacher is frozen, with its averaged weights, and no module of the student: its weights enter neither optimiser
+    nor average nor checkpoint. It encodes in full precision.
+
+    A teacher that was trained on noisy data (TARFlow's Gaussian augmentation) maps *noisy* data to its source; the
+    encodings of clean data have another distribution than the one that the student's samples start from. So the point
+    that is encoded gets the noise of the teacher's training, as far as the student's own training points lack it: x0 =
+    teacher(x1 + sqrt(teacher_std^2 - student_std^2) e). The student goes to x1, the data themselves; the teacher's
+    denoiser and sampler play no part. A dropped label is dropped for the teacher too, where it learned the null label.
+
+    Args:
+        teacher: trained; any flow that encodes.
+        cache_encodings: encode the training split once and keep it on disk. Only where an encoding is a function of the
+            sample: continuous data or ``dequantize: none``, no mirror images, data space, no noise to add.
+
+    Raises:
+        ValueError: for a cache that would not give what encoding gives.
+    """
+
+    def __init__(self, teacher: FlowModule, cache_encodings: bool = False) -> None:
+        self.teacher = teacher.requires_grad_(False).eval()
+        self.cache_encodings = cache_encodings
+        self._store: PairStore | None = None
+
+    def __repr__(self) -> str:
+        return f"TeacherPairing({type(self.teacher).__name__})"
+
+    def setup(self, flow: FlowMatching, data: FlowDataModule | None) -> None:
+        """Check that teacher and student live in the same space; read or make the cache where it is asked for.
+
+        Raises:
+            ValueError: when they do not, or the data cannot be cached.
+        """
+        check_teacher(flow, self.teacher)
+        check_spaces(flow, self.teacher)
+        if self.cache_encodings:
+            self._store = self._encoded(flow, data)
+
+    def pairs(self, flow: FlowMatching, x1: Tensor, label: Tensor | None, batch: Batch, rng: torch.Generator) -> Pairs:
+        """Encode the batch, or look its encodings up."""
+        start = time.perf_counter()
+        teaching = true_label(label, batch) if self._dropout(flow) == 0 else label
+        if self._store is not None and batch.position is not None and batch.index is not None:
+            x0 = self._look_up(self._store, batch.index, teaching, x1.device)
+        else:
+            x0 = self._encode(x1, self._missing_std(flow), teaching, rng)
+        seconds = time.perf_counter() - start
+
+        def diagnostics() -> dict[str, Tensor | float]:
+            return {"coupling_ms": 1e3 * seconds, "cost_ratio": cost_ratio(x0, x0.roll(1, 0), x1)}
+
+        return Pairs(x0, x1, label, diagnostics=diagnostics)
+
+    def _missing_std(self, flow: FlowMatching) -> float:
+        """Standard deviation of the noise that the student's training points lack."""
+        return math.sqrt(self.teacher.space.noise_std**2 - flow.space.noise_std**2)
+
+    def _dropout(self, flow: FlowMatching) -> float:
+        """Share of labels that teacher and student both do without."""
+        return min(self.teacher.label_dropout, flow.label_dropout) if flow.num_classes is not None else 0.0
+
+    @torch.no_grad()
+    def _encode(self, x1: Tensor, std: float, label: Tensor | None, rng: torch.Generator | None) -> Tensor:
+        teacher = self.teacher.to(x1.device)
+        if std and rng is not None:
+            x1 = x1 + std * torch.randn(x1.shape, generator=rng, device=rng.device, dtype=x1.dtype).to(x1.device)
+        with teacher.full_precision():
+            return teacher.flow_encode(x1.float(), label)
+
+    # ---- cache ------------------------------------------------------------------------------------------
+
+    def _encoded(self, flow: FlowMatching, data: FlowDataModule | None) -> PairStore:
+        if not isinstance(data, FlowDataModule):
+            raise ValueError(f"cache_encodings needs a FlowDataModule, got {type(data).__name__}: set it to false")
+        reason = self._not_cacheable(flow, data)
+        if reason:
+            raise ValueError(f"cache_encodings keeps one encoding per training sample, but {reason}: set it to false")
+        split, spec = data.split("train"), data.spec
+        identity = {
+            "kind": "encodings",
+            "dataset": [spec.name, spec.version, *spec.shape],
+            "teacher": weights_checksum(self.teacher),
+            "method": type(self.teacher).__name__ + self.teacher.sampler_name,
+            "dropout": self._dropout(flow) > 0,
+        }
+        store = PairStore("encodings", identity, len(split))
+        labels = split.label if flow.num_classes is not None else None
+
+        def make(index: Tensor) -> dict[str, Tensor]:
+            points = data.model_values("train", index)
+            rows = {"noise": self._in_chunks(flow, points, None if labels is None else labels[index])}
+            if self._dropout(flow):
+                null = torch.full((len(index),), self.teacher.num_classes or 0)
+                rows["null_noise"] = self._in_chunks(flow, points, null)
+            return rows
+
+        store.complete(make)
+        return store
+
+    def _in_chunks(self, flow: FlowMatching, points: Tensor, labels: Tensor | None) -> Tensor:
+        device, parts = flow.device, []
+        for start in range(0, len(points), ENCODING_BATCH):
+            rows = slice(start, start + ENCODING_BATCH)
+            label = None if labels is None else labels[rows].to(device)
+            parts.append(self._encode(points[rows].to(device), 0.0, label, None).cpu())
+        return torch.cat(parts)
+
+    def _not_cacheable(self, flow: FlowMatching, data: FlowDataModule) -> str:
+        if data.spec.levels is not None and data.dequantize != "none":
+            return "uniform dequantisation changes the samples at every visit"
+        if data.random_flip:
+            return "data.random_flip mirrors them"
+        if not isinstance(flow.space, PixelSpace) or flow.space.noise_std or self._missing_std(flow):
+            return "noise or a posterior draw changes the points at every visit"
+        return ""
+
+    def _look_up(self, store: PairStore, index: Tensor, label: Tensor | None, device: torch.device) -> Tensor:
+        rows = store.take(index, device)
+        if "null_noise" not in rows or label is None:
+            return rows["noise"]
+        dropped = label.eq(self.teacher.num_classes or 0).view(-1, *[1] * (rows["noise"].ndim - 1))
+        return torch.where(dropped, rows["null_noise"], rows["noise"])
+
+
+# ---- what a student takes from its teacher --------------------------------------------------------------
+
+
+def required_teacher(teacher: FlowModule | None, family: str, spec: DataSpec) -> FlowModule:
+    """The teacher of a family that cannot do without.
+
+    Raises:
+        ValueError: when there is none, or it is no flow of such data.
+    """
+    if teacher is None:
+        raise ValueError(
+            f"{family} learns from a trained flow and got none: "
+            "add `requires: {teacher: <experiment file>}` to the experiment file"
+        )
+    if not isinstance(teacher, FlowModule):
+        raise ValueError(f"{family} learns from a flow, but requires.teacher names a {type(teacher).__name__}")
+    if tuple(teacher.spec.shape) != tuple(spec.shape):
+        theirs, ours = tuple(teacher.spec.shape), tuple(spec.shape)
+        raise ValueError(f"the teacher has data of shape {theirs}, the student of {ours}: they must agree")
+    return teacher
+
+
+def space_of(teacher: FlowModule) -> Space:
+    """Where a student lives: beside a latent teacher with its noise, or with the clean data."""
+    if isinstance(teacher.space, LatentSpace):
+        return LatentSpace(teacher.space.autoencoder, teacher.space.noise_std, teacher.space.cache_latents)
+    return PixelSpace(teacher.space.shape)
+
+
+def source_of(teacher: FlowModule) -> Source:
+    """The teacher's own source, of which the student gets a copy."""
+    return copy.deepcopy(teacher.source).train()
+
+
+def check_teacher(flow: FlowMatching, teacher: FlowModule) -> None:
+    """Refuse a teacher of other points, labels or another source than the student's.
+
+    Raises:
+        ValueError: names both sides.
+    """
+    sides: dict[str, tuple[Any, Any]] = {
+        "a flow of points of shape": (tuple(teacher.flow_shape), tuple(flow.flow_shape)),
+        "the source": (repr(teacher.source), repr(flow.source)),
+        # Given its label, a point of an unconditional teacher would not start from the source, but samples do.
+        "labels of as many classes as": (teacher.num_classes, flow.num_classes),
+    }
+    for what, (theirs, ours) in sides.items():
+        if theirs != ours:
+            raise ValueError(f"the teacher has {what} {theirs}, the student {ours}: they must agree")
+
+
+def check_spaces(flow: FlowMatching, teacher: FlowModule) -> None:
+    """Refuse a teacher in another latent space, or one that learned less noise than the student.
+
+    Raises:
+        ValueError: names both sides.
+    """
+    if teacher.space.checksum != flow.space.checksum:
+        raise ValueError(
+            f"the teacher lives in the latent space of autoencoder {teacher.space.checksum}, the student in that of "
+            f"{flow.space.checksum}: give both the same"
+        )
+    if teacher.space.noise_std < flow.space.noise_std:
+        raise ValueError(
+            f"the student's points have noise of {flow.space.noise_std:g}, but the teacher learned only "
+            f"{teacher.space.noise_std:g}: give the student at most as much"
+        )

@@ -1,0 +1,1 @@
+"""Autoregressive flows: affine blocks, their inverses and their guidance."""

@@ -1,0 +1,217 @@
+"""One block of an autoregressive flow: an affine map of each token around a causal network.
+
+The data end is x, the noise end is z. ``forward`` maps data to noise in parallel; ``inverse`` maps noise to
+data token by token.
+
+Shape suffixes: B batch, N tokens, L some of them, D token dimension, P = 2 D parameters.
+
+References:
+    Zhai et al. (2024), Normalizing Flows are Capable Generative Models (TARFlow), arXiv:2412.06329;
+    Gu et al. (2025), STARFlow, arXiv:2506.06276.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flowbench.flows.autoregressive.permutation import Permutation, check_permutation, permute
+
+__all__ = ["AffineBlock", "Bijector", "CausalNetwork"]
+
+# softplus(x + UNIT) is 1 at x = 0.
+_SOFTPLUS_UNIT = math.log(math.e - 1)
+
+
+class CausalNetwork(Protocol):
+    """What an affine block asks of its network (an ``nn.Module``).
+
+    Attributes:
+        num_tokens: sequence length N.
+        token_dim: token dimension D.
+        num_classes: number of classes; the null label is index ``num_classes``. None: unconditional.
+        num_slots: one-token evaluations that a sequential pass needs.
+    """
+
+    num_tokens: int
+    token_dim: int
+    num_classes: int | None
+    num_slots: int
+
+    def __call__(self, x_BND: Tensor, label: Tensor | None = None, *, temperature: Tensor | float = 1.0) -> Tensor:
+        """Parameters (B, N, 2 D): means, then raw scales; row i depends on tokens before i only.
+
+        ``temperature`` divides the attention logits: a number, or one per row, shape (B,).
+        """
+        ...
+
+    def allocate_cache(self, batch_size: int) -> Any:
+        """State of one pass, owned by the caller: a nest of dataclasses and tuples of tensors, batch first."""
+        ...
+
+    def extend(
+        self,
+        previous_BLD: Tensor,
+        start: int,
+        cache: Any,
+        label: Tensor | None = None,
+        *,
+        temperature: Tensor | float = 1.0,
+    ) -> Tensor:
+        """Parameters (B, L, 2 D) of tokens start..start+L-1, given each one's predecessor (no matter what at 0).
+
+        Writes the cache rows of these tokens and reads those before; may be called again for the same tokens.
+        """
+        ...
+
+    def step(
+        self,
+        previous_BD: Tensor,
+        position: int,
+        cache: Any,
+        label: Tensor | None = None,
+        *,
+        temperature: Tensor | float = 1.0,
+    ) -> Tensor:
+        """:meth:`extend` by one token: parameters (B, 2 D)."""
+        ...
+
+
+class Bijector(nn.Module, ABC):
+    """An invertible map with a tractable log-determinant."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Data to noise: z in the shape of x, and log |det dz/dx| in nats, shape (B,)."""
+
+    @abstractmethod
+    def inverse(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Noise to data."""
+
+
+class AffineBlock(Bijector):
+    """One autoregressive affine map, z_i = (x_i - mean_i(x_<i)) / std_i(x_<i), in the block's token order.
+
+    State, mean, scale and log-determinant are kept in float32 or wider whatever autocast does to the network.
+
+    Args:
+        network: a causal network; it sees the tokens in the block's order.
+        permutation: "identity", "flip" to visit the last token first, or an order of the grid, see
+            :func:`~flowbench.flows.autoregressive.permutation.permute`.
+        scale: "exp", std = exp(a) (TARFlow), or "softplus", std = softplus(a + ln(e - 1)) (STARFlow).
+        soft_clip: c > 0 bounds means and raw scales, out <- c tanh(out / c) (STARFlow: 4); None: unbounded.
+        grid: (rows, columns) of the tokens, for the orders that need it.
+
+    Raises:
+        ValueError: for an unknown permutation or scale, a grid that does not hold the tokens, or a soft_clip that is
+            not positive.
+    """
+
+    def __init__(
+        self,
+        network: CausalNetwork,
+        permutation: Permutation = "identity",
+        scale: Literal["exp", "softplus"] = "exp",
+        soft_clip: float | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        check_permutation(permutation, grid, network.num_tokens)
+        if scale not in _SCALES:
+            raise ValueError(f"scale must be 'exp' or 'softplus', got {scale!r}")
+        if soft_clip is not None and not soft_clip > 0:
+            raise ValueError(f"soft_clip must be positive, or None for no bound, got {soft_clip}")
+        self.network = network
+        self.permutation = permutation
+        self.scale = scale
+        self.soft_clip = soft_clip
+        self.grid = grid
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Data to noise, all tokens in parallel.
+
+        Args:
+            x: tokens, shape (B, N, D).
+            condition: labels in 0..num_classes (num_classes = null), int64, shape (B,); None = null for all.
+
+        Returns:
+            Tokens z, shape (B, N, D), and log |det dz/dx| in nats, shape (B,).
+
+        Raises:
+            ValueError: for another shape, or a label given to an unconditional network.
+        """
+        x_BND = self.ordered(x)
+        mean_BND, std_BND, log_std_BND = self.moments(self.network(x_BND, condition))
+        z_BND = (x_BND - mean_BND) / std_BND
+        return self.restored(z_BND), -log_std_BND.sum(dim=(1, 2))
+
+    @torch.no_grad()
+    def inverse(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Noise to data, token by token with a key/value cache; builds no autograd graph.
+
+        Other methods, and guidance, belong to :meth:`AutoregressiveFlow.invert`.
+
+        Args:
+            z: tokens, shape (B, N, D); not changed.
+            condition: as in :meth:`forward`.
+
+        Returns:
+            Tokens x, shape (B, N, D).
+
+        Raises:
+            ValueError: as :meth:`forward`.
+        """
+        z_BND = self.ordered(z)
+        x_BND = torch.empty_like(z_BND)
+        cache = self.network.allocate_cache(len(z))
+        for i in range(z.shape[1]):
+            previous_BD = x_BND[:, i - 1] if i else z_BND[:, 0]
+            mean_BD, std_BD, _ = self.moments(self.network.step(previous_BD, i, cache, condition))
+            x_BND[:, i] = mean_BD + std_BD * z_BND[:, i]
+        return self.restored(x_BND)
+
+    def moments(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, standard deviation and its logarithm of the network's output, in float32 or wider."""
+        params = at_least_float32(params)
+        if self.soft_clip is not None:
+            params = self.soft_clip * torch.tanh(params / self.soft_clip)
+        mean, raw = params.chunk(2, dim=-1)
+        return mean, *_SCALES[self.scale](raw)
+
+    def ordered(self, x: Tensor) -> Tensor:
+        """Tokens in the block's order, in float32 or wider.
+
+        Raises:
+            ValueError: for tokens of another shape.
+        """
+        expected = (self.network.num_tokens, self.network.token_dim)
+        if x.shape[1:] != expected:
+            raise ValueError(f"tokens must have shape (B, {expected[0]}, {expected[1]}), got {tuple(x.shape)}")
+        return permute(at_least_float32(x), self.permutation, self.grid)
+
+    def restored(self, x_BND: Tensor) -> Tensor:
+        """Tokens in the flow's order, from the block's."""
+        return permute(x_BND, self.permutation, self.grid, inverse=True)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """The tensor, widened to float32 where it is narrower."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _exponential(raw: Tensor) -> tuple[Tensor, Tensor]:
+    return raw.exp(), raw
+
+
+def _softplus(raw: Tensor) -> tuple[Tensor, Tensor]:
+    std = F.softplus(raw + _SOFTPLUS_UNIT)
+    return std, std.log()
+
+
+_SCALES: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {"exp": _exponential, "softplus": _softplus}

@@ -1,0 +1,78 @@
+"""Partial optimal transport: only a fraction of each batch is paired optimally."""
+
+from __future__ import annotations
+
+import math
+
+import ot
+import torch
+from torch import Tensor
+
+from flowbench.flows.coupling.assignment import assign
+from flowbench.flows.coupling.base import Coupling, draw_sources, squared_distances
+from flowbench.flows.coupling.entropic import complete_plan
+
+__all__ = ["PartialCoupling"]
+
+
+class PartialCoupling(Coupling):
+    """Optimal pairs for the fraction of the mass that is cheapest to pair, independent pairs for the rest.
+
+    Which points belong to the fraction is part of the optimisation, so points far from the other batch are
+    left out of it. The rest is coupled independently: both marginals are kept, unlike where pairs are drawn
+    from the partial plan. Batches of equal size: the cheapest ``mass * B`` pairs (rounded, at least one), then
+    a random permutation of the other points; every source point is used once. Unequal sizes: POT's plan,
+    completed by the product of what it leaves, from whose columns each data point draws its source point.
+
+    Args:
+        mass: fraction in (0, 1]; 1 is :class:`flowbench.flows.coupling.exact.OptimalTransportCoupling`.
+
+    References:
+        Figalli 2010, doi 10.1007/s00205-008-0212-7; Chapel et al. 2020, arXiv 2002.08276 (partial transport
+        as balanced transport with dummy points).
+    """
+
+    def __init__(self, mass: float = 0.9) -> None:
+        if not 0 < mass <= 1:
+            raise ValueError(f"mass must lie in (0, 1], got {mass}")
+        self.mass = mass
+
+    def _pair(self, x0: Tensor, x1: Tensor, generator: torch.Generator, condition: Tensor | None) -> Tensor:
+        cost = squared_distances(x0.cpu(), x1.cpu())
+        if len(x0) != len(x1):
+            return draw_sources(complete_plan(_partial_plan(cost, self.mass)), generator)
+        num_pairs = max(1, round(self.mass * len(x1)))
+        index = _partial_assignment(cost, num_pairs)
+        rest = (index < 0).nonzero().squeeze(1)
+        unused = torch.ones(len(x0), dtype=torch.bool)
+        unused[index[index >= 0]] = False
+        order = torch.randperm(len(rest), generator=generator, device=generator.device).cpu()
+        index[rest] = unused.nonzero().squeeze(1)[order]
+        return index
+
+    def __repr__(self) -> str:
+        return f"PartialCoupling(mass={self.mass:g})"
+
+
+def _partial_assignment(cost: Tensor, num_pairs: int) -> Tensor:
+    """Row of every column in the cheapest ``num_pairs`` disjoint pairs; -1 for columns left out."""
+    num = len(cost)
+    dummies = num - num_pairs
+    extended = cost.new_zeros(num + dummies, num + dummies)
+    extended[:num, :num] = cost
+    # A dummy that serves a dummy would let one more real pair in; at this price it never pays.
+    extended[num:, num:] = 2 * cost.max() + 1
+    index = assign(extended)[:num]
+    return torch.where(index < num, index, -1)
+
+
+def _partial_plan(cost: Tensor, mass: float) -> Tensor:
+    num_rows, num_columns = cost.shape
+    plan = ot.partial.partial_wasserstein(
+        ot.unif(num_rows), ot.unif(num_columns), cost.numpy(), m=mass, numItermax=10_000_000
+    )
+    if not math.isclose(plan.sum(), mass, rel_tol=1e-6):
+        raise RuntimeError(
+            f"partial transport moved {plan.sum():.3g} of the mass instead of {mass:g}: use equal batch sizes"
+        )
+    return torch.from_numpy(plan)

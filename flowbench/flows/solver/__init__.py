@@ -1,0 +1,1 @@
+"""Solvers of the flow's differential equation, and their time grids."""

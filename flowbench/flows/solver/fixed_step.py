@@ -1,0 +1,237 @@
+"""Solvers for the flow's ordinary differential equation dx/dt = v(t, x).
+
+A fixed-step method is a Butcher tableau with an order, on a time grid; the adaptive method is Dormand and Prince's.
+Every solver counts the evaluations of the field, so that methods are compared at equal cost.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from flowbench.flows.solver.adaptive import DormandPrince
+from flowbench.flows.solver.base import (
+    ConditionedField,
+    Field,
+    Solution,
+    Solver,
+    SolverStats,
+    checked_times,
+    evaluate,
+)
+from flowbench.flows.solver.time_grid import TimeGrid, UniformGrid
+
+__all__ = [
+    "ButcherTableau",
+    "ConditionedField",
+    "DormandPrince",
+    "Euler",
+    "Field",
+    "FixedStepSolver",
+    "Heun",
+    "Midpoint",
+    "RungeKutta4",
+    "Solution",
+    "Solver",
+    "SolverStats",
+    "Step",
+]
+
+
+@dataclass(frozen=True)
+class ButcherTableau:
+    """An explicit Runge-Kutta method.
+
+    Attributes:
+        a: strictly lower triangle, row i with i entries.
+        b: weights of the stages.
+        c: times of the stages in a unit step.
+        order: the global error is O(h^order).
+    """
+
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+    c: tuple[float, ...]
+    order: int
+
+
+class Step(NamedTuple):
+    """One step in time; ``size`` is negative backward."""
+
+    start: float
+    stop: float
+    size: float
+
+    def time(self, share: float) -> float:
+        """A time inside the step: exactly ``start`` at 0 and ``stop`` at 1."""
+        return (1 - share) * self.start + share * self.stop
+
+
+class FixedStepSolver(Solver):
+    """The one engine of all explicit fixed-step methods; a method is a subclass with a tableau.
+
+    Args:
+        num_steps: steps over the whole solve, >= 1, shared out evenly among the intervals between the requested
+            times; a multiple of their number.
+        grid: where the steps end between the first and the last time, the same points forward and backward; None is
+            :class:`UniformGrid`, the only one that can stop at times between the two.
+    """
+
+    tableau: ClassVar[ButcherTableau]
+
+    def __init__(self, num_steps: int, grid: TimeGrid | None = None) -> None:
+        if not isinstance(num_steps, int) or isinstance(num_steps, bool) or num_steps < 1:
+            raise ValueError(f"num_steps must be a whole number of at least 1, got {num_steps!r}")
+        self.num_steps = num_steps
+        self.grid = grid or UniformGrid()
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        """Order of convergence."""
+        return self.tableau.order
+
+    @property
+    def evaluations_per_step(self) -> int:  # type: ignore[override]
+        """Evaluations of the field that one step costs: the stages of the tableau."""
+        return len(self.tableau.b)
+
+    def solve(self, field: Field, x: Tensor, times: Tensor) -> Solution:
+        """Integrate with ``num_steps`` steps of the grid; see :meth:`Solver.solve`."""
+        steps = self.steps(times)
+        stride = len(steps) // (len(times) - 1)
+        walk = enumerate(self._walk(field, x, steps), 1)
+        states = [x, *(state for done, state in walk if done % stride == 0)]
+        return Solution(torch.stack(states), SolverStats(self.num_steps * self.evaluations_per_step, self.num_steps, 0))
+
+    def steps(self, times: Tensor) -> list[Step]:
+        """The steps of a solve through ``times``, in the order in which they are taken.
+
+        Raises:
+            ValueError: if the times are not monotonic, the steps cannot be shared out, or the grid cannot stop at them.
+        """
+        requested = checked_times(times)
+        count, rest = divmod(self.num_steps, len(requested) - 1)
+        if rest:
+            raise ValueError(
+                f"num_steps must be a multiple of the {len(requested) - 1} intervals between the requested times,"
+                f" got {self.num_steps}"
+            )
+        uniform = isinstance(self.grid, UniformGrid)
+        if len(requested) > 2 and not uniform:
+            raise ValueError(
+                f"{self.grid!r} cannot stop at {len(requested)} times: ask for the first and the last only, or use"
+                " UniformGrid"
+            )
+        shares = self._shares(count)
+        return [step for start, stop in pairwise(requested) for step in _spread(shares, start, stop, uniform)]
+
+    def stage_times(self, times: Tensor) -> list[float]:
+        """Every time at which a solve through ``times`` evaluates the field, in the order of the evaluations."""
+        return [step.time(c) for step in self.steps(times) for c in self._stages]
+
+    def with_evaluations(self, num_evaluations: int) -> Solver:
+        """The same method and grid with as many steps as the budget buys; see :meth:`Solver.with_evaluations`."""
+        steps, rest = divmod(num_evaluations, self.evaluations_per_step)
+        if rest or steps < 1:
+            raise ValueError(
+                f"{type(self).__name__} takes {self.evaluations_per_step} evaluations per step and cannot use"
+                f" exactly {num_evaluations}: choose a positive multiple"
+            )
+        return self._with_steps(steps)
+
+    @property
+    def _stages(self) -> tuple[float, ...]:
+        return self.tableau.c
+
+    def _with_steps(self, num_steps: int) -> FixedStepSolver:
+        changed = copy.copy(self)
+        changed.num_steps = num_steps
+        return changed
+
+    def _shares(self, count: int) -> list[float]:
+        points = self.grid.points(count).double().tolist()
+        increasing = all(a < b for a, b in pairwise(points))
+        if len(points) != count + 1 or not increasing or (points[0], points[-1]) != (0.0, 1.0):
+            raise ValueError(
+                f"{self.grid!r} must give {count + 1} strictly increasing points from 0 to 1: use fewer steps or"
+                " another grid"
+            )
+        return points
+
+    def _walk(self, field: Field, x: Tensor, steps: list[Step]) -> Iterator[Tensor]:
+        """The state after each step."""
+        for step in steps:
+            slopes: list[Tensor] = []
+            for row, c in zip(self.tableau.a, self.tableau.c, strict=True):
+                slopes.append(evaluate(field, step.time(c), _advance(x, step.size, row, slopes)))
+            x = _advance(x, step.size, self.tableau.b, slopes)
+            yield x
+
+    def __repr__(self) -> str:
+        grid = "" if isinstance(self.grid, UniformGrid) else f", grid={self.grid!r}"
+        return f"{type(self).__name__}(num_steps={self.num_steps}{grid})"
+
+
+class Euler(FixedStepSolver):
+    """Euler's method, order 1, one evaluation per step."""
+
+    tableau = ButcherTableau(a=((),), b=(1.0,), c=(0.0,), order=1)
+
+
+class _TwoStageSolver(FixedStepSolver):
+    def with_evaluations(self, num_evaluations: int) -> Solver:
+        """As :meth:`FixedStepSolver.with_evaluations`; a single evaluation buys one Euler step."""
+        return Euler(1, self.grid) if num_evaluations == 1 else super().with_evaluations(num_evaluations)
+
+
+class Midpoint(_TwoStageSolver):
+    """The explicit midpoint method, order 2, two evaluations per step."""
+
+    tableau = ButcherTableau(a=((), (0.5,)), b=(0.0, 1.0), c=(0.0, 0.5), order=2)
+
+
+class Heun(_TwoStageSolver):
+    """Heun's method (explicit trapezoid), order 2, two evaluations per step."""
+
+    tableau = ButcherTableau(a=((), (1.0,)), b=(0.5, 0.5), c=(0.0, 1.0), order=2)
+
+
+class RungeKutta4(FixedStepSolver):
+    """The classical Runge-Kutta method, order 4, four evaluations per step."""
+
+    tableau = ButcherTableau(
+        a=((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)),
+        b=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
+        c=(0.0, 0.5, 0.5, 1.0),
+        order=4,
+    )
+
+    def with_evaluations(self, num_evaluations: int) -> Solver:
+        """As :meth:`FixedStepSolver.with_evaluations`; one evaluation buys an Euler step, two a midpoint step."""
+        if num_evaluations in (1, 2):
+            return Midpoint(1, self.grid).with_evaluations(num_evaluations)
+        return super().with_evaluations(num_evaluations)
+
+
+def _spread(shares: list[float], start: float, stop: float, uniform: bool) -> list[Step]:
+    """Steps from start to stop that end at these shares of the way from the earlier to the later time."""
+    low, high = min(start, stop), max(start, stop)
+    # Convex combinations: the last step falls on the last time exactly, never beyond it.
+    ends = [(1 - share) * low + share * high for share in shares]
+    if stop < start:
+        ends.reverse()
+    size = (stop - start) / (len(ends) - 1)
+    return [Step(a, b, size if uniform else b - a) for a, b in pairwise(ends)]
+
+
+def _advance(x: Tensor, size: float, weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
+    for weight, slope in zip(weights, slopes, strict=True):
+        if weight:
+            x = x + (size * weight) * slope
+    return x

@@ -1,0 +1,1 @@
+"""Source distributions: where a flow starts."""

@@ -1,0 +1,1 @@
+"""Weights of pairs, what they do to the marginals, and their temperature."""
