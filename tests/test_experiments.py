@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from flowbench import runs
+from flowbench.bench.plan import make_plan
 from flowbench.cli import main
 from flowbench.config import Experiment
 from flowbench.counting import count
@@ -263,6 +264,17 @@ def test_a_bench_is_planned(file, tmp_path, monkeypatch, capsys):
     for name in content(file)["contenders"]:
         assert name in plan
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("file", BENCHES, ids=str)
+def test_every_cell_of_a_bench_is_an_experiment(file, tmp_path):
+    """What a bench overrides is checked here, and not when the cell starts."""
+    plan = make_plan(ROOT / file, [f"run_dir={tmp_path}"])
+    first = {(cell.task, cell.contender): cell for cell in reversed(plan.cells)}
+    for cell in first.values():
+        cell.directory.mkdir(parents=True, exist_ok=True)
+        cell.config_path.write_text(cell.config_text(), encoding="utf-8")
+        Experiment.from_files([cell.config_path])
 
 
 SMALL = [file for file in EXPERIMENTS if file.stem != "autoencoder" and file.parts[0] in ("toy", "digits")]

@@ -160,10 +160,10 @@ def draw_paths(drawing: Drawing, num_paths: int, num_points: int, num_shown: int
     geometries, states = [], []
     times = torch.empty(0)
     for chunk in index.split(drawing.batch_size):
-        condition = labels[chunk % drawing.num_samples].to(flow.device) if labels is not None else None
-        path = flow.trajectory(
-            flow.draw_noise(chunk, drawing.seed), condition, num_points, **given_condition(drawing, chunk)
-        )
+        row = chunk % drawing.num_samples  # paths beyond the samples take their labels and conditions again
+        condition = labels[row].to(flow.device) if labels is not None else None
+        noise, given = flow.draw_noise(chunk, drawing.seed), given_condition(drawing, row)
+        path = flow.trajectory(noise, condition, num_points, **given)
         geometries.append(_geometry(path))
         states.append(path.states.transpose(0, 1)[chunk.to(path.states.device) < num_shown].cpu())
         times = path.times

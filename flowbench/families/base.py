@@ -392,7 +392,8 @@ class FlowModule(TrainingModule):
         self.check_spatial(spatial, len(noise))
         if network_evaluations is not None and not self.sweeps:
             raise ValueError(f"{type(self).__name__} has a fixed cost per sample: leave network_evaluations out")
-        if guidance not in (None, 1.0) and not self.guides_without_labels and not self.drops_conditions:
+        by_condition = self.drops_conditions and self.num_classes is None
+        if guidance not in (None, 1.0) and not self.guides_without_labels and not by_condition:
             if label is None:
                 raise ValueError(f"guidance={guidance} needs labels: train with conditional=true and give a condition")
             self.check_guidance(guidance)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import lightning as L
 import torch
 from torch import Tensor, nn
 
@@ -145,9 +146,9 @@ class FlowMatching(FlowModule):
         self.likelihood_solver = likelihood_solver or RungeKutta4(num_steps=32)
         few = torch.Size(self.flow_shape).numel() <= EXACT_TRACE_DIMS
         self.divergence = divergence or (ExactDivergence() if few else HutchinsonDivergence(num_probes=2))
-        self._check_axes()
+        self.check_axes()
 
-    def _check_axes(self) -> None:
+    def check_axes(self) -> None:
         """Refuse combinations that would train or sample something else than they say."""
         independent = self.pairs_independently and not self.source.is_paired
         if self.path.needs_standard_normal and not (self.source.is_standard_normal and independent):
@@ -241,6 +242,10 @@ class FlowMatching(FlowModule):
     def on_fit_end(self) -> None:
         """Let the pairing's processes and files go."""
         self.pairing.close()
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """The same after an exception, of which Lightning tells callbacks only."""
+        return [_ClosePairing()]
 
     def flow_loss(self, x: Tensor, label: Tensor | None, rng: torch.Generator) -> Loss:
         """The loss of points that are no batch of the training stream."""
@@ -433,6 +438,14 @@ class FlowMatching(FlowModule):
             probes,
             self.path.interval,
         ).log_prob
+
+
+class _ClosePairing(L.Callback):
+    """Lets the pairing's processes and files go when training breaks off."""
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        if isinstance(module, FlowMatching):
+            module.pairing.close()
 
 
 class _CountedNetwork:

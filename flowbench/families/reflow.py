@@ -67,6 +67,7 @@ class ReflowPairing(Pairing):
             if not isinstance(teacher, FlowMatching):
                 raise ValueError(f"pair_solver integrates a field, and {type(teacher).__name__} has none: leave it out")
             teacher.solver = solver
+            teacher.check_axes()
         if guidance is not None:
             teacher.check_guidance(guidance)
         self.num_held_out = min(max(1, round(hold_out * num_pairs)), num_pairs - 1)

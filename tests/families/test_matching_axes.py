@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import lightning as L
 import pytest
 import torch
 
 from flowbench.data import FlowDataModule
-from flowbench.families import FlowMatching, TARFlow, WeightedCFM, load_checkpoint
+from flowbench.families import FlowMatching, InpaintingConditioner, StreamPairing, TARFlow, WeightedCFM, load_checkpoint
 from flowbench.families.pairing.description import describe_weight
 from flowbench.flows import (
     ClassifierFreeGuidance,
@@ -26,6 +28,7 @@ from flowbench.flows import (
     VonMisesFisherSource,
     transport_decomposition,
 )
+from flowbench.networks import DiT
 
 from ..contract.builders import IMAGES, POINTS, batch_of, build
 
@@ -66,6 +69,27 @@ def test_choices_that_exclude_each_other_are_refused_in_one_line(options, messag
     with pytest.raises(ValueError, match=message) as caught:
         build("cfm", IMAGES, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_a_label_that_was_never_dropped_guides_nothing():
+    """Dropped conditions train another null branch than the one that guidance by labels goes away from."""
+    conditioner = InpaintingConditioner(mask="half", dropout=0.1)
+    network = partial(DiT, width=16, depth=1, num_heads=2, patch_size=2, condition_channels=2)
+    module = FlowMatching(IMAGES, network, conditioner=conditioner, conditional=True, label_dropout=0.0).eval()
+    noise, label = noise_and_labels(module)
+    condition = conditioner.evaluation_condition(batch_of(IMAGES, 3).x, torch.arange(3), 0, module.space)
+    module.sample(noise, label, spatial=condition)
+    with pytest.raises(ValueError, match="needs a trained null label"):
+        module.sample(noise, label, guidance=3.0, spatial=condition)
+
+
+def test_a_pairing_is_closed_when_training_breaks_off():
+    closed = []
+    module = build("cfm", POINTS)
+    module.pairing.close = lambda: closed.append(True)
+    (callback,) = module.configure_callbacks()
+    callback.on_exception(None, module, RuntimeError())
+    assert closed == [True]
 
 
 # ---- sampling ---------------------------------------------------------------------------------------------
@@ -196,6 +220,13 @@ def test_independent_pairs_cost_what_they_cost_and_optimal_ones_less():
     assert plain.keys() == {"cost_ratio"}
     assert plain["cost_ratio"] == pytest.approx(1.0, abs=0.05)
     assert optimal["cost_ratio"] < 0.7
+
+
+def test_larger_problems_are_described_as_large_as_they_are():
+    plain = described("ot_cfm")["cost_ratio"]
+    small, large = (described("ot_cfm", coupling=StreamPairing(oversample=n))["cost_ratio"] for n in (1, 8))
+    assert small == pytest.approx(plain, abs=0.02)
+    assert large < small
 
 
 @pytest.mark.parametrize("normalization", ["running", "batch", "raw"])

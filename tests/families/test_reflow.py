@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -150,7 +151,14 @@ def test_counting_operations_needs_no_pairs(cache):
         ({"hold_out": 1.0}, r"hold_out must lie in \(0, 1\), got 1.0"),
         ({"pair_guidance": 2.0}, "guidance of scale 2 needs labels"),
         ({"initialise_from_teacher": True}, "the teacher has another network"),
-        ({"teacher": build("tarflow", POINTS), "pair_solver": Euler(num_steps=1)}, "TARFlow has none: leave it out"),
+        (
+            {"teacher": build("tarflow", replace(POINTS, name="plane")), "pair_solver": Euler(num_steps=1)},
+            "TARFlow has none: leave it out",
+        ),
+        (
+            {"teacher": build("tarflow", POINTS)},
+            "the teacher was trained on points .* data are plane .* set requires.teacher.data.dataset=plane too",
+        ),
     ],
 )
 def test_bad_options_are_refused(options, message):

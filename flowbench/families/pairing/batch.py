@@ -67,6 +67,10 @@ class Pairing(ABC):
             rng: source of the step's random numbers.
         """
 
+    def problem_size(self, batch_size: int) -> int:
+        """Points that are paired at once where training batches, over all processes, have `batch_size`."""
+        return batch_size
+
     def close(self) -> None:  # noqa: B027 - most rules hold nothing
         """Let go of processes and files; nothing happens at a second call."""
 

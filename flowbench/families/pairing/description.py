@@ -32,7 +32,7 @@ def describe_pairs(
         flow: whose pairs.
         x1: data points where the flow lives, shape (N, *flow_shape).
         label: of a conditional flow, shape (N,); else None.
-        batch_size: points that are paired at once.
+        batch_size: of the training, over all processes.
         rng: source of every random number.
 
     Returns:
@@ -41,13 +41,14 @@ def describe_pairs(
     """
     costs, independent, log_weights = [], [], []
     weight = copy.deepcopy(flow.weight).cpu()
-    for rows in torch.arange(len(x1)).split(batch_size):
+    for rows in torch.arange(len(x1)).split(flow.pairing.problem_size(batch_size)):
         points, given = x1[rows], None if label is None else label[rows]
-        pairs = flow.pairing.pairs(flow, points, given, Batch(points, label=given), rng)
+        pairs = flow.pairing.pairs(flow, points, given, Batch(points, label=given, index=rows), rng)
         costs.append(_squares(pairs.x0, pairs.x1))
         log_weights.append(weight.log_weight(pairs.x0, pairs.x1).double())
-        fresh = flow.source.sample_for(points, rng)
-        independent.append(_squares(fresh[torch.randperm(len(fresh), generator=rng)], points))
+        # Pairs of a teacher have data points of their own.
+        fresh = flow.source.sample_for(pairs.x1, rng)
+        independent.append(_squares(fresh[torch.randperm(len(fresh), generator=rng)], pairs.x1))
     share = torch.cat(log_weights).softmax(0)
     found = {"cost_ratio": float((share * torch.cat(costs)).sum() / torch.cat(independent).mean())}
     if isinstance(weight, UniformWeight):

@@ -92,6 +92,10 @@ class StreamPairing(Pairing):
         """A copy that is not set up: it shares no process with the original."""
         return StreamPairing(copy.deepcopy(self.coupling, memo), self.oversample, self.gather, self.ahead)
 
+    def problem_size(self, batch_size: int) -> int:
+        """Those of all the batches of a group."""
+        return self.oversample * batch_size
+
     def setup(self, flow: FlowMatching, data: FlowDataModule | None) -> None:
         """Start the worker on the process that solves.
 
@@ -178,7 +182,7 @@ class _Stream:
         seconds, error = None, None
         try:
             noise, solved = self._answer(flow, number) if self.solves else (self._other_noise(flow, number), None)
-        except (ValueError, RuntimeError) as failure:
+        except Exception as failure:
             if not self._broadcasts:
                 raise
             # The other processes wait for an answer: they are told before this one stops.
@@ -219,7 +223,7 @@ class _Stream:
                 try:
                     problem = self._problem(flow, following)
                     self.queued[following] = (problem, self.worker.submit(problem))
-                except (ValueError, RuntimeError):
+                except Exception:
                     # Met again, and told to the other processes, when the group's turn comes.
                     return
 

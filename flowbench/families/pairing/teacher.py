@@ -139,6 +139,8 @@ class TeacherPairing(Pairing):
             return "uniform dequantisation changes the samples at every visit"
         if data.random_flip:
             return "data.random_flip mirrors them"
+        if data.label_noise and flow.num_classes is not None:
+            return "data.label_noise gives them other labels than their own"
         if not isinstance(flow.space, PixelSpace) or flow.space.noise_std or self._missing_std(flow):
             return "noise or a posterior draw changes the points at every visit"
         return ""
@@ -170,6 +172,11 @@ def required_teacher(teacher: FlowModule | None, family: str, spec: DataSpec) ->
     if tuple(teacher.spec.shape) != tuple(spec.shape):
         theirs, ours = tuple(teacher.spec.shape), tuple(spec.shape)
         raise ValueError(f"the teacher has data of shape {theirs}, the student of {ours}: they must agree")
+    if (teacher.spec.name, teacher.spec.version) != (spec.name, spec.version):
+        raise ValueError(
+            f"the teacher was trained on {teacher.spec.name} (version {teacher.spec.version}), the student's data are "
+            f"{spec.name} (version {spec.version}): set requires.teacher.data.dataset={spec.name} too"
+        )
     return teacher
 
 
