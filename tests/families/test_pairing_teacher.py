@@ -124,7 +124,7 @@ def test_a_cache_gives_what_encoding_gives(tmp_path, monkeypatch):
     np.savez(tmp_path / "x.npz", train=points, val=points[:9] + 1, test=points[:9] + 2)
     data = FlowDataModule("npz", path=str(tmp_path / "x.npz"), batch_size=16)
     assert data.spec.levels is None
-    teacher = gaussian_teacher(DataSpec("plane", "1", (2,)))
+    teacher = gaussian_teacher(data.spec)
     found = []
     for cached in (True, False):
         flow = student(teacher, data.spec, cache_encodings=cached)
