@@ -65,8 +65,9 @@ from flowbench.flows.source.pruned import PrunedSource
 from flowbench.flows.source.radial import NormAlignedSource, RadialSource
 from flowbench.flows.source.von_mises_fisher import VonMisesFisherSource
 from flowbench.flows.time import LogitNormalTimes, PointTimes, TimeDistribution, UniformTimes, UShapedTimes
+from flowbench.flows.weight.base import UniformWeight, Weight, WeightResult
 from flowbench.flows.weight.epsilon import EffectiveSampleEpsilon, ElbowEpsilon, EpsilonRule
-from flowbench.flows.weight.gibbs import GibbsWeight, UniformWeight, Weight, WeightResult, marginal_tilt
+from flowbench.flows.weight.gibbs import GibbsWeight
 from flowbench.flows.weight.tilt import TransportDecomposition, transport_decomposition
 
 __all__ = [
@@ -151,7 +152,6 @@ __all__ = [
     "bits_per_dim",
     "guided_gaussian",
     "log_likelihood",
-    "marginal_tilt",
     "network_grid",
     "patchify",
     "permute",

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import integrate
 from torch import Tensor
 
-from flowbench.flows import GibbsWeight, marginal_tilt
+from flowbench.flows import GibbsWeight, transport_decomposition
 from flowbench.flows.coupling.exact import sinkhorn_plan
 from flowbench.flows.weight.marginal import KernelMean
 from flowbench.flows.weight.quadrature import EmpiricalRadii, GaussianRadii, radial_log_mean
@@ -206,7 +206,7 @@ def test_plain_weights_keep_a_centred_ring_and_corrected_ones_keep_a_shifted_one
     x0 = torch.randn(100_000, 2, generator=noise)
     angle = 2 * math.pi * torch.rand(100_000, generator=noise)
     ring = 5 * torch.stack([angle.cos(), angle.sin()], 1)
-    assert marginal_tilt(x0[:2000], ring[:300], 2.0)[1] < 0.03
+    assert transport_decomposition(GibbsWeight(epsilon=2.0), x0[:2000], ring[:300]).tilt_target < 0.03
     for shift, correction in ((0.0, "none"), (2.5, "target")):
         weight = GibbsWeight(epsilon=2.0, correction=correction)
         weight.fit(x0[:4096], ring[:4096] + shift, rng(), isotropic=True, source_std=1.0)

@@ -10,8 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowbench.flows import GibbsWeight, marginal_tilt
-from flowbench.flows.weight.tilt import transport_decomposition
+from flowbench.flows import GibbsWeight, UniformWeight, Weight, transport_decomposition
 from flowbench.seeds import generator
 
 seeds = st.integers(0, 999)
@@ -45,25 +44,13 @@ def test_correlation_is_paid_with_variance():
     assert covariance / variance == pytest.approx(delta / (1 - delta), abs=0.02)
 
 
-@kinds
-@given(seed=seeds)
-@settings(max_examples=10, deadline=None)
-def test_marginal_tilt_is_the_variation_of_the_mean_weight(cost, seed: int):
-    x0, x1 = (x.double() for x in pairs(seed))
-    x1 = x1[:15]
-    kernel = torch.stack([torch.stack([torch.linalg.norm(a - b) for b in x1]) for a in x0])
-    kernel = torch.exp(-(kernel if cost == "norm" else kernel**2) / 2.0)
-    for tilt, mean in zip(marginal_tilt(x0, x1, 2.0, cost), (kernel.mean(1), kernel.mean(0)), strict=True):
-        assert tilt.item() == pytest.approx((mean.var(correction=0) / mean.mean() ** 2).item(), rel=1e-9)
-
-
 def test_a_centred_ring_is_not_tilted_and_a_shifted_one_is():
     rng = generator(0, "ring")
     x0 = torch.randn(4000, 2, generator=rng)
     angle = 2 * math.pi * torch.rand(500, generator=rng)
     ring = 5 * torch.stack([angle.cos(), angle.sin()], 1)
-    assert marginal_tilt(x0, ring, 2.0)[1] < 0.02
-    assert marginal_tilt(x0, ring + 2.5, 2.0)[1] > 0.3
+    assert transport_decomposition(GibbsWeight(epsilon=2.0), x0, ring).tilt_target < 0.02
+    assert transport_decomposition(GibbsWeight(epsilon=2.0), x0, ring + 2.5).tilt_target > 0.3
 
 
 # ---- decomposition ------------------------------------------------------------------------------------------
@@ -81,8 +68,9 @@ def test_decomposition_equals_brute_force(cost, transport, seed, epsilon, chunk,
     w = np.exp(log_weight - log_weight.max())
     t = distance if transport == "norm" else distance**2
     f, g = w.sum(1), w.sum(0)
+    weight = GibbsWeight(epsilon=epsilon, cost=cost)
     found = transport_decomposition(
-        torch.from_numpy(x0), torch.from_numpy(x1), epsilon, cost, transport_cost=transport, chunk=chunk
+        weight, torch.from_numpy(x0), torch.from_numpy(x1), transport_cost=transport, chunk=chunk
     )
     tilted = f[:, None] * g
     assert found.independent == pytest.approx(t.mean())
@@ -92,6 +80,8 @@ def test_decomposition_equals_brute_force(cost, transport, seed, epsilon, chunk,
     assert found.ess == pytest.approx(w.sum() ** 2 / (w.size * (w**2).sum()))
     assert found.tilt_source == pytest.approx(f.var() / f.mean() ** 2, rel=1e-6, abs=1e-12)
     assert found.tilt_target == pytest.approx(g.var() / g.mean() ** 2, rel=1e-6, abs=1e-12)
+    norm = np.linalg.norm(x1, axis=1)
+    assert found.weighted_norm_ratio == pytest.approx((g * norm).sum() / g.sum() / norm.mean())
     parts = log_weight.mean(1, keepdims=True), log_weight.mean(0)
     assert found.sd_source == pytest.approx(parts[0].std(), rel=1e-6)
     assert found.sd_target == pytest.approx(parts[1].std(), rel=1e-6)
@@ -102,7 +92,7 @@ def test_decomposition_of_gaussians_follows_the_closed_form():
     """Squared cost on a line: tilted variances a'^2 and b'^2, covariance c, mean cost a'^2 + b'^2 - 2 c."""
     a, b, eps = 1.0, 1.5, 2.0
     quantiles = torch.special.ndtri((torch.arange(2000, dtype=torch.float64) + 0.5) / 2000)[:, None]
-    found = transport_decomposition(a * quantiles, b * quantiles, eps, "squared")
+    found = transport_decomposition(GibbsWeight(epsilon=eps, cost="squared"), a * quantiles, b * quantiles)
     denominator = eps + 2 * a**2 + 2 * b**2
     tilted = (a**2 * (eps + 2 * b**2) + b**2 * (eps + 2 * a**2)) / denominator
     coupled = tilted - 4 * a**2 * b**2 / denominator
@@ -131,7 +121,8 @@ def ring(num: int, shift: float, rng: torch.Generator) -> torch.Tensor:
 def test_a_centred_ring_is_coupled_and_a_shifted_one_is_tilted(shift, epsilon, costs, ess, tilt_target):
     """Mean squared costs, independent -> tilt only -> weighted, of an independent computation in NumPy."""
     rng = generator(0, "ring")
-    found = transport_decomposition(torch.randn(1500, 2, generator=rng), ring(1500, shift, rng), epsilon)
+    points = torch.randn(1500, 2, generator=rng), ring(1500, shift, rng)
+    found = transport_decomposition(GibbsWeight(epsilon=epsilon), *points)
     assert (found.independent, found.tilt_only, found.weighted) == pytest.approx(costs, rel=0.05)
     assert found.ess == pytest.approx(ess, abs=0.03)
     if tilt_target is not None:
@@ -153,8 +144,8 @@ def images(num: int, dim: int, rng: torch.Generator) -> torch.Tensor:
 def test_the_share_of_the_tilt_rises_with_the_dimension(dim, num, share):
     """At the paper's kappa = 5 / sqrt(3072) a synthetic set of images is nearly only re-weighted."""
     rng = generator(0, "images")
-    epsilon = 5 / math.sqrt(3072) * math.sqrt(dim)
-    found = transport_decomposition(torch.randn(num, dim, generator=rng), images(num, dim, rng), epsilon)
+    weight = GibbsWeight(kappa=5 / math.sqrt(3072))
+    found = transport_decomposition(weight, torch.randn(num, dim, generator=rng), images(num, dim, rng))
     assert found.tilt_share == pytest.approx(share, abs=0.02)
     if dim == 3072:
         assert found.sd_target == pytest.approx(0.64, rel=0.1)
@@ -164,18 +155,52 @@ def test_the_share_of_the_tilt_rises_with_the_dimension(dim, num, share):
 
 
 def test_equal_points_leave_no_drop_to_share_out():
-    found = transport_decomposition(torch.ones(4, 3), torch.zeros(5, 3), 1.0)
+    found = transport_decomposition(GibbsWeight(epsilon=1.0), torch.ones(4, 3), torch.zeros(5, 3))
     assert math.isnan(found.tilt_share)
     assert found.ess == pytest.approx(1)
     assert max(found.tilt_source, found.tilt_target) < 1e-12
     assert found.independent == pytest.approx(3)
 
 
+class OneByOne(Weight):
+    """A Gibbs weight that knows pairs only."""
+
+    def forward(self, x0: torch.Tensor, x1: torch.Tensor):
+        return GibbsWeight(epsilon=2.0)(x0, x1)
+
+    def log_weight(self, x0: torch.Tensor, x1: torch.Tensor):
+        return GibbsWeight(epsilon=2.0).log_weight(x0, x1)
+
+
+@pytest.mark.parametrize("correction", ["none", "target", "source", "mixed", "tilt-only"])
+@pytest.mark.parametrize("isotropic", [True, False])
+def test_the_matrix_of_a_weight_holds_the_weights_of_its_pairs(correction, isotropic):
+    x0, x1 = (x.view(-1, 1, 3) for x in pairs(0))
+    x1 = x1[:7]
+    weight = GibbsWeight(epsilon=2.0, correction=correction)
+    weight.fit(x0, x1, generator(0, "fit"), isotropic)
+    matrix = weight.log_weight_matrix(x0, x1)
+    torch.testing.assert_close(matrix, Weight.log_weight_matrix(weight, x0, x1))
+    for row, point in zip(matrix, x0, strict=True):
+        torch.testing.assert_close(row, weight.log_weight(point.expand_as(x1), x1))
+
+
+def test_any_weight_has_a_decomposition():
+    x0, x1 = pairs(0)
+    known = transport_decomposition(GibbsWeight(epsilon=2.0), x0, x1)
+    assert transport_decomposition(OneByOne(), x0, x1).tilt_share == pytest.approx(known.tilt_share, rel=1e-6)
+    uniform = transport_decomposition(UniformWeight(), x0, x1)
+    assert uniform.ess == pytest.approx(1)
+    assert math.isnan(uniform.tilt_share)
+    weight = GibbsWeight(epsilon=2.0, correction="tilt-only")
+    weight.fit(x0, x1, generator(0, "fit"), False)
+    assert transport_decomposition(weight, x0, x1).tilt_share == pytest.approx(1, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"epsilon": 0.0}, "epsilon must be positive and finite, got 0.0"),
-        ({"cost": "l1"}, "cost must be"),
+        ({"weight": GibbsWeight(epsilon="elbow")}, "is chosen on data"),
         ({"transport_cost": "l1"}, "transport_cost must be"),
         ({"chunk": 0}, "chunk must be at least 1"),
         ({"x1": torch.zeros(3, 4)}, "points of one shape"),
@@ -184,7 +209,7 @@ def test_equal_points_leave_no_drop_to_share_out():
     ],
 )
 def test_a_decomposition_refuses_what_it_cannot_use(change, message):
-    arguments = {"x0": torch.zeros(3, 2), "x1": torch.ones(3, 2), "epsilon": 1.0, **change}
+    arguments = {"x0": torch.zeros(3, 2), "x1": torch.ones(3, 2), "weight": GibbsWeight(epsilon=1.0), **change}
     with pytest.raises(ValueError, match=message):
         transport_decomposition(**arguments)
 

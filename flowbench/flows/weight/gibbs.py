@@ -1,35 +1,24 @@
-"""Weights: how much a pair of a source and a data point counts in the loss."""
+"""The Gibbs weight of weighted flow matching, its corrections and its diagnostics."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 
+from flowbench.flows.weight.base import Weight, WeightResult
 from flowbench.flows.weight.cost import COSTS, Cost, cost_matrix, flat_points, pair_cost
 from flowbench.flows.weight.epsilon import ElbowEpsilon, EpsilonRule, FittedEpsilon
 from flowbench.flows.weight.marginal import KernelMean
 from flowbench.flows.weight.normalization import global_log_mean_exp
 from flowbench.flows.weight.quadrature import EmpiricalRadii, GaussianRadii
-from flowbench.flows.weight.tilt import effective_share, marginal_tilt, squared_variation
+from flowbench.flows.weight.tilt import effective_share, squared_variation
 
-__all__ = [
-    "Correction",
-    "Cost",
-    "GibbsWeight",
-    "Normalization",
-    "UniformWeight",
-    "Weight",
-    "WeightResult",
-    "marginal_tilt",
-]
+__all__ = ["Correction", "GibbsWeight", "Normalization"]
 
 Normalization = Literal["running", "batch", "raw"]
 Correction = Literal["none", "target", "source", "mixed", "tilt-only"]
@@ -46,74 +35,6 @@ EXPONENTS: dict[Correction, tuple[int, int, int]] = {
 LEAST_ESS = 0.3
 # Points of a batch from which its tilt is estimated.
 TILT_POINTS = 512
-
-
-@dataclass(frozen=True)
-class WeightResult:
-    """Weights of a batch of pairs.
-
-    Attributes:
-        weight: shape (B,), >= 0, without gradient.
-        diagnostics: named scalars of this batch (this process's share of it) to log, or a function that gives them
-            and is to be asked only on the steps that are written down, because it costs something.
-    """
-
-    weight: Tensor
-    diagnostics: dict[str, Tensor] | Callable[[], dict[str, Tensor]] = field(default_factory=dict)
-
-
-class Weight(nn.Module, ABC):
-    """A weight for each pair, given its two ends."""
-
-    @property
-    def needs_fit(self) -> bool:
-        """Whether :meth:`fit`, or a checkpoint of a fitted weight, must come before the first batch."""
-        return False
-
-    def fit(
-        self,
-        source_points: Tensor,
-        data_points: Tensor,
-        generator: torch.Generator,
-        isotropic: bool,
-        *,
-        source_std: float | None = None,
-    ) -> None:
-        """Choose on samples what the weight needs to know of its two ends; nothing where ``needs_fit`` is false.
-
-        What is chosen is part of the state dict.
-
-        Args:
-            source_points: shape (N, *D).
-            data_points: shape (M, *D).
-            generator: source of the random draws; the same on all processes.
-            isotropic: whether the source is invariant to rotations about the origin.
-            source_std: standard deviation per coordinate of a source that is N(0, source_std^2 I), which then is
-                integrated exactly; None for any other.
-        """
-
-    @abstractmethod
-    def forward(self, x0: Tensor, x1: Tensor) -> WeightResult:
-        """Weights of the pairs (x0[i], x1[i]); both of shape (B, *D)."""
-
-    @abstractmethod
-    def log_weight(self, x0: Tensor, x1: Tensor) -> Tensor:
-        """Logarithms of the weights of pairs (B, *D), up to a constant: shape (B,), a function of each pair alone.
-
-        Unlike :meth:`forward` it neither normalises nor talks to other processes, and leaves no trace.
-        """
-
-
-class UniformWeight(Weight):
-    """Every pair counts the same: plain flow matching."""
-
-    def forward(self, x0: Tensor, x1: Tensor) -> WeightResult:
-        """Weights of one."""
-        return WeightResult(torch.ones(len(x1), device=x1.device))
-
-    def log_weight(self, x0: Tensor, x1: Tensor) -> Tensor:
-        """Zeros."""
-        return torch.zeros(len(x1), device=x1.device)
 
 
 class GibbsWeight(Weight):
@@ -291,6 +212,15 @@ class GibbsWeight(Weight):
         epsilon = self.epsilon(a.shape[1])
         return self._log_weight(pair_cost(a, b, self.cost), *self._log_marginals(a, b, epsilon), epsilon)
 
+    @torch.no_grad()
+    def log_weight_matrix(self, x0: Tensor, x1: Tensor) -> Tensor:
+        """See :meth:`Weight.log_weight_matrix`."""
+        a, b = flat_points(x0), flat_points(x1)
+        epsilon = self.epsilon(a.shape[1])
+        source, target = self._log_marginals(a, b, epsilon)
+        column = None if source is None else source[:, None]
+        return self._log_weight(cost_matrix(a, b, self.cost), column, target, epsilon)
+
     def _log_marginals(self, a: Tensor, b: Tensor, epsilon: float) -> tuple[Tensor | None, Tensor | None]:
         """Logarithms of f and g at the points, where the correction asks for them."""
         source = None if self.source_mean is None else self.source_mean(a, epsilon, self.cost)
@@ -346,22 +276,15 @@ class GibbsWeight(Weight):
         share = log_weight.softmax(0)
         ess = effective_share(log_weight)
         self._warn(ess.item(), epsilon)
-        source, target = self._tilt(a[:TILT_POINTS], b[:TILT_POINTS], epsilon)
+        tilted = self.log_weight_matrix(a[:TILT_POINTS], b[:TILT_POINTS])
         return {
             "ess": ess,
             "max_share": share.max(),
             "weighted_cost": (share * cost).sum(),
             "unweighted_cost": cost.mean(),
-            "tilt_source": source,
-            "tilt_target": target,
+            "tilt_source": squared_variation(torch.logsumexp(tilted, 1)),
+            "tilt_target": squared_variation(torch.logsumexp(tilted, 0)),
         }
-
-    def _tilt(self, a: Tensor, b: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-        """Squared variation of the mean weight per source and per data point, over all pairs of (a, b)."""
-        source, target = self._log_marginals(a, b, epsilon)
-        column = None if source is None else source[:, None]
-        log_weight = self._log_weight(cost_matrix(a, b, self.cost), column, target, epsilon)
-        return squared_variation(torch.logsumexp(log_weight, 1)), squared_variation(torch.logsumexp(log_weight, 0))
 
     def _warn(self, ess: float, epsilon: float) -> None:
         first = not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0

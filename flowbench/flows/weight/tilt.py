@@ -1,4 +1,4 @@
-"""What a Gibbs weight does to the marginals and to the transport cost, measured on samples."""
+"""What a weight does to the marginals and to the transport cost, measured on samples."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowbench.flows.weight.cost import COSTS, Cost, cost_matrix, flat_points, pair_cost
+from flowbench.flows.weight.base import Weight
+from flowbench.flows.weight.cost import COSTS, Cost, cost_matrix, flat_points
 
 __all__ = [
     "TransportDecomposition",
     "effective_share",
-    "marginal_tilt",
     "squared_variation",
     "transport_decomposition",
 ]
@@ -32,48 +32,24 @@ def effective_share(log_weight: Tensor) -> Tensor:
     return (1 / (len(share) * share.square().sum())).clamp(max=1)
 
 
-@torch.no_grad()
-def marginal_tilt(x0: Tensor, x1: Tensor, epsilon: float, cost: Cost = "norm") -> tuple[Tensor, Tensor]:
-    """How unevenly the Gibbs weight counts source and data points: the bias of weighted flow matching.
-
-    The weight keeps a marginal iff its mean weight per point is constant. This estimates the squared
-    coefficient of variation (variance over squared mean) of that mean weight over the points of each side. It
-    costs O(N B d) time and O(N B) memory: call it on a few thousand points at a time, not in every step.
-
-    Args:
-        x0: source points, shape (N, *D).
-        x1: data points, shape (B, *D).
-        epsilon: temperature of the weight, > 0.
-        cost: "norm" or "squared", as in :class:`~flowbench.flows.GibbsWeight`.
-
-    Returns:
-        Squared coefficients of variation of the source and of the data, two scalars >= 0.
-
-    Raises:
-        ValueError: for an epsilon that is not positive, or points of two shapes.
-    """
-    _check_points(x0, x1, epsilon)
-    log_weight = -cost_matrix(flat_points(x0), flat_points(x1), cost) / epsilon
-    source, data = (squared_variation(torch.logsumexp(log_weight, dim)) for dim in (1, 0))
-    return source, data
-
-
 @dataclass(frozen=True)
 class TransportDecomposition:
     """How much of the drop in transport cost the tilted marginals alone explain.
 
     The three mean costs are over all pairs of a source and a data sample, under the product of the samples, under the
-    product of the *tilted* samples (weight f(x) g(y), no coupling), and under the Gibbs weight itself.
+    product of the *tilted* samples (weight f(x) g(y), no coupling), and under the weight itself. f(x) and g(y) are the
+    mean weights of a point.
 
     Attributes:
         independent: mean transport cost of independent pairs.
         tilt_only: mean transport cost with the weight f(x) g(y).
-        weighted: mean transport cost with the Gibbs weight.
+        weighted: mean transport cost with the weight.
         tilt_share: (independent - tilt_only) / (independent - weighted); 1 means that the weight is importance
             weighting and nothing else, 0 that it only couples. NaN where the weight does not lower the cost.
         ess: effective sample size of the weights over the number of pairs, in (0, 1].
         tilt_source: squared coefficient of variation of f over the source sample, >= 0.
         tilt_target: that of g over the data sample, >= 0.
+        weighted_norm_ratio: mean norm of the data as weighted over their mean norm; NaN where all lie at the origin.
         sd_source: standard deviation over the source sample of the log-weight's mean (two-way analysis of variance:
             log w = constant + source part + data part + interaction).
         sd_target: that over the data sample.
@@ -87,6 +63,7 @@ class TransportDecomposition:
     ess: float
     tilt_source: float
     tilt_target: float
+    weighted_norm_ratio: float
     sd_source: float
     sd_target: float
     sd_interaction: float
@@ -94,52 +71,50 @@ class TransportDecomposition:
 
 @torch.no_grad()
 def transport_decomposition(
-    x0: Tensor,
-    x1: Tensor,
-    epsilon: float,
-    cost: Cost = "norm",
-    *,
-    transport_cost: Cost = "squared",
-    chunk: int = 512,
+    weight: Weight, x0: Tensor, x1: Tensor, *, transport_cost: Cost = "squared", chunk: int = 512
 ) -> TransportDecomposition:
-    """Split the drop in transport cost under a Gibbs weight into tilt and coupling.
+    """Split the drop in transport cost under a weight into tilt and coupling.
 
     Sums run over all N x M pairs in float64, ``chunk`` source points at a time: O(chunk M) memory, two passes of
     O(N M d) time. Two thousand points a side give the share to a few per cent.
 
     Args:
+        weight: fitted, where it needs to be; its normalisation plays no part.
         x0: source points, shape (N, *D).
         x1: data points, shape (M, *D).
-        epsilon: temperature of the weight, > 0.
-        cost: the weight's cost, "norm" or "squared".
         transport_cost: the cost that is averaged, "squared" (as W2 and path energy are) or "norm".
         chunk: source points held against all data points at once, >= 1.
 
     Raises:
-        ValueError: for an epsilon or chunk that is not positive, an unknown cost, points of two shapes, or points
-            that are not finite.
+        ValueError: for a chunk that is not positive, an unknown cost, a weight that is not fitted, points of two
+            shapes, or points that are not finite.
     """
-    _check_points(x0, x1, epsilon)
-    for name, value in (("cost", cost), ("transport_cost", transport_cost)):
-        if value not in COSTS:
-            raise ValueError(f'{name} must be "norm" or "squared", got {value!r}')
+    if x0.shape[1:] != x1.shape[1:] or not len(x0) or not len(x1):
+        raise ValueError(
+            f"source and data must be non-empty samples of points of one shape, got {tuple(x0.shape)}"
+            f" and {tuple(x1.shape)}"
+        )
+    if transport_cost not in COSTS:
+        raise ValueError(f'transport_cost must be "norm" or "squared", got {transport_cost!r}')
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
-    a, b = flat_points(x0).double(), flat_points(x1).double()
-    if not (a.isfinite().all() and b.isfinite().all()):
+    if not (x0.isfinite().all() and x1.isfinite().all()):
         raise ValueError("the decomposition met points that are not finite: check the source and the data")
-    marginals = _marginals(a, b, epsilon, cost, chunk)
-    independent, tilt_only, weighted = _mean_costs(a, b, epsilon, cost, transport_cost, chunk, marginals)
+    x0, x1 = x0.double(), x1.double()
+    marginals = _marginals(weight, x0, x1, chunk)
+    independent, tilt_only, weighted = _mean_costs(weight, x0, x1, transport_cost, chunk, marginals)
     drop = independent - weighted
+    norm = flat_points(x1).norm(dim=1)
     return TransportDecomposition(
         independent=independent,
         tilt_only=tilt_only,
         weighted=weighted,
         # Below the rounding of the sums there is no drop to share out.
         tilt_share=(independent - tilt_only) / drop if drop > 1e-12 * independent else math.nan,
-        ess=min(1.0, math.exp(2 * marginals.log_total - marginals.log_total_square - math.log(len(a) * len(b)))),
+        ess=min(1.0, math.exp(2 * marginals.log_total - marginals.log_total_square - math.log(len(x0) * len(x1)))),
         tilt_source=squared_variation(marginals.log_source).item(),
         tilt_target=squared_variation(marginals.log_target).item(),
+        weighted_norm_ratio=((marginals.log_target.softmax(0) @ norm) / norm.mean()).item(),
         sd_source=marginals.sd_source,
         sd_target=marginals.sd_target,
         sd_interaction=marginals.sd_interaction,
@@ -148,7 +123,7 @@ def transport_decomposition(
 
 @dataclass(frozen=True)
 class _Marginals:
-    """Sums of a kernel's rows and columns, as logarithms, and the parts of its log-weights' variance."""
+    """Sums of a weight's rows and columns, as logarithms, and the parts of its log-weights' variance."""
 
     log_source: Tensor
     log_target: Tensor
@@ -159,19 +134,19 @@ class _Marginals:
     sd_interaction: float
 
 
-def _log_weights(a: Tensor, b: Tensor, epsilon: float, cost: Cost, chunk: int) -> Iterator[tuple[slice, Tensor]]:
-    for start in range(0, len(a), chunk):
-        rows = slice(start, min(start + chunk, len(a)))
-        yield rows, cost_matrix(a[rows], b, cost).div_(-epsilon)
+def _log_weights(weight: Weight, x0: Tensor, x1: Tensor, chunk: int) -> Iterator[tuple[slice, Tensor]]:
+    for start in range(0, len(x0), chunk):
+        rows = slice(start, min(start + chunk, len(x0)))
+        yield rows, weight.log_weight_matrix(x0[rows], x1).double()
 
 
-def _marginals(a: Tensor, b: Tensor, epsilon: float, cost: Cost, chunk: int) -> _Marginals:
-    log_source, row_mean = torch.empty_like(a[:, 0]), torch.empty_like(a[:, 0])
-    log_target, column_sum = torch.full_like(b[:, 0], -math.inf), torch.zeros_like(b[:, 0])
+def _marginals(weight: Weight, x0: Tensor, x1: Tensor, chunk: int) -> _Marginals:
+    log_source, row_mean = x0.new_empty(len(x0)), x0.new_empty(len(x0))
+    log_target, column_sum = x1.new_full((len(x1),), -math.inf), x1.new_zeros(len(x1))
     # Variances are sums about a value near the mean: about zero they would lose the digits that matter.
-    pivot = -pair_cost(a[:1].expand_as(b), b, cost).mean() / epsilon
+    pivot = weight.log_weight_matrix(x0[:1], x1).double().mean()
     log_square, square = torch.full_like(pivot, -math.inf), torch.zeros_like(pivot)
-    for rows, log_weight in _log_weights(a, b, epsilon, cost, chunk):
+    for rows, log_weight in _log_weights(weight, x0, x1, chunk):
         log_source[rows] = torch.logsumexp(log_weight, 1)
         log_target = torch.logaddexp(log_target, torch.logsumexp(log_weight, 0))
         log_square = torch.logaddexp(log_square, torch.logsumexp(2 * log_weight.flatten(), 0))
@@ -179,7 +154,7 @@ def _marginals(a: Tensor, b: Tensor, epsilon: float, cost: Cost, chunk: int) -> 
         row_mean[rows] = log_weight.mean(1)
         column_sum += log_weight.sum(0)
         square += log_weight.square().sum()
-    column_mean, total_variance = column_sum / len(a), square / (len(a) * len(b)) - row_mean.mean() ** 2
+    column_mean, total_variance = column_sum / len(x0), square / (len(x0) * len(x1)) - row_mean.mean() ** 2
     variances = row_mean.var(correction=0), column_mean.var(correction=0)
     return _Marginals(
         log_source=log_source,
@@ -193,31 +168,16 @@ def _marginals(a: Tensor, b: Tensor, epsilon: float, cost: Cost, chunk: int) -> 
 
 
 def _mean_costs(
-    a: Tensor, b: Tensor, epsilon: float, cost: Cost, transport_cost: Cost, chunk: int, marginals: _Marginals
+    weight: Weight, x0: Tensor, x1: Tensor, transport_cost: Cost, chunk: int, marginals: _Marginals
 ) -> tuple[float, float, float]:
     """Mean transport costs of independent, tilted and weighted pairs."""
     source, target = marginals.log_source.softmax(0), marginals.log_target.softmax(0)
+    a, b = flat_points(x0), flat_points(x1)
     sums = a.new_zeros(3)
-    for rows, log_weight in _log_weights(a, b, epsilon, cost, chunk):
-        transport = _converted(log_weight * -epsilon, cost, transport_cost)
+    for rows, log_weight in _log_weights(weight, x0, x1, chunk):
+        transport = cost_matrix(a[rows], b, transport_cost)
         sums[0] += transport.mean(1).sum() / len(a)
         sums[1] += source[rows] @ (transport @ target)
         sums[2] += ((log_weight - marginals.log_total).exp_() * transport).sum()
     independent, tilt_only, weighted = sums.tolist()
     return independent, tilt_only, weighted
-
-
-def _converted(cost: Tensor, kind: Cost, wanted: Cost) -> Tensor:
-    if kind == wanted:
-        return cost
-    return cost.square() if wanted == "squared" else cost.sqrt()
-
-
-def _check_points(x0: Tensor, x1: Tensor, epsilon: float) -> None:
-    if not (epsilon > 0 and math.isfinite(epsilon)):
-        raise ValueError(f"epsilon must be positive and finite, got {epsilon}: use UniformWeight for no weight")
-    if x0.shape[1:] != x1.shape[1:] or not len(x0) or not len(x1):
-        raise ValueError(
-            f"source and data must be non-empty samples of points of one shape, got {tuple(x0.shape)}"
-            f" and {tuple(x1.shape)}"
-        )

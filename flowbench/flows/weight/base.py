@@ -1,0 +1,87 @@
+"""Weights: how much a pair of a source and a data point counts in the loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["UniformWeight", "Weight", "WeightResult"]
+
+
+@dataclass(frozen=True)
+class WeightResult:
+    """Weights of a batch of pairs.
+
+    Attributes:
+        weight: shape (B,), >= 0, without gradient.
+        diagnostics: named scalars of this batch (this process's share of it) to log, or a function that gives them
+            and is to be asked only on the steps that are written down, because it costs something.
+    """
+
+    weight: Tensor
+    diagnostics: dict[str, Tensor] | Callable[[], dict[str, Tensor]] = field(default_factory=dict)
+
+
+class Weight(nn.Module, ABC):
+    """A weight for each pair, given its two ends."""
+
+    @property
+    def needs_fit(self) -> bool:
+        """Whether :meth:`fit`, or a checkpoint of a fitted weight, must come before the first batch."""
+        return False
+
+    def fit(
+        self,
+        source_points: Tensor,
+        data_points: Tensor,
+        generator: torch.Generator,
+        isotropic: bool,
+        *,
+        source_std: float | None = None,
+    ) -> None:
+        """Choose on samples what the weight needs to know of its two ends; nothing where ``needs_fit`` is false.
+
+        What is chosen is part of the state dict.
+
+        Args:
+            source_points: shape (N, *D).
+            data_points: shape (M, *D).
+            generator: source of the random draws; the same on all processes.
+            isotropic: whether the source is invariant to rotations about the origin.
+            source_std: standard deviation per coordinate of a source that is N(0, source_std^2 I), which then is
+                integrated exactly; None for any other.
+        """
+
+    @abstractmethod
+    def forward(self, x0: Tensor, x1: Tensor) -> WeightResult:
+        """Weights of the pairs (x0[i], x1[i]); both of shape (B, *D)."""
+
+    @abstractmethod
+    def log_weight(self, x0: Tensor, x1: Tensor) -> Tensor:
+        """Logarithms of the weights of pairs (B, *D), up to a constant: shape (B,), a function of each pair alone.
+
+        Unlike :meth:`forward` it neither normalises nor talks to other processes, and leaves no trace.
+        """
+
+    @torch.no_grad()
+    def log_weight_matrix(self, x0: Tensor, x1: Tensor) -> Tensor:
+        """:meth:`log_weight` of every pair of the points x0 (N, *D) and x1 (M, *D): shape (N, M)."""
+        left = x0.repeat_interleave(len(x1), 0)
+        right = x1.repeat(len(x0), *[1] * (x1.ndim - 1))
+        return self.log_weight(left, right).view(len(x0), len(x1))
+
+
+class UniformWeight(Weight):
+    """Every pair counts the same: plain flow matching."""
+
+    def forward(self, x0: Tensor, x1: Tensor) -> WeightResult:
+        """Weights of one."""
+        return WeightResult(torch.ones(len(x1), device=x1.device))
+
+    def log_weight(self, x0: Tensor, x1: Tensor) -> Tensor:
+        """Zeros."""
+        return torch.zeros(len(x1), device=x1.device)
