@@ -22,7 +22,9 @@ import torch
 import torchdiffeq
 from torch import Tensor, nn
 
-from flowbench.flows.solver.fixed_step import ConditionedField, DormandPrince, Euler, Solver
+from flowbench.flows.solver.adaptive import DormandPrince
+from flowbench.flows.solver.base import ConditionedField, Solver
+from flowbench.flows.solver.fixed_step import Euler
 from flowbench.networks import MLP, UNet
 from flowbench.seeds import generator
 

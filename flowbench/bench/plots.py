@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,7 +30,8 @@ __all__ = [
 ]
 
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C564B", "#4D4D4D")
-_MARKERS = "osD^vPX*h"
+_MARKERS = "osD^vPX*hp"  # one more than colours, so that each pair of the two is met once in ninety
+MAX_COLUMNS = 3
 FAR = 3.0
 """A reference line above this many times the contenders' highest value is left to the tables."""
 _LINES = {"floor": "--", "noise": ":", "gaussian": "-.", "gmm": (0, (5, 1, 1, 1, 1, 1))}
@@ -64,6 +66,16 @@ def new_figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figu
         figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)
     return figure, [list(row) for row in axes]
+
+
+def _panels(number: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    """A figure of ``number`` panels, at most three in a row."""
+    columns = min(number, MAX_COLUMNS)
+    figure, axes = new_figure(math.ceil(number / columns), columns, size)
+    flat = [axis for row in axes for axis in row]
+    for unused in flat[number:]:
+        unused.remove()
+    return figure, flat[:number]
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
@@ -108,8 +120,8 @@ def _plot_sweep(plan: Mapping[str, Any], results: Results, path: Path, axis: Swe
     panels = {task: metric for task in plan["tasks"] if (metric := swept_metric(plan, results, task, axis))}
     if not panels:
         return None
-    figure, axes = new_figure(1, len(panels), (5.0 if len(panels) > 1 else 6.6, 4.0))
-    for panel, (task, metric) in zip(axes[0], panels.items(), strict=True):
+    figure, axes = _panels(len(panels), (5.0 if len(panels) > 1 else 6.6, 4.0))
+    for panel, (task, metric) in zip(axes, panels.items(), strict=True):
         for name in plan["tasks"][task]:
             _draw_sweep(panel, plan, results, task, name, metric, axis)
         _draw_references(panel, results, task, metric)
@@ -117,7 +129,7 @@ def _plot_sweep(plan: Mapping[str, Any], results: Results, path: Path, axis: Swe
             panel.set_xscale("log", base=2)
         panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         _finish(panel, task, x_label, metric, results.unit(task, metric))
-    _legend(figure, axes[0])
+    _legend(figure, axes)
     return save_figure(figure, path)
 
 
@@ -171,13 +183,13 @@ def plot_training(plan: Mapping[str, Any], results: Results, directory: Path, pa
     panels = {task: found for task, found in curves.items() if found[1]}
     if not panels:
         return None
-    figure, axes = new_figure(1, len(panels), (5.0 if len(panels) > 1 else 6.6, 4.0))
-    for axis, (task, (metric, by_name)) in zip(axes[0], panels.items(), strict=True):
+    figure, axes = _panels(len(panels), (5.0 if len(panels) > 1 else 6.6, 4.0))
+    for axis, (task, (metric, by_name)) in zip(axes, panels.items(), strict=True):
         for name, seeds in by_name.items():
             _draw_curves(axis, seeds, name, _style(plan, name))
         _draw_references(axis, results, task, metric)
         _finish(axis, task, "training time (s)", metric, results.unit(task, metric))
-    _legend(figure, axes[0])
+    _legend(figure, axes)
     return save_figure(figure, path)
 
 
@@ -222,8 +234,8 @@ def plot_bars(plan: Mapping[str, Any], results: Results, metric: str, path: Path
     if not panels:
         return None
     tallest = max(len(values) for values in panels.values())
-    figure, axes = new_figure(1, len(panels), (4.6 if len(panels) > 1 else 6.6, 1.0 + 0.45 * tallest))
-    for axis, (task, by_name) in zip(axes[0], panels.items(), strict=True):
+    figure, axes = _panels(len(panels), (4.6 if len(panels) > 1 else 6.6, 1.0 + 0.45 * tallest))
+    for axis, (task, by_name) in zip(axes, panels.items(), strict=True):
         _draw_bars(axis, plan, by_name)
         axis.set_ylim(tallest - 0.5, -0.5)  # the same thickness in every panel
         axis.set_title(task, loc="left")
@@ -233,6 +245,8 @@ def plot_bars(plan: Mapping[str, Any], results: Results, metric: str, path: Path
 
 
 def _draw_bars(axis: Axes, plan: Mapping[str, Any], by_name: Mapping[str, Mapping[int, float]]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     palette = colours(plan["contenders"])
     names = list(by_name)
     summaries = [summarise(list(by_name[name].values())) for name in names]
@@ -246,6 +260,7 @@ def _draw_bars(axis: Axes, plan: Mapping[str, Any], by_name: Mapping[str, Mappin
         ecolor="#333333",
         capsize=3,
     )
+    axis.xaxis.set_major_locator(MaxNLocator(5))
     axis.grid(axis="y", visible=False)
     axis.axvline(0, color="#666666", linewidth=0.8)
     for position, (mean, half) in enumerate(zip(means, halves, strict=True)):

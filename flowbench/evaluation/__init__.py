@@ -6,7 +6,7 @@ ensure_importable()
 
 from flowbench.evaluation.conditions import ConditionAgreement  # noqa: E402
 from flowbench.evaluation.evaluator import Evaluator  # noqa: E402
-from flowbench.evaluation.extractors import cache_dir, get_extractor  # noqa: E402
+from flowbench.evaluation.extractors import get_extractor  # noqa: E402
 from flowbench.evaluation.feature_metrics import (  # noqa: E402
     ClassAccuracy,
     DensityCoverage,
@@ -35,6 +35,7 @@ from flowbench.evaluation.reconstruction import Reconstruction  # noqa: E402
 from flowbench.evaluation.records import Identity  # noqa: E402
 from flowbench.evaluation.samples import SampleSet  # noqa: E402
 from flowbench.evaluation.subject import Cost, Measurement, Subject  # noqa: E402
+from flowbench.metrics.weights import cache_dir  # noqa: E402
 
 __all__ = [
     "ClassAccuracy",

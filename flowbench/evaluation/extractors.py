@@ -29,7 +29,7 @@ from flowbench.metrics.features import NormFeatures
 from flowbench.metrics.weights import cache_dir
 from flowbench.seeds import derive_seed
 
-__all__ = ["cache_dir", "get_extractor"]
+__all__ = ["get_extractor"]
 
 Device = torch.device | str
 

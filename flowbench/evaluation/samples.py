@@ -17,9 +17,9 @@ from filelock import FileLock
 from torch import Tensor
 
 from flowbench.data import DataSpec, FlowDataModule
-from flowbench.evaluation.extractors import cache_dir
 from flowbench.evaluation.gather import gather_by_index
 from flowbench.metrics import FeatureExtractor, FeatureStatistics, extract, load_statistics, save_statistics
+from flowbench.metrics.weights import cache_dir
 from flowbench.storage import write_atomic
 
 __all__ = ["Collector", "DrawnSet", "Images", "RealSet", "SampleSet"]

@@ -169,10 +169,10 @@ class FlowMatching(FlowModule):
                 f"correction {self.weight.correction} is that of independent pairs, got {self.pairing!r} and "
                 f"{self.source!r}: set correction: none, or pair independently"
             )
-        if self.solver.needs_independent_gaussian:
+        if self.solver.source_std is not None:
             unweighted = isinstance(self.weight, UniformWeight) and self.sampling_source is None
             std = self.source.std if isinstance(self.source, GaussianSource) else None
-            if std is None or std != getattr(self.solver, "source_std", std) or not (independent and unweighted):
+            if std != self.solver.source_std or not (independent and unweighted):
                 raise ValueError(
                     f"{self.solver!r} needs a Gaussian source of its source_std and independent pairs of one weight, "
                     f"got {self.source!r}, {self.pairing!r} and {type(self.weight).__name__}: take an ODE solver"

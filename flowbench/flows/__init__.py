@@ -10,54 +10,34 @@ from flowbench.flows.autoregressive.inversion import InverseMethod, Inversion, S
 from flowbench.flows.autoregressive.jacobi import AutoInverse, JacobiInverse
 from flowbench.flows.autoregressive.patch import patchify, unpatchify
 from flowbench.flows.autoregressive.permutation import Permutation, alternating, network_grid, permute
+from flowbench.flows.coupling.base import Coupling, squared_distances
 from flowbench.flows.coupling.conditional import ConditionalCoupling
-from flowbench.flows.coupling.entropic import SchrodingerBridgeCoupling, UnbalancedCoupling
-from flowbench.flows.coupling.exact import (
-    Coupling,
-    IndependentCoupling,
-    OptimalTransportCoupling,
+from flowbench.flows.coupling.entropic import (
+    SchrodingerBridgeCoupling,
     SinkhornCoupling,
+    UnbalancedCoupling,
     sinkhorn_plan,
-    squared_distances,
 )
+from flowbench.flows.coupling.exact import IndependentCoupling, OptimalTransportCoupling
 from flowbench.flows.coupling.partial import PartialCoupling
 from flowbench.flows.guidance.classifier_free import ClassifierFreeGuidance, Guidance
 from flowbench.flows.guidance.ratio_aware import RatioAwareGuidance, RatioProfile, ratio_profile
 from flowbench.flows.likelihood.change_of_variables import (
-    Divergence,
-    ExactDivergence,
-    HutchinsonDivergence,
     Likelihood,
     bits_per_dim,
     log_likelihood,
     sample_with_log_prob,
 )
-from flowbench.flows.path import (
-    CosinePath,
-    LinearPath,
-    Path,
-    PathCoefficients,
-    PathSample,
-    SchrodingerBridgePath,
-    TargetConditionalPath,
-    VariancePreservingPath,
-)
+from flowbench.flows.likelihood.divergence import Divergence, ExactDivergence, HutchinsonDivergence
+from flowbench.flows.path.affine import CosinePath, LinearPath, TargetConditionalPath
+from flowbench.flows.path.base import Path, PathCoefficients, PathSample
+from flowbench.flows.path.bridge import SchrodingerBridgePath
+from flowbench.flows.path.diffusion import VariancePreservingPath
 from flowbench.flows.path.reschedule import RescheduledField
+from flowbench.flows.solver.adaptive import DormandPrince
+from flowbench.flows.solver.base import ConditionedField, Field, Solution, Solver, SolverStats
 from flowbench.flows.solver.diffusion import DDIM, DPMSolverPlusPlus2M, EulerMaruyama
-from flowbench.flows.solver.fixed_step import (
-    ButcherTableau,
-    ConditionedField,
-    DormandPrince,
-    Euler,
-    Field,
-    FixedStepSolver,
-    Heun,
-    Midpoint,
-    RungeKutta4,
-    Solution,
-    Solver,
-    SolverStats,
-)
+from flowbench.flows.solver.fixed_step import ButcherTableau, Euler, FixedStepSolver, Heun, Midpoint, RungeKutta4
 from flowbench.flows.solver.time_grid import CosineGrid, EDMGrid, LogitNormalGrid, TimeGrid, UniformGrid
 from flowbench.flows.source.base import GaussianSource, Source
 from flowbench.flows.source.mixture import GaussianMixtureSource

@@ -18,7 +18,6 @@ from flowbench.flows import (
     GaussianSource,
     GibbsWeight,
     Heun,
-    LinearPath,
     NormAlignedSource,
     OptimalTransportCoupling,
     PrunedSource,
@@ -256,7 +255,3 @@ def test_describing_pairs_leaves_the_running_normaliser_alone():
     assert module.weight.training
     for key, value in before.items():
         assert torch.equal(module.weight.state_dict()[key], value), key
-
-
-def test_the_linear_path_is_the_default():
-    assert isinstance(build("cfm", POINTS).path, LinearPath)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowbench.flows.path import Path
+from flowbench.flows.path.base import Path
 
 
 @dataclass(frozen=True)

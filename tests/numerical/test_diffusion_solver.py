@@ -10,7 +10,10 @@ import torch
 
 from flowbench.flows.likelihood.change_of_variables import log_likelihood
 from flowbench.flows.likelihood.divergence import ExactDivergence
-from flowbench.flows.path import CosinePath, LinearPath, Path, SchrodingerBridgePath, VariancePreservingPath
+from flowbench.flows.path.affine import CosinePath, LinearPath
+from flowbench.flows.path.base import Path
+from flowbench.flows.path.bridge import SchrodingerBridgePath
+from flowbench.flows.path.diffusion import VariancePreservingPath
 from flowbench.flows.solver.diffusion import DDIM, DiffusionSolver, DPMSolverPlusPlus2M, EulerMaruyama
 from flowbench.flows.solver.fixed_step import Euler, Heun, Midpoint, RungeKutta4
 from flowbench.flows.solver.time_grid import EDMGrid, TimeGrid

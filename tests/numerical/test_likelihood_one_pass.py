@@ -10,7 +10,9 @@ from torch.distributions import MultivariateNormal
 
 from flowbench.flows.likelihood.change_of_variables import log_likelihood, sample_with_log_prob
 from flowbench.flows.likelihood.divergence import ExactDivergence, HutchinsonDivergence
-from flowbench.flows.solver.fixed_step import ConditionedField, DormandPrince, Euler, Heun, RungeKutta4
+from flowbench.flows.solver.adaptive import DormandPrince
+from flowbench.flows.solver.base import ConditionedField
+from flowbench.flows.solver.fixed_step import Euler, Heun, RungeKutta4
 from flowbench.flows.source.base import GaussianSource
 from flowbench.networks import MLP
 from flowbench.seeds import generator

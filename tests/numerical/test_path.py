@@ -10,15 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowbench.flows.path import (
-    CosinePath,
-    LinearPath,
-    Path,
-    PathCoefficients,
-    SchrodingerBridgePath,
-    TargetConditionalPath,
-    VariancePreservingPath,
-)
+from flowbench.flows.path.affine import CosinePath, LinearPath, TargetConditionalPath
+from flowbench.flows.path.base import Path, PathCoefficients
+from flowbench.flows.path.bridge import SchrodingerBridgePath
+from flowbench.flows.path.diffusion import VariancePreservingPath
 from flowbench.seeds import generator
 
 PATHS = [

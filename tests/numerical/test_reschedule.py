@@ -7,14 +7,10 @@ import math
 import pytest
 import torch
 
-from flowbench.flows.path import (
-    CosinePath,
-    LinearPath,
-    Path,
-    SchrodingerBridgePath,
-    TargetConditionalPath,
-    VariancePreservingPath,
-)
+from flowbench.flows.path.affine import CosinePath, LinearPath, TargetConditionalPath
+from flowbench.flows.path.base import Path
+from flowbench.flows.path.bridge import SchrodingerBridgePath
+from flowbench.flows.path.diffusion import VariancePreservingPath
 from flowbench.flows.path.reschedule import RescheduledField
 from flowbench.flows.solver.fixed_step import RungeKutta4
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from scipy.integrate import RK45
 
 from flowbench.flows.solver import per_sample as solver_per_sample
-from flowbench.flows.solver.fixed_step import ConditionedField, DormandPrince
+from flowbench.flows.solver.adaptive import DormandPrince
+from flowbench.flows.solver.base import ConditionedField
 from flowbench.seeds import generator
 
 UNIT = torch.tensor([0.0, 1.0], dtype=torch.float64)

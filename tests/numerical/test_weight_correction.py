@@ -14,7 +14,7 @@ from scipy import integrate
 from torch import Tensor
 
 from flowbench.flows import GibbsWeight, transport_decomposition
-from flowbench.flows.coupling.exact import sinkhorn_plan
+from flowbench.flows.coupling.entropic import sinkhorn_plan
 from flowbench.flows.weight.marginal import KernelMean
 from flowbench.flows.weight.quadrature import EmpiricalRadii, GaussianRadii, radial_log_mean
 from flowbench.seeds import generator

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from flowbench.flows.guidance.classifier_free import GuidanceRule, guided_gaussian
+from flowbench.flows.autoregressive.guided_gaussian import GuidanceRule, guided_gaussian
 
 __all__ = ["AutoregressiveGuidance"]
 

@@ -12,24 +12,10 @@ from torch import Tensor
 
 from flowbench.flows.coupling.assignment import assign
 from flowbench.flows.coupling.base import Coupling, draw_sources, squared_distances
-from flowbench.flows.coupling.entropic import (
-    SchrodingerBridgeCoupling,
-    SinkhornCoupling,
-    UnbalancedCoupling,
-    sinkhorn_plan,
-    unbalanced_plan,
-)
 
 __all__ = [
-    "Coupling",
     "IndependentCoupling",
     "OptimalTransportCoupling",
-    "SchrodingerBridgeCoupling",
-    "SinkhornCoupling",
-    "UnbalancedCoupling",
-    "sinkhorn_plan",
-    "squared_distances",
-    "unbalanced_plan",
 ]
 
 

@@ -15,9 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from flowbench.flows.autoregressive.guided_gaussian import GuidanceRule, guided_gaussian
-
-__all__ = ["ClassifierFreeGuidance", "Guidance", "GuidanceRule", "VelocityNetwork", "guided_gaussian"]
+__all__ = ["ClassifierFreeGuidance", "Guidance", "VelocityNetwork"]
 
 VelocityNetwork = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """``network(x, t, label)``: states (B, *D), times (B,), labels (B,); label None is the null label for every sample."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from flowbench.flows.guidance.classifier_free import Guidance, VelocityNetwork
 
 if TYPE_CHECKING:
-    from flowbench.flows.solver.fixed_step import Solver
+    from flowbench.flows.solver.base import Solver
 
 __all__ = ["RatioAwareGuidance", "RatioProfile", "RatioReduction", "ratio_profile"]
 

@@ -10,14 +10,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from flowbench.flows.likelihood.divergence import Divergence, ExactDivergence, Generators, HutchinsonDivergence
+from flowbench.flows.likelihood.divergence import Divergence, Generators
 from flowbench.flows.solver.base import Field, Solver, checked_velocity
 
 __all__ = [
-    "Divergence",
-    "ExactDivergence",
-    "Generators",
-    "HutchinsonDivergence",
     "Likelihood",
     "bits_per_dim",
     "log_likelihood",

@@ -4,21 +4,3 @@ Every path is affine in source, data and (if it has any) noise of its own, ``x_t
 gamma(t) noise``, with its time derivative at fixed ends and noise as the target velocity (Lipman et al. 2023, arXiv
 2210.02747; Albergo and Vanden-Eijnden 2023, arXiv 2209.15571). Time runs 0 = source, 1 = data.
 """
-
-from __future__ import annotations
-
-from flowbench.flows.path.affine import CosinePath, LinearPath, TargetConditionalPath
-from flowbench.flows.path.base import Path, PathCoefficients, PathSample
-from flowbench.flows.path.bridge import SchrodingerBridgePath
-from flowbench.flows.path.diffusion import VariancePreservingPath
-
-__all__ = [
-    "CosinePath",
-    "LinearPath",
-    "Path",
-    "PathCoefficients",
-    "PathSample",
-    "SchrodingerBridgePath",
-    "TargetConditionalPath",
-    "VariancePreservingPath",
-]

@@ -15,7 +15,7 @@ from torch import Tensor
 from flowbench.flows.path.base import Path, PathCoefficients
 
 if TYPE_CHECKING:
-    from flowbench.flows.solver.fixed_step import Field
+    from flowbench.flows.solver.base import Field
 
 __all__ = ["RescheduledField"]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from flowbench.flows.path import Path
+    from flowbench.flows.path.base import Path
 
 __all__ = [
     "ConditionedField",
@@ -88,14 +88,14 @@ class Solver(ABC):
         order: order of convergence.
         evaluations_per_step: evaluations of the field that one step costs.
         any_field: whether the method integrates any field; false where it reads the velocity as that of a path.
-        needs_independent_gaussian: whether it is right only for velocities learned between a Gaussian source and data
-            drawn independently of it.
+        source_std: of a method that is right only for velocities learned between a Gaussian source of this standard
+            deviation and data drawn independently of it; None of any other.
     """
 
     order: int
     evaluations_per_step: int
     any_field: ClassVar[bool] = True
-    needs_independent_gaussian: ClassVar[bool] = False
+    source_std: float | None = None
 
     @abstractmethod
     def solve(self, field: Field, x: Tensor, times: Tensor) -> Solution:

@@ -18,9 +18,9 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from flowbench.flows.path import Path
-from flowbench.flows.solver.base import evaluate
-from flowbench.flows.solver.fixed_step import Field, FixedStepSolver, Step
+from flowbench.flows.path.base import Path
+from flowbench.flows.solver.base import Field, evaluate
+from flowbench.flows.solver.fixed_step import FixedStepSolver, Step
 from flowbench.flows.solver.time_grid import TimeGrid
 from flowbench.seeds import generator
 
@@ -174,7 +174,7 @@ class EulerMaruyama(DiffusionSolver):
         section 2 (any w, chosen after training).
     """
 
-    needs_independent_gaussian = True
+    source_std: float
 
     def __init__(
         self,

@@ -15,9 +15,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from flowbench.flows.solver.adaptive import DormandPrince
 from flowbench.flows.solver.base import (
-    ConditionedField,
     Field,
     Solution,
     Solver,
@@ -29,17 +27,11 @@ from flowbench.flows.solver.time_grid import TimeGrid, UniformGrid
 
 __all__ = [
     "ButcherTableau",
-    "ConditionedField",
-    "DormandPrince",
     "Euler",
-    "Field",
     "FixedStepSolver",
     "Heun",
     "Midpoint",
     "RungeKutta4",
-    "Solution",
-    "Solver",
-    "SolverStats",
     "Step",
 ]
 
