@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -166,7 +167,13 @@ def test_what_is_logged():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"oversample": 0}, "oversample must be at least 1, got 0"), ({"ahead": -1}, "ahead must")]
+    ("options", "message"),
+    [
+        ({"oversample": 0}, "oversample must be at least 1, got 0"),
+        ({"ahead": -1}, "ahead must"),
+        ({"workers": 0}, r"workers must lie in \[1, ahead\], got workers=0 and ahead=1"),
+        ({"workers": 3, "ahead": 2}, "workers must"),
+    ],
 )
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
@@ -235,6 +242,41 @@ def test_pairs_are_the_same_when_they_are_solved_ahead(ahead, worker, monkeypatc
         assert torch.equal(one.x0, other.x0)
     # Groups 1 to 5 were asked for once each, and `ahead` more: bounded.
     assert asked == [f"group {n}" for n in range(1, 6 + ahead)]
+
+
+@dataclass
+class Recorder:
+    """A worker's clerk: notes what it is given and passes it on."""
+
+    worker: CouplingWorker
+    asked: list[str] = field(default_factory=list)
+    stopped: bool = False
+    ready: bool = True
+
+    def submit(self, one: Problem):
+        self.asked.append(one.name)
+        return self.worker.submit(one)
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+def test_workers_take_the_groups_in_turn(worker, monkeypatch):
+    clerks: list[Recorder] = []
+
+    def clerk(coupling):
+        clerks.append(Recorder(worker))
+        return clerks[-1]
+
+    monkeypatch.setattr("flowbench.families.pairing.stream.CouplingWorker", clerk)
+    in_line = pairs_of(StreamPairing(ahead=0), points(), range(5))
+    pairing = StreamPairing(ahead=3, workers=2)
+    shared = pairs_of(pairing, points(), range(5))
+    for one, other in zip(in_line, shared, strict=True):
+        assert torch.equal(one.x0, other.x0)
+    assert [one.asked for one in clerks] == [[f"group {n}" for n in turn] for turn in ((0, 2, 4, 6), (1, 3, 5, 7))]
+    pairing.close()
+    assert all(one.stopped for one in clerks)
 
 
 def test_a_worker_says_what_went_wrong_and_its_death_is_one_clear_error(monkeypatch):

@@ -65,24 +65,36 @@ class StreamPairing(Pairing):
         oversample: consecutive batches in one problem, >= 1.
         gather: one problem over all processes, solved by the first of them and sent to the others; else each process
             solves its own share.
-        ahead: groups that a process beside the training works ahead, >= 0; 0 solves in line. Until it is up, a few
+        ahead: groups that processes beside the training work ahead, >= 0; 0 solves in line. Until they are up, a few
             seconds, problems are solved in line too.
+        workers: how many such processes, >= 1 and at most `ahead`; they take the groups in turn. More than one pays
+            where a solve takes longer than a group's training steps and a core is free for it.
 
     Raises:
-        ValueError: for an `oversample` below 1 or a negative `ahead`.
+        ValueError: for an `oversample` or `workers` below 1, a negative `ahead`, or more workers than groups ahead.
     """
 
     def __init__(
-        self, coupling: Coupling | None = None, oversample: int = 1, gather: bool = True, ahead: int = 1
+        self,
+        coupling: Coupling | None = None,
+        oversample: int = 1,
+        gather: bool = True,
+        ahead: int = 1,
+        workers: int = 1,
     ) -> None:
         if oversample < 1:
             raise ValueError(f"oversample must be at least 1, got {oversample}: 1 is the batch itself")
         if ahead < 0:
             raise ValueError(f"ahead must be at least 0, got {ahead}: 0 solves in the training process")
+        if not 1 <= workers <= max(1, ahead):
+            raise ValueError(
+                f"workers must lie in [1, ahead], got workers={workers} and ahead={ahead}: each needs a group to solve"
+            )
         self.coupling = coupling or OptimalTransportCoupling()
         self.oversample = oversample
         self.gather = gather
         self.ahead = ahead
+        self.workers = workers
         self._stream: _Stream | None = None
 
     def __repr__(self) -> str:
@@ -90,14 +102,14 @@ class StreamPairing(Pairing):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StreamPairing:
         """A copy that is not set up: it shares no process with the original."""
-        return StreamPairing(copy.deepcopy(self.coupling, memo), self.oversample, self.gather, self.ahead)
+        return StreamPairing(copy.deepcopy(self.coupling, memo), self.oversample, self.gather, self.ahead, self.workers)
 
     def problem_size(self, batch_size: int) -> int:
         """Those of all the batches of a group."""
         return self.oversample * batch_size
 
     def setup(self, flow: FlowMatching, data: FlowDataModule | None) -> None:
-        """Start the worker on the process that solves.
+        """Start the workers on the process that solves.
 
         Raises:
             ValueError: without a datamodule, whose stream is what this pairing looks ahead in.
@@ -122,9 +134,9 @@ class StreamPairing(Pairing):
         return self._stream.pairs(flow, x1, label, batch.position)
 
     def close(self) -> None:
-        """Stop the worker."""
-        if self._stream is not None and self._stream.worker is not None:
-            self._stream.worker.stop()
+        """Stop the workers."""
+        for worker in self._stream.workers if self._stream is not None else []:
+            worker.stop()
         self._stream = None
 
 
@@ -147,7 +159,8 @@ class _Stream:
         self.data = copy.copy(data)
         self.data.trainer, self.data.dequantize = None, "none"
         self.solves = self.rank == 0 or not options.gather
-        self.worker = CouplingWorker(options.coupling) if self.solves and options.ahead else None
+        number = options.workers if self.solves and options.ahead else 0
+        self.workers = [CouplingWorker(options.coupling) for _ in range(number)]
         self.queued: dict[int, tuple[Problem, Future[Solved]]] = {}
         self.group: _Group | None = None
 
@@ -206,14 +219,17 @@ class _Stream:
         problem, future = self.queued.pop(number, (None, None))
         if problem is None or future is None:
             problem = self._problem(flow, number)
-            future = self.worker.submit(problem) if self.worker is not None else None
-        late = self.worker is not None and not self.worker.ready
+            future = self._worker(number).submit(problem) if self.workers else None
+        late = future is not None and not self._worker(number).ready
         if future is None or (late and future.cancel()):
             return problem.noise, solve(self.options.coupling, problem)
         return problem.noise, future.result()
 
+    def _worker(self, number: int) -> CouplingWorker:
+        return self.workers[number % len(self.workers)]
+
     def _work_ahead(self, flow: FlowMatching, number: int) -> None:
-        if self.worker is None:
+        if not self.workers:
             return
         wanted = range(number + 1, number + 1 + self.options.ahead)
         for stale in [queued for queued in self.queued if queued not in wanted]:
@@ -222,7 +238,7 @@ class _Stream:
             if following not in self.queued:
                 try:
                     problem = self._problem(flow, following)
-                    self.queued[following] = (problem, self.worker.submit(problem))
+                    self.queued[following] = (problem, self._worker(following).submit(problem))
                 except Exception:
                     # Met again, and told to the other processes, when the group's turn comes.
                     return
