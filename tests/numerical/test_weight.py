@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import logsumexp
 from torch import distributed, multiprocessing
 
 from flowbench.flows import GibbsWeight, UniformWeight, WeightResult, transport_decomposition
@@ -87,6 +89,23 @@ def test_normalised_weights_train_in_3072_dimensions_where_raw_ones_underflow(no
         optimizer.step()
     assert net.weight.isfinite().all()
     assert not torch.equal(net.weight, before)
+
+
+@pytest.mark.parametrize("jump", [-900.0, 0.0, 900.0])
+def test_the_running_mean_is_the_bias_corrected_average_of_the_batches_however_far_they_lie_apart(jump):
+    """A jump of the mean cost leaves no weight, or no finite one, beside the mean of the batches before."""
+    weight, decay = GibbsWeight(epsilon=1.0, decay=0.9), 0.9
+    distances = 1000 + torch.randn(4, 64, generator=generator(0, "distances"), dtype=torch.float64)
+    distances[2] += jump
+    log_means = []
+    for distance in distances:
+        weight(torch.zeros(64, 1, dtype=torch.float64), distance[:, None])
+        log_means.append(logsumexp(-distance.numpy()) - math.log(64))
+        powers = decay ** np.arange(len(log_means))[::-1]
+        assert weight.running_log_mean.item() == pytest.approx((powers * log_means).sum() / powers.sum(), rel=1e-5)
+    assert weight.state_dict()["num_updates"] == 4
+    with pytest.raises(ValueError, match="not finite"):
+        weight(torch.zeros(2, 1), torch.tensor([[math.nan], [1.0]]))
 
 
 def test_the_papers_temperature_is_a_constant_factor_that_normalising_removes():

@@ -14,7 +14,7 @@ from flowbench.flows.weight.base import Weight, WeightResult
 from flowbench.flows.weight.cost import COSTS, Cost, cost_matrix, flat_points, pair_cost
 from flowbench.flows.weight.epsilon import ElbowEpsilon, EpsilonRule, FittedEpsilon
 from flowbench.flows.weight.marginal import KernelMean
-from flowbench.flows.weight.normalization import global_log_mean_exp
+from flowbench.flows.weight.normalization import global_log_mean_exp, is_distributed
 from flowbench.flows.weight.quadrature import EmpiricalRadii, GaussianRadii
 from flowbench.flows.weight.tilt import effective_share, squared_variation
 
@@ -238,6 +238,8 @@ class GibbsWeight(Weight):
         return log_weight
 
     def _normalized(self, log_weight: Tensor, epsilon: float) -> Tensor:
+        if self.normalization == "running" and self._num_updates and log_weight.is_cpu and not is_distributed():
+            return self._normalized_by_floats(log_weight, epsilon)
         log_mean = global_log_mean_exp(log_weight)
         if log_mean.is_cpu or self.normalization == "raw":
             self._check(log_mean.item(), len(log_weight), epsilon)
@@ -248,6 +250,18 @@ class GibbsWeight(Weight):
         weight = (log_weight - (self.running_log_mean if self._num_updates else log_mean)).exp_()
         if self.training:
             self._update(log_mean)
+        return weight
+
+    def _normalized_by_floats(self, log_weight: Tensor, epsilon: float) -> Tensor:
+        """The same for one process on the CPU, where reading a number is free and operations on scalars are not."""
+        running = self.running_log_mean.item()
+        weight = (log_weight - running).exp_()
+        mean = weight.mean().item()
+        # Weights that all vanish or overflow beside the running mean say nothing about their own.
+        log_mean = running + math.log(mean) if 0 < mean < math.inf else global_log_mean_exp(log_weight).item()
+        self._check(log_mean, len(log_weight), epsilon)
+        if self.training:
+            self.running_log_mean.fill_(running + self._rate() * (log_mean - running))
         return weight
 
     def _check(self, log_mean: float, num: int, epsilon: float) -> None:
@@ -261,11 +275,16 @@ class GibbsWeight(Weight):
             )
 
     def _update(self, log_mean: Tensor) -> None:
+        self.running_log_mean.lerp_(log_mean.to(self.running_log_mean.dtype), self._rate())
+
+    def _rate(self) -> float:
+        """Count an update; (1 - decay) / (1 - decay^n), the step that keeps the average bias-corrected at every n."""
         self._num_updates += 1
-        self.num_updates += 1
-        # (1 - decay) / (1 - decay^n): the step that keeps the average bias-corrected at every n.
-        rate = (self.decay - 1) / math.expm1(self._num_updates * math.log(self.decay))
-        self.running_log_mean.lerp_(log_mean.to(self.running_log_mean.dtype), rate)
+        return (self.decay - 1) / math.expm1(self._num_updates * math.log(self.decay))
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.num_updates.fill_(self._num_updates)  # counted in a number meanwhile: a tensor's sum costs more
+        super()._save_to_state_dict(*args, **kwargs)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -287,7 +306,7 @@ class GibbsWeight(Weight):
         }
 
     def _warn(self, ess: float, epsilon: float) -> None:
-        first = not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
+        first = not is_distributed() or distributed.get_rank() == 0
         if self._has_warned or ess >= LEAST_ESS or not first:
             return
         self._has_warned = True
