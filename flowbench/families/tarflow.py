@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -44,6 +44,9 @@ from flowbench.flows import (
 from flowbench.networks import CausalTransformer, TokenTransformer
 
 __all__ = ["TARFlow"]
+
+# The network of a block from its number of classes, width, depth and token order.
+TransformerMaker = Callable[[int | None, int, int, Permutation], CausalTransformer]
 
 
 class TARFlow(FlowModule):
@@ -151,31 +154,14 @@ class TARFlow(FlowModule):
         self.guidance = self._chosen_guidance(guidance)
         depths, widths, self.patch_size = flow_sizes(architecture, layers, width, patch_size)
         self._check_noise()
-        num_tokens, token_dim, grid = self._token_layout()
-        network = partial(
-            CausalTransformer,
-            num_tokens,
-            token_dim,
-            head_dim=head_dim,
-            mlp_ratio=mlp_ratio,
-            position=position,
-            start=start,
-            final_norm=final_norm,
-            extent=extent,
-            checkpoint_every=checkpoint_every,
-        )
-        affine = partial(AffineBlock, scale=scale, soft_clip=soft_clip, grid=grid)
+        layout = self._layout()
+        transformer = _transformer(layout, head_dim, mlp_ratio, position, start, final_norm, extent, checkpoint_every)
+        affine = partial(AffineBlock, scale=scale, soft_clip=soft_clip, grid=layout.grid)
         orders = _orders(permutations, len(depths), last_order)
-        grids = [network_grid(order, grid) if grid and position == "rope" else None for order in orders]
-        classes = [self.num_classes if conditioned == "all" else None] * (len(depths) - 1) + [self.num_classes]
-        networks = [
-            network(num_classes, width=channels, depth=depth, grid=cells)
-            for num_classes, channels, depth, cells in zip(classes, widths, depths, grids, strict=True)
-        ]
-        self.flow = AutoregressiveFlow(map(affine, networks, orders))
+        self.flow = AutoregressiveFlow(map(affine, self._networks(transformer, widths, depths, orders), orders))
         self.denoiser = denoiser
         if denoiser is not None:
-            denoiser.attach(FlowLayout(self.space, noise.noise_std, num_tokens, token_dim, grid, self.num_classes))
+            denoiser.attach(layout)
 
     # ---- construction ---------------------------------------------------------------------------------
 
@@ -195,6 +181,17 @@ class TARFlow(FlowModule):
         if guidance.temperature == 1 or self.num_classes is not None:
             self.check_guidance(guidance.scale)
         return guidance
+
+    def _networks(
+        self, transformer: TransformerMaker, widths: Sequence[int], depths: Sequence[int], orders: Sequence[Permutation]
+    ) -> list[CausalTransformer]:
+        """The networks of the blocks, from the data end; all know labels, or the last one alone."""
+        classes = [self.num_classes if self.conditioned == "all" else None] * (len(depths) - 1) + [self.num_classes]
+        return [transformer(*given) for given in zip(classes, widths, depths, orders, strict=True)]
+
+    def _layout(self) -> FlowLayout:
+        count, dim, grid = self._token_layout()
+        return FlowLayout(self.space, self.augmentation.noise_std, count, dim, grid, self.num_classes)
 
     def _token_layout(self) -> tuple[int, int, tuple[int, int] | None]:
         """Number of tokens, their dimension, and the grid of the tokens of images."""
@@ -404,6 +401,38 @@ class TARFlow(FlowModule):
         points = torch.stack([self._points(state) for state in states])
         times = torch.linspace(0.0, 1.0, len(points), device=noise.device, dtype=torch.float64)
         return Trajectory(points, times)
+
+
+def _transformer(
+    layout: FlowLayout,
+    head_dim: int,
+    mlp_ratio: float,
+    position: Literal["rope", "learned"],
+    start: Literal["zero", "learned"],
+    final_norm: bool,
+    extent: float | None,
+    checkpoint_every: int,
+) -> TransformerMaker:
+    """What the networks of all blocks have in common."""
+
+    def made(num_classes: int | None, width: int, depth: int, order: Permutation) -> CausalTransformer:
+        return CausalTransformer(
+            layout.num_tokens,
+            layout.token_dim,
+            num_classes,
+            width=width,
+            depth=depth,
+            head_dim=head_dim,
+            mlp_ratio=mlp_ratio,
+            position=position,
+            start=start,
+            final_norm=final_norm,
+            extent=extent,
+            checkpoint_every=checkpoint_every,
+            grid=network_grid(order, layout.grid) if layout.grid and position == "rope" else None,
+        )
+
+    return made
 
 
 def _orders(given: Sequence[Permutation] | None, num_blocks: int, last: Permutation | None) -> list[Permutation]:

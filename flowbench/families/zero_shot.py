@@ -320,24 +320,28 @@ def inpaint(
         return module.source.sample_indexed(index, module.flow_shape, seed, "inpaint", *names, device=x.device).to(x)
 
     with module.full_precision():
-        points, cost = module.flow_decode(fresh("start"), condition)
+        points, start_cost = module.flow_decode(fresh("start"), condition)
         points = points.where(points.isfinite(), 0.0)
         known = _noisy(module, module.space.encode_mean(torch.where(mask, module.space.decode(points), x)), index, seed)
         best, least = points, torch.full((len(x),), torch.inf, device=x.device, dtype=x.dtype)
-        points, total = torch.where(unknown, points, known), _plus(0.0, cost)
+        points, total = torch.where(unknown, points, known), _plus(0.0, start_cost)
         for count in range(rounds):
-            noise = torch.where(unknown, fresh(count), module.flow_encode(points, condition))
-            drawn, cost = module.flow_decode(noise, condition)
-            points, drift = torch.where(unknown, drawn, known), _drift(drawn, known, unknown)
-            # Among drifts of rounding size the newest is as good: exact rounds are independent draws.
-            better = drift.isfinite() & (drift <= least.clamp(min=100 * torch.finfo(x.dtype).eps))
-            rows = better.view(-1, *[1] * (points.ndim - 1))
-            best, least = torch.where(rows, points, best), torch.where(better, drift, least)
-            lost = drift.isinf().view_as(rows)
-            points = torch.where(lost, torch.where(unknown, best, known), points)
-            total = _plus(total, _plus(module.encoding_evaluations, cost))
+            points, drift, cost = _refill(module, points, known, unknown, fresh(count), condition)
+            better = _moves_less(drift, least)
+            best, least = torch.where(_rows(better, points), points, best), torch.where(better, drift, least)
+            points = torch.where(_rows(drift.isinf(), points), torch.where(unknown, best, known), points)
+            total = _plus(total, cost)
         filled = torch.where(mask, module.space.decode(module.flow_denoise(best, condition)), x)
     return Inpainting(filled, least, total)
+
+
+def _refill(
+    module: FlowModule, points: Tensor, known: Tensor, unknown: Tensor, fresh: Tensor, condition: Tensor | None
+) -> tuple[Tensor, Tensor, float | None]:
+    """One round in the flow's space: the points with other unknown values, the drift of the known ones, the cost."""
+    noise = torch.where(unknown, fresh, module.flow_encode(points, condition))
+    drawn, cost = module.flow_decode(noise, condition)
+    return torch.where(unknown, drawn, known), _drift(drawn, known, unknown), _plus(module.encoding_evaluations, cost)
 
 
 def _noisy(module: FlowModule, points: Tensor, index: Tensor, seed: int) -> Tensor:
@@ -353,6 +357,19 @@ def _drift(drawn: Tensor, known: Tensor, unknown: Tensor) -> Tensor:
     finite = drawn.flatten(1).isfinite().all(1)
     square = (drawn - known).square().masked_fill(unknown, 0.0).flatten(1).sum(1) / (~unknown).sum().clamp(min=1)
     return torch.where(finite, square.sqrt(), torch.inf)
+
+
+def _moves_less(drift: Tensor, least: Tensor) -> Tensor:
+    """Where a round is better than the best so far, shape (B,).
+
+    Among drifts of rounding size the newest is as good: exact rounds are independent draws.
+    """
+    return drift.isfinite() & (drift <= least.clamp(min=100 * torch.finfo(least.dtype).eps))
+
+
+def _rows(chosen: Tensor, points: Tensor) -> Tensor:
+    """A flag per sample (B,), broadcast over its values."""
+    return chosen.view(-1, *[1] * (points.ndim - 1))
 
 
 # ---- classes ------------------------------------------------------------------------------------------

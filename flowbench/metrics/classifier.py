@@ -149,6 +149,15 @@ class DigitsCNN(nn.Module):
         return self.logits(self.features(images))
 
 
+def _check_labelled_images(images: Tensor, labels: Tensor, num_classes: int) -> None:
+    if images.ndim != 4 or images.dtype != torch.uint8:
+        raise ValueError(f"images must be uint8 of shape (N, C, H, W), got {images.dtype} {tuple(images.shape)}")
+    if labels.shape != (len(images),) or labels.is_floating_point() or not len(images):
+        raise ValueError(f"labels must be integers of shape ({len(images)},), got {labels.dtype} {tuple(labels.shape)}")
+    if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
+        raise ValueError(f"labels must lie in 0..{num_classes - 1}, got {int(labels.min())}..{int(labels.max())}")
+
+
 def train_classifier(
     images: Tensor,
     labels: Tensor,
@@ -186,12 +195,7 @@ def train_classifier(
     Raises:
         ValueError: images that are not uint8 (N, C, H, W), labels that do not fit, or counts below 1.
     """
-    if images.ndim != 4 or images.dtype != torch.uint8:
-        raise ValueError(f"images must be uint8 of shape (N, C, H, W), got {images.dtype} {tuple(images.shape)}")
-    if labels.shape != (len(images),) or labels.is_floating_point() or not len(images):
-        raise ValueError(f"labels must be integers of shape ({len(images)},), got {labels.dtype} {tuple(labels.shape)}")
-    if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
-        raise ValueError(f"labels must lie in 0..{num_classes - 1}, got {int(labels.min())}..{int(labels.max())}")
+    _check_labelled_images(images, labels, num_classes)
     if min(num_steps, batch_size) < 1:
         raise ValueError(f"num_steps and batch_size must be at least 1, got {num_steps} and {batch_size}")
     with _reproducible():
