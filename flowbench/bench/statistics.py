@@ -47,7 +47,7 @@ def summarise(values: Sequence[float], level: float = 0.95) -> Summary:
     n = len(values)
     if n == 0:
         raise ValueError("no values to summarise")
-    mean = math.fsum(values) / n
+    mean = values[0] + math.fsum(value - values[0] for value in values) / n  # equal values have no spread at all
     if n == 1:
         return Summary(1, mean, None, None)
     sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))

@@ -38,6 +38,11 @@ def test_only_shared_seeds_are_paired():
     assert paired_difference({0: 1.0}, {1: 1.0}) is None
 
 
+def test_equal_values_have_no_interval_not_even_of_rounding():
+    summary = summarise([0.1] * 5)  # whose sum is not five times 0.1
+    assert (summary.mean, summary.sd, summary.half) == (0.1, 0.0, 0.0)
+
+
 def test_one_seed_has_no_interval():
     assert summarise([3.0]) == Summary(1, 3.0, None, None)
     assert summarise([3.0]).is_tie is None
