@@ -246,6 +246,15 @@ class FlowModule(TrainingModule):
             self.fit_to(data, training=stage == "fit")
         super().setup(stage)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also take the weights of a flow whose samples started in another source: what was fitted for it is left."""
+        prefix = "sampling_source."
+        own = {} if self.sampling_source is None else self.sampling_source.state_dict(prefix=prefix)
+        weights = checkpoint.get("state_dict", {})
+        for name in [name for name in weights if name.startswith(prefix) and name not in own]:
+            del weights[name]
+        super().on_load_checkpoint(checkpoint)
+
     def fit_to(self, data: FlowDataModule, *, training: bool) -> None:
         """Set what depends on the training data and is not learned; what is set already stays.
 

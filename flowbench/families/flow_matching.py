@@ -13,6 +13,7 @@ from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families.base import FlowModule, NetworkFactory, Trajectory
 from flowbench.families.conditioning.base import Conditioner, SpatialCondition, check_condition_channels, guided_network
 from flowbench.families.latents.space import LatentSpace, Space
+from flowbench.families.network_evaluations import CountedNetwork, fixed_cost, single_evaluation, with_evaluations
 from flowbench.families.optimization import OptimizerConfig
 from flowbench.families.pairing.batch import BatchPairing, Pairing
 from flowbench.families.pairing.description import describe_pairs
@@ -24,7 +25,6 @@ from flowbench.flows import (
     Divergence,
     ExactDivergence,
     Field,
-    FixedStepSolver,
     GaussianSource,
     GibbsWeight,
     Guidance,
@@ -287,12 +287,12 @@ class FlowMatching(FlowModule):
     @property
     def encoding_evaluations(self) -> float | None:
         """Those of the sampler's solver without guidance."""
-        return _fixed_cost(self.solver)
+        return fixed_cost(self.solver)
 
     @property
     def likelihood_evaluations(self) -> float | None:
         """Those of the likelihood's solver; each also costs one backward pass per probe."""
-        return _fixed_cost(self.likelihood_solver)
+        return fixed_cost(self.likelihood_solver)
 
     def field(
         self, label: Tensor | None, guidance: Guidance | None = None, spatial: SpatialCondition | None = None
@@ -335,13 +335,13 @@ class FlowMatching(FlowModule):
         path = self.sampling_path or self.path
         guided = label is not None or (spatial is not None and self.drops_conditions)
         solver = self.solver.for_path(path)
-        counted = _CountedNetwork(self.network)
+        counted = CountedNetwork(self.network)
         field = self._field(guide, label, spatial, counted)
         moved = self._moved(field)
         times = torch.tensor(path.interval if moved is None else moved.interval, dtype=torch.float64)
         if network_evaluations is not None:
-            cost = self._evaluations_at(guide, moved) if guided else _single
-            solver = _with_evaluations(solver, network_evaluations, cost, times)
+            cost = self._evaluations_at(guide, moved) if guided else single_evaluation
+            solver = with_evaluations(solver, network_evaluations, cost, times)
         if moved is None:
             return solver.solve(field, noise, times).states[-1], counted.rows / len(noise)
         return moved.finish(solver.solve(moved, moved.start(noise), times).states[-1]), counted.rows / len(noise)
@@ -446,53 +446,3 @@ class _ClosePairing(L.Callback):
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
         if isinstance(module, FlowMatching):
             module.pairing.close()
-
-
-class _CountedNetwork:
-    """Counts the samples that a network evaluates."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
-        self.rows = 0
-
-    def __call__(self, x: Tensor, *rest: Tensor | None) -> Tensor:
-        self.rows += len(x)
-        velocity: Tensor = self.network(x, *rest)
-        return velocity
-
-
-def _single(t: float) -> int:
-    return 1
-
-
-def _with_evaluations(solver: Solver, budget: int, cost: Callable[[float], int], times: Tensor) -> Solver:
-    """The solver that spends exactly `budget` network evaluations per sample.
-
-    Args:
-        solver: the method.
-        budget: how many.
-        cost: network evaluations of one velocity at a time, 1 or 2.
-        times: first and last time of the solve.
-
-    Raises:
-        ValueError: when there is none.
-    """
-    if cost is _single:
-        return solver.with_evaluations(budget)
-    # A guided velocity may cost twice as much at some times only: the number of calls follows from none of them alone.
-    for calls in range(budget, (budget - 1) // 2, -1):
-        try:
-            candidate = solver.with_evaluations(calls)
-        except ValueError:
-            continue
-        assert isinstance(candidate, FixedStepSolver), "an adaptive solver takes no budget"
-        if sum(cost(t) for t in candidate.stage_times(times)) == budget:
-            return candidate
-    raise ValueError(
-        f"guided samples of {solver!r} cannot spend exactly {budget} network evaluations: a guided velocity takes two"
-    )
-
-
-def _fixed_cost(solver: Solver) -> float | None:
-    """Evaluations of a solver that knows them before it starts; None for an adaptive one."""
-    return float(solver.num_steps * solver.evaluations_per_step) if isinstance(solver, FixedStepSolver) else None

@@ -161,6 +161,35 @@ def test_weights_trained_without_a_sampling_source_load_into_a_module_that_has_o
         assert torch.equal(module.state_dict()[name], value), name
 
 
+@pytest.mark.parametrize("family", ["cfm", "tarflow"])
+@pytest.mark.parametrize("source", [None, GaussianSource(2.0), PrunedSource(max_cosine=0.7, quantile=0.5)], ids=repr)
+def test_weights_with_a_sampling_source_load_into_a_module_without_it_or_with_another(tmp_path, family, source):
+    pruned = PrunedSource(max_cosine=0.6, quantile=0.5, source=NormAlignedSource())
+    pruned.fit(batch_of(IMAGES, 64).x, torch.Generator().manual_seed(0))
+    trained = build(family, IMAGES, sampling_source=pruned)
+    checkpoint = {"state_dict": trained.state_dict()}
+    assert {name for name in checkpoint["state_dict"] if name.startswith("sampling_source")} == {
+        "sampling_source._extra_state",
+        "sampling_source.source._extra_state",
+    }
+    trained.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "a.ckpt")
+    module = build(family, IMAGES, seed=1, sampling_source=source)
+    load_checkpoint(module, tmp_path / "a.ckpt")
+    known = dict(trained.named_parameters())
+    for name, value in module.named_parameters():
+        assert torch.equal(known[name], value), name
+    assert source is None or source.needs_fit == isinstance(source, PrunedSource), "the fit is that of other options"
+    # The state of a source that is configured still travels, and any other surplus is still refused.
+    again = build(family, IMAGES, sampling_source=PrunedSource(0.6, quantile=0.5, source=NormAlignedSource()))
+    load_checkpoint(again, tmp_path / "a.ckpt")
+    assert torch.equal(again.draw_noise(torch.arange(3), 0), trained.draw_noise(torch.arange(3), 0))
+    checkpoint["state_dict"]["surplus"] = torch.zeros(1)
+    torch.save(checkpoint, tmp_path / "b.ckpt")
+    with pytest.raises(ValueError, match=r"does not fit the configured model: .*surplus"):
+        load_checkpoint(module, tmp_path / "b.ckpt")
+
+
 # ---- what is fitted to the data ---------------------------------------------------------------------------
 
 

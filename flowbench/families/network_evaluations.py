@@ -1,0 +1,63 @@
+"""Network evaluations of a sampler: counted, and spent to the last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from flowbench.flows import FixedStepSolver, Solver
+
+__all__ = ["CountedNetwork", "fixed_cost", "single_evaluation", "with_evaluations"]
+
+
+class CountedNetwork:
+    """Counts the samples that a network evaluates."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.rows = 0
+
+    def __call__(self, x: Tensor, *rest: Tensor | None) -> Tensor:
+        """The velocity of states (B, *D)."""
+        self.rows += len(x)
+        velocity: Tensor = self.network(x, *rest)
+        return velocity
+
+
+def single_evaluation(t: float) -> int:
+    """Network evaluations of a velocity that is not guided."""
+    return 1
+
+
+def with_evaluations(solver: Solver, budget: int, cost: Callable[[float], int], times: Tensor) -> Solver:
+    """The solver that spends exactly `budget` network evaluations per sample.
+
+    Args:
+        solver: the method.
+        budget: how many.
+        cost: network evaluations of one velocity at a time, 1 or 2.
+        times: first and last time of the solve.
+
+    Raises:
+        ValueError: when there is none.
+    """
+    if cost is single_evaluation:
+        return solver.with_evaluations(budget)
+    # A guided velocity may cost twice as much at some times only: the number of calls follows from none of them alone.
+    for calls in range(budget, (budget - 1) // 2, -1):
+        try:
+            candidate = solver.with_evaluations(calls)
+        except ValueError:
+            continue
+        assert isinstance(candidate, FixedStepSolver), "an adaptive solver takes no budget"
+        if sum(cost(t) for t in candidate.stage_times(times)) == budget:
+            return candidate
+    raise ValueError(
+        f"guided samples of {solver!r} cannot spend exactly {budget} network evaluations: a guided velocity takes two"
+    )
+
+
+def fixed_cost(solver: Solver) -> float | None:
+    """Evaluations of a solver that knows them before it starts; None for an adaptive one."""
+    return float(solver.num_steps * solver.evaluations_per_step) if isinstance(solver, FixedStepSolver) else None
