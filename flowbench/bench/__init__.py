@@ -1,6 +1,6 @@
 """The bench: plan, runner, store, statistics, claims, report.
 
-It starts cells as processes and imports neither a family nor torch.
+It starts cells as processes and imports neither a family nor torch; only a dry run does, to validate the experiments.
 """
 
 from __future__ import annotations

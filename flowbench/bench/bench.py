@@ -16,6 +16,7 @@ from flowbench.bench.plan import Plan, make_plan, plan_lines, plan_table
 from flowbench.bench.progress import make_display
 from flowbench.bench.runner import PROGRAM, Interrupted, Runner
 from flowbench.bench.store import collect
+from flowbench.bench.validation import check_experiments
 from flowbench.storage import write_text
 
 __all__ = ["run_bench"]
@@ -36,7 +37,7 @@ def run_bench(
         path: the bench file.
         overrides: ``key=value`` changes of the bench file.
         jobs: cells at once; None takes the bench file's ``jobs``.
-        dry_run: print the plan and stop; nothing is written.
+        dry_run: validate every contender's experiment in every task, print the plan and stop; nothing is written.
         program: command line that runs a cell; the subcommand is appended.
         console: where to print.
 
@@ -49,6 +50,8 @@ def run_bench(
     """
     console = console or Console()
     plan = make_plan(path, overrides, jobs)
+    if dry_run:
+        check_experiments(plan)
     console.print(plan_table(plan))
     console.print(plan_lines(plan), highlight=False, markup=False, soft_wrap=True)
     if dry_run:

@@ -16,9 +16,9 @@ from flowbench.bench.benchfile import BenchFile, Contender, Task, load_bench_fil
 from flowbench.bench.machine import Policy, choose_policy
 from flowbench.bench.mappings import merge
 from flowbench.bench.status import read_status
-from flowbench.config import compose, fingerprint
+from flowbench.config import ConfigError, compose, fingerprint
 
-__all__ = ["Cell", "Plan", "make_plan", "plan_lines", "plan_table"]
+__all__ = ["Cell", "Plan", "make_plan", "pair_name", "plan_lines", "plan_table"]
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,23 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """A bench file with everything that follows from it."""
+    """A bench file with everything that follows from it.
+
+    Attributes:
+        bench: the bench file.
+        directory: where everything is written.
+        cells: the cells, in the order in which they start.
+        references: the reference rows of each task.
+        policy: how many cells run at once.
+        experiments: by task and contender what its cells are composed to, with the first seed.
+    """
 
     bench: BenchFile
     directory: Path
     cells: tuple[Cell, ...]
     references: tuple[Cell, ...]
     policy: Policy
+    experiments: Mapping[tuple[str, str], Mapping[str, Any]]
 
     @property
     def tasks(self) -> dict[str, list[str]]:
@@ -131,7 +141,7 @@ def make_plan(path: str | Path, overrides: Sequence[str] = (), jobs: int | None 
     )
     cpu_only = all((content.get("trainer") or {}).get("accelerator") == "cpu" for content in contents.values())
     policy = choose_policy(bench.jobs if jobs is None else jobs, len(cells), cpu_only=cpu_only)
-    return Plan(bench, directory, cells, references, policy)
+    return Plan(bench, directory, cells, references, policy, contents)
 
 
 def _cells(
@@ -174,7 +184,15 @@ def _compose(config: Mapping[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "cell.yaml"
         path.write_text(_yaml(config), encoding="utf-8")
-        return compose([path]).resolved
+        try:
+            return compose([path]).resolved
+        except ConfigError as error:
+            raise ValueError(f"{pair_name(config['run']['task'], config['run']['contender'])}: {error}") from error
+
+
+def pair_name(task: str, contender: str) -> str:
+    """A contender in a task, as messages name it."""
+    return f"task '{task}', contender '{contender}'" if task else f"contender '{contender}'"
 
 
 def _yaml(config: Mapping[str, Any]) -> str:

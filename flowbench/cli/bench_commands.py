@@ -14,7 +14,7 @@ def _bench_options(parser: Parser) -> None:
     parser.add_argument("-c", "--config", dest="file", metavar="FILE", required=True, help="bench file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the bench file")
     parser.add_argument("--jobs", type=count, metavar="N", help="cells at the same time (default: by the machine)")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    parser.add_argument("--dry-run", action="store_true", help="check every experiment, print the plan and stop")
 
 
 def _compare_options(parser: Parser) -> None:

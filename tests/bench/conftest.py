@@ -30,6 +30,15 @@ class Workshop:
         OmegaConf.save(OmegaConf.create(content), self.folder / f"{name}.yaml")
         return f"{name}.yaml"
 
+    def real_experiment(self, name: str, **init_args: Any) -> str:
+        """One that the true program would take."""
+        network = {"class_path": "flowbench.networks.MLP", "init_args": {"width": 4}}
+        model = {"class_path": "flowbench.families.FlowMatching", "init_args": {"network": network, **init_args}}
+        evaluator = {"metrics": {"w2": {"class_path": "flowbench.evaluation.Wasserstein2"}}}
+        content = {"data": {"dataset": "moons"}, "trainer": {"accelerator": "cpu"}, "evaluator": evaluator}
+        OmegaConf.save(OmegaConf.create({**content, "model": model}), self.folder / f"{name}.yaml")
+        return f"{name}.yaml"
+
     def bench(self, **content: Any) -> Path:
         path = self.folder / "mini.yaml"
         OmegaConf.save(OmegaConf.create({"budget": {"steps": 3}, "seeds": [0, 1], **content}), path)

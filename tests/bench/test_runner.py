@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flowbench.bench.plan import make_plan
+from flowbench.bench.plan import make_plan, plan_lines
 from flowbench.bench.status import Status, lock_is_held, read_status, write_status
 from flowbench.bench.store import load_rows
 
@@ -59,9 +59,11 @@ def test_a_bench_runs_and_a_second_command_does_nothing(workshop):
 
 
 def test_dry_run_writes_nothing(workshop):
-    assert workshop.run(two(workshop), dry_run=True) == 0
+    path = workshop.bench(contenders={name: workshop.real_experiment(name) for name in "ab"})
+    assert workshop.run(path, dry_run=True) == 0
     assert "4 cells" in workshop.output
     assert not workshop.runs.exists()
+    assert workshop.calls() == []
 
 
 def retested(workshop, **fake):
@@ -239,6 +241,6 @@ def test_a_missing_program_is_one_line(workshop, monkeypatch):
 
 def test_concurrent_timings_are_announced(workshop):
     before = dict(os.environ)
-    workshop.run(two(workshop), "budget.train_seconds=5", dry_run=True, jobs=2)
-    assert "under 2 concurrent cells" in workshop.output
+    plan = make_plan(two(workshop), ["budget.train_seconds=5"], jobs=2)
+    assert "under 2 concurrent cells" in plan_lines(plan)
     assert dict(os.environ) == before, "the policy is for cells, not for this process"

@@ -1,0 +1,82 @@
+"""A dry run meets what would stop a cell when it starts: once, in one line, with task and contender."""
+
+from __future__ import annotations
+
+import pytest
+
+from flowbench.bench import validation
+from flowbench.bench.plan import make_plan
+from flowbench.bench.validation import check_experiments
+from flowbench.cli import main
+from flowbench.config import Experiment
+
+MODEL = "model.init_args"
+
+
+MOONS, RINGS = ({"overrides": {"data.dataset": name}} for name in ("moons", "rings"))
+
+
+def bench_of(workshop, contenders, **content):
+    workshop.real_experiment("cfm")
+    found = {name: {"experiment": "cfm.yaml", "overrides": change} for name, change in contenders.items()}
+    return workshop.bench(contenders={"cfm": "cfm.yaml", **found}, **content)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({f"{MODEL}.label_dropuot": 0.2}, "FlowMatching does not accept 'label_dropuot'; did you mean 'label_dropout'"),
+        ({f"{MODEL}.solver": {"class_path": "flowbench.flows.Hein"}}, "did you mean"),
+        ({f"{MODEL}.path": {"class_path": "flowbench.flows.LinearPath", "init_args": {"sigma": "a"}}}, "sigma"),
+        ({"model.class_path": "flowbench.famlies.FlowMatching"}, "no module 'flowbench.famlies'"),
+        ({"data.batch": 3}, "does not accept 'batch'"),
+        ({"trainer.max_step": 3}, "does not accept 'max_step'"),
+        ({"evaluator.num_sample": 3}, "does not accept 'num_sample'"),
+        ({"evaluator.metrics.w2.class_path": "flowbench.evaluation.W3"}, "evaluator.metrics.w2"),
+        ({"callbacks.c.class_path": "flowbench.evaluation.Nobody"}, "callbacks.c"),
+        ({"evaluater.num_samples": 3}, "unknown key 'evaluater'"),
+        ({"requires.autoencoder": {"data": {"dataset": "moons"}}}, "requires.autoencoder: the experiment"),
+    ],
+)
+@pytest.mark.parametrize("task", ["", "moons"])
+def test_a_bad_contender_is_one_line_with_its_name(workshop, capsys, change, message, task):
+    tasks = {"tasks": {"rings": {**RINGS, "only": ["cfm"], "reason": "no"}, task: MOONS}} if task else {}
+    path = bench_of(workshop, {"bad": change}, **tasks)
+    assert main(["bench", "-c", str(path), "--dry-run"]) == 2
+    captured = capsys.readouterr()
+    named = "flowbench: error: task 'moons', contender 'bad': " if task else "flowbench: error: contender 'bad': "
+    assert captured.err.startswith(named)
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+    assert not workshop.runs.exists()
+
+
+def test_what_cannot_be_composed_names_its_contender_too(workshop):
+    path = bench_of(workshop, {"bad": {f"{MODEL}.conditional": "${nowhere.to.be.found}"}}, tasks={"t": MOONS})
+    with pytest.raises(ValueError, match=r"^task 't', contender 'bad': key .* cannot be resolved"):
+        make_plan(path)
+
+
+def test_each_contender_of_a_task_is_looked_at_once_and_equal_sections_are_not_looked_at_again(workshop, monkeypatch):
+    seen: list[dict] = []
+    original = validation._validate
+    monkeypatch.setattr(validation, "_validate", lambda tree, file: (seen.append(tree), original(tree, file)))
+    tasks = {"moons": MOONS, "rings": RINGS}
+    path = bench_of(workshop, {"drop": {f"{MODEL}.label_dropout": 0.2}}, tasks=tasks, seeds=list(range(9)))
+    check_experiments(make_plan(path))
+    assert [(tree["data"]["dataset"], "evaluator" in tree, "trainer" in tree) for tree in seen] == [
+        ("moons", True, True),
+        ("moons", False, False),  # another model
+        ("rings", False, False),  # other data
+    ]  # and the fourth has nothing that is new
+
+
+def test_neither_data_nor_models_are_built(workshop, monkeypatch):
+    def build(*_):
+        raise AssertionError("built")
+
+    for name in ("build", "build_data", "build_model", "build_evaluator"):
+        monkeypatch.setattr(Experiment, name, build)
+    assert main(["bench", "-c", str(bench_of(workshop, {"b": {f"{MODEL}.label_dropout": 0.2}})), "--dry-run"]) == 0
