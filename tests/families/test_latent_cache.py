@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flowbench.data import Batch, FlowDataModule
-from flowbench.families import Autoencoder, LatentCFM, LatentSpace, STARFlow
+from flowbench.families import Autoencoder, LatentCFM, LatentSpace, STARFlow, StreamPairing
 from flowbench.families.latents.cache import latent_cache
 from flowbench.networks import DiT, KLAutoencoder
 
@@ -172,3 +172,27 @@ def test_training_from_the_file_is_training_on_the_fly(tmp_path, cache, family):
     plain, looked_up = trained(False), trained(True)
     torch.testing.assert_close(plain, looked_up, atol=1e-5, rtol=1e-4)
     assert len(list(cache.glob("*.pt"))) == 1
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_pairing_over_the_stream_looks_its_latents_up_too(monkeypatch, world):
+    """The encoder does not run, and the pairs are those of the latents' means."""
+
+    def paired(cached: bool) -> torch.Tensor:
+        data = digits(dequantize="none")
+        pairing = StreamPairing(oversample=2, gather=world == 1, ahead=0)
+        network = partial(DiT, width=8, depth=1, num_heads=1, patch_size=1)
+        flow = LatentCFM(data.spec, network, autoencoder=autoencoder(), cache_latents=cached, coupling=pairing)
+        monkeypatch.setattr("flowbench.families.pairing.stream._shard", lambda: (world - 1, world))
+        flow.space.prepare_training(data, CPU)
+        if cached:
+            monkeypatch.setattr(flow.space.autoencoder.network, "encode", None)
+        pairing.setup(flow, data)
+        found = []
+        for position in (0, 16, 32, 48):
+            batch = data.train_batch_at(position)
+            x1 = torch.zeros(16 // world, *flow.flow_shape)  # the pairing looks at the stream, not at these
+            found.append(pairing.pairs(flow, x1, None, batch, rng()).x0)
+        return torch.cat(found)
+
+    assert torch.equal(paired(True), paired(False))

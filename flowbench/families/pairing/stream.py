@@ -13,6 +13,8 @@ from torch import Tensor
 
 from flowbench.coupling_worker import CouplingWorker, Problem, Solved, solve
 from flowbench.data import Batch, FlowDataModule
+from flowbench.families.latents.cache import LatentCache, latent_cache
+from flowbench.families.latents.space import LatentSpace
 from flowbench.families.pairing.batch import BatchPairing, Pairing, Pairs, cost_ratio
 from flowbench.flows import Coupling, OptimalTransportCoupling, Source
 from flowbench.seeds import derive_seed, generator
@@ -54,7 +56,8 @@ class StreamPairing(Pairing):
     Pairs are a function of (seed, group) alone: the same for any `ahead`, for a resumed run and, when gathered, for any
     number of processes with the same global batch. Only a permutation of the noise results, so the data points are
     looked up without what barely moves them: quantised images at their bins' centres, latents at the mean of their
-    posterior. (Mirror images are mirrored: that moves a point far.)
+    posterior. (Mirror images are mirrored: that moves a point far.) Latents are read from the flow's cache where it has
+    `cache_latents`; else the encoder runs here too, once more for each training point.
 
     Outside of the training stream, as in validation, pairs are found inside the batch: there is nothing to look ahead
     in. So they are in a call without a trainer.
@@ -158,6 +161,7 @@ class _Stream:
         # A datamodule without a trainer serves whole global batches; bins' centres need no noise drawn.
         self.data = copy.copy(data)
         self.data.trainer, self.data.dequantize = None, "none"
+        self.latents = _cached_latents(flow, data)
         self.solves = self.rank == 0 or not options.gather
         number = options.workers if self.solves and options.ahead else 0
         self.workers = [CouplingWorker(options.coupling) for _ in range(number)]
@@ -247,7 +251,7 @@ class _Stream:
 
     def _problem(self, flow: FlowMatching, number: int) -> Problem:
         batches = self._batches(number)
-        points = _encoded(flow, batches)
+        points = self._encoded(flow, batches)
         labels = [batch.label for batch in batches if batch.label is not None]
         condition = torch.cat(labels) if labels and flow.num_classes is not None else None
         seed = derive_seed(flow.seed, "coupling", number, "solve", *self._own)
@@ -265,12 +269,22 @@ class _Stream:
 
     def _share(self, batch: Batch) -> Batch:
         rows = slice(self.rank * self.local, (self.rank + 1) * self.local)
-        return Batch(batch.x[rows], None if batch.label is None else batch.label[rows])
+        label, index = (None if value is None else value[rows] for value in (batch.label, batch.index))
+        return Batch(batch.x[rows], label, index=index)
+
+    @torch.no_grad()
+    def _encoded(self, flow: FlowMatching, batches: list[Batch]) -> Tensor:
+        """Data of some batches where the flow lives, without noise, on the CPU."""
+        if self.latents is not None:
+            index = torch.cat([batch.index for batch in batches if batch.index is not None])
+            return self.latents.mean.index_select(0, index.cpu()) / self.latents.scale
+        device = flow.device if flow.space.checksum else torch.device("cpu")  # only weights are worth the way
+        return torch.cat([flow.space.encode_mean(batch.x.to(device)).cpu() for batch in batches])
 
     def _other_noise(self, flow: FlowMatching, number: int) -> Tensor:
         """The group's noise on a process that does not solve; it needs the data where the noise does."""
         if type(flow.source).sample_for is not Source.sample_for:
-            return self._noise(flow, number, _encoded(flow, self._batches(number)))
+            return self._noise(flow, number, self._encoded(flow, self._batches(number)))
         return flow.source.sample(self.size, tuple(flow.flow_shape), self._generator(flow, number))
 
     def _noise(self, flow: FlowMatching, number: int, points: Tensor) -> Tensor:
@@ -288,11 +302,11 @@ def _shard() -> tuple[int, int]:
     return 0, 1
 
 
-@torch.no_grad()
-def _encoded(flow: FlowMatching, batches: list[Batch]) -> Tensor:
-    """Data of some batches where the flow lives, without noise, on the CPU."""
-    device = flow.device if flow.space.checksum else torch.device("cpu")  # only weights are worth the way
-    return torch.cat([flow.space.encode_mean(batch.x.to(device)).cpu() for batch in batches])
+def _cached_latents(flow: FlowMatching, data: FlowDataModule) -> LatentCache | None:
+    """The training split's latents in their file, which is there by now; None where the flow does not look them up."""
+    if isinstance(flow.space, LatentSpace) and flow.space.cache_latents:
+        return latent_cache(flow.space.autoencoder, data, flow.device)
+    return None
 
 
 def _broadcast(index: Tensor, device: torch.device) -> Tensor:
