@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowbench.flows.path.affine import CosinePath, LinearPath, TargetConditionalPath
 from flowbench.flows.path.base import Path
@@ -108,6 +109,37 @@ def test_a_time_per_sample_and_single_precision():
     assert together.dtype == torch.float32
     alone = torch.cat([field(s, row[None]) for s, row in zip(t, x, strict=True)])
     torch.testing.assert_close(together, alone)
+
+
+class Reads(TorchDispatchMode):
+    """Counts the values that are read from tensors: ``item``, ``bool``, ``float``; on a GPU each waits for it."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+@every_pair
+@pytest.mark.parametrize("size", [(), (4,)], ids=["one time", "a time per sample"])
+def test_no_value_is_read_back_from_the_device(trained: Path, path: Path, size):
+    field = RescheduledField(lambda t, x: x, trained, path)
+    t, x = torch.full(size, sum(field.interval) / 2), torch.ones(4, 3)
+    with Reads() as reads:
+        field.finish(field(t, field.start(x)))
+    assert reads.count == 0
+    with Reads() as reads:
+        bool((t > 0).any())
+    assert reads.count == 1, "the counter counts"
+
+
+def test_a_whole_solve_reads_nothing_back():
+    """Tensors on the meta device have no values to read."""
+    field = RescheduledField(lambda t, x: x, LinearPath(), CosinePath())
+    with pytest.raises(RuntimeError, match="meta"):
+        bool(torch.ones((), device="meta"))
+    assert solve(field, torch.ones(4, 3, device="meta"), field.interval, 5).is_meta
 
 
 def test_what_cannot_be_rescheduled_is_refused_in_one_line():

@@ -28,6 +28,7 @@ class RescheduledField:
     x / s)``. From ``start(z0)`` over ``interval``, then ``finish``, an exact solver ends where the trained field ends
     from z0 if the new path reaches every signal-to-noise ratio of the trained one; linear and cosine paths reach all. A
     path that does not (a diffusion, Lipman's with sigma_min > 0) has the error at its ends that it always has.
+    No call reads a value back from the device.
 
     Attributes:
         interval: times of the new path between which the transformed field exists; integrate over them.
@@ -74,7 +75,8 @@ class RescheduledField:
         """What the trained clock shows at times of the new path, float64: the times that reach the trained field."""
         # Outside the interval by rounding at most: the trained field is not asked beyond its own.
         log_snr = self.path.log_snr(t).clamp(*self._reach)
-        return self.trained.time_of_log_snr(log_snr).clamp(*self.trained.interval)
+        # Without the check of the reach, which is kept here: its answer would be waited for at every call on a GPU.
+        return self.trained._time_of_log_snr(log_snr).clamp(*self.trained.interval)
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
         """Velocity of the new path at a time, a scalar or of shape (B,), and states of shape (B, *D)."""
