@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowbench.flows import GaussianSource
 from flowbench.flows.source.mixture import GaussianMixtureSource
-from flowbench.flows.source.pruned import PrunedSource
+from flowbench.flows.source.pruned import PrunedSource, largest_cosines, principal_axes
 from flowbench.flows.source.radial import NormAlignedSource, RadialSource
 from flowbench.seeds import generator
 from tests.numerical.sources import data
@@ -35,20 +35,40 @@ def unit(x: Tensor) -> Tensor:
     return torch.nn.functional.normalize(x.flatten(1).double())
 
 
+def axes_of_data() -> tuple[Tensor, Tensor]:
+    """All axes in both directions, (40, 20), and the largest cosine of each with a data point."""
+    basis = principal_axes(unit(flat_data()))
+    return torch.cat([basis, -basis]), largest_cosines(basis, unit(flat_data()))
+
+
 def test_axes_are_those_of_the_definition():
-    source = fitted(0.45, threshold=0.2)
-    basis, gamma, pruned = (source._fitted(name) for name in ("basis", "gamma", "pruned"))
+    both, gamma = axes_of_data()
+    basis, directions = both[:20], unit(flat_data())
     torch.testing.assert_close(basis @ basis.T, torch.eye(20, dtype=torch.float64), atol=1e-10, rtol=0)
-    directions = unit(flat_data())
-    covariance = directions.T.cov()
-    rotated = basis @ covariance @ basis.T
+    rotated = basis @ directions.T.cov() @ basis.T
     torch.testing.assert_close(rotated, torch.diag(rotated.diagonal()), atol=1e-12, rtol=0)
-    both = torch.cat([basis, -basis])
     brute = torch.stack([max(v @ x for x in directions) for v in both])
     torch.testing.assert_close(gamma, brute)
-    assert torch.equal(pruned, brute <= 0.2)
     assert not torch.equal(gamma[:20], gamma[20:])
-    torch.testing.assert_close(source.pruned_axes, both[brute <= 0.2])
+    source = fitted(0.45, threshold=0.2)
+    torch.testing.assert_close(source.pruned_axes, both[brute <= 0.2], atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["rejection", "truncated"])
+def test_the_state_is_the_pruned_axes_and_nothing_else(method):
+    """A few of very many axes are a few rows; what is loaded draws what was fitted."""
+    points = torch.linspace(1, 0.01, 300) * torch.randn(400, 300, generator=generator(0, "wide"))
+    source = fitted(0.2, quantile=0.05, points=points, method=method)
+    state = source.get_extra_state()
+    both_sides = 30 - len(state["values"]["axes"])
+    assert 0 <= both_sides <= 15
+    assert sum(value.nbytes for value in state["values"].values()) <= 30 * 300 * 4 + 200
+    again = PrunedSource(0.2, quantile=0.05, method=method)
+    again.set_extra_state(state)
+    assert torch.equal(again.pruned_axes, source.pruned_axes)
+    assert len(again.pruned_axes) == 30
+    drawn = source.sample_indexed(range(20), (300,), 0, "sample")
+    assert torch.equal(again.sample_indexed(range(20), (300,), 0, "sample"), drawn)
 
 
 @pytest.mark.parametrize("axes", ["low", "random", "high"])
@@ -63,22 +83,26 @@ def test_samples_satisfy_every_half_space(axes, method):
 
 
 def test_controls_prune_as_many_axes():
-    gamma = fitted(0.4, quantile=0.2)._fitted("gamma")
-    order = gamma.argsort()
-    for axes, expected in (("low", order[:8]), ("high", order[-8:])):
-        chosen = fitted(0.4, quantile=0.2, axes=axes)._fitted("pruned").nonzero().flatten()
-        assert set(chosen.tolist()) == set(expected.tolist())
-    random = fitted(0.4, quantile=0.2, axes="random")._fitted("pruned")
-    assert int(random.sum()) == 8
-    assert set(random.nonzero().flatten().tolist()) != set(order[:8].tolist())
+    both, gamma = axes_of_data()
+
+    def chosen(axes: str) -> set[int]:
+        cosine = fitted(0.4, quantile=0.2, axes=axes).pruned_axes @ both.T
+        assert float(cosine.amax(1).min()) > 1 - 1e-6
+        return set(cosine.argmax(1).tolist())
+
+    order = gamma.argsort().tolist()
+    assert chosen("low") == set(order[:8])
+    assert chosen("high") == set(order[-8:])
+    assert len(chosen("random")) == 8
+    assert chosen("random") != chosen("low")
 
 
 def test_both_methods_draw_from_one_distribution():
     """Naive rejection is the definition; the other must agree in every direction and in the norms."""
     naive = fitted(0.35, quantile=0.3).sample(8000, SHAPE, generator(1, "a")).flatten(1)
     exact = fitted(0.35, quantile=0.3, method="truncated").sample(8000, SHAPE, generator(2, "b")).flatten(1)
-    basis = fitted(0.35, quantile=0.3)._fitted("basis").float()
-    values = [scipy.stats.ks_2samp((naive @ v).numpy(), (exact @ v).numpy()).pvalue for v in basis]
+    axes = axes_of_data()[0][:20].float()
+    values = [scipy.stats.ks_2samp((naive @ v).numpy(), (exact @ v).numpy()).pvalue for v in axes]
     assert min(values) > 1e-3 / 20
     assert scipy.stats.kstest(exact.double().norm(dim=1).numpy(), scipy.stats.chi(20).cdf).pvalue > 1e-3
 

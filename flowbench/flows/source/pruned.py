@@ -42,6 +42,9 @@ class PrunedSource(FittedSource):
     proposes a direction of largest sparse cosine m in proportion to F(c / m), F the distribution function of chi(d);
     where m <= max_cosine it is kept with probability F(c / max_cosine) / F(c / m), at least about one half.
 
+    The state in a checkpoint is the k pruned axes, k x d numbers in single precision, k at most quantile * 2d: the
+    other axes play no part in a draw.
+
     Args:
         max_cosine: tau_r in (0, 1]; 1 leaves the source as it is.
         quantile: share of the 2d axes that are pruned, in (0, 1), those of the lowest gamma; or give `threshold`.
@@ -117,9 +120,12 @@ class PrunedSource(FittedSource):
         basis = principal_axes(directions)
         gamma = largest_cosines(basis, directions)
         pruned = self._choose(gamma, generator)
-        values = {"basis": basis, "gamma": gamma, "pruned": pruned}
+        sides = pruned.reshape(2, -1)
+        used = sides.any(0)
+        # Rounded before anything is computed from them, so that what is loaded is what was fitted.
+        values = {"axes": basis[used].float(), "sides": sides[:, used]}
         if self.max_cosine < 1:
-            values["acceptance"] = self._estimate(_Box(basis, pruned, self.max_cosine))
+            values["acceptance"] = self._estimate(_Box(values["sides"], points.shape[1], self.max_cosine))
         return values
 
     def _choose(self, gamma: Tensor, generator: torch.Generator) -> Tensor:
@@ -152,8 +158,10 @@ class PrunedSource(FittedSource):
         rng = keyed_generator(0, "pruned-source", "acceptance")
         parts = []
         for start in range(0, _ESTIMATE, _CHUNK):
-            uniform = torch.rand(min(_CHUNK, _ESTIMATE - start), len(box.lower), generator=rng, dtype=torch.float64)
-            _, cosine = box.propose(uniform)
+            # In an orthonormal basis that begins with the axes.
+            normal = torch.randn(min(_CHUNK, _ESTIMATE - start), box.num_dims, generator=rng, dtype=torch.float64)
+            along, rest = normal.tensor_split([box.num_axes], dim=1)
+            _, cosine = box.propose(along, rest.square().sum(1))
             parts.append((cosine <= self.max_cosine) / box.chi(cosine))
         weight = torch.cat(parts)
         inside = float(weight.mean()) * box.chi_limit
@@ -181,8 +189,12 @@ class PrunedSource(FittedSource):
     @property
     def pruned_axes(self) -> Tensor:
         """Unit vectors that no sample comes close to, float64, shape (K, d)."""
-        basis = self._fitted("basis")
-        return torch.cat([basis, -basis])[self._fitted("pruned")]
+        axes, (forward, backward) = self._used_axes(), self._fitted("sides")
+        return torch.cat([axes[forward], -axes[backward]])
+
+    def _used_axes(self, device: torch.device | str = "cpu") -> Tensor:
+        """Axes that are pruned in one direction or in both, float64, shape (k, d)."""
+        return self._fitted("axes", device).double()
 
     # ---- draw -----------------------------------------------------------------------------------------
 
@@ -234,7 +246,7 @@ class PrunedSource(FittedSource):
         uniforms: Callable[[Tensor, int], Tensor],
     ) -> Tensor:
         """Draw for all samples, then again for those that were not kept, until none is left."""
-        self._fitted("pruned")
+        self._fitted("axes")
         self._check_shape(shape)
         pending = torch.arange(num)
         out = points(pending, 0)
@@ -259,17 +271,21 @@ class PrunedSource(FittedSource):
     def _largest_cosine(self, x: Tensor) -> Tensor:
         """Largest cosine of points (B, *D) with a pruned axis, float64, shape (B,)."""
         flat = x.detach().flatten(1).double()
-        along = flat @ self._fitted("basis", x.device).T / flat.norm(dim=1, keepdim=True)
-        return torch.cat([along, -along], dim=1)[:, self._fitted("pruned", x.device)].amax(1)
+        along = flat @ self._used_axes(x.device).T / flat.norm(dim=1, keepdim=True)
+        return _largest(along, self._fitted("sides", x.device))
 
     def _turned(self, drawn: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """Points of the radii of ``drawn`` in proposed directions, and which of them are kept."""
-        basis, pruned = self._fitted("basis", drawn.device), self._fitted("pruned", drawn.device)
-        box = _Box(basis, pruned, self.max_cosine)
-        direction, cosine = box.propose(uniform[:, :-1])
+        axes = self._used_axes(drawn.device)
+        box = _Box(self._fitted("sides", drawn.device), axes.shape[1], self.max_cosine)
+        normal = _normal(uniform[:, :-1])
+        along = normal @ axes.T
+        rest = normal - along @ axes
+        cut, cosine = box.propose(along, rest.square().sum(1))
         kept = (cosine <= self.max_cosine) & (uniform[:, -1] * box.chi(cosine) <= box.chi_limit)
+        direction = torch.nn.functional.normalize(rest + cut @ axes)
         radius = drawn.flatten(1).double().norm(dim=1, keepdim=True)
-        return (radius * (direction @ basis)).to(drawn.dtype).reshape(drawn.shape), kept
+        return (radius * direction).to(drawn.dtype).reshape(drawn.shape), kept
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density in nats, float64, shape (B,): that of the source minus log P(kept), -inf outside.
@@ -290,14 +306,20 @@ class PrunedSource(FittedSource):
 
 
 class _Box:
-    """Gaussian coordinates along the axes, cut at c = max_cosine sqrt(d) towards pruned ones."""
+    """Gaussian coordinates along the k used axes, cut at c = max_cosine sqrt(d) on pruned sides; the others are not.
 
-    def __init__(self, basis: Tensor, pruned: Tensor, max_cosine: float) -> None:
-        self.num_dims = len(basis)
-        self.pruned, self.max_cosine = pruned, max_cosine
-        self.cut = max_cosine * math.sqrt(self.num_dims)
-        forward, backward = pruned.chunk(2)
-        cut = basis.new_tensor(self.cut)
+    Args:
+        sides: whether an axis is pruned forward and backward, bool (2, k).
+        num_dims: d.
+        max_cosine: where it is cut.
+    """
+
+    def __init__(self, sides: Tensor, num_dims: int, max_cosine: float) -> None:
+        self.num_dims, self.num_axes = num_dims, sides.shape[1]
+        self.sides, self.max_cosine = sides, max_cosine
+        self.cut = max_cosine * math.sqrt(num_dims)
+        forward, backward = sides
+        cut = torch.tensor(self.cut, dtype=torch.float64, device=sides.device)
         self.upper = torch.where(forward, torch.special.ndtr(cut), 1.0)
         self.lower = torch.where(backward, torch.special.ndtr(-cut), 0.0)
 
@@ -316,12 +338,27 @@ class _Box:
         half = (self.cut / cosine.clamp(min=torch.finfo(cosine.dtype).tiny)).square() / 2
         return torch.special.gammainc(torch.full_like(half, self.num_dims / 2), half)
 
-    def propose(self, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """Directions in coordinates along the axes, (B, d), from uniform numbers (B, d), and largest cosines, (B,)."""
-        probability = torch.lerp(self.lower, self.upper, uniform)
-        along = torch.special.ndtri(probability.clamp(min=torch.finfo(torch.float64).tiny))
-        along = along / along.norm(dim=1, keepdim=True)
-        return along, torch.cat([along, -along], dim=1)[:, self.pruned].amax(1)
+    def propose(self, along: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+        """Cut coordinates, (B, k), and the largest cosines of the directions that they make with the rest, (B,).
+
+        Args:
+            along: standard normal coordinates along the axes, shape (B, k).
+            rest: sum of the squares of the other coordinates, shape (B,).
+        """
+        cut = _normal(torch.lerp(self.lower, self.upper, torch.special.ndtr(along)))
+        norm = (rest + cut.square().sum(1)).sqrt()
+        return cut, _largest(cut, self.sides) / norm
+
+
+def _normal(probability: Tensor) -> Tensor:
+    """Quantiles of the standard normal, finite at 0 and 1."""
+    double = torch.finfo(torch.float64)
+    return torch.special.ndtri(probability.clamp(double.tiny, 1 - double.eps / 2))
+
+
+def _largest(along: Tensor, sides: Tensor) -> Tensor:
+    """Largest coordinate towards a pruned side, shape (B,), of coordinates (B, k)."""
+    return torch.cat([along, -along], dim=1)[:, sides.flatten()].amax(1)
 
 
 def principal_axes(directions: Tensor) -> Tensor:
