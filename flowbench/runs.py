@@ -267,6 +267,9 @@ def _budget(experiment: Experiment, built: Built, module: TrainingModule) -> Bud
         batch = data.train_batch_at(0)
         # A copy: counting must leave neither gradients nor running statistics behind.
         probe = copy.deepcopy(module)
+        if isinstance(probe, FlowModule):
+            # Before weights are loaded that hold it, what training fits is missing, and no loss is without it.
+            probe.fit_to(data, training=True)
         rng = generator(experiment.seed, "flops")
         flops = count_flops(lambda: probe.training_loss(batch, rng).total)
         flops_per_step = round(flops * per_step / len(batch))

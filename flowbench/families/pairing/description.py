@@ -27,6 +27,9 @@ def describe_pairs(
 ) -> dict[str, float]:
     """Cost of the training pairs against independent ones, and what the weight does to them.
 
+    Pairs are those of one process that has the whole batch. Several processes pair their shares of it, whose pairs are
+    longer, unless the pairing gathers them (``StreamPairing``).
+
     Args:
         flow: whose pairs.
         x1: data points where the flow lives, shape (N, *flow_shape).

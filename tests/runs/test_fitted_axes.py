@@ -1,0 +1,44 @@
+"""What is fitted to the data before training is there again for every command that comes after it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from flowbench import runs
+from flowbench.config import Experiment
+from flowbench.rows import read_rows
+
+from .conftest import POINTS
+
+MODEL = "model.init_args"
+WEIGHT = "{class_path: flowbench.flows.GibbsWeight, init_args: {%s}}"
+AXES = {
+    "elbow": [f"{MODEL}.weight={WEIGHT % 'epsilon: elbow'}"],
+    "effective_sample": [f"{MODEL}.weight={WEIGHT % 'epsilon: {class_path: flowbench.flows.EffectiveSampleEpsilon}'}"],
+    "target": [f"{MODEL}.weight={WEIGHT % 'kappa: 1.5, correction: target'}"],
+    "mixed": [f"{MODEL}.weight={WEIGHT % 'kappa: 1.5, correction: mixed'}"],
+    "norm_aligned": [f"{MODEL}.source={{class_path: flowbench.flows.NormAlignedSource}}"],
+    "mixture": [f"{MODEL}.source={{class_path: flowbench.flows.GaussianMixtureSource, init_args: {{num_components: 3}}}}"],
+    "pruned": [
+        f"{MODEL}.sampling_source={{class_path: flowbench.flows.PrunedSource, init_args: {{max_cosine: 0.9,"
+        " quantile: 0.25, axes: high}}",
+    ],
+    "stream": [f"{MODEL}.coupling={{class_path: flowbench.families.StreamPairing, init_args: {{ahead: 0}}}}"],
+}
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_a_trained_flow_is_measured_validated_and_sampled_by_later_commands(axis, tmp_path):
+    file = tmp_path / "points.yaml"
+    file.write_text(POINTS)
+    experiment = Experiment.from_files([file], [f"run.dir={tmp_path / 'run'}", "budget.steps=4", *AXES[axis]])
+    runs.fit(experiment, test=True)
+    first = {row.metric: row.value for row in read_rows(tmp_path / "run" / "rows.jsonl")}
+    runs.test(experiment)
+    again = {row.metric: row.value for row in read_rows(tmp_path / "run" / "rows.jsonl")}
+    assert again["w2"] == pytest.approx(first["w2"], rel=1e-5)
+    assert again["nll"] == pytest.approx(first["nll"], rel=1e-5)
+    assert np.isfinite(runs.validate(experiment)["val/loss"])
+    folder = runs.predict(experiment, num_samples=5)
+    assert np.load(folder / "samples.npz")["x"].shape == (5, 2)
