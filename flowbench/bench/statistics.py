@@ -47,7 +47,8 @@ def summarise(values: Sequence[float], level: float = 0.95) -> Summary:
     n = len(values)
     if n == 0:
         raise ValueError("no values to summarise")
-    mean = values[0] + math.fsum(value - values[0] for value in values) / n  # equal values have no spread at all
+    # A sum of equal values rounds, and they would seem to have a spread.
+    mean = values[0] if min(values) == max(values) else math.fsum(values) / n
     if n == 1:
         return Summary(1, mean, None, None)
     sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))

@@ -184,6 +184,31 @@ def test_running_mean_is_saved_and_frozen_in_eval_mode():
     assert all(torch.equal(value, before[name]) for name, value in weight.state_dict().items())
 
 
+def test_the_running_mean_stays_precise_in_a_module_of_half_precision():
+    """A step of one per cent is below what bfloat16 resolves."""
+    half, full = GibbsWeight(epsilon=0.1).bfloat16(), GibbsWeight(epsilon=0.1)
+    for seed in range(300):
+        x0, x1 = pairs(seed)
+        shifted = x1 + min(seed, 30) / 10
+        half(x0, shifted)
+        full(x0, shifted)
+    assert half.running_log_mean.item() == pytest.approx(full.running_log_mean.item(), rel=1e-6)
+    assert half.double().running_log_mean.dtype == torch.float64
+
+
+def test_the_count_of_updates_is_true_at_any_time():
+    weight = GibbsWeight(epsilon=1.0)
+    kept = weight.state_dict()
+    for seed in range(5):
+        weight(*pairs(seed))
+    assert kept["num_updates"] == 5
+    running = weight.running_log_mean.item()
+    weight.load_state_dict({}, strict=False)
+    weight(*pairs(9))
+    assert weight.running_log_mean.item() == pytest.approx(running, rel=0.2), "did not start over"
+    assert weight.num_updates == 6
+
+
 def test_weights_carry_no_gradient_and_survive_half_precision():
     x0, x1 = pairs(3)
     weight = GibbsWeight(0.5, "squared", "batch")

@@ -19,7 +19,9 @@ AXES = {
     "target": [f"{MODEL}.weight={WEIGHT % 'kappa: 1.5, correction: target'}"],
     "mixed": [f"{MODEL}.weight={WEIGHT % 'kappa: 1.5, correction: mixed'}"],
     "norm_aligned": [f"{MODEL}.source={{class_path: flowbench.flows.NormAlignedSource}}"],
-    "mixture": [f"{MODEL}.source={{class_path: flowbench.flows.GaussianMixtureSource, init_args: {{num_components: 3}}}}"],
+    "mixture": [
+        f"{MODEL}.source={{class_path: flowbench.flows.GaussianMixtureSource, init_args: {{num_components: 3}}}}"
+    ],
     "pruned": [
         f"{MODEL}.sampling_source={{class_path: flowbench.flows.PrunedSource, init_args: {{max_cosine: 0.9,"
         " quantile: 0.25, axes: high}}",

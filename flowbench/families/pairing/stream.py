@@ -209,8 +209,10 @@ class _Stream:
             index, seconds = solved.index, solved.seconds
         if self._broadcasts:
             index = _broadcast(index, flow.device)
+        if error is not None:
+            raise error
         if int(index[0]) == _FAILED:
-            raise error or RuntimeError("the coupling failed on the first process: its message says why")
+            raise RuntimeError("the coupling failed on the first process: its message says why")
         waited = time.perf_counter() - start
         self._work_ahead(flow, number)
         return _Group(number, noise, index, seconds, waited)

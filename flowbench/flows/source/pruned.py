@@ -42,8 +42,8 @@ class PrunedSource(FittedSource):
     proposes a direction of largest sparse cosine m in proportion to F(c / m), F the distribution function of chi(d);
     where m <= max_cosine it is kept with probability F(c / max_cosine) / F(c / m), at least about one half.
 
-    The state in a checkpoint is the k pruned axes, k x d numbers in single precision, k at most quantile * 2d: the
-    other axes play no part in a draw.
+    The state in a checkpoint is the k pruned axes, k x d numbers in single precision: the other axes play no
+    part in a draw.
 
     Args:
         max_cosine: tau_r in (0, 1]; 1 leaves the source as it is.

@@ -70,9 +70,7 @@ class Weight(nn.Module, ABC):
     @torch.no_grad()
     def log_weight_matrix(self, x0: Tensor, x1: Tensor) -> Tensor:
         """:meth:`log_weight` of every pair of the points x0 (N, *D) and x1 (M, *D): shape (N, M)."""
-        left = x0.repeat_interleave(len(x1), 0)
-        right = x1.repeat(len(x0), *[1] * (x1.ndim - 1))
-        return self.log_weight(left, right).view(len(x0), len(x1))
+        return torch.stack([self.log_weight(point.expand_as(x1), x1) for point in x0])
 
 
 class UniformWeight(Weight):
@@ -85,3 +83,7 @@ class UniformWeight(Weight):
     def log_weight(self, x0: Tensor, x1: Tensor) -> Tensor:
         """Zeros."""
         return torch.zeros(len(x1), device=x1.device)
+
+    def log_weight_matrix(self, x0: Tensor, x1: Tensor) -> Tensor:
+        """Zeros."""
+        return torch.zeros(len(x0), len(x1), device=x1.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -280,11 +281,14 @@ class GibbsWeight(Weight):
     def _rate(self) -> float:
         """Count an update; (1 - decay) / (1 - decay^n), the step that keeps the average bias-corrected at every n."""
         self._num_updates += 1
+        self.num_updates.add_(1)
         return (self.decay - 1) / math.expm1(self._num_updates * math.log(self.decay))
 
-    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.num_updates.fill_(self._num_updates)  # counted in a number meanwhile: a tensor's sum costs more
-        super()._save_to_state_dict(*args, **kwargs)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GibbsWeight:
+        """Move with the module; the running mean stays in float32 at least, where steps of one per cent count."""
+        super()._apply(fn, recurse)
+        self.running_log_mean = self.running_log_mean.to(torch.promote_types(self.running_log_mean.dtype, torch.float))
+        return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

@@ -53,7 +53,8 @@ class TransportDecomposition:
         sd_source: standard deviation over the source sample of the log-weight's mean (two-way analysis of variance:
             log w = constant + source part + data part + interaction).
         sd_target: that over the data sample.
-        sd_interaction: standard deviation of what is left, the part of the log-weight that couples.
+        sd_interaction: standard deviation of what is left, the part of the log-weight that couples. The three are NaN
+            for a weight that is zero for some pairs.
     """
 
     independent: float
