@@ -53,7 +53,7 @@ def available_cores() -> int:
 
 
 def choose_policy(jobs: int | str, num_cells: int, *, cpu_only: bool) -> Policy:
-    """Choose how many cells run at once.
+    """Choose how many cells run at once, and their threads: the cores' share of each, at most OMP_NUM_THREADS.
 
     Args:
         jobs: a number, or ``"auto"``: one cell per core on the CPU, one at a time where the cells use a GPU.
@@ -72,8 +72,11 @@ def choose_policy(jobs: int | str, num_cells: int, *, cpu_only: bool) -> Policy:
         number, kind = jobs, "asked for"
     else:
         raise ValueError(f"jobs is {jobs!r}; give a positive number or auto")
-    plural = "s" if cores > 1 else ""
-    return Policy(cores, number, max(1, cores // number), f"{cores} core{plural}, {kind}")
+    threads, reason = max(1, cores // number), f"{cores} core{'s' * (cores > 1)}, {kind}"
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    if limit.isdigit() and 0 < int(limit) < threads:
+        threads, reason = int(limit), f"{reason}, OMP_NUM_THREADS"
+    return Policy(cores, number, threads, reason)
 
 
 def _has_gpu() -> bool:

@@ -161,7 +161,8 @@ def _panels(panels: Sequence[Axes], names: Mapping[str, Array]) -> list[tuple[Ax
 
 
 def _panel_title(name: str, task: str, first: bool) -> str:
-    return f"{task}: {name}" if task and first else name
+    """The task stands above the first panel of its row, and an empty line above the others, so that all are as high."""
+    return f"{task if first else ''}\n{name}" if task else name
 
 
 def _limits(clouds: Sequence[Array]) -> tuple[float, float, float, float]:

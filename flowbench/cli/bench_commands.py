@@ -9,6 +9,12 @@ from flowbench.cli.parser import Command, Parser, UsageError, count
 
 __all__ = ["COMMANDS"]
 
+_BENCH_OVERRIDES = """
+overrides:
+  key=value sets one key of the bench file: seeds=[0], budget.steps=500, run_dir=runs/again. What belongs to the
+  experiments is set by task, tasks.NAME.overrides.evaluator.num_samples=200, or by contender. Later ones win.
+"""
+
 
 def _bench_options(parser: Parser) -> None:
     parser.add_argument("-c", "--config", dest="file", metavar="FILE", required=True, help="bench file")
@@ -67,6 +73,7 @@ COMMANDS = {
         "  the same command again continues where it stopped",
         _bench_options,
         _bench,
+        _BENCH_OVERRIDES,
     ),
     "compare": Command(
         "put the results of several runs side by side",

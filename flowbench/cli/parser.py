@@ -48,12 +48,13 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class Command:
-    """One subcommand: what it is for, how to use it, its options, what it calls."""
+    """One subcommand: what it is for, how to use it, its options, what it calls, what its overrides are."""
 
     summary: str
     examples: str
     options: Callable[[Parser], None]
     run: Callable[[argparse.Namespace], int]
+    overrides: str = _OVERRIDES
 
 
 def make_parser(name: str, command: Command) -> Parser:
@@ -68,7 +69,7 @@ def make_parser(name: str, command: Command) -> Parser:
     command.options(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     if any(action.dest == "overrides" for action in parser._actions):
-        parser.epilog = f"{_OVERRIDES.lstrip()}\n{parser.epilog}"
+        parser.epilog = f"{command.overrides.lstrip()}\n{parser.epilog}"
     return parser
 
 

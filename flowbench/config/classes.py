@@ -297,13 +297,16 @@ def _type_error(message: str, key: str, cls: type, arguments: dict[str, Any], hi
     return _condensed(message, key, cls)
 
 
+_OTHER_TYPE = re.compile(r"Expected a|Does not|Import path \S+ does not correspond to a subclass")
+
+
 def _inside_union(message: str) -> str | None:
     """What a constructor said where jsonargparse wraps it, for an argument of several types; None where it does not."""
     if "Does not validate against any of the Union subtypes" not in message:
         return None
     bullets = re.split(r"\n\s*- ", message.split("Errors:", 1)[-1].split("Given value type:")[0])[1:]
     # The other bullets only say that the object is not null, a number or another class.
-    own = [one_line(bullet) for bullet in bullets if not bullet.lstrip().startswith(("Expected a", "Does not"))]
+    own = [one_line(bullet) for bullet in bullets if not _OTHER_TYPE.match(bullet.lstrip())]
     return own[-1] if own else None
 
 

@@ -353,7 +353,9 @@ def _check_required(cls: type, spec: Mapping[str, Any], required: Iterable[str])
     for name in required:
         if name not in accepted:
             hint = suggestion(name, accepted)
-            raise ConfigError(f"requires.{name}: {cls.__name__} does not accept '{name}'{hint}")
+            raise ConfigError(
+                f"requires.{name}: {cls.__name__} does not accept '{name}'{hint}; requires.{name}=null takes it out"
+            )
         if (spec.get("init_args") or {}).get(name) is not None:
             raise ConfigError(
                 f"model.init_args.{name} is given and required at once; keep it and add requires.{name}=null"

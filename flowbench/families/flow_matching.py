@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from flowbench.families.network_evaluations import CountedNetwork, fixed_cost, s
 from flowbench.families.optimization import OptimizerConfig
 from flowbench.families.pairing.batch import BatchPairing, Pairing
 from flowbench.families.pairing.description import describe_pairs
+from flowbench.families.pairing.stream import StreamPairing
 from flowbench.families.training import Loss
 from flowbench.flows import (
     ClassifierFreeGuidance,
@@ -37,6 +39,8 @@ from flowbench.flows import (
     Path,
     RescheduledField,
     RungeKutta4,
+    SchrodingerBridgeCoupling,
+    SchrodingerBridgePath,
     Solver,
     Source,
     TimeDistribution,
@@ -156,6 +160,13 @@ class FlowMatching(FlowModule):
                 f"{self.path!r} is right for standard normal noise and independent pairs only, got {self.source!r} and "
                 f"{self.pairing!r}: take LinearPath"
             )
+        coupling = self.pairing.coupling if isinstance(self.pairing, BatchPairing | StreamPairing) else None
+        if isinstance(self.path, SchrodingerBridgePath) and isinstance(coupling, SchrodingerBridgeCoupling):
+            if not math.isclose(self.path.sigma, coupling.sigma):
+                raise ValueError(
+                    f"a bridge has one sigma, got {self.path.sigma:g} on the path and {coupling.sigma:g} in the "
+                    "coupling: set both alike"
+                )
         if self.sampling_path is not None:
             RescheduledField(lambda t, x: x, self.path, self.sampling_path)  # has its own refusals
         if not self.likelihood_solver.any_field:

@@ -155,8 +155,17 @@ def test_more_mistakes(workshop):
         make_plan(workshop.bench(contenders={"a": "cfm.yaml", "b": "cfm.yaml"}, tasks={"t": {"only": ["a"]}}))
 
 
+def test_the_users_limit_of_threads_is_kept(monkeypatch):
+    monkeypatch.setattr("flowbench.bench.machine.available_cores", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert choose_policy(1, 9, cpu_only=True).threads == 3
+    assert "OMP_NUM_THREADS" in choose_policy(1, 9, cpu_only=True).reason
+    assert choose_policy(4, 9, cpu_only=True).threads == 2
+
+
 def test_policy_divides_the_cores(monkeypatch):
     monkeypatch.setattr("flowbench.bench.machine.available_cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert (
         choose_policy("auto", 100, cpu_only=True).jobs,
         choose_policy("auto", 100, cpu_only=True).threads,

@@ -22,6 +22,7 @@ from flowbench.flows import (
     OptimalTransportCoupling,
     PrunedSource,
     RungeKutta4,
+    SchrodingerBridgeCoupling,
     SchrodingerBridgePath,
     TargetConditionalPath,
     VonMisesFisherSource,
@@ -60,6 +61,10 @@ def noise_and_labels(module: FlowMatching, num: int = 3):
         ({"likelihood_solver": EulerMaruyama(4)}, "cannot integrate a density"),
         ({"path": SchrodingerBridgePath(0.5), "sampling_path": CosinePath()}, "noise of its own"),
         ({"path": SchrodingerBridgePath(0.5), "solver": EulerMaruyama(4)}, "noise of its own"),
+        (
+            {"path": SchrodingerBridgePath(0.5), "coupling": SchrodingerBridgeCoupling(1.0)},
+            "one sigma, got 0.5 on the path and 1 in the coupling: set both alike",
+        ),
         ({"guidance": ClassifierFreeGuidance(2.0)}, "needs labels"),
     ],
 )

@@ -30,6 +30,23 @@ AXES = {
 }
 
 
+@pytest.mark.parametrize(
+    ("coupling", "message"),
+    [
+        ("SchrodingerBridgeCoupling, init_args: {sigma: 0}", r"^sigma must be positive and finite, got 0"),
+        ("SinkhornCoupling, init_args: {epsilon: -1.0}", r"^epsilon must be positive and finite, got -1"),
+    ],
+)
+def test_a_coupling_says_itself_what_it_refuses(coupling, message, tmp_path):
+    """Its argument may also be a pairing, and that it is none is no answer."""
+    file = tmp_path / "points.yaml"
+    file.write_text(POINTS)
+    overrides = [f"run.dir={tmp_path / 'run'}", f"{MODEL}.coupling={{class_path: flowbench.flows.{coupling}}}"]
+    with pytest.raises(ValueError, match=message) as caught:
+        runs.fit(Experiment.from_files([file], overrides))
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("axis", AXES)
 def test_a_trained_flow_is_measured_validated_and_sampled_by_later_commands(axis, tmp_path):
     file = tmp_path / "points.yaml"
