@@ -32,6 +32,8 @@ __all__ = [
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C564B", "#4D4D4D")
 _MARKERS = "osD^vPX*hp"  # one more than colours, so that each pair of the two is met once in ninety
 MAX_COLUMNS = 3
+WIDE = 8.0
+"""Scales of guidance whose largest is more than this many times the smallest stand on a logarithmic axis."""
 FAR = 3.0
 """A reference line above this many times the contenders' highest value is left to the tables."""
 _LINES = {"floor": "--", "noise": ":", "gaussian": "-.", "gmm": (0, (5, 1, 1, 1, 1, 1))}
@@ -125,7 +127,8 @@ def _plot_sweep(plan: Mapping[str, Any], results: Results, path: Path, axis: Swe
         for name in plan["tasks"][task]:
             _draw_sweep(panel, plan, results, task, name, metric, axis)
         _draw_references(panel, results, task, metric)
-        if axis == "network_evaluations":
+        low, high = panel.dataLim.intervalx
+        if axis == "network_evaluations" or (low > 0 and high / low > WIDE):
             panel.set_xscale("log", base=2)
         panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         _finish(panel, task, x_label, metric, results.unit(task, metric))
