@@ -258,6 +258,7 @@ def test_an_experiment_as_shipped_has_an_end(file):
 
 @pytest.mark.parametrize("file", BENCHES, ids=str)
 def test_a_bench_is_planned(file, tmp_path, monkeypatch, capsys):
+    """And every cell of it is an experiment, which the dry run sees to."""
     monkeypatch.chdir(tmp_path)
     assert main(["bench", "-c", str(ROOT / file), "--dry-run"]) == 0
     plan = capsys.readouterr().out
@@ -266,9 +267,10 @@ def test_a_bench_is_planned(file, tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", BENCHES, ids=str)
 def test_every_cell_of_a_bench_is_an_experiment(file, tmp_path):
-    """What a bench overrides is checked here, and not when the cell starts."""
+    """One by one and whole, where a dry run passes over sections that it has seen."""
     plan = make_plan(ROOT / file, [f"run_dir={tmp_path}"])
     first = {(cell.task, cell.contender): cell for cell in reversed(plan.cells)}
     for cell in first.values():
