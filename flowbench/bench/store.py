@@ -36,7 +36,7 @@ EXTERNAL = "external"
 SweepAxis = Literal["network_evaluations", "guidance"]
 """What a sweep imposes on the samplers."""
 
-_SUFFIX: dict[SweepAxis, str] = {"network_evaluations": "sweep", "guidance": "sweep-guidance"}
+_MARK: dict[SweepAxis, str] = {"network_evaluations": "sweep", "guidance": "sweep-guidance"}
 _WEIGHT_ORDER = {"ema": 0, "none": 1, "raw": 2}
 
 
@@ -242,7 +242,7 @@ class Results:
         out: dict[float, dict[int, float]] = defaultdict(dict)
         for row in _preferred_weights(self._swept.get((task, contender, metric), [])):
             point = getattr(row, axis)
-            if row.value is not None and point is not None and row.protocol.endswith(_SUFFIX[axis]):
+            if row.value is not None and point is not None and _MARK[axis] in row.protocol.split("/"):
                 out[float(point)][row.seed] = row.value
         return dict(sorted(out.items()))
 

@@ -86,7 +86,7 @@ _INFO: dict[str, MetricInfo] = {
 }
 _ORDER = list(_INFO)
 _ARROWS = {"lower": " ↓", "higher": " ↑", "zero": " → 0", "none": ""}
-_QUALITY_FIRST = ("fd", "fid", "w2", "sliced_w2", "mmd", "kid", "nll")
+_QUALITY_FIRST = ("fd", "fid", "w2", "sliced_w2", "mmd", "kid", "failure_rate", "nll")
 
 
 def info(metric: str) -> MetricInfo:

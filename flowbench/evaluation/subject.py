@@ -105,7 +105,7 @@ class Subject:
 
     @property
     def sweep_suffix(self) -> str:
-        """The last part of a swept number's protocol; empty outside a sweep."""
+        """The part of a swept number's protocol that marks it; empty outside a sweep."""
         return {"": "", "network_evaluations": "/sweep", "guidance": "/sweep-guidance"}[self.swept]
 
 

@@ -135,7 +135,7 @@ def test_swept_values(make_row):
 
 def test_guided_values_are_a_sweep_of_their_own(make_row):
     both = [
-        ("network_evaluations", 4.0, "x/sweep"),
+        ("network_evaluations", 4.0, "x/sweep/radius-0.1"),
         ("guidance", 4.0, "x/sweep-guidance"),
         ("guidance", 1.5, "x/sweep-guidance"),
     ]
