@@ -187,18 +187,18 @@ RATIOS = [
 def measure(net: str, num_steps: int, rounds: int) -> None:
     """Print the table of one network."""
     peers = contestants(net)
-    medians: dict[str, list[float]] = {name: [] for name in peers}
+    means: dict[str, list[float]] = {name: [] for name in peers}
     for turn in range(rounds + 1):
         for name, steps in peers.items():
             seconds = statistics.fmean(steps(num_steps))  # pairs solved ahead come in bursts: a median would flatter
             if turn:  # the first round warms up
-                medians[name].append(seconds)
+                means[name].append(seconds)
     print(f"\n{net}, batch {NETS[net][1]}, {num_steps} steps x {rounds} rounds, {torch.get_num_threads()} thread(s)")
-    for name, values in medians.items():
+    for name, values in means.items():
         print(f"  {name:<28} {1e3 * statistics.median(values):8.2f} ms a step")
     for top, bottom in RATIOS:
-        if top in medians and bottom in medians:
-            ratios = [a / b for a, b in zip(medians[top], medians[bottom], strict=True)]
+        if top in means and bottom in means:
+            ratios = [a / b for a, b in zip(means[top], means[bottom], strict=True)]
             print(f"  {top} / {bottom}: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
 
 

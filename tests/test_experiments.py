@@ -276,7 +276,8 @@ def test_every_cell_of_a_bench_is_an_experiment(file, tmp_path):
     for cell in first.values():
         cell.directory.mkdir(parents=True, exist_ok=True)
         cell.config_path.write_text(cell.config_text(), encoding="utf-8")
-        Experiment.from_files([cell.config_path])
+        experiment = Experiment.from_files([cell.config_path])
+        assert experiment.resolved == plan.experiments[cell.task, cell.contender]
 
 
 SMALL = [file for file in EXPERIMENTS if file.stem != "autoencoder" and file.parts[0] in ("toy", "digits")]

@@ -239,8 +239,6 @@ class GibbsWeight(Weight):
         return log_weight
 
     def _normalized(self, log_weight: Tensor, epsilon: float) -> Tensor:
-        if self.normalization == "running" and self._num_updates and log_weight.is_cpu and not is_distributed():
-            return self._normalized_by_floats(log_weight, epsilon)
         log_mean = global_log_mean_exp(log_weight)
         if log_mean.is_cpu or self.normalization == "raw":
             self._check(log_mean.item(), len(log_weight), epsilon)
@@ -251,18 +249,6 @@ class GibbsWeight(Weight):
         weight = (log_weight - (self.running_log_mean if self._num_updates else log_mean)).exp_()
         if self.training:
             self._update(log_mean)
-        return weight
-
-    def _normalized_by_floats(self, log_weight: Tensor, epsilon: float) -> Tensor:
-        """The same for one process on the CPU, where reading a number is free and operations on scalars are not."""
-        running = self.running_log_mean.item()
-        weight = (log_weight - running).exp_()
-        mean = weight.mean().item()
-        # Weights that all vanish or overflow beside the running mean say nothing about their own.
-        log_mean = running + math.log(mean) if 0 < mean < math.inf else global_log_mean_exp(log_weight).item()
-        self._check(log_mean, len(log_weight), epsilon)
-        if self.training:
-            self.running_log_mean.fill_(running + self._rate() * (log_mean - running))
         return weight
 
     def _check(self, log_mean: float, num: int, epsilon: float) -> None:
@@ -276,13 +262,11 @@ class GibbsWeight(Weight):
             )
 
     def _update(self, log_mean: Tensor) -> None:
-        self.running_log_mean.lerp_(log_mean.to(self.running_log_mean.dtype), self._rate())
-
-    def _rate(self) -> float:
-        """Count an update; (1 - decay) / (1 - decay^n), the step that keeps the average bias-corrected at every n."""
         self._num_updates += 1
         self.num_updates.add_(1)
-        return (self.decay - 1) / math.expm1(self._num_updates * math.log(self.decay))
+        # (1 - decay) / (1 - decay^n): the step that keeps the average bias-corrected at every n.
+        rate = (self.decay - 1) / math.expm1(self._num_updates * math.log(self.decay))
+        self.running_log_mean.lerp_(log_mean.to(self.running_log_mean.dtype), rate)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GibbsWeight:
         """Move with the module; the running mean stays in float32 at least, where steps of one per cent count."""
