@@ -1,8 +1,4 @@
-"""A linear layer that takes float32 products on a CPU through oneDNN.
-
-PyTorch sends them to MKL, whose float32 kernels use half of the vector width of AMD's AVX-512 processors (96 against
-192 GFLOP/s on one core at 64 rows, width 256); elsewhere both are alike. bfloat16 goes through oneDNN anyway.
-"""
+"""A linear layer that takes float32 products on a CPU through oneDNN."""
 
 from __future__ import annotations
 
@@ -11,12 +7,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import register_flop_formula
+
+from flowbench import onednn
 
 __all__ = ["Linear"]
 
-# PyTorch's compiler emits this operator; it is not part of the public interface, hence the test for its presence.
-_AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 # Rows * in * out from which oneDNN's kernels make up for what a call costs, 13 us against 2 us. At 2^20 both take 22 to
 # 25 us (64 rows of 64 -> 256, 16 of 128 -> 512 and of 256 -> 256) and 44 us (4 rows of 256 -> 1024); at a quarter of it
 # MKL takes 0.3 to 0.6, at four times it 1.3 to 1.8, from 64 times on 2.1 to 2.3 times as long (AMD EPYC, one thread).
@@ -33,7 +28,7 @@ class Linear(nn.Linear):
         if torch.is_grad_enabled():
             y: Tensor = _OneDNNLinear.apply(x.flatten(0, -2), self.weight, self.bias)
         else:
-            y = _product(x.flatten(0, -2), self.weight, self.bias)
+            y = onednn.product(x.flatten(0, -2), self.weight, self.bias)
         return y.unflatten(0, x.shape[:-1])
 
 
@@ -42,7 +37,7 @@ class _OneDNNLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(x_RI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-        return _product(x_RI, weight_OI, bias_O)
+        return onednn.product(x_RI, weight_OI, bias_O)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
@@ -54,17 +49,12 @@ class _OneDNNLinear(torch.autograd.Function):
         x_RI, weight_OI = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         # Higher derivatives take PyTorch's own products, which know theirs.
-        product = F.linear if torch.is_grad_enabled() or _in_forward_mode() else _product
+        product = F.linear if torch.is_grad_enabled() or _in_forward_mode() else onednn.product
         return (
             product(grad_RO, weight_OI.T) if needs_x else None,
             product(grad_RO.T, x_RI.T) if needs_weight else None,
             grad_RO.sum(dim=0) if needs_bias else None,
         )
-
-
-def _product(x_RI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(x_RI, weight_OI, bias_O, "none", [], "")
-    return y
 
 
 def _suits(x: Tensor, weight: Tensor) -> bool:
@@ -75,8 +65,7 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
         and x.shape[-1] == weight.shape[1]  # the message for another width is PyTorch's
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
-        and _AVAILABLE
-        and torch.backends.mkldnn.enabled
+        and onednn.is_usable()
         and type(x) is Tensor
         and type(weight) in (nn.Parameter, Tensor)
         and not torch.is_autocast_enabled("cpu")
@@ -92,11 +81,3 @@ def _in_forward_mode() -> bool:
     PyTorch has no public question for it; where the private name is missing the answer is yes, which is always right.
     """
     return bool(getattr(torch.autograd.forward_ad, "_current_level", 0) >= 0)
-
-
-if _AVAILABLE:
-
-    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
-    def _flops(x_shape: torch.Size, weight_shape: torch.Size, *args: Any, **kwargs: Any) -> int:
-        """Operations of the product, for PyTorch's counter: two for each term."""
-        return 2 * x_shape[0] * x_shape[1] * weight_shape[0]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from flowbench import onednn
 from flowbench.flows import AffineBlock
 from flowbench.networks import attention as attention_module
 from flowbench.networks import linear as linear_module
@@ -58,12 +59,12 @@ def test_linear_equals_pytorch(shape, bias):
         torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.skipif(not linear_module._AVAILABLE, reason="PyTorch without oneDNN")
+@pytest.mark.skipif(not onednn.is_usable(), reason="PyTorch without oneDNN")
 def test_linear_leaves_small_products_to_pytorch(monkeypatch):
     monkeypatch.undo()
     layer, products = Linear(64, 256), []
-    product = linear_module._product
-    monkeypatch.setattr(linear_module, "_product", lambda *args: products.append(len(args[0])) or product(*args))
+    product = onednn.product
+    monkeypatch.setattr(onednn, "product", lambda *args: products.append(len(args[0])) or product(*args))
     for rows in (1, 63, 64, 300):
         layer(normal(rows, 64))
     assert products == [64, 300]
@@ -75,7 +76,7 @@ def test_linear_takes_views_and_frozen_weights(monkeypatch):
     torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
     layer.requires_grad_(False)
     (grad,) = torch.autograd.grad(layer(x.requires_grad_()).square().sum(), x)
-    monkeypatch.setattr(linear_module, "_AVAILABLE", False)
+    monkeypatch.setattr(onednn, "_AVAILABLE", False)
     (expected,) = torch.autograd.grad(layer(x).square().sum(), x)
     torch.testing.assert_close(grad, expected)
 
@@ -88,7 +89,7 @@ def test_linear_has_second_derivatives(monkeypatch):
         return torch.autograd.grad(grad.square().sum(), layer.weight)[0]
 
     own = penalty()
-    monkeypatch.setattr(linear_module, "_AVAILABLE", False)
+    monkeypatch.setattr(onednn, "_AVAILABLE", False)
     torch.testing.assert_close(own, penalty())
 
 

@@ -197,8 +197,12 @@ def test_independent_coupling_leaves_equal_batches_alone():
 def test_distances_of_float32_points_match_differences(dim: int, offset: float):
     x0, x1 = (x.float() + offset for x in clouds(0, 20, 30, dim))
     reference = (x0.double()[:, None] - x1.double()).square().sum(2)
-    error = (squared_distances(x0, x1) - reference).abs().max() / reference.mean()
-    assert error < (1e-7 if dim > 512 and offset < 1 else 1e-12)
+    error = (squared_distances(x0, x1) - reference) / reference.mean()
+    in_float32 = dim > 512 and offset < 1
+    assert error.abs().max() < (3e-7 if in_float32 else 1e-12)
+    # An assignment does not feel what a whole row or column is off by.
+    felt = error - error.mean(0) - error.mean(1, keepdim=True) + error.mean()
+    assert felt.abs().max() < (2e-7 if in_float32 else 1e-12)
 
 
 def test_far_points_of_many_dimensions_keep_their_digits():

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowbench import onednn
 from flowbench.networks import linear as linear_module
 from flowbench.networks.linear import Linear
 
@@ -14,9 +15,9 @@ from flowbench.networks.linear import Linear
 @pytest.fixture(autouse=True)
 def products(monkeypatch) -> list[int]:
     """Small products go through oneDNN too; their rows are noted."""
-    rows, product = [], linear_module._product
+    rows, product = [], onednn.product
     monkeypatch.setattr(linear_module, "_MIN_WORK", 1)
-    monkeypatch.setattr(linear_module, "_product", lambda *args: rows.append(len(args[0])) or product(*args))
+    monkeypatch.setattr(onednn, "product", lambda *args: rows.append(len(args[0])) or product(*args))
     return rows
 
 
@@ -101,7 +102,7 @@ class Tagged(Tensor):
     """A tensor that comes with behaviour of its own, as sharded and quantised ones do."""
 
 
-@pytest.mark.skipif(not linear_module._AVAILABLE, reason="PyTorch without oneDNN")
+@pytest.mark.skipif(not onednn.is_usable(), reason="PyTorch without oneDNN")
 def test_onednn_takes_plain_tensors_while_it_is_enabled(products):
     layer, x = Linear(5, 3), normal(8, 5)
     layer(x)

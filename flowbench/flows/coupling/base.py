@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from flowbench import onednn
+
 __all__ = ["Coupling", "CouplingCost", "check_positive", "draw_sources", "pairwise_cost", "squared_distances"]
 
 CouplingCost = Literal["squared", "norm"]
@@ -64,7 +66,7 @@ def check_positive(**values: float) -> None:
 def squared_distances(x0: Tensor, x1: Tensor) -> Tensor:
     """Squared Euclidean distances in float64 between x0 (N, *D) and x1 (B, *D), shape (N, B).
 
-    Float32 points on the CPU in 512 dimensions or more are multiplied in float32, at half the time: an entry
+    Float32 points on the CPU in 512 dimensions or more are multiplied in float32, in half the time or less: an entry
     may then be off by some 1e-7 of the mean, and an optimal assignment's mean cost by far less than
     1e-9 of itself (only pairs of nearly equal cost change places). Otherwise the error is that of float64.
 
@@ -72,12 +74,12 @@ def squared_distances(x0: Tensor, x1: Tensor) -> Tensor:
         ValueError: if a point is not finite.
     """
     a, b = x0.flatten(1), x1.flatten(1)
-    short = _may_multiply_in_float32(a, b)
-    centre = b.mean(0, dtype=torch.float64)
-    if not short or centre.square().sum() > 0.5 * _squared_norms(b).mean():
+    if not _may_multiply_in_float32(a, b):
         # Distances do not feel a common shift, but the expanded square loses digits to it.
+        centre = b.mean(0, dtype=torch.float64)
         a, b = a.double() - centre, b.double() - centre
-    cost = (a @ b.T).double()
+    product = onednn.product(a, b) if a.dtype == torch.float32 and onednn.is_usable() else a @ b.T
+    cost = product.double()
     cost.mul_(-2).add_(_squared_norms(a)[:, None]).add_(_squared_norms(b))
     if not cost.sum().isfinite():
         raise ValueError("a coupling met non-finite source or data points: check the data and the network's inputs")
@@ -87,14 +89,18 @@ def squared_distances(x0: Tensor, x1: Tensor) -> Tensor:
 def _squared_norms(points: Tensor) -> Tensor:
     if points.dtype == torch.float64:
         return points.square().sum(1)
-    # Summed in float64 without a float64 copy of the points.
-    return torch.linalg.vector_norm(points, dim=1, dtype=torch.float64).square()
+    return torch.linalg.vector_norm(points, dim=1).double().square()
 
 
 def _may_multiply_in_float32(a: Tensor, b: Tensor) -> bool:
-    """Whether a float32 product is worth it, and is one: torch may be told to use fewer digits."""
+    """Whether a float32 product is worth it, and is one: torch may be told to use fewer digits.
+
+    Points whose common shift is as large as they are would lose digits to it.
+    """
     on_cpu = a.device.type == b.device.type == "cpu" and torch.get_float32_matmul_precision() != "medium"
-    return on_cpu and a.dtype == b.dtype == torch.float32 and a.shape[1] >= _MANY_DIMENSIONS
+    if not on_cpu or not a.dtype == b.dtype == torch.float32 or a.shape[1] < _MANY_DIMENSIONS:
+        return False
+    return bool(b.mean(0).square().sum() <= 0.5 * _squared_norms(b).mean())
 
 
 def pairwise_cost(x0: Tensor, x1: Tensor, cost: CouplingCost) -> Tensor:
