@@ -4,7 +4,7 @@ Every peer trains the same network on the same data; a step is drawing, pairing,
 clipping, AdamW and the average of the weights. Wall time per step, medians over rounds in which the peers take turns.
 
     OMP_NUM_THREADS=1 python benchmarks/matching_training.py               # the table of docs/speed.md
-    OMP_NUM_THREADS=1 python benchmarks/matching_training.py --nets mlp --steps 200 --rounds 5
+    OMP_NUM_THREADS=1 python benchmarks/matching_training.py --nets mlp --steps 2000 --rounds 9 --only cfm wcfm
 
 torchcfm's rows need that package (``pip install --no-deps torchcfm``); without it they are left out.
 """
@@ -51,21 +51,24 @@ class StepClock(L.Callback):
         self.starts.append(time.perf_counter())
 
 
-def experiment(net: str, overrides: list[str]) -> Experiment:
-    """CFM in the plane, or on 28x28 images, with changes."""
+def experiment(net: str, overrides: list[str], file: str = "cfm") -> Experiment:
+    """CFM, or another experiment, in the plane or on 28x28 images, with changes."""
     common = ["evaluator=null", "loggers=null", "budget.steps=1000000"]
     if net == "mlp":
-        return Experiment.from_files([EXPERIMENTS / "toy" / "cfm.yaml"], [*common, *overrides])
+        return Experiment.from_files([EXPERIMENTS / "toy" / f"{file}.yaml"], [*common, *overrides])
     images = ["data.dataset=fashion_mnist_mini", "data.batch_size=128"]
-    return Experiment.from_files([EXPERIMENTS / "fashion_mnist" / "tiny" / "cfm.yaml"], [*images, *common, *overrides])
+    return Experiment.from_files(
+        [EXPERIMENTS / "fashion_mnist" / "tiny" / f"{file}.yaml"], [*images, *common, *overrides]
+    )
 
 
-def ours(net: str, overrides: list[str], starting: float = 0.0) -> Callable[[int], list[float]]:
+def ours(net: str, overrides: list[str], file: str = "cfm", starting: float = 0.0) -> Callable[[int], list[float]]:
     """Seconds of each of some training steps through Lightning, as `flowbench fit` trains.
 
     Args:
         net: which network.
         overrides: changes of the experiment.
+        file: the experiment's name.
         starting: seconds of training before the steps that count, for a process beside it to get up.
     """
 
@@ -73,7 +76,7 @@ def ours(net: str, overrides: list[str], starting: float = 0.0) -> Callable[[int
         counted = num
         num += round(starting / ROUGH_SECONDS[net])
         with tempfile.TemporaryDirectory() as folder:
-            built = experiment(net, overrides).build()
+            built = experiment(net, overrides, file).build()
             data = built.datamodule
             clock = StepClock()
             limit = BudgetLimit("steps", num)
@@ -85,7 +88,7 @@ def ours(net: str, overrides: list[str], starting: float = 0.0) -> Callable[[int
                 max_steps=num,
                 callbacks=[budget, clock],
                 logger=L.pytorch.loggers.TensorBoardLogger(folder),
-                log_every_n_steps=10,
+                log_every_n_steps=50,  # as in any run of 5,000 steps or more
                 gradient_clip_val=1.0,
                 limit_val_batches=0,
                 enable_checkpointing=False,
@@ -166,6 +169,12 @@ def contestants(net: str) -> dict[str, Callable[[int], list[float]]]:
         "ot_cfm, ahead": ours(net, [f"{coupling}.families.StreamPairing", ot], starting=15.0),
         "ot_cfm, two ahead": ours(net, [f"{coupling}.families.StreamPairing", ot, *two], starting=15.0),
     }
+    if net == "mlp":  # the other contenders of wcfm_2d
+        weight = "model.init_args.weight.init_args"
+        found |= {name: ours(net, [], name) for name in ("sb_cfm", "entropic_cfm")}
+        found["wcfm, raw"] = ours(net, [f"{weight}.normalization=raw"], "wcfm")
+        found["wcfm, corrected"] = ours(net, [f"{weight}.correction=target"], "wcfm")
+        found["wcfm, tilt-only"] = ours(net, [f"{weight}.correction=tilt-only"], "wcfm")
     for name, matcher in (("", ""), ("OT", "ExactOptimalTransport")):
         pair = torchcfm_pair(f"{matcher}ConditionalFlowMatcher")
         if pair is not None:
@@ -184,9 +193,9 @@ RATIOS = [
 ]
 
 
-def measure(net: str, num_steps: int, rounds: int) -> None:
+def measure(net: str, num_steps: int, rounds: int, only: list[str] | None) -> None:
     """Print the table of one network."""
-    peers = contestants(net)
+    peers = {name: steps for name, steps in contestants(net).items() if not only or name in only}
     means: dict[str, list[float]] = {name: [] for name in peers}
     for turn in range(rounds + 1):
         for name, steps in peers.items():
@@ -208,12 +217,15 @@ def main() -> None:
     parser.add_argument("--nets", nargs="+", choices=list(NETS), default=list(NETS))
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", help="names of rows, in place of all")
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     for net in arguments.nets:
-        measure(net, arguments.steps if net == "mlp" else max(10, arguments.steps // 10), arguments.rounds)
+        measure(
+            net, arguments.steps if net == "mlp" else max(10, arguments.steps // 10), arguments.rounds, arguments.only
+        )
 
 
 if __name__ == "__main__":

@@ -50,11 +50,13 @@ from flowbench.storage import write_text  # noqa: E402
 
 __all__ = ["fit", "predict", "prepare", "reference", "test", "validate"]
 
-# Validations (points of the curve) and checkpoints over a training of known length.
+# Validations (points of the curve), checkpoints and values of the training loss over a training of known length.
 VALIDATIONS = 5
 CHECKPOINTS = 10
-# Where the length is not known, every so many steps or seconds.
+LOSSES = 100
+# Where the length is not known, every so many steps or seconds; losses never at longer intervals.
 VALIDATION_STEPS = 200
+LOSS_STEPS = 50
 CHECKPOINT_SECONDS = 30
 # Models with more parameters are counted from their shapes, for a batch would take the host's memory and minutes.
 COUNTED_ON_DATA = 10**8
@@ -289,7 +291,7 @@ def _trainer(
         "val_check_interval": max(1, known // VALIDATIONS if known else VALIDATION_STEPS) * batches,
         "check_val_every_n_epoch": None,
         "num_sanity_val_steps": 0,
-        "log_every_n_steps": 10,
+        "log_every_n_steps": min(LOSS_STEPS, max(1, known // LOSSES)) if known else LOSS_STEPS,
         "enable_model_summary": False,
         "enable_progress_bar": sys.stderr.isatty(),
         # Likelihoods of continuous flows need gradients, and evaluation must see every sample once.

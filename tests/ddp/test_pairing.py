@@ -47,7 +47,7 @@ def one_process(workplace: Workplace) -> tuple[Tensor, Tensor]:
 
 
 def test_gathered_pairs_are_those_of_one_process(workplace, one_process):
-    """Invariant 11: one global problem, its answer sent to all; solved in line or by the process beside."""
+    """Invariant 11: one global problem, its answer sent to all; solved in line or by a thread beside."""
     outcome = two(workplace, "gathered", ahead=1)
     assert outcome.status == 0, outcome.stderr
     x0, x1 = pairs_of(workplace, "gathered-2", 2)

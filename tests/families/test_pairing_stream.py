@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import copy
-import os
-import signal
-import subprocess
-import sys
-import time
-from dataclasses import dataclass, field
+import threading
 
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from flowbench.coupling_worker import CouplingWorker, Problem, solve
 from flowbench.data import Batch, FlowDataModule
+from flowbench.families.pairing.problem import Problem, solve
 from flowbench.families.pairing.stream import StreamPairing
 from flowbench.flows import OptimalTransportCoupling
 from flowbench.seeds import generator
 
 from ..contract.builders import build
-from .coupling_dummies import Picky
 from .test_training import trainer
 
 SIZE = 16
@@ -47,23 +41,6 @@ def pairs_of(pairing: StreamPairing, data: FlowDataModule, batches, **options):
         label = batch.label if flow.num_classes else None
         found.append(pairing.pairs(flow, batch.x, label, batch, rng))
     return found
-
-
-def until(condition, seconds: float = 60) -> None:
-    """Wait for something that is to happen."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    with open(f"/proc/{pid}/stat") as handle:
-        return handle.read().rpartition(")")[2].split()[0] != "Z"
 
 
 # ---- what is paired -------------------------------------------------------------------------------------
@@ -205,139 +182,110 @@ def test_a_resumed_run_equals_the_uninterrupted_one_inside_a_group(tmp_path):
     assert not any(torch.equal(start[name], value) for name, value in whole.items() if "weight" in name)
 
 
-# ---- the process beside the training -------------------------------------------------------------------
+# ---- the threads beside the training -------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def worker():
-    found = CouplingWorker(OptimalTransportCoupling())
-    until(lambda: found.ready)
-    yield found
-    found.stop()
+class Watched(OptimalTransportCoupling):
+    """Notes the threads that it is called in, and waits there for permission."""
+
+    def __init__(self, refused: float | None = None) -> None:
+        self.threads: list[str] = []
+        self.may_go = threading.Event()
+        self.may_go.set()
+        self.refused = refused
+
+    def _pair(self, x0, x1, generator, condition):
+        self.threads.append(threading.current_thread().name)
+        assert self.may_go.wait(60)
+        if self.refused is not None and len(self.threads) > self.refused:
+            raise ValueError("no more points are coupled")
+        return super()._pair(x0, x1, generator, condition)
 
 
-def problem(value: float | None = None, num: int = 40, seed: int = 0) -> Problem:
-    rng = torch.Generator().manual_seed(seed)
-    noise, x1 = torch.randn(2, num, 3, generator=rng)
-    return Problem("group 3", noise, x1 if value is None else torch.full_like(x1, value), None, seed)
+def of_the_pool() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("flowbench-coupling")]
 
 
-def test_a_worker_answers_what_this_process_would(worker):
-    problems = [problem(seed=seed) for seed in range(3)]
-    answers = [worker.submit(one) for one in problems]
-    for one, answer in zip(problems, answers, strict=True):
-        assert torch.equal(answer.result(30).index, solve(OptimalTransportCoupling(), one).index)
-        assert answer.result().seconds > 0
-
-
-@pytest.mark.parametrize("ahead", [1, 4])
-def test_pairs_are_the_same_when_they_are_solved_ahead(ahead, worker, monkeypatch):
-    monkeypatch.setattr("flowbench.families.pairing.stream.CouplingWorker", lambda coupling: worker)
-    asked: list[str] = []
-    submit = CouplingWorker.submit
-    monkeypatch.setattr(worker, "submit", lambda one: (asked.append(one.name), submit(worker, one))[1], raising=False)
+@pytest.mark.parametrize(("ahead", "workers"), [(1, 1), (4, 1), (4, 2)])
+def test_pairs_are_the_same_when_they_are_solved_ahead(ahead, workers):
+    watched = Watched()
     in_line = pairs_of(StreamPairing(oversample=2, ahead=0), points(), range(3, 12))
-    ahead_of_it = pairs_of(StreamPairing(oversample=2, ahead=ahead), points(), range(3, 12))
+    pairing = StreamPairing(watched, oversample=2, ahead=ahead, workers=workers)
+    ahead_of_it = pairs_of(pairing, points(), range(3, 12))
     for one, other in zip(in_line, ahead_of_it, strict=True):
         assert torch.equal(one.x0, other.x0)
-    # Groups 1 to 5 were asked for once each, and `ahead` more: bounded.
-    assert asked == [f"group {n}" for n in range(1, 6 + ahead)]
+    pairing._stream.threads.shutdown(wait=True)
+    # Groups 1 to 5 once each, the first in line, and `ahead` more: bounded.
+    assert [name.startswith("flowbench-coupling") for name in watched.threads] == [False] + [True] * (4 + ahead)
 
 
-@dataclass
-class Recorder:
-    """A worker's clerk: notes what it is given and passes it on."""
-
-    worker: CouplingWorker
-    asked: list[str] = field(default_factory=list)
-    stopped: bool = False
-    ready: bool = True
-
-    def submit(self, one: Problem):
-        self.asked.append(one.name)
-        return self.worker.submit(one)
-
-    def stop(self) -> None:
-        self.stopped = True
-
-
-def test_workers_take_the_groups_in_turn(worker, monkeypatch):
-    clerks: list[Recorder] = []
-
-    def clerk(coupling):
-        clerks.append(Recorder(worker))
-        return clerks[-1]
-
-    monkeypatch.setattr("flowbench.families.pairing.stream.CouplingWorker", clerk)
-    in_line = pairs_of(StreamPairing(ahead=0), points(), range(5))
-    pairing = StreamPairing(ahead=3, workers=2)
-    shared = pairs_of(pairing, points(), range(5))
-    for one, other in zip(in_line, shared, strict=True):
-        assert torch.equal(one.x0, other.x0)
-    assert [one.asked for one in clerks] == [[f"group {n}" for n in turn] for turn in ((0, 2, 4, 6), (1, 3, 5, 7))]
+def test_the_training_does_not_wait_for_a_solve_that_it_does_not_need():
+    watched = Watched()
+    pairing, data = StreamPairing(watched, ahead=2), points()
+    flow, rng = flow_for(data), torch.Generator().manual_seed(0)
+    pairing.setup(flow, data)
+    first, second = (data.train_batch_at(number * SIZE) for number in (0, 1))
+    pairing._stream._work_ahead(flow, -1)
+    pairing.pairs(flow, first.x, None, first, rng)
+    watched.may_go.clear()
+    pairing._stream.queued.clear()
+    pairing._stream._work_ahead(flow, 0)  # returns although nothing may be solved
+    ready = pairing._stream.queued[1][1]
+    assert not ready.done()
+    watched.may_go.set()
+    found = pairing.pairs(flow, second.x, None, second, rng)
+    assert ready.done()
+    assert torch.equal(found.x0, pairs_of(StreamPairing(ahead=0), data, [1])[0].x0)
     pairing.close()
-    assert all(one.stopped for one in clerks)
 
 
-def test_a_worker_says_what_went_wrong_and_its_death_is_one_clear_error(monkeypatch):
-    """It is up, refuses, fails, and dies; a pairing then says so at the next group."""
-    found = CouplingWorker(Picky())
-    assert found.submit(problem()).result(60).index.sort().values.tolist() == list(range(40))
-    with pytest.raises(ValueError, match=r"^sevens are not coupled: give other points$"):
-        found.submit(problem(7)).result(30)
-    with pytest.raises(RuntimeError, match=r"^the coupling failed: KeyError: 'eight'$"):
-        found.submit(problem(8)).result(30)
-    with pytest.raises(RuntimeError) as caught:
-        found.submit(problem(9)).result(30)
-    message = str(caught.value)
-    assert "ended with exit status -9 while it solved group 3 (40 points): lower oversample" in message
-    assert "\n" not in message
+def test_closing_drops_what_is_queued_and_ends_the_threads():
+    watched = Watched()
+    pairing, data = StreamPairing(watched, ahead=3), points()
+    flow, rng = flow_for(data), torch.Generator().manual_seed(0)
+    pairing.setup(flow, data)
+    batch = data.train_batch_at(0)
+    watched.may_go.clear()
+    pairing._stream._work_ahead(flow, -1)
+    futures = [future for _, future in pairing._stream.queued.values()]
+    pool = of_the_pool()
+    assert len(pool) == 1
+    pairing.close()
+    assert [future.cancelled() for future in futures[1:]] == [True, True]
+    watched.may_go.set()
+    pool[0].join(30)
+    assert not of_the_pool()
+    assert len(watched.threads) == 1
+    pairing.close()
+    assert pairing.pairs(flow, batch.x, None, batch, rng).x0.shape == batch.x.shape
 
-    monkeypatch.setattr("flowbench.families.pairing.stream.CouplingWorker", lambda coupling: found)
-    with pytest.raises(RuntimeError, match="ended with exit status -9"):
-        pairs_of(StreamPairing(ahead=1), points(), [0])
-    found.stop()
-    found.stop()
-    assert not alive(found.pid)
+
+def test_what_a_thread_is_refused_is_said_when_its_group_comes():
+    pairing = StreamPairing(Watched(refused=2), ahead=1)
+    with pytest.raises(ValueError, match="^no more points are coupled$"):
+        pairs_of(pairing, points(), range(5))
+    pairing.close()
 
 
-def test_a_copy_of_a_pairing_shares_no_process():
-    pairing = StreamPairing(oversample=2, ahead=0)
+def test_solving_leaves_this_thread_its_number_of_threads():
+    before = torch.get_num_threads()
+    noise, x1 = torch.randn(2, 40, 3, generator=generator(0))
+    problem = Problem(noise, x1, None, 0)
+    torch.set_num_threads(2)
+    try:
+        found = solve(OptimalTransportCoupling(), problem)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert found.seconds > 0
+    assert torch.equal(found.index, OptimalTransportCoupling()(noise, x1, generator(1)))
+
+
+def test_a_copy_of_a_pairing_shares_no_thread():
+    pairing = StreamPairing(oversample=2, ahead=1)
     pairing.setup(flow_for(points()), points())
     other = copy.deepcopy(pairing)
     assert pairing._stream is not None
     assert other._stream is None
     assert repr(other) == repr(pairing)
-
-
-PARENT = """
-import sys, time
-sys.path.insert(0, {root!r})
-import torch
-from flowbench.coupling_worker import CouplingWorker, Problem
-from tests.families.coupling_dummies import Slow
-if __name__ == "__main__":
-    worker = CouplingWorker(Slow())
-    worker.submit(Problem("a group", torch.zeros(4, 2), torch.zeros(4, 2), None, 0))
-    while not worker.ready: time.sleep(0.02)
-    time.sleep(0.2)
-    print(worker.pid, flush=True)
-    {then}
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("end", ["killed", "interrupted", "finished"])
-def test_no_worker_outlives_its_parent(end, tmp_path):
-    """However it ends: in the middle of a solve too."""
-    root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
-    script = tmp_path / "parent.py"
-    script.write_text(PARENT.format(root=root, then="pass" if end == "finished" else "time.sleep(100)"))
-    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
-    pid = int(process.stdout.readline())
-    if end != "finished":
-        assert alive(pid)
-        process.send_signal(signal.SIGKILL if end == "killed" else signal.SIGINT)
-    process.wait(30)
-    until(lambda: not alive(pid), 10)
+    pairing.close()

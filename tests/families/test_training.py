@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 from functools import partial
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from lightning.pytorch.loggers import CSVLogger
 
 from flowbench.data import Batch, FlowDataModule
 from flowbench.families import Autoencoder, NonFiniteLossError, OptimizerConfig, load_checkpoint, read_checkpoint
@@ -114,6 +116,28 @@ def test_gradient_accumulation_draws_fresh_noise_per_micro_batch(tmp_path):
     module.training_loss = spy
     trainer(tmp_path, max_steps=2, accumulate_grad_batches=2).fit(module, digits())
     assert len(draws) == len(set(draws)) == 4
+
+
+@pytest.mark.filterwarnings("ignore:the Gibbs weight keeps")
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_logging_step_is_one_row_with_the_loss_and_every_diagnostic(accumulate, tmp_path):
+    logger = CSVLogger(tmp_path)
+    run = trainer(
+        tmp_path,
+        max_steps=7,
+        log_every_n_steps=3,
+        accumulate_grad_batches=accumulate,
+        logger=[logger, CSVLogger(tmp_path, "other")],
+    )
+    run.fit(model("wcfm"), digits())
+    with open(Path(logger.log_dir) / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["step"], row["epoch"]) for row in rows] == [("2", "0"), ("5", "0")]
+    of_weight = {"ess", "max_share", "weighted_cost", "unweighted_cost", "tilt_source", "tilt_target"}
+    assert {f"train/{name}" for name in {"loss", "unweighted_loss", "coupling_cost"} | of_weight} <= set(rows[0])
+    for seen in (run.callback_metrics, run.logged_metrics):
+        written = {name: float(value) for name, value in rows[1].items() if name.startswith("train/")}
+        assert {name: value.item() for name, value in seen.items()} == pytest.approx(written)
 
 
 def test_unreadable_checkpoints_get_one_line(tmp_path):

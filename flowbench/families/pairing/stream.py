@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import copy
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from flowbench.coupling_worker import CouplingWorker, Problem, Solved, solve
 from flowbench.data import Batch, FlowDataModule
 from flowbench.families.latents.cache import LatentCache, latent_cache
 from flowbench.families.latents.space import LatentSpace
 from flowbench.families.pairing.batch import BatchPairing, Pairing, Pairs, cost_ratio
+from flowbench.families.pairing.problem import Problem, Solved, solve
 from flowbench.flows import Coupling, OptimalTransportCoupling, Source
 from flowbench.seeds import derive_seed, generator
 
@@ -68,10 +68,10 @@ class StreamPairing(Pairing):
         oversample: consecutive batches in one problem, >= 1.
         gather: one problem over all processes, solved by the first of them and sent to the others; else each process
             solves its own share.
-        ahead: groups that processes beside the training work ahead, >= 0; 0 solves in line. Until they are up, a few
-            seconds, problems are solved in line too.
-        workers: how many such processes, >= 1 and at most `ahead`; they take the groups in turn. More than one pays
-            where a solve takes longer than a group's training steps and a core is free for it.
+        ahead: groups that are solved ahead in threads beside the training, >= 0; 0 solves in line. The couplings here
+            compute outside of Python's lock; one written in Python takes its time from the training.
+        workers: how many such threads, >= 1 and at most `ahead`. More than one pays where a solve takes longer than a
+            group's training steps and a core is free for it.
 
     Raises:
         ValueError: for an `oversample` or `workers` below 1, a negative `ahead`, or more workers than groups ahead.
@@ -104,7 +104,7 @@ class StreamPairing(Pairing):
         return f"StreamPairing({self.coupling!r}, oversample={self.oversample}, gather={self.gather})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StreamPairing:
-        """A copy that is not set up: it shares no process with the original."""
+        """A copy that is not set up: it shares no thread with the original."""
         return StreamPairing(copy.deepcopy(self.coupling, memo), self.oversample, self.gather, self.ahead, self.workers)
 
     def problem_size(self, batch_size: int) -> int:
@@ -112,7 +112,7 @@ class StreamPairing(Pairing):
         return self.oversample * batch_size
 
     def setup(self, flow: FlowMatching, data: FlowDataModule | None) -> None:
-        """Start the workers on the process that solves.
+        """Look ahead in the stream from now on.
 
         Raises:
             ValueError: without a datamodule, whose stream is what this pairing looks ahead in.
@@ -130,16 +130,16 @@ class StreamPairing(Pairing):
 
         Raises:
             ValueError: what the coupling refuses.
-            RuntimeError: when the worker is gone; on all processes alike.
+            RuntimeError: on the other processes, where the coupling failed on the one that solves.
         """
         if self._stream is None or batch.position is None:
             return BatchPairing(self.coupling).pairs(flow, x1, label, batch, rng)
         return self._stream.pairs(flow, x1, label, batch.position)
 
     def close(self) -> None:
-        """Stop the workers."""
-        for worker in self._stream.workers if self._stream is not None else []:
-            worker.stop()
+        """Stop looking ahead; what is queued is not solved."""
+        if self._stream is not None and self._stream.threads is not None:
+            self._stream.threads.shutdown(wait=False, cancel_futures=True)
         self._stream = None
 
 
@@ -163,8 +163,8 @@ class _Stream:
         self.data.trainer, self.data.dequantize = None, "none"
         self.latents = _cached_latents(flow, data)
         self.solves = self.rank == 0 or not options.gather
-        number = options.workers if self.solves and options.ahead else 0
-        self.workers = [CouplingWorker(options.coupling) for _ in range(number)]
+        has_threads = self.solves and options.ahead > 0
+        self.threads = ThreadPoolExecutor(options.workers, "flowbench-coupling") if has_threads else None
         self.queued: dict[int, tuple[Problem, Future[Solved]]] = {}
         self.group: _Group | None = None
 
@@ -225,17 +225,11 @@ class _Stream:
         problem, future = self.queued.pop(number, (None, None))
         if problem is None or future is None:
             problem = self._problem(flow, number)
-            future = self._worker(number).submit(problem) if self.workers else None
-        late = future is not None and not self._worker(number).ready
-        if future is None or (late and future.cancel()):
             return problem.noise, solve(self.options.coupling, problem)
         return problem.noise, future.result()
 
-    def _worker(self, number: int) -> CouplingWorker:
-        return self.workers[number % len(self.workers)]
-
     def _work_ahead(self, flow: FlowMatching, number: int) -> None:
-        if not self.workers:
+        if self.threads is None:
             return
         wanted = range(number + 1, number + 1 + self.options.ahead)
         for stale in [queued for queued in self.queued if queued not in wanted]:
@@ -244,10 +238,10 @@ class _Stream:
             if following not in self.queued:
                 try:
                     problem = self._problem(flow, following)
-                    self.queued[following] = (problem, self._worker(following).submit(problem))
                 except Exception:
                     # Met again, and told to the other processes, when the group's turn comes.
                     return
+                self.queued[following] = (problem, self.threads.submit(solve, self.options.coupling, problem))
 
     # ---- what is coupled --------------------------------------------------------------------------------
 
@@ -257,7 +251,7 @@ class _Stream:
         labels = [batch.label for batch in batches if batch.label is not None]
         condition = torch.cat(labels) if labels and flow.num_classes is not None else None
         seed = derive_seed(flow.seed, "coupling", number, "solve", *self._own)
-        return Problem(f"group {number}", self._noise(flow, number, points), points, condition, seed)
+        return Problem(self._noise(flow, number, points), points, condition, seed)
 
     @property
     def _own(self) -> tuple[int, ...]:

@@ -18,7 +18,8 @@ DIRECT_DIMS = 16
 
 def flat_points(x: Tensor) -> Tensor:
     """Points (B, *D) without gradient, shape (B, d), in float32 or wider."""
-    return x.detach().flatten(1).to(torch.promote_types(x.dtype, torch.float32))
+    x = x.detach() if x.ndim == 2 else x.detach().flatten(1)
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def pair_cost(x0: Tensor, x1: Tensor, cost: Cost) -> Tensor:

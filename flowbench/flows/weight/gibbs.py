@@ -17,7 +17,7 @@ from flowbench.flows.weight.epsilon import ElbowEpsilon, EpsilonRule, FittedEpsi
 from flowbench.flows.weight.marginal import KernelMean
 from flowbench.flows.weight.normalization import global_log_mean_exp, is_distributed
 from flowbench.flows.weight.quadrature import EmpiricalRadii, GaussianRadii
-from flowbench.flows.weight.tilt import effective_share, squared_variation
+from flowbench.flows.weight.tilt import effective_share, tilts
 
 __all__ = ["Correction", "GibbsWeight", "Normalization"]
 
@@ -188,7 +188,6 @@ class GibbsWeight(Weight):
         elif self.target_mean is not None:
             self.target_mean.store(source_points, self.num_reference, generator)
 
-    @torch.no_grad()
     def forward(self, x0: Tensor, x1: Tensor) -> WeightResult:
         """Weights of the pairs (x0[i], x1[i]), computed in log space in at least float32.
 
@@ -199,7 +198,7 @@ class GibbsWeight(Weight):
         """
         if x0.shape != x1.shape or not len(x1):
             raise ValueError(f"pairs must be non-empty and of one shape, got {tuple(x0.shape)} and {tuple(x1.shape)}")
-        a, b = flat_points(x0), flat_points(x1)
+        a, b = flat_points(x0), flat_points(x1)  # without gradient, and so is all that follows
         epsilon = self.epsilon(a.shape[1])
         cost = pair_cost(a, b, self.cost)
         log_weight = self._log_weight(cost, *self._log_marginals(a, b, epsilon), epsilon)
@@ -240,8 +239,8 @@ class GibbsWeight(Weight):
 
     def _normalized(self, log_weight: Tensor, epsilon: float) -> Tensor:
         log_mean = global_log_mean_exp(log_weight)
-        if log_mean.is_cpu or self.normalization == "raw":
-            self._check(log_mean.item(), len(log_weight), epsilon)
+        if isinstance(log_mean, float) or self.normalization == "raw":
+            self._check(float(log_mean), len(log_weight), epsilon)
         if self.normalization == "raw":
             return log_weight.exp()
         if self.normalization == "batch":
@@ -261,12 +260,16 @@ class GibbsWeight(Weight):
                 " use normalization: running, or a larger epsilon"
             )
 
-    def _update(self, log_mean: Tensor) -> None:
+    def _update(self, log_mean: Tensor | float) -> None:
         self._num_updates += 1
-        self.num_updates.add_(1)
         # (1 - decay) / (1 - decay^n): the step that keeps the average bias-corrected at every n.
         rate = (self.decay - 1) / math.expm1(self._num_updates * math.log(self.decay))
-        self.running_log_mean.lerp_(log_mean.to(self.running_log_mean.dtype), rate)
+        self.num_updates.fill_(self._num_updates)
+        if isinstance(log_mean, float):
+            running = self.running_log_mean.item()
+            self.running_log_mean.fill_(running + rate * (log_mean - running))
+        else:
+            self.running_log_mean.lerp_(log_mean.to(self.running_log_mean.dtype), rate)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GibbsWeight:
         """Move with the module; the running mean stays in float32 at least, where steps of one per cent count."""
@@ -283,14 +286,14 @@ class GibbsWeight(Weight):
         share = log_weight.softmax(0)
         ess = effective_share(log_weight)
         self._warn(ess.item(), epsilon)
-        tilted = self.log_weight_matrix(a[:TILT_POINTS], b[:TILT_POINTS])
+        tilt_source, tilt_target = tilts(self.log_weight_matrix(a[:TILT_POINTS], b[:TILT_POINTS]))
         return {
             "ess": ess,
             "max_share": share.max(),
             "weighted_cost": (share * cost).sum(),
             "unweighted_cost": cost.mean(),
-            "tilt_source": squared_variation(torch.logsumexp(tilted, 1)),
-            "tilt_target": squared_variation(torch.logsumexp(tilted, 0)),
+            "tilt_source": tilt_source,
+            "tilt_target": tilt_target,
         }
 
     def _warn(self, ess: float, epsilon: float) -> None:

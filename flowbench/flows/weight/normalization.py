@@ -15,14 +15,23 @@ def is_distributed() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 
-def global_log_mean_exp(log_weight: Tensor) -> Tensor:
-    """Log of the mean of exp over the batch (B,), and over all processes, whose batches may differ in size."""
-    total, count = torch.logsumexp(log_weight, 0), len(log_weight)
+def global_log_mean_exp(log_weight: Tensor) -> Tensor | float:
+    """Log of the mean of exp over the batch (B,), and over all processes, whose batches may differ in size.
+
+    Returns:
+        A number where the weights are on the CPU: operations on one value cost as much there as those on a batch.
+        Elsewhere a tensor of one value, because to read it is to wait for the device.
+    """
+    # torch.logsumexp looks for infinities and takes twice as long, which every step of a small network feels.
+    largest, share, count = log_weight.max(), log_weight.log_softmax(0).max(), len(log_weight)
     if not is_distributed():
-        return total - math.log(count)
-    share = torch.stack([total, total.new_tensor(count)])
-    shares = [torch.empty_like(share) for _ in range(distributed.get_world_size())]
+        if log_weight.is_cpu:
+            return largest.item() - share.item() - math.log(count)
+        return largest - share - math.log(count)
+    sums = torch.stack([largest - share, largest.new_tensor(count)])
+    gathered = [torch.empty_like(sums) for _ in range(distributed.get_world_size())]
     # One exchange of two numbers: every process then finishes the same sum by itself.
-    distributed.all_gather(shares, share)
-    totals, counts = torch.stack(shares).unbind(1)
-    return torch.logsumexp(totals, 0) - counts.sum().log()
+    distributed.all_gather(gathered, sums)
+    totals, counts = torch.stack(gathered).unbind(1)
+    mean = torch.logsumexp(totals, 0) - counts.sum().log()
+    return mean.item() if mean.is_cpu else mean

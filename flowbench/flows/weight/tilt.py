@@ -16,6 +16,7 @@ __all__ = [
     "TransportDecomposition",
     "effective_share",
     "squared_variation",
+    "tilts",
     "transport_decomposition",
 ]
 
@@ -24,6 +25,15 @@ def squared_variation(log_values: Tensor) -> Tensor:
     """Squared coefficient of variation, >= 0, of N positive numbers given by their logarithms, shape (N,)."""
     share = log_values.softmax(0)
     return (len(share) * share.square().sum() - 1).clamp(min=0)
+
+
+def tilts(log_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`squared_variation` of the row and of the column means of weights, given by their logarithms (N, M)."""
+    # One exponential for both: a row that underflows beside the largest entry would have no share of a sum either.
+    share = log_weight.flatten().softmax(0).view_as(log_weight)
+    moments = (torch.var_mean(share.sum(dim), correction=0) for dim in (1, 0))
+    source, target = (variance / mean.square() for variance, mean in moments)
+    return source, target
 
 
 def effective_share(log_weight: Tensor) -> Tensor:
