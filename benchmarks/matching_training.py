@@ -35,8 +35,6 @@ import lightning as L  # isort: skip (after flowbench, whose guard it needs besi
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 NETS = {"mlp": ("toy", 256), "unet": ("digits28", 128)}
-# A step's, to turn seconds into steps.
-ROUGH_SECONDS = {"mlp": 0.005, "unet": 0.2}
 Pair = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
@@ -62,19 +60,16 @@ def experiment(net: str, overrides: list[str], file: str = "cfm") -> Experiment:
     )
 
 
-def ours(net: str, overrides: list[str], file: str = "cfm", starting: float = 0.0) -> Callable[[int], list[float]]:
+def ours(net: str, overrides: list[str], file: str = "cfm") -> Callable[[int], list[float]]:
     """Seconds of each of some training steps through Lightning, as `flowbench fit` trains.
 
     Args:
         net: which network.
         overrides: changes of the experiment.
         file: the experiment's name.
-        starting: seconds of training before the steps that count, for a process beside it to get up.
     """
 
     def steps(num: int) -> list[float]:
-        counted = num
-        num += round(starting / ROUGH_SECONDS[net])
         with tempfile.TemporaryDirectory() as folder:
             built = experiment(net, overrides, file).build()
             data = built.datamodule
@@ -98,7 +93,7 @@ def ours(net: str, overrides: list[str], file: str = "cfm", starting: float = 0.
                 default_root_dir=folder,
             )
             trainer.fit(built.model, datamodule=data)
-            return [stop - start for start, stop in pairwise(clock.starts)][-counted:]
+            return [stop - start for start, stop in pairwise(clock.starts)]
 
     return steps
 
@@ -159,15 +154,13 @@ def contestants(net: str) -> dict[str, Callable[[int], list[float]]]:
     family = "model.class_path=flowbench.families"
     coupling = "model.init_args.coupling.class_path=flowbench"
     ot = "model.init_args.coupling.init_args.coupling.class_path=flowbench.flows.OptimalTransportCoupling"
-    two = [f"model.init_args.coupling.init_args.{option}" for option in ("ahead=4", "workers=2")]
     found = {
         "hand-written": loop(net, independent, fused=False),
         "hand-written, fused AdamW": loop(net, independent, fused=True),
         "cfm": ours(net, []),
         "wcfm": ours(net, [f"{family}.WeightedCFM"]),
         "ot_cfm": ours(net, [f"{coupling}.flows.OptimalTransportCoupling"]),
-        "ot_cfm, ahead": ours(net, [f"{coupling}.families.StreamPairing", ot], starting=15.0),
-        "ot_cfm, two ahead": ours(net, [f"{coupling}.families.StreamPairing", ot, *two], starting=15.0),
+        "ot_cfm, ahead": ours(net, [f"{coupling}.families.StreamPairing", ot]),
     }
     if net == "mlp":  # the other contenders of wcfm_2d
         weight = "model.init_args.weight.init_args"
@@ -188,7 +181,6 @@ RATIOS = [
     ("wcfm", "cfm"),
     ("ot_cfm", "cfm"),
     ("ot_cfm, ahead", "cfm"),
-    ("ot_cfm, two ahead", "cfm"),
     ("torchcfm OT-CFM", "torchcfm I-CFM"),
 ]
 

@@ -262,7 +262,7 @@ def test_closing_drops_what_is_queued_and_ends_the_threads():
 
 def test_what_a_thread_is_refused_is_said_when_its_group_comes():
     pairing = StreamPairing(Watched(refused=2), ahead=1)
-    with pytest.raises(ValueError, match="^no more points are coupled$"):
+    with pytest.raises(ValueError, match=r"^no more points are coupled$"):
         pairs_of(pairing, points(), range(5))
     pairing.close()
 
