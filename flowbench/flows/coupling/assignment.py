@@ -5,7 +5,7 @@ start near the optimum are short. The matched pairs of the half stay tight, so o
 for at the next size. Every potential stays feasible, so the last matching is optimal whatever the order of the points;
 the order only decides the time, which is least where both halves are alike, as they are in a batch.
 
-The searches are those of Jonker and Volgenant (1987, doi 10.1007/BF02278710) without their initialisation.
+The searches, and the bids before them, are those of Jonker and Volgenant (1987, doi 10.1007/BF02278710).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
 _SMALLEST = 32  # rows of the first problem at most; half or twice as many take as long
+_MAX_BIDS = 4  # rows in a chain that outbid one another; longer chains find less than they cost
 
 
 class _Dual(NamedTuple):
@@ -114,17 +115,47 @@ def _match_rows(cost: Floats, dual: _Dual, size: int) -> None:
     tree = np.full(2 * leaves, np.inf)
     for i in range(size):
         if dual.column_of[i] < 0:
-            for j in range(size):
-                tree[leaves + j] = cost[i, j] - dual.columns[j]
-            nearest = _nearest(tree)
-            dual.rows[i] = tree[1]
-            if dual.row_of[nearest] < 0:
-                dual.row_of[nearest], dual.column_of[i] = i, nearest
+            _bid(cost, dual, tree, size, i)
     indices, floats = np.empty((2, size), np.int64), np.empty(size)
     search = _Search(tree, indices[0], dual.columns[:size].copy(), indices[1], floats)
     for i in range(size):
         if dual.column_of[i] < 0:
             _augment(cost, dual, search, i)
+
+
+@compiled
+def _bid(cost: Floats, dual: _Dual, tree: Floats, size: int, row: int) -> None:
+    """Give a free row its nearest column, at a price that makes it no nearer than the second; then the outbid row.
+
+    Where two columns are nearest and the first is taken the chain ends: searches settle ties.
+    """
+    distance = tree[tree.size // 2 :][:size]
+    for _ in range(_MAX_BIDS):
+        for j in range(size):
+            distance[j] = cost[row, j] - dual.columns[j]
+        column = _nearest(tree)
+        least, second, former = tree[1], _second(tree, column), dual.row_of[column]
+        dual.rows[row] = second
+        dual.columns[column] -= second - least
+        if former >= 0 and second <= least:
+            return
+        dual.row_of[column], dual.column_of[row] = row, column
+        if former < 0:
+            return
+        dual.column_of[former] = -1
+        row = former
+
+
+@compiled
+def _second(tree: Floats, leaf: int) -> float:
+    """The least of the other leaves."""
+    least, width = np.inf, tree.size // 4
+    while width > 0:
+        sibling = leaf - width if leaf >= width else leaf + width
+        least = min(least, tree[2 * width + sibling])
+        leaf %= width
+        width //= 2
+    return least
 
 
 @compiled
