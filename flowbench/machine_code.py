@@ -17,7 +17,8 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     """Compile a function at its first call, and keep the code on disk for later processes.
 
     The code is kept beside the source or, where that is read-only, in the user's cache (``NUMBA_CACHE_DIR`` names
-    another place); without any such folder each process compiles anew, a few seconds. Other threads run meanwhile.
+    another place); without any such folder each process compiles anew, a few seconds. A folder that is full stops the
+    run, as it does anywhere else. While the code runs, other threads can.
     """
     try:
         return njit(cache=True, nogil=True)(function)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-__all__ = ["is_usable", "product"]
+__all__ = ["in_forward_mode", "is_usable", "needs_derivatives", "product"]
 
 # PyTorch's compiler emits this operator; it is not part of the public interface, hence the test for its presence.
 _AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -21,6 +21,19 @@ _AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, 
 def is_usable() -> bool:
     """Whether this build of PyTorch has the operator and the user has not turned oneDNN off."""
     return _AVAILABLE and bool(torch.backends.mkldnn.enabled)
+
+
+def in_forward_mode() -> bool:
+    """Whether forward-mode derivatives are being taken, which oneDNN's operator would drop without a word.
+
+    PyTorch has no public question for it; where the private name is missing the answer is yes, which is always right.
+    """
+    return bool(getattr(torch.autograd.forward_ad, "_current_level", 0) >= 0)
+
+
+def needs_derivatives(*tensors: Tensor) -> bool:
+    """Whether derivatives of what is computed from these tensors may be asked for."""
+    return in_forward_mode() or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
 
 
 def product(x_RI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:

@@ -251,7 +251,7 @@ class FlowMatching(FlowModule):
         self.pairing.setup(self, data if isinstance(data, FlowDataModule) else None)
 
     def on_fit_end(self) -> None:
-        """Let the pairing's processes and files go."""
+        """Let the pairing's threads and files go."""
         self.pairing.close()
 
     def configure_callbacks(self) -> list[L.Callback]:
@@ -452,7 +452,7 @@ class FlowMatching(FlowModule):
 
 
 class _ClosePairing(L.Callback):
-    """Lets the pairing's processes and files go when training breaks off."""
+    """Lets the pairing's threads and files go when training breaks off."""
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
         if isinstance(module, FlowMatching):

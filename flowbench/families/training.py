@@ -138,6 +138,7 @@ class TrainingModule(L.LightningModule):
         value = self.trainer.strategy.reduce(loss.total.detach(), reduce_op="mean")
         if not torch.isfinite(value):
             raise NonFiniteLossError(self._divergence_message(value, batch))
+        self._noted = {}  # of a step that broke off
         if self._is_logging_step():
             total = loss.total.detach()
             self.log("train/loss", total, prog_bar=True, logger=False, batch_size=len(batch))

@@ -49,7 +49,7 @@ class _OneDNNLinear(torch.autograd.Function):
         x_RI, weight_OI = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         # Higher derivatives take PyTorch's own products, which know theirs.
-        product = F.linear if torch.is_grad_enabled() or _in_forward_mode() else onednn.product
+        product = F.linear if torch.is_grad_enabled() or onednn.in_forward_mode() else onednn.product
         return (
             product(grad_RO, weight_OI.T) if needs_x else None,
             product(grad_RO.T, x_RI.T) if needs_weight else None,
@@ -71,13 +71,5 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()  # the compiler chooses its own products
         and not torch.jit.is_tracing()
-        and not _in_forward_mode()
+        and not onednn.in_forward_mode()
     )
-
-
-def _in_forward_mode() -> bool:
-    """Whether forward-mode derivatives are being taken, which oneDNN's operator would drop without a word.
-
-    PyTorch has no public question for it; where the private name is missing the answer is yes, which is always right.
-    """
-    return bool(getattr(torch.autograd.forward_ad, "_current_level", 0) >= 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -192,10 +193,12 @@ class Watched(OptimalTransportCoupling):
         self.threads: list[str] = []
         self.may_go = threading.Event()
         self.may_go.set()
+        self.is_asked = threading.Event()
         self.refused = refused
 
     def _pair(self, x0, x1, generator, condition):
         self.threads.append(threading.current_thread().name)
+        self.is_asked.set()
         assert self.may_go.wait(60)
         if self.refused is not None and len(self.threads) > self.refused:
             raise ValueError("no more points are coupled")
@@ -250,6 +253,7 @@ def test_closing_drops_what_is_queued_and_ends_the_threads():
     futures = [future for _, future in pairing._stream.queued.values()]
     pool = of_the_pool()
     assert len(pool) == 1
+    assert watched.is_asked.wait(60)
     pairing.close()
     assert [future.cancelled() for future in futures[1:]] == [True, True]
     watched.may_go.set()
@@ -261,23 +265,38 @@ def test_closing_drops_what_is_queued_and_ends_the_threads():
 
 
 def test_what_a_thread_is_refused_is_said_when_its_group_comes():
-    pairing = StreamPairing(Watched(refused=2), ahead=1)
+    watched = Watched(refused=2)
+    pairing, data = StreamPairing(watched, ahead=1), points()
+    assert len(pairs_of(pairing, data, range(2))) == 2
+    refused = data.train_batch_at(2 * SIZE)
     with pytest.raises(ValueError, match=r"^no more points are coupled$"):
-        pairs_of(pairing, points(), range(5))
+        pairing.pairs(flow_for(data), refused.x, None, refused, torch.Generator())
+    assert watched.threads[2].startswith("flowbench-coupling")
     pairing.close()
 
 
-def test_solving_leaves_this_thread_its_number_of_threads():
+def test_solves_leave_every_thread_its_number_of_threads():
+    """Two that overlap too: PyTorch's number for threads to come is one for the whole process."""
     before = torch.get_num_threads()
     noise, x1 = torch.randn(2, 40, 3, generator=generator(0))
     problem = Problem(noise, x1, None, 0)
     torch.set_num_threads(2)
+    slow = Watched()
+    slow.may_go.clear()
     try:
-        found = solve(OptimalTransportCoupling(), problem)
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(solve, slow, problem, 2)
+            assert slow.is_asked.wait(60)
+            second = pool.submit(solve, OptimalTransportCoupling(), problem, 2).result()
+            slow.may_go.set()
+            found = first.result()
         assert torch.get_num_threads() == 2
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 2
     finally:
         torch.set_num_threads(before)
     assert found.seconds > 0
+    assert torch.equal(found.index, second.index)
     assert torch.equal(found.index, OptimalTransportCoupling()(noise, x1, generator(1)))
 
 

@@ -118,6 +118,20 @@ def test_gradient_accumulation_draws_fresh_noise_per_micro_batch(tmp_path):
     assert len(draws) == len(set(draws)) == 4
 
 
+def test_a_step_that_breaks_off_is_not_written_by_the_next_fit(tmp_path):
+    class Break(L.Callback):
+        def on_after_backward(self, trainer, module):
+            raise KeyError("broken off")
+
+    flow = model("cfm")
+    with pytest.raises(KeyError):
+        trainer(tmp_path, max_steps=3, log_every_n_steps=1, callbacks=[Break()]).fit(flow, digits())
+    logger = CSVLogger(tmp_path, "next")
+    trainer(tmp_path, max_steps=3, log_every_n_steps=3, logger=logger).fit(flow, digits())
+    with open(Path(logger.log_dir) / "metrics.csv") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["2"]
+
+
 @pytest.mark.filterwarnings("ignore:the Gibbs weight keeps")
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_logging_step_is_one_row_with_the_loss_and_every_diagnostic(accumulate, tmp_path):

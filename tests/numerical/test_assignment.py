@@ -122,11 +122,13 @@ def test_no_folder_to_write_to_costs_only_time(tmp_path: Path):
     program = f"""
 import runpy
 import numba.core.caching as caching
+assert caching.CacheImpl._locator_classes
 caching.CacheImpl._locator_classes = []
 print(runpy.run_path({str(source)!r})["twice"](21))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ, check=True)
     assert done.stdout == "42\n"
+    assert not list(tmp_path.rglob("*.nbi"))
 
 
 @pytest.mark.slow

@@ -205,6 +205,22 @@ def test_distances_of_float32_points_match_differences(dim: int, offset: float):
     assert felt.abs().max() < (2e-7 if in_float32 else 1e-12)
 
 
+@pytest.mark.parametrize("dim", [3, 600])
+def test_distances_keep_their_derivatives_and_their_digits_under_autocast(dim: int):
+    x0, x1 = (x.float() for x in clouds(0, 20, 30, dim))
+    with torch.autocast("cpu", torch.bfloat16):
+        low = squared_distances(x0, x1)
+        with torch.backends.mkldnn.flags(enabled=False):
+            lower = squared_distances(x0, x1)
+    plain = squared_distances(x0, x1)
+    torch.testing.assert_close(low, plain, rtol=1e-6, atol=0)
+    torch.testing.assert_close(lower, plain, rtol=1e-5, atol=0)
+    (grad,) = torch.autograd.grad(squared_distances(x0.requires_grad_(), x1).sum(), x0)
+    torch.testing.assert_close(grad, 2 * (30 * x0 - x1.sum(0)).detach(), rtol=1e-4, atol=1e-3)
+    _, tangent = torch.func.jvp(lambda x: squared_distances(x, x1).sum(), (x0.detach(),), (torch.ones_like(x0),))
+    assert tangent.item() == pytest.approx(grad.sum().item(), rel=1e-3)
+
+
 def test_far_points_of_many_dimensions_keep_their_digits():
     """A float32 product of points far from the origin would leave no digit of their distances."""
     x0, x1 = (x.float() + 1e4 for x in clouds(3, 40, 40, 600))

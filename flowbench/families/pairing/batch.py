@@ -72,7 +72,7 @@ class Pairing(ABC):
         return batch_size
 
     def close(self) -> None:  # noqa: B027 - most rules hold nothing
-        """Let go of processes and files; nothing happens at a second call."""
+        """Let go of threads and files; nothing happens at a second call."""
 
 
 class BatchPairing(Pairing):

@@ -43,18 +43,22 @@ class Solved:
     seconds: float
 
 
-def solve(coupling: Coupling, problem: Problem) -> Solved:
-    """Ask a coupling, on one thread, so that the answer is the same on any machine and in any thread.
+def solve(coupling: Coupling, problem: Problem, num_threads: int) -> Solved:
+    """Ask a coupling; inside it PyTorch computes on one thread, so that the answer does not depend on who asks.
+
+    Args:
+        coupling: what is asked.
+        problem: and about what.
+        num_threads: PyTorch's threads afterwards. Asked for here the number could be that of another solve.
 
     Raises:
         ValueError: what the coupling refuses.
     """
     start = time.perf_counter()
     rng = torch.Generator().manual_seed(problem.seed)
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums of distances depend on it in their last bits, and ties with them
     try:
         index = coupling(problem.noise, problem.points, rng, problem.condition)
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(num_threads)
     return Solved(index.to(torch.int64), time.perf_counter() - start)

@@ -64,7 +64,7 @@ class StreamPairing(Pairing):
 
     Args:
         coupling: chooses a source point for every data point of a group; None is exact optimal transport. It is given
-            the labels of the data where the flow is conditional.
+            the labels of the data where the flow is conditional. Threads call one object, so a call must not change it.
         oversample: consecutive batches in one problem, >= 1.
         gather: one problem over all processes, solved by the first of them and sent to the others; else each process
             solves its own share.
@@ -88,7 +88,7 @@ class StreamPairing(Pairing):
         if oversample < 1:
             raise ValueError(f"oversample must be at least 1, got {oversample}: 1 is the batch itself")
         if ahead < 0:
-            raise ValueError(f"ahead must be at least 0, got {ahead}: 0 solves in the training process")
+            raise ValueError(f"ahead must be at least 0, got {ahead}: 0 solves in line")
         if not 1 <= workers <= max(1, ahead):
             raise ValueError(
                 f"workers must lie in [1, ahead], got workers={workers} and ahead={ahead}: each needs a group to solve"
@@ -137,7 +137,7 @@ class StreamPairing(Pairing):
         return self._stream.pairs(flow, x1, label, batch.position)
 
     def close(self) -> None:
-        """Stop looking ahead; what is queued is not solved."""
+        """Stop looking ahead: what is queued is not solved, and only the end of the process waits for what is."""
         if self._stream is not None and self._stream.threads is not None:
             self._stream.threads.shutdown(wait=False, cancel_futures=True)
         self._stream = None
@@ -163,6 +163,7 @@ class _Stream:
         self.data.trainer, self.data.dequantize = None, "none"
         self.latents = _cached_latents(flow, data)
         self.solves = self.rank == 0 or not options.gather
+        self.num_threads = torch.get_num_threads()
         has_threads = self.solves and options.ahead > 0
         self.threads = ThreadPoolExecutor(options.workers, "flowbench-coupling") if has_threads else None
         self.queued: dict[int, tuple[Problem, Future[Solved]]] = {}
@@ -225,7 +226,7 @@ class _Stream:
         problem, future = self.queued.pop(number, (None, None))
         if problem is None or future is None:
             problem = self._problem(flow, number)
-            return problem.noise, solve(self.options.coupling, problem)
+            return problem.noise, solve(self.options.coupling, problem, self.num_threads)
         return problem.noise, future.result()
 
     def _work_ahead(self, flow: FlowMatching, number: int) -> None:
@@ -238,10 +239,11 @@ class _Stream:
             if following not in self.queued:
                 try:
                     problem = self._problem(flow, following)
+                    future = self.threads.submit(solve, self.options.coupling, problem, self.num_threads)
                 except Exception:
                     # Met again, and told to the other processes, when the group's turn comes.
                     return
-                self.queued[following] = (problem, self.threads.submit(solve, self.options.coupling, problem))
+                self.queued[following] = (problem, future)
 
     # ---- what is coupled --------------------------------------------------------------------------------
 

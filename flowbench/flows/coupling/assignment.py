@@ -2,8 +2,8 @@
 
 Dual potentials that are optimal for half of the rows and columns are nearly so for all of them, and searches that
 start near the optimum are short. The matched pairs of the half stay tight, so only the other half's rows are searched
-for at the next size. Every potential stays feasible, so the last matching is optimal whatever the order of the points;
-the order only decides the time, which is least where both halves are alike, as they are in a batch.
+for at the next size. Potentials stay feasible, so the last matching is optimal whatever the order of the points; the
+order only decides the time, which is least where both halves are alike, as they are in a batch.
 
 The searches, and the bids before them, are those of Jonker and Volgenant (1987, doi 10.1007/BF02278710).
 """
@@ -66,7 +66,7 @@ def assign(cost: Tensor) -> Tensor:
     """The permutation of the rows that costs least, exactly.
 
     Args:
-        cost: float64 costs on the CPU, shape (N, N), finite.
+        cost: costs on the CPU, shape (N, N), finite; computed with in float64.
 
     Returns:
         int64 row indices, shape (N,): column j is served by row ``index[j]``. A deterministic function of the
@@ -209,7 +209,7 @@ def _relax(distance: Floats, search: _Search, costs: Floats, row: int, offset: f
 
 @compiled
 def _nearest(tree: Floats) -> int:
-    """The first index of the least leaf.
+    """An index of the least leaf.
 
     Node k in a level of h nodes is ``tree[h + k]`` and holds the lesser of nodes k and k + h of the next level, so
     that a level is one vectorised pass over the two halves of the next one; the index is found on the way back.

@@ -78,12 +78,19 @@ def squared_distances(x0: Tensor, x1: Tensor) -> Tensor:
         # Distances do not feel a common shift, but the expanded square loses digits to it.
         centre = b.mean(0, dtype=torch.float64)
         a, b = a.double() - centre, b.double() - centre
-    product = onednn.product(a, b) if a.dtype == torch.float32 and onednn.is_usable() else a @ b.T
-    cost = product.double()
+    cost = _product(a, b).double()
     cost.mul_(-2).add_(_squared_norms(a)[:, None]).add_(_squared_norms(b))
     if not cost.sum().isfinite():
         raise ValueError("a coupling met non-finite source or data points: check the data and the network's inputs")
     return cost.clamp_(min=0)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b.T`` in the precision of the points, even under autocast."""
+    if a.dtype == torch.float32 and onednn.is_usable() and not onednn.needs_derivatives(a, b):
+        return onednn.product(a, b)
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b.T
 
 
 def _squared_norms(points: Tensor) -> Tensor:

@@ -251,7 +251,7 @@ class GibbsWeight(Weight):
         return weight
 
     def _check(self, log_mean: float, num: int, epsilon: float) -> None:
-        # Points at infinity have weight zero, not NaN: only where all are does the mean show it.
+        # Points at infinity have weight zero: only where all are does the mean show it.
         if not math.isfinite(log_mean):
             raise ValueError("the weight met points that are not finite: check the data, the source and their scale")
         if self.normalization == "raw" and log_mean + math.log(num) < math.log(torch.finfo(torch.float32).tiny):

@@ -23,12 +23,12 @@ def global_log_mean_exp(log_weight: Tensor) -> Tensor | float:
         Elsewhere a tensor of one value, because to read it is to wait for the device.
     """
     # torch.logsumexp looks for infinities and takes twice as long, which every step of a small network feels.
-    largest, share, count = log_weight.max(), log_weight.log_softmax(0).max(), len(log_weight)
     if not is_distributed():
+        largest, share, count = log_weight.max(), log_weight.log_softmax(0).max(), len(log_weight)
         if log_weight.is_cpu:
             return largest.item() - share.item() - math.log(count)
         return largest - share - math.log(count)
-    sums = torch.stack([largest - share, largest.new_tensor(count)])
+    sums = torch.stack([torch.logsumexp(log_weight, 0), log_weight.new_tensor(len(log_weight))])
     gathered = [torch.empty_like(sums) for _ in range(distributed.get_world_size())]
     # One exchange of two numbers: every process then finishes the same sum by itself.
     distributed.all_gather(gathered, sums)
