@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from flowbench.bench.benchfile import BenchFile, Contender, Task, load_bench_fil
 from flowbench.bench.machine import Policy, choose_policy
 from flowbench.bench.mappings import merge
 from flowbench.bench.status import read_status
+from flowbench.bench.vocabulary import is_known, nearest
 from flowbench.config import ConfigError, compose, fingerprint
 
 __all__ = ["Cell", "Plan", "make_plan", "pair_name", "plan_lines", "plan_table"]
@@ -264,7 +265,16 @@ def plan_lines(plan: Plan) -> str:
     ]
     if kind == "train_seconds" and plan.policy.jobs > 1:
         lines.append(f"training seconds are taken under {plan.policy.jobs} concurrent cells")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_unknown_metrics(plan)])
+
+
+def _unknown_metrics(plan: Plan) -> Iterator[str]:
+    """A line for each metric of the claims that flowbench does not have: a slip, or one of the user's own."""
+    named = {side.metric for claim in plan.bench.claims for side in claim.quantities}
+    for metric in sorted(name for name in named if not is_known(name)):
+        like = nearest(metric)
+        hint = f" (nearest: {like})" if like else ""
+        yield f"a claim names {metric!r}, no metric of flowbench{hint}: undecided unless one of your own is called so"
 
 
 def _state(cells: Sequence[Cell]) -> str:
