@@ -38,20 +38,23 @@ def _table(title: str, rows: Rows) -> str:
 
 
 def data_table() -> str:
-    """The catalogue with shape, classes, sizes, licence and whether each dataset is here, as text."""
+    """The catalogue with shape, classes, sizes, licence, and whether and where each dataset is here, as text."""
+    from flowbench.core.places import data_root
     from flowbench.data.inventory import inventory
-    from flowbench.data.store import data_root
 
     header = ("name", "shape", "classes", "train + val + test", "download", "present", "licence")
     lines = [header]
-    for row in inventory(data_root()):
+    rows = inventory()
+    for row in rows:
         sizes = " + ".join(f"{n:,}" for n in row.num_samples.values()) or "-"
         download = f"{row.download_mb:.0f} MB" if row.download_mb else "none"
         shape = "x".join(map(str, row.shape))
         classes = str(row.num_classes or "-")
         lines.append((row.name, shape, classes, sizes, download, "yes" if row.present else "no", row.licence))
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+    table = ["  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+    places = [f"{row.name} lies in {row.folder}" for row in rows if row.folder]
+    return "\n".join([*table, "", *places, f"downloads go to {data_root()} (FLOWBENCH_DATA names another folder)"])
 
 
 def _classes(room: str, keep: Callable[[type], bool]) -> Rows:

@@ -73,11 +73,11 @@ def _data(arguments: argparse.Namespace) -> int:
         return 0
     if not arguments.names:
         raise UsageError("data get needs the name of a dataset; see flowbench data list")
+    from flowbench.core.places import data_root
     from flowbench.data.inventory import get
-    from flowbench.data.store import data_root
 
     for name in arguments.names:
-        get(name, data_root())
+        get(name, data_root(name))
     return 0
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from filelock import FileLock
 
+from flowbench.core.places import cached, locked
 from flowbench.data import FlowDataModule
 from flowbench.metrics import (
     FIDELITY_DIMENSIONS,
@@ -26,7 +26,6 @@ from flowbench.metrics import (
     train_classifier,
 )
 from flowbench.metrics.features import NormFeatures
-from flowbench.metrics.weights import cache_dir
 from flowbench.seeds import derive_seed
 
 __all__ = ["get_extractor"]
@@ -82,11 +81,10 @@ def _classifier(name: str, data: FlowDataModule, device: Device) -> ClassifierFe
     # What the flow is trained on must not change the features that it is measured with.
     count = len(labels) - (len(data.split("val")) if data.train_on_val else 0)
     settings = classifier_settings(data.spec.shape, count)
-    path = cache_dir() / f"{name}-{data.spec.version}-v{settings.version}.pt"
+    path = cached(f"{name}-{data.spec.version}-v{settings.version}.pt")
     if path.is_file():  # files appear whole; a cache that is there may be read-only
         return ClassifierFeatures(load_classifier(path).to(device), name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
+    with locked(path):
         if not path.is_file():
             print(f"training the classifier {name} once", file=sys.stderr, flush=True)
             seed = derive_seed(settings.version, name) % 2**31

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flowbench.data import FlowDataModule
-from flowbench.evaluation import cache_dir, extractors, get_extractor
+from flowbench.evaluation import extractors, get_extractor
 from flowbench.evaluation.samples import RealSet
 from flowbench.metrics import ClassifierFeatures, IdentityFeatures, classification_accuracy
 
@@ -222,13 +222,6 @@ def test_other_data_in_the_same_file_get_a_classifier_of_their_own(cache, short_
     second = get_extractor("npz-cnn", FlowDataModule("npz", str(tmp_path / "own.npz")))
     assert len(short_training) == 2
     assert first.checksum != second.checksum
-
-
-def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
-    monkeypatch.setenv("FLOWBENCH_CACHE", str(tmp_path))
-    assert cache_dir() == tmp_path
-    monkeypatch.delenv("FLOWBENCH_CACHE")
-    assert str(cache_dir()) == "data/cache"
 
 
 def test_norms_need_no_network(cache):
