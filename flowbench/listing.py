@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from flowbench.core.resources import PREFIX, experiment_names, resource
+
 __all__ = ["data_table", "listing"]
 
 Rows = list[tuple[str, str]]
@@ -99,14 +101,20 @@ def _datasets() -> Rows:
 
 
 def _experiments() -> Rows:
-    return [(str(path), _comment(path)) for path in _yaml_files() if "base" not in path.parts]
+    return [(name, _comment(path)) for name, path in _yaml_files() if not _is_part(name)]
 
 
-def _yaml_files() -> Iterable[Path]:
-    """Experiment files of the working directory, or else of the checkout the package lies in."""
-    checkout = Path(__file__).resolve().parents[1] / "experiments"
-    here = Path("experiments")
-    return sorted((here if here.is_dir() else checkout).rglob("*.yaml"))
+def _is_part(name: str) -> bool:
+    """Whether an experiment file lies in a folder of what others are based on."""
+    return "base" in Path(name.removeprefix(PREFIX)).parts
+
+
+def _yaml_files() -> Iterable[tuple[str, Path]]:
+    """Experiment files of the working directory, then those that ship, by the names that ``-c`` takes."""
+    here, shipped = Path("experiments"), resource("experiments")
+    yield from ((str(path), path) for path in sorted(here.rglob("*.yaml")))
+    if here.resolve() != shipped:
+        yield from ((f"{PREFIX}{name}", shipped / name) for name in experiment_names())
 
 
 def _comment(path: Path) -> str:
