@@ -18,7 +18,7 @@ from torch import Tensor
 from flowbench.core.places import cached, locked
 from flowbench.data import DataSpec, FlowDataModule
 from flowbench.evaluation.gather import gather_by_index
-from flowbench.metrics import FeatureExtractor, FeatureStatistics, extract, load_statistics, save_statistics
+from flowbench.metrics import FeatureExtractor, FeatureStatistics, Moments, extract, load_statistics, save_statistics
 from flowbench.storage import write_atomic
 
 __all__ = ["Collector", "DrawnSet", "Images", "RealSet", "SampleSet"]
@@ -75,6 +75,10 @@ class SampleSet(ABC):
         if key not in self._statistics:
             self._statistics[key] = self._sums(extractor, key[1])
         return self._statistics[key]
+
+    def moments(self, extractor: FeatureExtractor, count: int) -> Tensor | Moments:
+        """What a Frechet distance to the first `count` samples is taken from: their sums, or their features."""
+        return self.statistics(extractor, count)
 
     def _sums(self, extractor: FeatureExtractor, count: int) -> FeatureStatistics:
         return FeatureStatistics.from_features(self.features(extractor, count))
@@ -267,6 +271,11 @@ class RealSet(SampleSet):
             "protocol": extractor.protocol,
             "count": count,
         }
+
+    def moments(self, extractor: FeatureExtractor, count: int) -> Tensor | Moments:
+        """See :meth:`SampleSet.moments`; fewer pixels-as-features than there are of them need no D x D matrix."""
+        few = count < extractor.dimension and not self._is_cached(extractor)
+        return self.features(extractor, count) if few else self.statistics(extractor, count)
 
     def _is_cached(self, extractor: FeatureExtractor) -> bool:
         """Points, raw pixels and their norms are cheaper to take than to keep."""
