@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only
-
+from flowbench.core.remarks import say_once
 from flowbench.data import USER_FORMATS, DataSpec
 from flowbench.data.catalogue import declared_spec
 from flowbench.metrics.weights import efficientnet_weights
@@ -41,7 +39,7 @@ def resolve_features(name: str, dataset: str, spec: DataSpec) -> str:
     if name != AUTO:
         return name
     found, reason = _without_weights(dataset, spec) or _with_weights()
-    _say_once(f"features: auto takes {found} for {dataset}: {reason}")
+    say_once(f"features: auto takes {found} for {dataset}: {reason}")
     return found
 
 
@@ -97,9 +95,3 @@ def _weights_fault() -> str | None:
     except (ValueError, OSError) as error:
         return " ".join(str(error).split())
     return None
-
-
-@cache
-@rank_zero_only
-def _say_once(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -7,11 +7,13 @@ import math
 from torch import Tensor
 
 from flowbench import metrics as pure
+from flowbench.core.remarks import say_once
 from flowbench.evaluation.feature_metrics import FeatureMetric
 from flowbench.evaluation.metric import distance
 from flowbench.evaluation.subject import Measurement, Subject
 from flowbench.metrics import FeatureExtractor, Moments
 from flowbench.packages import sha256_of
+from flowbench.sample_size import sample_size_warning
 from flowbench.seeds import generator
 
 __all__ = ["FrechetDistance", "FrechetInfinity"]
@@ -71,7 +73,10 @@ class _FrechetMetric(FeatureMetric):
         return f"statistics-{digest}-{moments.count or 'foreign-unknown-N'}"
 
     def _result(self, subject: Subject, name: str, value: float, extra: str = "") -> Measurement:
-        n, _ = self.counts(subject)
+        n, m = self.counts(subject)
+        dimension = subject.extractors[self.features].dimension
+        if (count := n if self.statistics else min(n, m)) <= dimension:
+            say_once(f"{self.label('fd')}: {sample_size_warning(count, dimension)}")
         protocol = f"{subject.extractors[self.features].protocol}/{self._against(subject)}/{n}{extra}"
         return Measurement(self.label(name), value, n, f"{protocol}{subject.sweep_suffix}")
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
+from flowbench.core.remarks import say_once
 from flowbench.data import DataSpec, FlowDataModule, list_datasets
 from flowbench.evaluation import (
     ClassAccuracy,
@@ -30,10 +32,10 @@ from .evaluator_runs import evaluator, flow, quick, trainer
 def fresh(monkeypatch: pytest.MonkeyPatch):
     """As in a new process that may not download."""
     monkeypatch.setenv("FLOWBENCH_OFFLINE", "1")
-    for held in (auto_features._weights_fault, auto_features._say_once):
+    for held in (auto_features._weights_fault, say_once):
         held.cache_clear()
     yield
-    for held in (auto_features._weights_fault, auto_features._say_once):
+    for held in (auto_features._weights_fault, say_once):
         held.cache_clear()
 
 
@@ -92,7 +94,7 @@ def test_a_registry_that_cannot_be_reached_is_asked_once_a_process(monkeypatch):
 
 
 def test_other_processes_are_silent(capsys, monkeypatch):
-    monkeypatch.setattr(auto_features.rank_zero_only, "rank", 1, raising=False)
+    monkeypatch.setattr(rank_zero_only, "rank", 1, raising=False)
     assert resolve_features("auto", "own", spec(2)) == "identity"
     assert not capsys.readouterr().err
 
@@ -174,7 +176,7 @@ def folder(path: Path, count: int, mode: str, size: int) -> Path:
 
 
 @pytest.mark.parametrize(("mode", "size", "count"), [("L", 12, 60), ("RGBA", 8, 60), ("RGB", 6, 12)])
-def test_a_folder_without_labels_is_measured(tmp_path, mode, size, count):
+def test_a_folder_without_labels_is_measured(tmp_path, capsys, mode, size, count):
     """Grey and small, with transparency, and a dozen of them."""
     data = FlowDataModule("image_folder", str(folder(tmp_path / "photos", count, mode, size)), batch_size=8)
     made = evaluator(metrics())
@@ -182,6 +184,8 @@ def test_a_folder_without_labels_is_measured(tmp_path, mode, size, count):
     rows = {row.metric: row.value for row in made.rows}
     assert np.isfinite([rows["fd[identity]"], rows["authenticity[identity]"]]).all()
     assert not any(name.startswith("class_accuracy") for name in rows)
+    few = f"fd[identity]: N={min(20, len(data.split('train')))} samples of {data.spec.num_dims} features"
+    assert capsys.readouterr().err.count(few) == 1
     floor = {row.contender: row.value for row in made.reference_rows(data) if row.metric == "fd[identity]"}
     assert set(floor) == {"floor", "noise", "gaussian", "gmm"}
     if len(data.split("test")) == 1:
