@@ -55,8 +55,8 @@ def data_table() -> str:
         lines.append((row.name, shape, classes, sizes, download, "yes" if row.present else "no", row.licence))
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     table = ["  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-    places = [f"{row.name} lies in {row.folder}" for row in rows if row.folder]
-    return "\n".join([*table, "", *places, f"downloads go to {data_root()} (FLOWBENCH_DATA names another folder)"])
+    places = [f"here: {row.folder}" for row in rows if row.folder]
+    return "\n".join([*table, *places, f"downloads go to {data_root()} (FLOWBENCH_DATA names another folder)"])
 
 
 def _classes(room: str, keep: Callable[[type], bool]) -> Rows:
