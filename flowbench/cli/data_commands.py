@@ -134,7 +134,7 @@ COMMANDS = {
     "evaluate": Command(
         "score images that any code made, with the evaluator and the rows of everybody else",
         "  flowbench evaluate --samples samples.npz --data cifar10 --num-reference 10000\n"
-        "  flowbench evaluate --samples folder -c experiments/cifar10/tiny/cfm.yaml --name stranger\n"
+        "  flowbench evaluate --samples folder -c flowbench:cifar10/tiny/cfm.yaml --name stranger\n"
         "  flowbench evaluate --samples folder --bench runs/families_cifar10 --name stranger",
         _evaluate_options,
         _evaluate,

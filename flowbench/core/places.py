@@ -21,6 +21,9 @@ __all__ = ["NO_ROOM", "cache_dir", "cached", "data_root", "data_roots", "expand"
 NO_ROOM = frozenset({errno.EROFS, errno.ENOSPC, errno.EDQUOT})
 """Errors of a disk that is full or read-only."""
 
+# Errors of a folder that is somebody else's, or no folder.
+_NO_FOLDER = frozenset({errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST})
+
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -120,7 +123,7 @@ def writable(folder: Path, variable: str) -> Iterator[None]:
         yield
     except OSError as error:
         where = Path(error.filename or folder)
-        if error.errno not in NO_ROOM | {errno.EACCES, errno.EPERM} or not _on_the_way(where, folder):
+        if error.errno not in NO_ROOM | _NO_FOLDER or not _on_the_way(where, folder):
             raise
         raise ValueError(
             f"{where}: cannot be written ({error.strerror}); make room or set {variable} to a folder you can write"
