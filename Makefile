@@ -47,6 +47,6 @@ format: $(STAMP) ## Format the code
 tensorboard: $(STAMP) ## Compare runs in the browser
 	@$(BIN)/tensorboard --logdir runs
 
-clean: ## Remove runs, caches and build leftovers; keeps .venv and data/
+clean: ## Remove runs and build leftovers; keeps .venv, data/ and the user's cache folder
 	rm -rf runs data/cache build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -type d -prune -exec rm -rf {} +

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from flowbench.core.resources import PREFIX, experiment_names, resource
+
 __all__ = ["data_table", "listing"]
 
 Rows = list[tuple[str, str]]
@@ -38,20 +40,23 @@ def _table(title: str, rows: Rows) -> str:
 
 
 def data_table() -> str:
-    """The catalogue with shape, classes, sizes, licence and whether each dataset is here, as text."""
+    """The catalogue with shape, classes, sizes, licence, and whether and where each dataset is here, as text."""
+    from flowbench.core.places import data_root
     from flowbench.data.inventory import inventory
-    from flowbench.data.store import data_root
 
     header = ("name", "shape", "classes", "train + val + test", "download", "present", "licence")
     lines = [header]
-    for row in inventory(data_root()):
+    rows = inventory()
+    for row in rows:
         sizes = " + ".join(f"{n:,}" for n in row.num_samples.values()) or "-"
         download = f"{row.download_mb:.0f} MB" if row.download_mb else "none"
         shape = "x".join(map(str, row.shape))
         classes = str(row.num_classes or "-")
         lines.append((row.name, shape, classes, sizes, download, "yes" if row.present else "no", row.licence))
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+    table = ["  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+    places = [f"here: {row.folder}" for row in rows if row.folder]
+    return "\n".join([*table, *places, f"downloads go to {data_root()} (FLOWBENCH_DATA names another folder)"])
 
 
 def _classes(room: str, keep: Callable[[type], bool]) -> Rows:
@@ -96,14 +101,20 @@ def _datasets() -> Rows:
 
 
 def _experiments() -> Rows:
-    return [(str(path), _comment(path)) for path in _yaml_files() if "base" not in path.parts]
+    return [(name, _comment(path)) for name, path in _yaml_files() if not _is_part(name)]
 
 
-def _yaml_files() -> Iterable[Path]:
-    """Experiment files of the working directory, or else of the checkout the package lies in."""
-    checkout = Path(__file__).resolve().parents[1] / "experiments"
-    here = Path("experiments")
-    return sorted((here if here.is_dir() else checkout).rglob("*.yaml"))
+def _is_part(name: str) -> bool:
+    """Whether an experiment file lies in a folder of what others are based on."""
+    return "base" in Path(name.removeprefix(PREFIX)).parts
+
+
+def _yaml_files() -> Iterable[tuple[str, Path]]:
+    """Experiment files of the working directory, then those that ship, by the names that ``-c`` takes."""
+    here, shipped = Path("experiments"), resource("experiments")
+    yield from ((str(path), path) for path in sorted(here.rglob("*.yaml")))
+    if here.resolve() != shipped:
+        yield from ((f"{PREFIX}{name}", shipped / name) for name in experiment_names())
 
 
 def _comment(path: Path) -> str:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
 from flowbench.torchvision_guard import ensure_importable
 
@@ -27,8 +26,9 @@ import lightning as L  # noqa: E402
 from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
 
 from flowbench.config import Built, Experiment, compose, fingerprint, to_yaml  # noqa: E402
+from flowbench.core.places import cached, locked  # noqa: E402
 from flowbench.counting import meta_module, training_flops  # noqa: E402
-from flowbench.evaluation import Evaluator, Identity, cache_dir  # noqa: E402
+from flowbench.evaluation import Evaluator, Identity  # noqa: E402
 from flowbench.evaluation.artifacts import save_samples  # noqa: E402
 from flowbench.evaluation.progress import ProgressFile, read_phase  # noqa: E402
 from flowbench.families import (  # noqa: E402
@@ -424,11 +424,17 @@ def _required(name: str, experiment: Experiment) -> Path:
     Raises:
         ValueError: when its training fails; names the log.
     """
-    folder = (cache_dir() / f"{name}-{experiment.fingerprint}").resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = cached(f"{name}-{experiment.fingerprint}").resolve()
     checkpoint = folder / "checkpoints" / "last.ckpt"
-    with FileLock(f"{folder}.lock"):
-        if read_phase(folder / "progress.json") == "done" and checkpoint.is_file():
+
+    def is_trained() -> bool:
+        return read_phase(folder / "progress.json") == "done" and checkpoint.is_file()
+
+    if is_trained():  # before the lock, which a read-only cache does not allow
+        return checkpoint
+    with locked(folder):
+        folder.mkdir(exist_ok=True)
+        if is_trained():
             return checkpoint
         print(f"training the required {name} once, in {folder}", file=sys.stderr, flush=True)
         config = folder / "required.yaml"

@@ -15,6 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 from flowbench.bench.claims import Claim, parse_claim
 from flowbench.bench.mappings import flatten, load_mapping, merge, nest
 from flowbench.bench.store import REFERENCES
+from flowbench.core.places import expand
+from flowbench.core.resources import find_experiment, shipped_like
 
 __all__ = ["BUDGETS", "BenchFile", "Contender", "Task", "load_bench_file"]
 
@@ -77,15 +79,18 @@ def load_bench_file(path: str | Path, overrides: Sequence[str] = ()) -> BenchFil
     """Read and check a bench file.
 
     Args:
-        path: YAML file; experiment files are named relative to it.
+        path: YAML file; experiment files are named relative to it, those that ship by the prefix ``flowbench:``, and
+            so may the bench file itself be.
         overrides: ``key=value`` changes; an override of the budget replaces the file's budget.
 
     Raises:
         ValueError: one line that names the key, the value and what to write instead.
     """
-    path = Path(path)
-    content = _override(load_mapping(path), overrides)
     where = str(path)
+    path = find_experiment(where) or expand(path)
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist{shipped_like(path)}")
+    content = _override(load_mapping(path), overrides)
     _known(content, _KEYS, where)
     contenders = _contenders(content.get("contenders"), path.resolve().parent, where)
     names = [contender.name for contender in contenders]
@@ -183,12 +188,20 @@ def _contender(name: str, entry: Any, folder: Path, where: str, before: Mapping[
     overrides = _check_overrides(entry.get("overrides"), where)
     if "trained" in entry:
         return _retested(name, str(entry["trained"]), overrides, where, before)
-    experiment = folder / str(entry["experiment"])
-    if not experiment.is_file():
-        near = difflib.get_close_matches(experiment.name, [p.name for p in experiment.parent.glob("*.yaml")], n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"{where}: {experiment} does not exist{hint}")
-    return Contender(name, experiment.resolve(), overrides)
+    return Contender(name, _experiment(str(entry["experiment"]), folder, where), overrides)
+
+
+def _experiment(text: str, folder: Path, where: str) -> Path:
+    """The experiment file that a bench file names."""
+    try:
+        path = find_experiment(text) or folder / expand(text)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
+        hint = f"; did you mean {near[0]}?" if near else shipped_like(Path(text))
+        raise ValueError(f"{where}: {path} does not exist{hint}")
+    return path.resolve()
 
 
 def _retested(

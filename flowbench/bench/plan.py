@@ -18,6 +18,7 @@ from flowbench.bench.mappings import merge
 from flowbench.bench.status import read_status
 from flowbench.bench.vocabulary import is_known, nearest
 from flowbench.config import ConfigError, compose, fingerprint
+from flowbench.core.resources import PREFIX, portable_name
 
 __all__ = ["Cell", "Plan", "make_plan", "pair_name", "plan_lines", "plan_table"]
 
@@ -177,7 +178,7 @@ def _cell_config(bench: BenchFile, contender: Contender, task: Task, seed: int, 
         "task": task.name,
         "contender": contender.name,
     }
-    return {"base": [str(contender.experiment)], **own, "run": run}
+    return {"base": [portable_name(contender.experiment)], **own, "run": run}
 
 
 def _compose(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,12 +248,18 @@ def plan_table(plan: Plan) -> Table:
             first = [task.name] if named else []
             if task.has(contender.name):
                 mine = [c for c in plan.cells if (c.task, c.contender) == (task.name, contender.name)]
-                place = os.path.relpath(contender.experiment, bench.path.parent)
-                table.add_row(*first, contender.name, place, _state(mine))
+                table.add_row(*first, contender.name, _place(contender.experiment, bench.path.parent), _state(mine))
             else:
                 table.add_row(*first, contender.name, task.reason, "not applicable", style="dim")
         table.add_section()
     return table
+
+
+def _place(experiment: Path, folder: Path) -> str:
+    """An experiment file as the bench file in a folder would name it."""
+    name = portable_name(experiment)
+    beside = not name.startswith(PREFIX) or experiment.is_relative_to(folder)
+    return os.path.relpath(experiment, folder) if beside else name
 
 
 def plan_lines(plan: Plan) -> str:

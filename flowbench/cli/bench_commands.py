@@ -68,8 +68,8 @@ def _list(arguments: argparse.Namespace) -> int:
 COMMANDS = {
     "bench": Command(
         "run a comparison: every contender, every seed, one report",
-        "  flowbench bench -c experiments/starflow_vs_wcfm.yaml\n"
-        "  flowbench bench -c experiments/toy_2d.yaml seeds=[0,1] budget.train_flops=1e12 --jobs 2\n"
+        "  flowbench bench -c flowbench:starflow_vs_wcfm.yaml\n"
+        "  flowbench bench -c flowbench:toy_2d.yaml seeds=[0,1] budget.train_flops=1e12 --jobs 2\n"
         "  the same command again continues where it stopped",
         _bench_options,
         _bench,

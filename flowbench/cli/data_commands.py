@@ -73,11 +73,11 @@ def _data(arguments: argparse.Namespace) -> int:
         return 0
     if not arguments.names:
         raise UsageError("data get needs the name of a dataset; see flowbench data list")
+    from flowbench.core.places import data_root
     from flowbench.data.inventory import get
-    from flowbench.data.store import data_root
 
     for name in arguments.names:
-        get(name, data_root())
+        get(name, data_root(name))
     return 0
 
 
@@ -134,7 +134,7 @@ COMMANDS = {
     "evaluate": Command(
         "score images that any code made, with the evaluator and the rows of everybody else",
         "  flowbench evaluate --samples samples.npz --data cifar10 --num-reference 10000\n"
-        "  flowbench evaluate --samples folder -c experiments/cifar10/tiny/cfm.yaml --name stranger\n"
+        "  flowbench evaluate --samples folder -c flowbench:cifar10/tiny/cfm.yaml --name stranger\n"
         "  flowbench evaluate --samples folder --bench runs/families_cifar10 --name stranger",
         _evaluate_options,
         _evaluate,

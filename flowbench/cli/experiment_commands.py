@@ -121,23 +121,23 @@ def _count(arguments: argparse.Namespace) -> int:
 COMMANDS = {
     "fit": Command(
         "train one experiment",
-        "  flowbench fit -c experiments/digits/wcfm.yaml\n"
-        "  flowbench fit -c experiments/digits/wcfm.yaml trainer.max_steps=500 seed=1 --test\n"
-        "  flowbench fit -c experiments/digits/wcfm.yaml -c mine.yaml --dry-run\n"
+        "  flowbench fit -c flowbench:digits/wcfm.yaml\n"
+        "  flowbench fit -c flowbench:digits/wcfm.yaml trainer.max_steps=500 seed=1 --test\n"
+        "  flowbench fit -c flowbench:digits/wcfm.yaml -c mine.yaml --dry-run\n"
         "  flowbench fit -c runs/wcfm/config.yaml run.name=again",
         _fit_options,
         _fit,
     ),
     "validate": Command(
         "measure a checkpoint on the validation split",
-        "  flowbench validate -c experiments/digits/wcfm.yaml --ckpt runs/wcfm/checkpoints/last.ckpt",
+        "  flowbench validate -c flowbench:digits/wcfm.yaml --ckpt runs/wcfm/checkpoints/last.ckpt",
         _checkpoint_options,
         _validate,
     ),
     "test": Command(
         "measure a checkpoint on the test split",
         "  flowbench test -c runs/wcfm/config.yaml\n"
-        "  flowbench test -c experiments/digits/wcfm.yaml --ckpt last.ckpt evaluator.num_samples=1000",
+        "  flowbench test -c flowbench:digits/wcfm.yaml --ckpt last.ckpt evaluator.num_samples=1000",
         _checkpoint_options,
         _test,
     ),
@@ -153,20 +153,20 @@ COMMANDS = {
     ),
     "reference": Command(
         "write the rows that no contender owns: floor, noise, gaussian, gmm",
-        "  flowbench reference -c experiments/digits/wcfm.yaml",
+        "  flowbench reference -c flowbench:digits/wcfm.yaml",
         config_options,
         _reference,
     ),
     "prepare": Command(
         "train what an experiment requires (autoencoder, feature network) into the cache",
-        "  flowbench prepare -c experiments/digits/starflow.yaml",
+        "  flowbench prepare -c flowbench:digits/starflow.yaml",
         config_options,
         _prepare,
     ),
     "count": Command(
         "count parameters, operations, cache and memory of a model; reads no data, allocates no weights",
-        "  flowbench count -c experiments/large/starflow_imagenet256.yaml\n"
-        "  flowbench count -c experiments/cifar10/gpu/tarflow.yaml model.init_args.width=512",
+        "  flowbench count -c flowbench:large/starflow_imagenet256.yaml\n"
+        "  flowbench count -c flowbench:cifar10/gpu/tarflow.yaml model.init_args.width=512",
         config_options,
         _count,
     ),

@@ -89,8 +89,8 @@ def _overview() -> str:
             *lines,
             "",
             "examples:",
-            "  flowbench fit -c experiments/digits/wcfm.yaml trainer.max_steps=500 --test",
-            "  flowbench bench -c experiments/starflow_vs_wcfm.yaml",
+            "  flowbench fit -c flowbench:digits/wcfm.yaml trainer.max_steps=500 --test",
+            "  flowbench bench -c flowbench:starflow_vs_wcfm.yaml",
             "  flowbench COMMAND --help",
         ]
     )

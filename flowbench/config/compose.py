@@ -25,6 +25,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from flowbench.config.errors import ConfigError, one_line, suggestion
 from flowbench.config.overrides import apply_override, parse_override
+from flowbench.core.places import expand
+from flowbench.core.resources import PREFIX, find_experiment, shipped_like
 
 __all__ = ["Composed", "compose", "fingerprint", "to_yaml"]
 
@@ -52,7 +54,7 @@ class Composed:
     """One configuration, before and after interpolation.
 
     Attributes:
-        source: the merged tree with its interpolations; ``requires`` holds absolute paths.
+        source: the merged tree with its interpolations; ``requires`` holds absolute paths and names of shipped files.
         resolved: plain containers; ``requires`` holds the required experiments' resolved configurations.
         files: the ``-c`` files, absolute.
     """
@@ -71,7 +73,8 @@ def compose(files: Sequence[str | Path], overrides: Iterable[str] = ()) -> Compo
     """Merge files and overrides into one configuration.
 
     Args:
-        files: YAML files, later ones win. Relative paths inside a file start at that file.
+        files: YAML files, later ones win. Relative paths inside a file start at that file; ``flowbench:`` before a name
+            means a file that ships.
         overrides: ``key=value`` texts, applied in order after the files.
 
     Returns:
@@ -129,13 +132,16 @@ def _compose(files: Sequence[Path | None], overrides: list[str], chain: Chain) -
 
 
 def _locate(file: Path, directory: Path, named_in: Path | None) -> Path:
-    path = (directory / file.expanduser()).resolve()
     where = f" (named in {named_in})" if named_in else ""
+    try:
+        path = (find_experiment(str(file)) or directory / expand(file)).resolve()
+    except ValueError as error:
+        raise ConfigError(f"{error}{where}") from error
     if path.is_dir():
         raise ConfigError(f"{file} is a directory, not a YAML file{where}")
     if not path.is_file():
         beside = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        hint = suggestion(path.name, beside) if beside else ""
+        hint = shipped_like(file) or (suggestion(path.name, beside) if beside else "")
         raise ConfigError(f"file {file} does not exist{where}{hint}")
     return path
 
@@ -181,7 +187,7 @@ def _expand(node: Tree, path: Path, chain: Chain) -> Tree:
 
 
 def _anchor(value: Any, path: Path, chain: Chain) -> Any:
-    if isinstance(value, str) and not value.startswith("${"):
+    if isinstance(value, str) and not value.startswith(("${", PREFIX)):
         return str(path.parent / Path(value).expanduser())
     return _expand(value, path, chain) if isinstance(value, dict) else value
 

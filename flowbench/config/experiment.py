@@ -308,7 +308,7 @@ def _check_sections(resolved: Mapping[str, Any]) -> None:
             raise ConfigError(f"unknown key '{key}' in the experiment{suggestion(str(key), SECTIONS)}")
     for key in ("data", "model"):
         if not resolved.get(key):
-            raise ConfigError(f"the experiment has no '{key}'; see the files in experiments/ for the form")
+            raise ConfigError(f"the experiment has no '{key}'; see flowbench list experiments")
     run = resolved.get("run") or {}
     if not isinstance(run, Mapping):
         raise ConfigError(f"run must hold dir and name, got {run!r}")

@@ -11,6 +11,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from flowbench.core.places import data_root
 from flowbench.data import catalogue
 from flowbench.data.batch import Batch
 from flowbench.data.entry import DatasetEntry
@@ -18,7 +19,6 @@ from flowbench.data.samplers import BatchIndex, EndlessSampler, ShardedSampler
 from flowbench.data.spec import DataSpec
 from flowbench.data.split import SPLITS, Split
 from flowbench.data.split_dataset import SplitDataset
-from flowbench.data.store import data_root
 from flowbench.seeds import generator
 
 __all__ = ["FlowDataModule"]
@@ -123,7 +123,7 @@ class FlowDataModule(LightningDataModule):
 
     @cached_property
     def _splits(self) -> dict[str, Split]:
-        splits = self.entry.load(data_root())
+        splits = self.entry.load(data_root(self.dataset))
         return {**splits, "train": splits["train"].join(splits["val"])} if self.train_on_val else splits
 
     def split(self, name: str) -> Split:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from flowbench.data import FlowDataModule
 from flowbench.evaluation.artifacts import save_pictures, save_samples, save_trajectories
+from flowbench.evaluation.auto_features import resolve_features
 from flowbench.evaluation.conditions import measured_conditions
 from flowbench.evaluation.drawing import Drawing, Imposed, Paths, draw_paths, draw_samples, labels_of
 from flowbench.evaluation.extractors import get_extractor
@@ -101,7 +102,8 @@ class Evaluator(L.Callback):
         if reference == held_out:
             raise ValueError(f"evaluator.reference and held_out are both {reference}: the floor would be zero")
         self.sweep = _sweep(sweep or {})
-        self.metrics: dict[str, Metric] = dict(metrics or {})
+        self._given: dict[str, Metric] = dict(metrics or {})
+        self.metrics = self._given  # `features: auto` is named once the data are known
         self.curve = list(curve or [])
         for name in self.curve:
             if name not in self.metrics:
@@ -118,12 +120,17 @@ class Evaluator(L.Callback):
         self._stack = ExitStack()
         self._log_prob: list[tuple[Tensor, Tensor]] = []
         self._prepared: _Prepared | None = None
+        self._named_for: FlowDataModule | None = None
 
     # ---- hooks ----------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        """Tell the datamodule how many test samples are asked for."""
-        _data(trainer).num_test = self.num_likelihood
+        """Tell the datamodule how many test samples are asked for, and name the extractors that suit it."""
+        data = _data(trainer)
+        data.num_test = self.num_likelihood
+        # Process 0 decides for all: weights may reach it and not another one.
+        names = self._resolved(data) if trainer.is_global_zero else {}
+        self._name_features(data, trainer.strategy.broadcast(names))
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Refuse before the training, not after it, what cannot be measured.
@@ -323,10 +330,21 @@ class Evaluator(L.Callback):
             held_out=known.held_out,
         )
 
+    def _resolved(self, data: FlowDataModule) -> dict[str, str]:
+        """What the names of the metrics' extractors stand for."""
+        names = sorted({metric.features for metric in self._given.values() if metric.features is not None})
+        return {name: resolve_features(name, data.dataset, data.spec) for name in names}
+
+    def _name_features(self, data: FlowDataModule, names: Mapping[str, str]) -> None:
+        self.metrics = {name: metric.with_features(names) for name, metric in self._given.items()}
+        self._named_for = data
+
     def _prepare(self, data: FlowDataModule, device: torch.device | str = "cpu") -> _Prepared:
         """Load the reference and the feature networks once per datamodule, not once per point of a sweep."""
         if data.train_on_val and "val" in (self.reference, self.held_out):
             raise ValueError("evaluator.reference or held_out is val, but data.train_on_val trains on it: take test")
+        if self._named_for is not data:
+            self._name_features(data, self._resolved(data))
         if self._prepared is None or self._prepared.data is not data:
             names = {metric.features for metric in self.metrics.values() if metric.features is not None}
             extractors = {name: get_extractor(name, data, device) for name in sorted(names)}
@@ -348,7 +366,7 @@ class Evaluator(L.Callback):
                 extractor = known.extractors[metric.features]
                 known.reference.features(extractor, metric.num_reference)
                 if isinstance(metric, FrechetDistance | FrechetInfinity):
-                    known.reference.statistics(extractor, metric.num_reference)
+                    known.reference.moments(extractor, metric.num_reference or len(known.reference))
 
     def _training_pairs(self, flow: FlowModule, trainer: L.Trainer) -> dict[str, float] | None:
         """What the pairs of training look like, where a metric asks for it."""

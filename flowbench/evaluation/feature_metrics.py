@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import abstractmethod
-from collections.abc import Iterable
-from typing import ClassVar
+from collections.abc import Iterable, Mapping
+from typing import ClassVar, Self
 
 from torch import Tensor
 
@@ -28,8 +29,9 @@ class FeatureMetric(Metric):
     """A metric on the features of a named extractor.
 
     Args:
-        features: name of the extractor: `inception`, `efficientnet-lite0`, `<dataset>-cnn`, `identity` (raw pixels or
-            coordinates) or another one of `flowbench.evaluation.get_extractor`.
+        features: name of the extractor: `auto` (what suits the data, see
+            :func:`flowbench.evaluation.resolve_features`), `inception`, `efficientnet-lite0`, `<dataset>-cnn`,
+            `identity` (raw pixels or coordinates) or another one of `flowbench.evaluation.get_extractor`.
         num_samples: how many samples to look at, counted from the first; None takes all that were drawn.
         num_reference: how many samples of the reference split; None takes all.
 
@@ -47,6 +49,15 @@ class FeatureMetric(Metric):
     def features(self) -> str:
         """Name of the feature extractor."""
         return self._features
+
+    def with_features(self, names: Mapping[str, str]) -> Self:
+        """See :meth:`Metric.with_features`."""
+        found = names.get(self._features, self._features)
+        if found == self._features:
+            return self
+        renamed = copy.copy(self)
+        renamed._features = found
+        return renamed
 
     @property
     def num_samples(self) -> int | None:
@@ -239,7 +250,7 @@ class ClassAccuracy(FeatureMetric):
     Guidance raises it, beyond the share of real images even, and pays in recall.
 
     Args:
-        features: the classifier, `<dataset>-cnn`.
+        features: the classifier, `<dataset>-cnn` or `auto`.
         num_samples: see :class:`FeatureMetric`.
     """
 
@@ -260,10 +271,10 @@ class ClassAccuracy(FeatureMetric):
             ValueError: when the extractor is no classifier of this data set.
         """
         extractor, (n, _), label = subject.extractors[self.features], self.counts(subject), subject.samples.label
-        if not isinstance(extractor, pure.ClassifierFeatures):
-            raise ValueError(f"class_accuracy needs a classifier of the data set, {self.features} is none: use *-cnn")
         if label is None:
             return []
+        if not isinstance(extractor, pure.ClassifierFeatures):
+            raise ValueError(f"class_accuracy needs a classifier of the data set, {self.features} is none: use *-cnn")
         value = math.nan
         if subject.samples.is_finite:
             found = extractor.classify(subject.samples.features(extractor, n))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Self
 
 from torch import Tensor
 
@@ -26,6 +27,10 @@ class Metric(ABC):
     def features(self) -> str | None:
         """Name of the feature extractor it needs, if any."""
         return None
+
+    def with_features(self, names: Mapping[str, str]) -> Self:
+        """The same metric with another extractor, where `names` has one for the name that it was given."""
+        return self
 
     @property
     def num_samples(self) -> int | None:

@@ -9,6 +9,7 @@ import torch
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
+from flowbench.core.remarks import say_once
 from flowbench.data import FlowDataModule
 from flowbench.evaluation.metric import Metric
 from flowbench.evaluation.samples import CHUNK, Collector, RealSet, SampleSet
@@ -27,6 +28,8 @@ MIXTURE_POINTS = 10_000
 # Multiplications of one step of expectation maximisation: above the first, the floor is chosen with one component
 # instead of with each size; above the second, a size is left out. Images of 28x28 try five components, of 32x32x3 one.
 MIXTURE_GRID_WORK, MIXTURE_WORK = 1e9, 4e10
+# Above it, 64x64 pixels in colour, a covariance takes gigabytes several times over, and its root many minutes.
+MOST_DIMENSIONS = 12_288
 
 
 def score(subject: Subject, metrics: Mapping[str, Metric]) -> Iterator[Measurement]:
@@ -49,6 +52,8 @@ def reference_subjects(
     num_likelihood: int | None = None,
 ) -> Iterator[tuple[str, Subject]]:
     """The reference rows' subjects: `floor`, `noise`, `gaussian`, `gmm`.
+
+    The last two are left out, and a line says so, for data of more dimensions than their covariance has room for.
 
     Args:
         data: the data.
@@ -79,6 +84,12 @@ def reference_subjects(
 
     yield "floor", subject(RealSet(data, held_out.name, num_samples))
     yield "noise", subject(drawn(lambda index: indexed_normal(index, data.spec.shape, seed, "sample")))
+    if data.spec.num_dims > MOST_DIMENSIONS:
+        size = f"{data.spec.num_dims:,} dimensions takes {8 * data.spec.num_dims**2 / 2**30:,.0f} GiB"
+        say_once(
+            f"gaussian, gmm: left out, because a covariance of {size}; smaller images have these rows (data.image_size)"
+        )
+        return
     train, val = (_flat(data.model_values(split, slice(MIXTURE_POINTS))) for split in ("train", "val"))
     test = _flat(data.model_values("test", slice(num_likelihood)))
     for name, sizes in (("gaussian", (1,)), ("gmm", MIXTURE_SIZES)):

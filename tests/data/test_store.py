@@ -16,7 +16,7 @@ import torch
 
 from flowbench.data.real_images import canonical_splits
 from flowbench.data.sources import Source, obtain
-from flowbench.data.store import Arrays, ImageStore, Part, array_sha256, data_root
+from flowbench.data.store import Arrays, ImageStore, Part, array_sha256
 
 
 def random_arrays(seed: int = 0) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -253,10 +253,3 @@ def test_a_store_in_a_read_only_folder_is_read(tmp_path: Path, unprivileged: Pat
     obtain(STORE, [], unprivileged, lines.append)
     assert lines == [f"toy: verified in {unprivileged / 'toy'}"]
     assert len(STORE.open(unprivileged)["train"]) == 12
-
-
-def test_where_data_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("FLOWBENCH_DATA", raising=False)
-    assert data_root() == Path("data")
-    monkeypatch.setenv("FLOWBENCH_DATA", "/somewhere")
-    assert data_root() == Path("/somewhere")

@@ -40,7 +40,9 @@ def refused(capsys, *words: str) -> str:
 def test_the_list_says_what_is_here(capsys, monkeypatch, place):
     monkeypatch.setenv("FLOWBENCH_DATA", str(place / "empty"))
     assert main(["data", "list"]) == 0
-    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    shown = capsys.readouterr().out
+    assert shown.endswith(f"\ndownloads go to {place / 'empty'} (FLOWBENCH_DATA names another folder)\n")
+    lines = {line.split()[0]: line for line in shown.splitlines()}
     assert {"name", "digits", "mnist", "fashion_mnist", "cifar10", "moons"} <= set(lines)
     assert "3x32x32" in lines["cifar10"]
     assert "45,000 + 5,000 + 10,000" in lines["cifar10"]

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 
+from flowbench.core.places import cached, locked
 from flowbench.data import DataSpec, FlowDataModule
-from flowbench.metrics.weights import cache_dir
 from flowbench.storage import write_atomic
 
 if TYPE_CHECKING:
@@ -65,8 +64,8 @@ def latent_cache(autoencoder: Autoencoder, data: FlowDataModule, device: torch.d
         device: where the encoder runs.
 
     Raises:
-        ValueError: for random flips, whose mirror images have no place in the file; a damaged file.
-        OSError: the cache cannot be written or the disk is full, with the file's name.
+        ValueError: for random flips, whose mirror images have no place in the file; a damaged file; a cache that
+            cannot be written.
     """
     if data.random_flip:
         raise ValueError(
@@ -76,8 +75,7 @@ def latent_cache(autoencoder: Autoencoder, data: FlowDataModule, device: torch.d
     path = _path(identity)
     if path.is_file():  # files appear whole; a cache that is there may be read-only
         return _read(path, identity)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
+    with locked(path):
         if not path.is_file():
             content = {**_encoded(autoencoder, data, device), "identity": identity}
             write_atomic(path, lambda file: torch.save(content, file))
@@ -98,7 +96,7 @@ def _identity(autoencoder: Autoencoder, data: FlowDataModule) -> dict[str, Any]:
 def _path(identity: dict[str, Any]) -> Path:
     parts = (identity[key] for key in ("dataset", "version", "num_samples", "autoencoder"))
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join(map(str, parts)))
-    return cache_dir() / "latents" / f"{name}.pt"
+    return cached("latents", f"{name}.pt")
 
 
 def _read(path: Path, identity: dict[str, Any]) -> LatentCache:
