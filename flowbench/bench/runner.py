@@ -15,18 +15,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from flowbench.bench.kept import adopt, check_rows, rename
 from flowbench.bench.plan import Cell, Plan
 from flowbench.bench.process import last_line, start_process, stop_processes
 from flowbench.bench.progress import Display
-from flowbench.bench.status import (
-    Status,
-    lock_is_held,
-    move_aside,
-    read_progress,
-    read_status,
-    write_status,
-)
-from flowbench.bench.store import cell_rows, collect
+from flowbench.bench.status import Status, lock_is_held, read_progress, read_status, write_status
+from flowbench.bench.store import collect
 from flowbench.storage import write_text
 
 __all__ = ["PROGRAM", "Interrupted", "Runner"]
@@ -85,9 +79,10 @@ class Runner:
             ValueError: when the program does not exist.
             OSError: when the bench's own files cannot be written.
         """
-        everything = [*self.plan.references, *self.plan.cells]
+        everything = self.plan.everything
         with _signals():
             try:
+                adopt(self.plan, self.display.say)
                 todo = deque(cell for cell in everything if not self._settle(cell))
                 self.finished = len(everything) - len(todo)
                 if self.finished:
@@ -103,17 +98,10 @@ class Runner:
         """Make the cell's directory fit the plan; True when the cell is finished."""
         status = read_status(cell.directory)
         held = lock_is_held(cell.directory)
-        if status.is_stale(cell.config_hash) and held:
-            raise ValueError(
-                f"{cell.label}: a process still runs an older experiment in {cell.directory}; wait for it or end it"
-            )
-        if status.is_stale(cell.config_hash):
-            aside = move_aside(cell.directory)
-            self.display.say(f"{cell.label}: its experiment changed; the old results are kept in {aside}")
-            status = Status()
-        elif status.is_done(cell.config_hash):
-            return self._has_rows(cell)
-        elif status.state == "RUNNING" and not held and self._ended_well(cell, status):
+        if status.is_done(cell.config_hash) and self._has_rows(cell):
+            rename(cell)
+            return True
+        if status.state == "RUNNING" and not held and self._ended_well(cell, status):
             self._mark(cell, replace(status, state="DONE", exit_code=0))
             return True
         if not held:
@@ -124,15 +112,11 @@ class Runner:
     def _has_rows(self, cell: Cell) -> bool:
         """Whether a DONE cell still has its rows; one whose files were damaged or deleted is run again."""
         try:
-            self._check_rows(cell)
+            check_rows(cell, cell.directory, self.plan.bench.name)
         except ValueError as error:
             self.display.say(f"{cell.label}: {error}; it is run again")
             return False
         return True
-
-    def _check_rows(self, cell: Cell) -> None:
-        entry = {"kind": cell.kind, "task": cell.task, "contender": cell.contender, "seed": cell.seed}
-        cell_rows(cell.directory, entry, self.plan.bench.name)
 
     def _ended_well(self, cell: Cell, status: Status) -> bool:
         """Whether a cell whose bench died finished on its own: done, with rows younger than its start."""
@@ -142,7 +126,7 @@ class Runner:
         if rows.stat().st_mtime < (status.started or 0.0):
             return False
         try:
-            self._check_rows(cell)
+            check_rows(cell, cell.directory, self.plan.bench.name)
         except ValueError:
             return False
         return True
@@ -184,7 +168,7 @@ class Runner:
 
     @property
     def _total(self) -> int:
-        return len(self.plan.references) + len(self.plan.cells)
+        return len(self.plan.everything)
 
     def _run_pool(self, todo: deque[Cell]) -> None:
         while todo or self.running:
@@ -222,7 +206,14 @@ class Runner:
         policy = self.plan.policy
         self._mark(
             cell,
-            Status("RUNNING", attempts=attempts, started=started, jobs=policy.jobs, threads=policy.threads),
+            Status(
+                "RUNNING",
+                attempts=attempts,
+                started=started,
+                jobs=policy.jobs,
+                threads=policy.threads,
+                names=[self.plan.bench.name, cell.task, cell.contender],
+            ),
         )
         arguments = [*self.program, cell.kind, "-c", str(cell.config_path)]
         if cell.kind == "fit":
@@ -263,7 +254,7 @@ class Runner:
         message = "" if code == 0 else last_line(log)
         if code == 0:
             try:
-                self._check_rows(cell)
+                check_rows(cell, cell.directory, self.plan.bench.name)
             except ValueError as error:
                 message = str(error)
         state: Any = "FAILED" if code or message else "DONE"

@@ -35,6 +35,8 @@ class Status:
         message: last line of the log of a failed attempt.
         jobs: cells that ran at once.
         threads: threads of the cell.
+        names: bench, task and contender that its rows are written under; None where no attempt noted them. Whoever
+            reads the rows gives them the names of today.
     """
 
     state: State = "PENDING"
@@ -47,6 +49,7 @@ class Status:
     message: str = ""
     jobs: int | None = None
     threads: int | None = None
+    names: list[str] | None = None
 
     def is_done(self, config_hash: str) -> bool:
         """Whether the cell is finished for this experiment."""

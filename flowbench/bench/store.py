@@ -7,7 +7,7 @@ import io
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,7 +90,7 @@ def load_rows(directory: Path) -> list[Row]:
 
 
 def cell_rows(directory: Path, cell: Mapping[str, Any], bench: str) -> list[Row]:
-    """The rows that one finished cell wrote.
+    """The rows that one finished cell wrote, under the names of today.
 
     Args:
         directory: the cell's run directory.
@@ -105,16 +105,23 @@ def cell_rows(directory: Path, cell: Mapping[str, Any], bench: str) -> list[Row]
     if not rows:
         raise ValueError(f"{path} is empty; the cell measured nothing")
     reference = cell["kind"] == "reference"
+    names = (bench, cell["task"], *([] if reference else [cell["contender"]]))
+    written = read_status(directory).names or _names(rows[0], reference)
     for number, row in enumerate(rows, start=1):
-        got = (row.bench, row.task, row.contender)
-        names = REFERENCES if reference else (cell["contender"],)
-        wanted = (bench, cell["task"], row.contender if row.contender in names else cell["contender"])
-        if got != wanted or (not reference and row.seed != cell["seed"]):
+        got = _names(row, reference)
+        mine = got in (names, tuple(written[: len(names)])) and reference == (row.family == REFERENCE)
+        if not mine or (not reference and row.seed != cell["seed"]):
+            found = "/".join(filter(None, (row.bench, row.task, row.contender)))
+            wanted = "/".join(filter(None, (bench, cell["task"], cell["contender"])))
             raise ValueError(
-                f"{path}, row {number}: belongs to {'/'.join(filter(None, got))} seed {row.seed}, "
-                f"expected {'/'.join(filter(None, wanted))} seed {cell['seed']}"
+                f"{path}, row {number}: belongs to {found} seed {row.seed}, expected {wanted} seed {cell['seed']}"
             )
-    return rows
+    return [replace(row, **dict(zip(("bench", "task", "contender"), names, strict=False))) for row in rows]
+
+
+def _names(row: Row, reference: bool) -> tuple[str, ...]:
+    """Bench, task and contender of a row; reference rows are of four contenders."""
+    return (row.bench, row.task) if reference else (row.bench, row.task, row.contender)
 
 
 def collect(directory: Path) -> list[Row]:
@@ -136,10 +143,18 @@ def collect(directory: Path) -> list[Row]:
         elif status.state == "FAILED":
             rows.append(_failed_row(plan["name"], cell, folder))
     for path in sorted((directory / EXTERNAL).glob("*/rows.jsonl")):
-        rows += read_rows(path)
+        rows += [_external_row(plan, row) for row in read_rows(path)]
     write_rows(directory / "results.jsonl", rows)
     write_text(directory / "results.csv", csv_text(rows))
     return rows
+
+
+def _external_row(plan: Mapping[str, Any], row: Row) -> Row:
+    """A row of somebody else's images under the bench's names of today; nobody's name is given to two."""
+    taken = row.contender in (*plan["contenders"], *REFERENCES)
+    (task,) = plan["tasks"] if len(plan["tasks"]) == 1 else (row.task,)
+    name = f"{row.contender} ({EXTERNAL})" if taken else row.contender
+    return replace(row, bench=plan["name"], task=task, contender=name)
 
 
 def _failed_row(bench: str, cell: Mapping[str, Any], folder: Path) -> Row:
