@@ -8,16 +8,18 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from flowbench.bench.causes import explain, was_killed
 from flowbench.bench.kept import adopt, check_rows, rename
 from flowbench.bench.plan import Cell, Plan
-from flowbench.bench.process import last_line, start_process, stop_processes
+from flowbench.bench.preparation import Preparations
+from flowbench.bench.process import start_process, stop_processes
 from flowbench.bench.progress import Display
 from flowbench.bench.status import Status, lock_is_held, read_progress, read_status, write_status
 from flowbench.bench.store import collect
@@ -68,8 +70,9 @@ class Runner:
         self.display = display
         self.program = tuple(program)
         self.running: dict[Path, _Attempt] = {}
-        self.preparing: subprocess.Popen[bytes] | None = None
+        self.again: set[Path] = set()
         self.finished = 0
+        self.preparations = Preparations(plan, self.program, display.say, self._show)
 
     def run(self) -> bool:
         """Run what is not finished; True when every cell is DONE.
@@ -132,33 +135,12 @@ class Runner:
         return True
 
     def _prepare(self, todo: deque[Cell]) -> deque[Cell]:
-        """Train what the cells share, once, before they run; cells without their prerequisites fail."""
-        groups: dict[str, list[Cell]] = {}
+        """Make what the cells share before they run; cells without their prerequisites fail."""
+        failed = self.preparations.run(todo)
         for cell in todo:
-            if cell.preparation:
-                groups.setdefault(cell.preparation, []).append(cell)
-        failed: set[str] = set()
-        for number, (key, cells) in enumerate(groups.items(), start=1):
-            first = cells[0]
-            log = self.plan.directory / "prepare" / f"{'-'.join(filter(None, (first.task, first.contender)))}.log"
-            self.display.say(f"preparing {number}/{len(groups)}: data, feature network, prerequisites of {first.label}")
-            code = self._prepare_one(first, log)
-            if code != 0:
-                failed.add(key)
-                message = last_line(log)
-                self.display.say(f"preparation failed (exit {code}): {message} (log: {log})")
-                for cell in cells:
-                    self._fail(cell, f"preparation: {message}", code, str(log))
-        return deque(cell for cell in todo if cell.preparation not in failed)
-
-    def _prepare_one(self, cell: Cell, log: Path) -> int:
-        arguments = [*self.program, "prepare", "-c", str(cell.config_path)]
-        self.preparing = start_process(arguments, log, self.plan.policy.environment, f"prepare {cell.label}")
-        while (code := self.preparing.poll()) is None:
-            self.display.update({f"prepare {cell.label}": {"phase": "preparing"}}, self.finished, self._total)
-            time.sleep(_POLL_SECONDS)
-        self.preparing = None
-        return code
+            if (failure := failed.get(cell.directory)) is not None:
+                self._fail(cell, f"preparation: {failure.message}", failure.code, str(failure.log))
+        return deque(cell for cell in todo if cell.directory not in failed)
 
     def _fail(self, cell: Cell, message: str, code: int | None = None, log: str = "log.txt") -> None:
         """A cell that cannot start."""
@@ -170,23 +152,30 @@ class Runner:
     def _total(self) -> int:
         return len(self.plan.everything)
 
+    def _show(self, running: Mapping[str, Mapping[str, Any]]) -> None:
+        self.display.update(running, self.finished, self._total)
+
     def _run_pool(self, todo: deque[Cell]) -> None:
         while todo or self.running:
             while len(self.running) < self.plan.policy.jobs and (cell := self._next(todo)) is not None:
                 self._start(cell)
             for attempt in list(self.running.values()):
-                if self._poll(attempt):
+                if self._poll(attempt, todo):
                     collect(self.plan.directory)
-            shown = {a.cell.label: read_progress(a.cell.directory) for a in self.running.values()}
-            self.display.update(shown, self.finished, self._total)
+            self._show({a.cell.label: read_progress(a.cell.directory) for a in self.running.values()})
             if self.running:
                 time.sleep(_POLL_SECONDS)
 
     def _next(self, todo: deque[Cell]) -> Cell | None:
-        """Take the first cell whose weights are there; those whose training failed fail with it."""
+        """Take the first cell whose weights are there; those whose training failed fail with it.
+
+        One that was killed before runs alone: others beside it may have taken the memory.
+        """
+        if self.again & self.running.keys():
+            return None
         waiting = {cell.directory for cell in todo} | self.running.keys()
         for cell in list(todo):
-            if cell.trained in waiting:
+            if cell.trained in waiting or (cell.directory in self.again and self.running):
                 continue
             todo.remove(cell)
             if cell.trained is None or read_status(cell.trained).state == "DONE":
@@ -226,8 +215,8 @@ class Runner:
         again = "" if attempts == 1 else f" (attempt {attempts})"
         self.display.say(f"start {cell.label}{again}")
 
-    def _poll(self, attempt: _Attempt) -> bool:
-        """Whether the attempt has ended; its status is written then."""
+    def _poll(self, attempt: _Attempt, todo: deque[Cell]) -> bool:
+        """Whether the attempt has ended; its status is written then, and what was killed is tried once more."""
         if attempt.process is None:
             return self._poll_adopted(attempt)
         code = attempt.process.poll()
@@ -235,6 +224,11 @@ class Runner:
             return False
         del self.running[attempt.cell.directory]
         self._finish(attempt, code)
+        if was_killed(code) and attempt.cell.directory not in self.again:
+            self.again.add(attempt.cell.directory)
+            self.finished -= 1
+            todo.append(attempt.cell)
+            self.display.say(f"{attempt.cell.label} is tried once more, alone; it goes on from its checkpoint")
         return True
 
     def _poll_adopted(self, attempt: _Attempt) -> bool:
@@ -251,7 +245,7 @@ class Runner:
     def _finish(self, attempt: _Attempt, code: int) -> None:
         cell, seconds = attempt.cell, time.time() - attempt.started
         log = cell.directory / "log.txt"
-        message = "" if code == 0 else last_line(log)
+        message = "" if code == 0 else explain(code, log)
         if code == 0:
             try:
                 check_rows(cell, cell.directory, self.plan.bench.name)
@@ -264,7 +258,7 @@ class Runner:
         if state == "DONE":
             self.display.say(f"done  {cell.label} in {seconds:.0f} s")
         else:
-            self.display.say(f"FAILED {cell.label} after {seconds:.0f} s ({_ending(code)}): {message} (log: {log})")
+            self.display.say(f"FAILED {cell.label} after {seconds:.0f} s: {message} (log: {log})")
 
     def _mark(self, cell: Cell, status: Status) -> None:
         write_status(cell.directory, replace(status, config_hash=cell.config_hash))
@@ -272,18 +266,9 @@ class Runner:
     def _stop(self) -> None:
         """End all children; their cells continue from their checkpoints next time."""
         children = [a.process for a in self.running.values() if a.process is not None]
-        if self.preparing is not None:
-            children.append(self.preparing)
+        if self.preparations.process is not None:
+            children.append(self.preparations.process)
         stop_processes(children)
-
-
-def _ending(code: int) -> str:
-    if code >= 0:
-        return f"exit {code}"
-    try:
-        return f"ended by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"ended by signal {-code}"
 
 
 @contextmanager
