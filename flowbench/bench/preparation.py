@@ -13,11 +13,9 @@ from flowbench.bench.causes import explain, was_killed
 from flowbench.bench.plan import Cell, Plan
 from flowbench.bench.process import start_process
 from flowbench.bench.status import read_json
+from flowbench.core.progress import PROGRESS_FILE
 
-__all__ = ["PROGRESS", "Failure", "Preparations"]
-
-PROGRESS = "FLOWBENCH_PROGRESS"
-"""Environment variable with the file in which a preparation notes how far it is."""
+__all__ = ["Failure", "Preparations"]
 
 _POLL_SECONDS = 0.1
 
@@ -103,7 +101,7 @@ class Preparations:
         label = f"prepare {cell.label}"
         progress = log.with_suffix(".progress.json")
         progress.unlink(missing_ok=True)
-        environment = {**self._plan.policy.environment, PROGRESS: str(progress)}
+        environment = {**self._plan.policy.environment, PROGRESS_FILE: str(progress)}
         arguments = [*self._program, "prepare", "-c", str(cell.config_path)]
         self.process = start_process(arguments, log, environment, label)
         while (code := self.process.poll()) is None:

@@ -127,6 +127,9 @@ with Path(os.environ["FAKE_CALLS"]).open("a") as calls:
     calls.write(f"{VERB} {CONFIG['run']['contender']} {CONFIG['seed']}\n")
 if VERB == "prepare":
     die()
+    for what, fraction in FAKE.get("prepare_notes", []):
+        Path(os.environ["FLOWBENCH_PROGRESS"]).write_text(json.dumps({"what": what, "fraction": fraction}))
+        time.sleep(0.4)
     if FAKE.get("prepare_fails"):
         sys.exit("autoencoder.yaml: no such dataset")
 elif VERB == "reference":
