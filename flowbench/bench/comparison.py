@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from flowbench.bench.notes import sample_size_notes
+from flowbench.bench.notes import reading_notes
 from flowbench.bench.store import REFERENCE, Results, is_failure, load_rows, planned_seeds
 from flowbench.bench.tables import metric_table
 from flowbench.bench.vocabulary import GROUPS
@@ -106,5 +106,5 @@ def _print_group(
         protocols = {results.protocol(task, name, metric) for name in names} - {""}
         if len(protocols) > 1:
             console.print(f"{metric}: not the same protocol: {' | '.join(sorted(protocols))}", markup=False)
-    for note in sample_size_notes(rows):
+    for note in (*results.notes, *reading_notes(results, task)):
         console.print(note, markup=False, highlight=False)

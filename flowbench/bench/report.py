@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flowbench.bench.claims import Verdict, VerdictName, judge, parse_claim
-from flowbench.bench.notes import sample_size_notes
+from flowbench.bench.notes import reading_notes
 from flowbench.bench.pictures import draw_samples, draw_strips, draw_trajectories
 from flowbench.bench.plots import plot_bars, plot_evaluations, plot_guidance, plot_training
 from flowbench.bench.provenance import provenance_lines
@@ -70,6 +70,8 @@ def print_summary(bench_dir: str | Path, console: Console) -> None:
             table = metric_table(plan, results, task, group)
             if table is not None:
                 table.print(console)
+    for note in _notes(plan, results):
+        console.print(note, markup=False, highlight=False)
     verdicts = _verdicts(plan, results)
     if verdicts:
         console.print(_claims_rich(verdicts))
@@ -143,10 +145,14 @@ def _result_sections(plan: Mapping[str, Any], results: Results) -> list[str]:
         for table in tables:
             if table is not None:
                 parts += [f"### {table.title}", table.to_markdown()]
-    notes = [*results.notes, *sample_size_notes(results.rows)]
+    notes = _notes(plan, results)
     if notes:
         parts.append("\n".join(f"- {note}" for note in notes))
     return parts
+
+
+def _notes(plan: Mapping[str, Any], results: Results) -> list[str]:
+    return [*results.notes, *(note for task in plan["tasks"] for note in reading_notes(results, task))]
 
 
 def _reading_guide(plan: Mapping[str, Any]) -> str:

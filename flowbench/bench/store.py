@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flowbench.bench.status import read_status
-from flowbench.rows import Row, read_rows, write_rows
+from flowbench.rows import FLOOR_FILE, Row, read_rows, write_rows
 from flowbench.storage import write_text
 
 __all__ = [
@@ -78,14 +78,16 @@ def planned_seeds(directory: Path) -> dict[str, list[int]]:
 
 
 def load_rows(directory: Path) -> list[Row]:
-    """The rows of a bench directory (results.jsonl) or of one run (rows.jsonl).
+    """The rows of a bench directory (results.jsonl) or of one run (rows.jsonl, and the floor's beside them).
 
     Raises:
         ValueError: when there are none or a line is not a row.
     """
-    for name in ("results.jsonl", "rows.jsonl"):
-        if (directory / name).is_file():
-            return read_rows(directory / name)
+    if (directory / "results.jsonl").is_file():
+        return read_rows(directory / "results.jsonl")
+    if (directory / "rows.jsonl").is_file():
+        rows, floor = read_rows(directory / "rows.jsonl"), directory / FLOOR_FILE
+        return [*rows, *(read_rows(floor) if floor.is_file() else [])]
     raise ValueError(f"{directory} holds neither results.jsonl nor rows.jsonl; give the directory of a run or a bench")
 
 
@@ -307,6 +309,11 @@ class Results:
             return self.sweep(task, contender, metric, axis).get(float(at), {})
         rows = self.main_rows(task, contender, metric)
         return {row.seed: row.value for row in rows if row.value is not None}
+
+    def mean(self, task: str, contender: str, metric: str) -> float | None:
+        """Mean of the finite values outside any sweep; None where there are none."""
+        values = self.values(task, contender, metric)
+        return sum(values.values()) / len(values) if values else None
 
     def sweep(
         self, task: str, contender: str, metric: str, axis: SweepAxis = "network_evaluations"

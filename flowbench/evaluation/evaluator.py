@@ -41,10 +41,12 @@ from flowbench.evaluation.reference import REFERENCE_NAMES, reference_subjects, 
 from flowbench.evaluation.samples import Collector, DrawnSet, Images, RealSet, SampleSet
 from flowbench.evaluation.stages import Report, Stages, silent
 from flowbench.evaluation.subject import Subject
+from flowbench.evaluation.trainer_parts import data_of as _data
+from flowbench.evaluation.trainer_parts import flow_of as _flow
 from flowbench.evaluation.transport_cost import transport_cost
 from flowbench.families import Budget, FlowModule, LatentSpace
 from flowbench.metrics import FeatureExtractor
-from flowbench.rows import Row, write_rows
+from flowbench.rows import FLOOR_FILE, Row, write_rows
 
 __all__ = ["Evaluator"]
 
@@ -268,6 +270,8 @@ class Evaluator(L.Callback):
     ) -> None:
         """Leave rows and pictures in the run's folder and in TensorBoard."""
         run_dir = Path(trainer.default_root_dir)
+        if not self.identity.bench:  # which has its own
+            write_rows(run_dir / FLOOR_FILE, self.floor_rows(_data(trainer)))
         write_rows(run_dir / "rows.jsonl", self.rows)
         save_samples(run_dir, samples.shown, flow.spec, self.num_pictures)
         if paths is not None:
@@ -427,8 +431,22 @@ class Evaluator(L.Callback):
 
     def reference_rows(self, data: FlowDataModule) -> Iterator[Row]:
         """Rows of `floor`, `noise`, `gaussian` and `gmm`: they belong to the data, not to a contender or a seed."""
-        known, provenance = self._prepare(data), self._data_provenance(data)
-        subjects = reference_subjects(
+        subjects, provenance = self._references(data), self._data_provenance(data)
+        self._stages = Stages(REFERENCE_NAMES, self.report)
+        for name in REFERENCE_NAMES:
+            self._stages(name)  # drawing, and fitting what it is drawn from
+            found, subject = next(subjects)
+            assert found == name, "reference_subjects yields them in this order"
+            yield from self._rows(name, "reference", [subject], "none", provenance, name)
+
+    def floor_rows(self, data: FlowDataModule) -> list[Row]:
+        """Rows of `floor` alone, which a single run can afford beside its own: nothing is drawn or fitted for it."""
+        name, subject = next(self._references(data))
+        return self._rows(name, "reference", [subject], "none", self._data_provenance(data))
+
+    def _references(self, data: FlowDataModule) -> Iterator[tuple[str, Subject]]:
+        known = self._prepare(data)
+        return reference_subjects(
             data,
             known.extractors,
             self._counts(self.metrics),
@@ -438,12 +456,6 @@ class Evaluator(L.Callback):
             seed=self.seed,
             num_likelihood=self.num_likelihood,
         )
-        self._stages = Stages(REFERENCE_NAMES, self.report)
-        for name in REFERENCE_NAMES:
-            self._stages(name)  # drawing, and fitting what it is drawn from
-            found, subject = next(subjects)
-            assert found == name, "reference_subjects yields them in this order"
-            yield from self._rows(name, "reference", [subject], "none", provenance, name)
 
     def external_rows(
         self, data: FlowDataModule, batches: Iterable[tuple[Tensor, Tensor]], images: Images
@@ -475,16 +487,3 @@ class _Prepared:
     reference: RealSet
     held_out: RealSet
     extractors: dict[str, FeatureExtractor]
-
-
-def _flow(module: L.LightningModule) -> FlowModule:
-    if not isinstance(module, FlowModule):
-        raise ValueError(f"the evaluator measures flows, got {type(module).__name__}: remove the section evaluator")
-    return module
-
-
-def _data(trainer: L.Trainer) -> FlowDataModule:
-    data = getattr(trainer, "datamodule", None)
-    if not isinstance(data, FlowDataModule):
-        raise ValueError("the evaluator needs a FlowDataModule: pass datamodule=FlowDataModule(...) to the trainer")
-    return data
