@@ -181,6 +181,7 @@ def reference(experiment: Experiment) -> Path:
             raise ValueError("the configuration has no section evaluator, so there is nothing to measure")
         _identify(evaluator, experiment)
         _set_threads()
+        evaluator.report = ProgressFile(experiment.run_dir / "progress.json", None).stage
         evaluator.extractors(data, _features_device(experiment))
         held_out = data.model_values(evaluator.held_out, slice(evaluator.num_samples))
         save_samples(experiment.run_dir, held_out, data.spec, evaluator.num_pictures)
@@ -234,6 +235,8 @@ def _build(experiment: Experiment, *, training: bool) -> _Run:
         _identify(built.evaluator, experiment)
         built.evaluator.budget = budget
     progress = ProgressFile(experiment.run_dir / "progress.json", budget)
+    if built.evaluator is not None:
+        built.evaluator.report = progress.stage
     trainer = _trainer(experiment, built, budget, progress, training)
     # The datamodule's refusals come before other processes are started, or each would repeat them.
     built.datamodule.trainer = trainer

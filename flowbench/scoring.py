@@ -32,7 +32,7 @@ from flowbench.evaluation.artifacts import save_pictures  # noqa: E402
 from flowbench.evaluation.external import ExternalImages  # noqa: E402
 from flowbench.evaluation.samples import RealSet  # noqa: E402
 from flowbench.metrics import FeatureStatistics, save_statistics  # noqa: E402
-from flowbench.rows import write_rows  # noqa: E402
+from flowbench.rows import FLOOR_FILE, write_rows  # noqa: E402
 
 __all__ = ["evaluate", "image_evaluator", "join_bench", "open_data", "open_experiment", "stats"]
 
@@ -138,7 +138,7 @@ def evaluate(
         data: what they are compared with.
         evaluator: its feature metrics are measured; likelihood, paths and cost need a model and give no rows.
         name: contender in the rows; None takes the name of the file or folder.
-        output: folder for rows.jsonl and the pictures; None takes `runs/<name>`.
+        output: folder for rows.jsonl, the floor's rows outside a bench, and the pictures; None takes `runs/<name>`.
         num_samples: the first so many; None takes all.
         identity: bench, task and contender of the rows; None leaves all but the contender empty.
 
@@ -154,6 +154,8 @@ def evaluate(
         raise ValueError("the evaluator has no metric on features, so images alone cannot be scored")
     folder = output or Path("runs") / evaluator.identity.contender
     folder.mkdir(parents=True, exist_ok=True)
+    if not evaluator.identity.bench:  # which has its own
+        write_rows(folder / FLOOR_FILE, evaluator.floor_rows(data))
     write_rows(folder / "rows.jsonl", rows)
     save_pictures(folder, pictures)
     return folder

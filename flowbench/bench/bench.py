@@ -12,7 +12,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flowbench.bench.plan import Plan, make_plan, plan_lines, plan_table
+from flowbench.bench.plan import Plan, make_plan
+from flowbench.bench.preview import plan_lines, plan_table
 from flowbench.bench.progress import make_display
 from flowbench.bench.runner import PROGRAM, Interrupted, Runner
 from flowbench.bench.store import collect
@@ -67,7 +68,8 @@ def run_bench(
             raise
         where = error.filename or plan.directory
         remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
-        console.print(f"{error.strerror}: {where}; {remedy}, then the same command continues", highlight=False)
+        line = f"{error.strerror}: {where}; {remedy}, then the same command continues"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
         return 1
 
 
@@ -80,7 +82,7 @@ def _run(plan: Plan, program: Sequence[str], console: Console) -> int:
     collect(plan.directory)
     report = build_report(plan.directory)
     print_summary(plan.directory, console)
-    console.print(f"report: {report}", highlight=False, soft_wrap=True)
+    console.print(f"report: {report}", highlight=False, markup=False, soft_wrap=True)
     return 0 if complete else 1
 
 

@@ -301,7 +301,9 @@ def _task(name: str, entry: Any, contenders: tuple[Contender, ...], where: str) 
         raise ValueError(f"{where}: only is {only!r}; write a list of contenders")
     for contender_name in only:
         _known({contender_name: None}, [c.name for c in contenders], f"{where}: only")
-    return Task(name, overrides, tuple(only), str(entry.get("reason") or "left out by the bench file"))
+    return Task(
+        name, overrides, tuple(only), " ".join(str(entry.get("reason") or "left out by the bench file").split())
+    )
 
 
 def _claims(

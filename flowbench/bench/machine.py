@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Policy", "available_cores", "choose_policy"]
+__all__ = ["Policy", "available_cores", "choose_policy", "memory_limit"]
 
 
 @dataclass(frozen=True)
@@ -95,5 +95,32 @@ def _cgroup_quota() -> float | None:
         folder = Path("/sys/fs/cgroup/cpu")
         limit_us = int((folder / "cpu.cfs_quota_us").read_text())
         return limit_us / int((folder / "cpu.cfs_period_us").read_text()) if limit_us > 0 else None
+    except (OSError, ValueError):
+        return None
+
+
+def memory_limit() -> int | None:
+    """Bytes that the processes here may use together: the control group's limit or the machine's memory, the smaller.
+
+    None where neither is known.
+    """
+    found = [_group_memory(), _machine_memory()]
+    return min((size for size in found if size), default=None)
+
+
+def _group_memory() -> int | None:
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # control groups v2 and v1
+        try:
+            text = (Path("/sys/fs/cgroup") / name).read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            return int(text)
+    return None
+
+
+def _machine_memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (OSError, ValueError):
         return None

@@ -12,7 +12,7 @@ from typing import IO
 
 from flowbench.processes import die_with_parent
 
-__all__ = ["last_line", "start_process", "stop_processes"]
+__all__ = ["start_process", "stop_processes"]
 
 
 def start_process(
@@ -76,16 +76,3 @@ def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> N
             os.killpg(process.pid, number)
         except ProcessLookupError:
             pass
-
-
-def last_line(log: Path, limit: int = 300) -> str:
-    """The last line of a log that says something, shortened to ``limit`` characters."""
-    try:
-        with log.open("rb") as handle:
-            handle.seek(0, os.SEEK_END)
-            handle.seek(max(0, handle.tell() - 8192))
-            text = handle.read().decode("utf-8", errors="replace")
-    except OSError:
-        return ""
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("=== ")]
-    return lines[-1][:limit] if lines else ""

@@ -106,7 +106,7 @@ def draw_condition_scores(drawing: Drawing, labels: Tensor | None, num: int) -> 
     drawn: dict[str, list[Tensor]] = {}
     floor: dict[str, list[Tensor]] = {}
     units: dict[str, str] = {}
-    for chunk in index.split(drawing.batch_size):
+    for chunk in drawing.batches(index):
         condition = condition_at(drawing, chunk)
         assert condition is not None, "this flow has a conditioner"
         # Without the original nothing is pasted: known pixels would agree however bad the flow is.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,16 @@ from flowbench.data import FlowDataModule
 from flowbench.evaluation.artifacts import save_pictures, save_samples, save_trajectories
 from flowbench.evaluation.auto_features import resolve_features
 from flowbench.evaluation.conditions import measured_conditions
-from flowbench.evaluation.drawing import Drawing, Imposed, Paths, draw_paths, draw_samples, labels_of
+from flowbench.evaluation.drawing import (
+    Drawing,
+    Imposed,
+    Paths,
+    draw_paths,
+    draw_samples,
+    labels_of,
+    space_name,
+    sweep_points,
+)
 from flowbench.evaluation.extractors import get_extractor
 from flowbench.evaluation.flow_metrics import PathStraightness, TrainingPairs
 from flowbench.evaluation.frechet_metrics import FrechetDistance, FrechetInfinity
@@ -27,18 +35,24 @@ from flowbench.evaluation.latent_bound import measured_bound
 from flowbench.evaluation.memorization import Memorization
 from flowbench.evaluation.metric import Metric
 from flowbench.evaluation.pictures import log_hyperparameters, log_pictures, log_samples
-from flowbench.evaluation.provenance import environment, peak_memory_mb
+from flowbench.evaluation.provenance import cost_of, environment
 from flowbench.evaluation.reconstruction import Reconstruction, Reconstructions, draw_reconstructions
 from flowbench.evaluation.records import Curve, Identity, make_row
-from flowbench.evaluation.reference import reference_subjects, score
+from flowbench.evaluation.reference import REFERENCE_NAMES, reference_subjects, score
 from flowbench.evaluation.samples import Collector, DrawnSet, Images, RealSet, SampleSet
-from flowbench.evaluation.subject import Cost, Subject
+from flowbench.evaluation.stages import Report, Stages, silent
+from flowbench.evaluation.subject import Subject
+from flowbench.evaluation.trainer_parts import data_of as _data
+from flowbench.evaluation.trainer_parts import flow_of as _flow
 from flowbench.evaluation.transport_cost import transport_cost
 from flowbench.families import Budget, FlowModule, LatentSpace
 from flowbench.metrics import FeatureExtractor
-from flowbench.rows import Row, write_rows
+from flowbench.rows import FLOOR_FILE, Row, write_rows
 
 __all__ = ["Evaluator"]
+
+# The parts of a measurement, as its progress names them; a sweep comes before the scores.
+LIKELIHOOD, SAMPLES, PATHS, HELD_OUT, SCORES = "likelihood", "samples", "paths", "held-out data", "scores"
 
 
 class Evaluator(L.Callback):
@@ -101,7 +115,7 @@ class Evaluator(L.Callback):
             raise ValueError(f"evaluator.reference is {reference}, but memorization needs train; remove that metric")
         if reference == held_out:
             raise ValueError(f"evaluator.reference and held_out are both {reference}: the floor would be zero")
-        self.sweep = _sweep(sweep or {})
+        self.sweep = sweep_points(sweep or {})
         self._given: dict[str, Metric] = dict(metrics or {})
         self.metrics = self._given  # `features: auto` is named once the data are known
         self.curve = list(curve or [])
@@ -116,6 +130,8 @@ class Evaluator(L.Callback):
         self.num_likelihood = num_likelihood
         self.identity = Identity()
         self.budget: Budget | None = None
+        self.report: Report = silent
+        self._stages = Stages()
         self.rows: list[Row] = []
         self._stack = ExitStack()
         self._log_prob: list[tuple[Tensor, Tensor]] = []
@@ -185,8 +201,10 @@ class Evaluator(L.Callback):
         if torch.is_inference_mode_enabled():
             raise ValueError("likelihoods of continuous flows need gradients: set trainer.inference_mode=false")
         self._stack = ExitStack()
-        self._stack.enter_context(_flow(module).evaluating(self.weights))
+        flow = _flow(module)
+        self._stack.enter_context(flow.evaluating(self.weights))
         self._log_prob = []
+        self._stages = Stages(self._stage_names(flow), self.report if trainer.is_global_zero else silent)
 
     def on_test_batch_end(
         self,
@@ -199,6 +217,7 @@ class Evaluator(L.Callback):
     ) -> None:
         """Keep the log-densities of the batch."""
         self._log_prob.append((outputs["index"].cpu(), outputs["log_prob"].cpu()))
+        self._stages(LIKELIHOOD, batch_idx + 1, int(sum(trainer.num_test_batches)))
 
     def on_test_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Draw, measure, write."""
@@ -220,14 +239,15 @@ class Evaluator(L.Callback):
     def _evaluate(self, trainer: L.Trainer, flow: FlowModule) -> None:
         index = torch.cat([i for i, _ in self._log_prob])
         log_prob = gather_by_index(index, torch.cat([v for _, v in self._log_prob]))
-        samples, evaluations, rate = self._draw(flow, trainer, self.metrics)
+        samples, evaluations, rate = self._draw(flow, trainer, self.metrics, stage=SAMPLES)
         paths = self._paths(flow, trainer)
         reconstructions = self._reconstructions(flow, trainer)
-        drawing = self._drawing(flow, trainer)
+        drawing = self._drawing(flow, trainer, stage=HELD_OUT)
         conditions = measured_conditions(drawing, labels_of(drawing), self.metrics.values())
         bound = measured_bound(drawing, self.held_out, self.metrics.values())
         in_sweep = {name: metric for name, metric in self.metrics.items() if metric.in_sweep}
-        sweep = [(point, *self._draw(flow, trainer, in_sweep, point)[:2]) for point in self._imposed(flow)]
+        points = zip(self._imposed(flow), self._sweep_stages(flow), strict=True)
+        sweep = [(point, *self._draw(flow, trainer, in_sweep, point, stage)[:2]) for point, stage in points]
         if not trainer.is_global_zero:
             return
         data = _data(trainer)
@@ -235,10 +255,10 @@ class Evaluator(L.Callback):
         main.log_prob, main.likelihood, main.likelihood_method = log_prob, flow.likelihood, flow.likelihood_method
         main.in_bits, main.given_label = flow.in_bits, flow.num_classes is not None
         main.dequantize = data.dequantize
-        main.geometry, main.space = paths.geometry if paths else None, _space_name(flow)
+        main.geometry, main.space = paths.geometry if paths else None, space_name(flow)
         main.transport_cost, main.transport_origin = transport_cost(flow, _data(trainer), self.seed)
         main.training_pairs = self._training_pairs(flow, trainer)
-        main.cost, main.reconstructions = self._cost(flow, rate), reconstructions
+        main.cost, main.reconstructions = cost_of(flow, self.budget, rate), reconstructions
         main.condition_scores, main.bound_terms = conditions, bound
         main.guidance, main.sampler = flow.guidance_scale, flow.sampler_name
         subjects = [main]
@@ -249,7 +269,7 @@ class Evaluator(L.Callback):
             subjects.append(subject)
         provenance = {**self._provenance(trainer), **asdict(main.cost)}
         weights = self.weights if flow.ema else "raw"
-        self.rows = self._rows(self.identity.contender, type(flow).__name__, subjects, weights, provenance)
+        self.rows = self._rows(self.identity.contender, type(flow).__name__, subjects, weights, provenance, SCORES)
         self._write(trainer, flow, main, samples, paths)
 
     def _write(
@@ -257,6 +277,8 @@ class Evaluator(L.Callback):
     ) -> None:
         """Leave rows and pictures in the run's folder and in TensorBoard."""
         run_dir = Path(trainer.default_root_dir)
+        if not self.identity.bench:  # which has its own
+            write_rows(run_dir / FLOOR_FILE, self.floor_rows(_data(trainer)))
         write_rows(run_dir / "rows.jsonl", self.rows)
         save_samples(run_dir, samples.shown, flow.spec, self.num_pictures)
         if paths is not None:
@@ -270,7 +292,15 @@ class Evaluator(L.Callback):
         log_pictures(trainer, pictures, "test", step)
         log_hyperparameters(trainer, self.rows, asdict(self.identity))
 
-    def _drawing(self, flow: FlowModule, trainer: L.Trainer) -> Drawing:
+    def _stage_names(self, flow: FlowModule) -> list[str]:
+        """The parts of a measurement, in their order; one that this flow does not have is passed over at once."""
+        return [LIKELIHOOD, SAMPLES, PATHS, HELD_OUT, *self._sweep_stages(flow), SCORES]
+
+    def _sweep_stages(self, flow: FlowModule) -> list[str]:
+        points = self._imposed(flow)
+        return [f"sweep {number}/{len(points)}, {point}," for number, point in enumerate(points, start=1)]
+
+    def _drawing(self, flow: FlowModule, trainer: L.Trainer, stage: str = "") -> Drawing:
         return Drawing(
             flow,
             _data(trainer),
@@ -281,15 +311,21 @@ class Evaluator(L.Callback):
             trainer.global_rank,
             trainer.world_size,
             self.held_out,
+            self._stages.of(stage),
         )
 
     def _draw(
-        self, flow: FlowModule, trainer: L.Trainer, metrics: Mapping[str, Metric], imposed: Imposed | None = None
+        self,
+        flow: FlowModule,
+        trainer: L.Trainer,
+        metrics: Mapping[str, Metric],
+        imposed: Imposed | None = None,
+        stage: str = "",
     ) -> tuple[DrawnSet, float, float]:
         """Samples as those metrics need them, mean evaluations per sample, samples per second of this process."""
         extractors = self.extractors(_data(trainer), flow.device)
         counts = self._counts(metrics)
-        return draw_samples(self._drawing(flow, trainer), extractors, counts, self.num_pictures, imposed)
+        return draw_samples(self._drawing(flow, trainer, stage), extractors, counts, self.num_pictures, imposed)
 
     def _imposed(self, flow: FlowModule) -> list[Imposed]:
         """The points of the sweep that this flow can choose."""
@@ -300,7 +336,7 @@ class Evaluator(L.Callback):
         if not any(isinstance(metric, PathStraightness) for metric in self.metrics.values()):
             return None
         shown = min(self.num_pictures, self.num_trajectories)
-        return draw_paths(self._drawing(flow, trainer), self.num_trajectories, self.trajectory_points, shown)
+        return draw_paths(self._drawing(flow, trainer, PATHS), self.num_trajectories, self.trajectory_points, shown)
 
     def _reconstructions(self, flow: FlowModule, trainer: L.Trainer) -> Reconstructions | None:
         """What the autoencoder of a latent flow makes of held-out images, where a metric asks for it."""
@@ -308,7 +344,7 @@ class Evaluator(L.Callback):
         if not wanted or not isinstance(flow.space, LatentSpace):
             return None
         extractors, counts = self.extractors(_data(trainer), flow.device), self._counts(wanted)
-        return draw_reconstructions(self._drawing(flow, trainer), self.held_out, extractors, counts)
+        return draw_reconstructions(self._drawing(flow, trainer, HELD_OUT), self.held_out, extractors, counts)
 
     def _counts(self, metrics: Mapping[str, Metric]) -> dict[str, int]:
         """Samples that each extractor is asked for by these metrics."""
@@ -373,18 +409,6 @@ class Evaluator(L.Callback):
         wanted = [metric.num_pairs for metric in self.metrics.values() if isinstance(metric, TrainingPairs)]
         return flow.training_pairs(_data(trainer), max(wanted), self.seed) if wanted else None
 
-    def _cost(self, flow: FlowModule, rate: float) -> Cost:
-        budget = self.budget
-        return Cost(
-            parameters=sum(p.numel() for p in flow.parameters() if p.requires_grad),
-            train_seconds=budget.train_seconds if budget else 0.0,
-            train_flops=budget.train_flops if budget else 0.0,
-            samples_seen=budget.samples_seen if budget else 0,
-            peak_memory_mb=peak_memory_mb(flow.device),
-            samples_per_second=rate,
-            steps=budget.steps if budget else 0,
-        )
-
     # ---- records --------------------------------------------------------------------------------------
 
     def _provenance(self, trainer: L.Trainer) -> dict[str, Any]:
@@ -406,20 +430,41 @@ class Evaluator(L.Callback):
         }
 
     def _rows(
-        self, contender: str, family: str, subjects: Iterable[Subject], weights: str, provenance: Mapping[str, Any]
+        self,
+        contender: str,
+        family: str,
+        subjects: Sequence[Subject],
+        weights: str,
+        provenance: Mapping[str, Any],
+        stage: str = "",
     ) -> list[Row]:
+        begin = self._stages.counter(stage, len(subjects) * len(self.metrics))
         return [
             make_row(
                 self.identity, subject, m, contender=contender, family=family, weights=weights, provenance=provenance
             )
             for subject in subjects
-            for m in score(subject, self.metrics)
+            for m in score(subject, self.metrics, begin)
         ]
 
     def reference_rows(self, data: FlowDataModule) -> Iterator[Row]:
         """Rows of `floor`, `noise`, `gaussian` and `gmm`: they belong to the data, not to a contender or a seed."""
-        known, provenance = self._prepare(data), self._data_provenance(data)
-        subjects = reference_subjects(
+        subjects, provenance = self._references(data), self._data_provenance(data)
+        self._stages = Stages(REFERENCE_NAMES, self.report)
+        for name in REFERENCE_NAMES:
+            self._stages(name)  # drawing, and fitting what it is drawn from
+            found, subject = next(subjects)
+            assert found == name, "reference_subjects yields them in this order"
+            yield from self._rows(name, "reference", [subject], "none", provenance, name)
+
+    def floor_rows(self, data: FlowDataModule) -> list[Row]:
+        """Rows of `floor` alone, which a single run can afford beside its own: nothing is drawn or fitted for it."""
+        name, subject = next(self._references(data))
+        return self._rows(name, "reference", [subject], "none", self._data_provenance(data))
+
+    def _references(self, data: FlowDataModule) -> Iterator[tuple[str, Subject]]:
+        known = self._prepare(data)
+        return reference_subjects(
             data,
             known.extractors,
             self._counts(self.metrics),
@@ -429,8 +474,6 @@ class Evaluator(L.Callback):
             seed=self.seed,
             num_likelihood=self.num_likelihood,
         )
-        for name, subject in subjects:
-            yield from self._rows(name, "reference", [subject], "none", provenance)
 
     def external_rows(
         self, data: FlowDataModule, batches: Iterable[tuple[Tensor, Tensor]], images: Images
@@ -462,38 +505,3 @@ class _Prepared:
     reference: RealSet
     held_out: RealSet
     extractors: dict[str, FeatureExtractor]
-
-
-def _sweep(sweep: Mapping[str, list[float]]) -> list[Imposed]:
-    """The points of a sweep; ValueError for an unknown name or a number that cannot be imposed."""
-    if set(sweep) - {"network_evaluations", "guidance"}:
-        raise ValueError(f"evaluator.sweep goes over network_evaluations and guidance, got {', '.join(sweep)}")
-    points = []
-    for budget in sweep.get("network_evaluations", []):
-        if isinstance(budget, bool) or budget != int(budget) or budget < 1:
-            raise ValueError(f"evaluator.sweep.network_evaluations must be whole numbers >= 1, got {budget!r}")
-        points.append(Imposed(network_evaluations=int(budget)))
-    for scale in sweep.get("guidance", []):
-        if isinstance(scale, bool) or not 1 <= scale < math.inf:
-            raise ValueError(f"evaluator.sweep.guidance must be numbers >= 1 (1 is none), got {scale!r}")
-        points.append(Imposed(guidance=float(scale)))
-    return points
-
-
-def _flow(module: L.LightningModule) -> FlowModule:
-    if not isinstance(module, FlowModule):
-        raise ValueError(f"the evaluator measures flows, got {type(module).__name__}: remove the section evaluator")
-    return module
-
-
-def _data(trainer: L.Trainer) -> FlowDataModule:
-    data = getattr(trainer, "datamodule", None)
-    if not isinstance(data, FlowDataModule):
-        raise ValueError("the evaluator needs a FlowDataModule: pass datamodule=FlowDataModule(...) to the trainer")
-    return data
-
-
-def _space_name(flow: FlowModule) -> str:
-    if flow.likelihood != "bound":
-        return "data"
-    return "latent " + "x".join(str(size) for size in flow.flow_shape)

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 
 from flowbench.core.places import cached, locked
+from flowbench.core.progress import note_progress
 from flowbench.data import FlowDataModule
 from flowbench.evaluation.auto_features import resolve_features
 from flowbench.metrics import (
@@ -92,7 +93,8 @@ def _classifier(name: str, data: FlowDataModule, device: Device) -> ClassifierFe
             print(f"training the classifier {name} once", file=sys.stderr, flush=True)
             seed = derive_seed(settings.version, name) % 2**31
             images = data.uint8_images("train", slice(count))
-            model = train_classifier(images, labels[:count], classes, seed, **settings.options)
+            report = partial(note_progress, f"training the classifier {name}")
+            model = train_classifier(images, labels[:count], classes, seed, report=report, **settings.options)
             model.test_accuracy = classification_accuracy(model, data.uint8_images("test"), test_labels)
             print(f"{name} recognises {model.test_accuracy:.1%} of the test images", file=sys.stderr, flush=True)
             save_classifier(path, model)

@@ -167,7 +167,7 @@ def draw_bound_terms(drawing: Drawing, split: str, num: int, num_times: int) -> 
     index = shard(num, drawing.rank, drawing.world_size)
     reconstruction, losses = [torch.empty(0, dtype=torch.float64)], [torch.empty(0, dtype=torch.float64)]
     known = True
-    for chunk in index.split(drawing.batch_size):
+    for chunk in drawing.batches(index):
         x = data.model_values(split, chunk).to(flow.device)
         label = None if flow.num_classes is None or source.label is None else source.label[chunk].to(flow.device)
         difference = (x - flow.space.reconstruct(x)).double()

@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from flowbench.core.progress import note_progress
 from flowbench.families import Budget
 from flowbench.storage import write_text
 
@@ -18,6 +19,7 @@ __all__ = ["ProgressFile", "read_phase"]
 
 # Seconds between two writes during training.
 INTERVAL = 1.0
+_COUNT = " 0123456789/"
 
 
 class ProgressFile(L.Callback):
@@ -34,6 +36,7 @@ class ProgressFile(L.Callback):
         self.budget = budget
         self._clock = clock
         self._last = 0.0
+        self._written: dict[str, Any] = {}
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -47,8 +50,22 @@ class ProgressFile(L.Callback):
         self.write(trainer, "fit")
 
     def on_test_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Measuring."""
+        """Measuring begins; :meth:`stage` tells how it goes on."""
         self.write(trainer, "test")
+
+    def stage(self, what: str, fraction: float) -> None:
+        """Note what a measurement does; for process 0.
+
+        What begins is written at once, because it may take long; how far it is, at most once a second.
+
+        Args:
+            what: e.g. `samples 256/360`.
+            fraction: share of the measurement that is done.
+        """
+        before = str(self._written.get("what", ""))
+        begins = what.rstrip(_COUNT) != before.rstrip(_COUNT)
+        if begins or self._clock() - self._last >= INTERVAL:
+            self._put({**self._written, "phase": "test", "what": what, "fraction": fraction, "loss": None})
 
     def write(self, trainer: L.Trainer, phase: str, outputs: Any = None) -> None:
         """Write the file on process 0, atomically.
@@ -60,17 +77,24 @@ class ProgressFile(L.Callback):
         """
         if not trainer.is_global_zero:
             return
-        self._last = self._clock()
         loss = outputs.get("loss") if isinstance(outputs, dict) else None
         record = {
             "phase": phase,
             "step": self.budget.steps if self.budget else trainer.global_step,
             "max_steps": self.budget.max_steps if self.budget else None,
-            "fraction": self.budget.progress if self.budget else 0.0,
+            # Of the training; a measurement that begins has done nothing of its own.
+            "fraction": self.budget.progress if self.budget and phase != "test" else 0.0,
             "loss": float(loss.detach()) if isinstance(loss, torch.Tensor) else None,
-            "updated": self._last,
         }
-        write_text(self.path, json.dumps(record))
+        self._put(record)
+
+    def _put(self, record: dict[str, Any]) -> None:
+        self._last = self._clock()
+        self._written = {**record, "updated": self._last}
+        write_text(self.path, json.dumps(self._written))
+        if record["phase"] == "fit":  # of something required, where another process waits for it
+            name = self.path.parent.name.rpartition("-")[0] or self.path.parent.name
+            note_progress(f"training {name}, step {record['step']}", record["fraction"])
 
 
 def read_phase(path: Path) -> str | None:

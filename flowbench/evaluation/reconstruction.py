@@ -79,7 +79,7 @@ def draw_reconstructions(
     index = shard(num, drawing.rank, drawing.world_size)
     collector = Collector(data.spec, extractors, {name: min(n, num) for name, n in counts.items()}, 0)
     values = [torch.empty(0, dtype=torch.float64)]
-    for chunk in index.split(drawing.batch_size):
+    for chunk in drawing.batches(index):
         x = data.model_values(split, chunk).to(flow.device)
         label = None if flow.num_classes is None or source.label is None else source.label[chunk].to(flow.device)
         x_hat = flow.space.reconstruct(

@@ -17,7 +17,10 @@ from flowbench.evaluation.subject import Measurement, Subject
 from flowbench.metrics import FeatureExtractor
 from flowbench.seeds import derive_seed, generator, indexed_normal
 
-__all__ = ["fit_mixture", "reference_subjects", "score"]
+__all__ = ["REFERENCE_NAMES", "fit_mixture", "reference_subjects", "score"]
+
+REFERENCE_NAMES = ("floor", "noise", "gaussian", "gmm")
+"""The reference rows, in the order in which they are made."""
 
 # Size and floor of the covariances are chosen on the validation split; full covariances throughout.
 MIXTURE_SIZES = (1, 5, 10, 20, 40)
@@ -32,9 +35,18 @@ MIXTURE_GRID_WORK, MIXTURE_WORK = 1e9, 4e10
 MOST_DIMENSIONS = 12_288
 
 
-def score(subject: Subject, metrics: Mapping[str, Metric]) -> Iterator[Measurement]:
-    """All measurements of a subject; in a sweep, those of the metrics that are swept."""
-    for metric in metrics.values():
+def score(
+    subject: Subject, metrics: Mapping[str, Metric], begin: Callable[[str], None] = lambda name: None
+) -> Iterator[Measurement]:
+    """All measurements of a subject; in a sweep, those of the metrics that are swept.
+
+    Args:
+        subject: who is measured.
+        metrics: by name.
+        begin: is told the name of each metric before it is computed.
+    """
+    for name, metric in metrics.items():
+        begin(name)
         if metric.in_sweep or not subject.swept:
             yield from metric.measure(subject)
 

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from flowbench.core.places import cached, locked
+from flowbench.core.progress import note_progress
 from flowbench.data import DataSpec, FlowDataModule
 from flowbench.evaluation.gather import gather_by_index
 from flowbench.metrics import FeatureExtractor, FeatureStatistics, Moments, extract, load_statistics, save_statistics
@@ -323,7 +324,12 @@ class RealSet(SampleSet):
             return statistics
 
     def _extract(self, extractor: FeatureExtractor, count: int) -> Tensor:
-        return torch.cat([extract(extractor, part) for part in self._chunks(count)])
+        found, done = [], 0
+        for part in self._chunks(count):
+            found.append(extract(extractor, part))
+            done += len(part)
+            note_progress(f"{extractor.name} features of {done}/{count} images", done, count)
+        return torch.cat(found)
 
     def _chunks(self, count: int) -> Iterable[Tensor]:
         if self.spec.modality == "vector":

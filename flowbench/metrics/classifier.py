@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,6 +170,7 @@ def train_classifier(
     dimension: int = 64,
     width: int = 32,
     stages: int = 1,
+    report: Callable[[int, int], None] = lambda done, total: None,
 ) -> DigitsCNN:
     """Train :class:`DigitsCNN` with AdamW and a cosine schedule; the same arguments give the same weights.
 
@@ -188,6 +189,7 @@ def train_classifier(
         dimension: width of the feature layer.
         width: channels of the first convolution.
         stages: see :class:`DigitsCNN`.
+        report: is told after every step how many of how many are done.
 
     Returns:
         The trained module on the CPU, in evaluation mode, its parameters without gradient.
@@ -208,12 +210,13 @@ def train_classifier(
         optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
         draw = generator(seed, "classifier", "order")
-        for _ in range(num_steps):
+        for step in range(num_steps):
             index = torch.randint(len(images), (batch_size,), generator=draw)
             optimizer.zero_grad(set_to_none=True)
             F.cross_entropy(model(images[index]), labels[index], label_smoothing=0.05).backward()
             optimizer.step()
             schedule.step()
+            report(step + 1, num_steps)
     return model.eval().requires_grad_(False)
 
 
