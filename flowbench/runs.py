@@ -37,6 +37,7 @@ from flowbench.families import (  # noqa: E402
     BudgetLimit,
     FlowModule,
     TrainingModule,
+    check_precision,
     check_strategy,
     count_flops,
     load_checkpoint,
@@ -287,6 +288,7 @@ def _trainer(
     experiment: Experiment, built: Built, budget: Budget | None, progress: ProgressFile, training: bool
 ) -> L.Trainer:
     check_strategy(built.trainer_arguments.get("strategy"))
+    check_precision(built.trainer_arguments.get("precision"))
     known = budget.max_steps if budget else None
     batches = built.trainer_arguments.get("accumulate_grad_batches", 1)
     arguments: dict[str, Any] = {
@@ -313,7 +315,9 @@ def _trainer(
     arguments["plugins"] = [*_listed(arguments.get("plugins")), AtomicCheckpointIO()]
     loggers = list(built.loggers.values())
     _quieten()
-    return L.Trainer(**arguments, callbacks=callbacks, logger=loggers or False)
+    trainer = L.Trainer(**arguments, callbacks=callbacks, logger=loggers or False)
+    check_precision(arguments.get("precision"), trainer.precision)
+    return trainer
 
 
 def _listed(value: Any) -> list[Any]:
@@ -327,6 +331,9 @@ def _quieten() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # What they go on to say is refused, or of no account.
+    warnings.filterwarnings("ignore", message=".*AMP with fp16 is not supported on CPU")
+    warnings.filterwarnings("ignore", message=".*is supported for historical reasons")
     # A run's folder is its own: that it holds a checkpoint is how a run goes on.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
 

@@ -333,11 +333,11 @@ class TARFlow(FlowModule):
     ) -> None:
         """As set in the trainer; a denoiser that learns has its own norm, or it would scale the flow's gradient."""
         together = not isinstance(self.denoiser, FlowScoreDenoiser) or gradient_clip_algorithm == "value"
-        if together or not gradient_clip_val:
+        if together:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         for part in self.sharded_modules():
-            nn.utils.clip_grad_norm_(part.parameters(), gradient_clip_val)
+            self.clip_parameters(part.parameters(), gradient_clip_val, gradient_clip_algorithm)
 
     # ---- sampling, encoding, likelihood ---------------------------------------------------------------
 

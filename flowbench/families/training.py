@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -182,6 +183,34 @@ class TrainingModule(L.LightningModule):
             logger.log_metrics({**values, "epoch": self.current_epoch}, self.trainer.global_step)
             logger.save()
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip all gradients together as the trainer says, by their norm unless it says ``value``."""
+        self.clip_parameters(_trained(optimizer), gradient_clip_val, gradient_clip_algorithm)
+
+    def clip_parameters(self, parameters: Iterable[nn.Parameter], limit: float | None, algorithm: str | None) -> None:
+        """Clip the gradients of some parameters, in place, under every precision.
+
+        (Lightning's own clipping refuses fused optimisers under every mixed precision. Only a scaled loss forbids them,
+        whose gradients they unscale after the clipping; :func:`~flowbench.families.optimization.build_optimizer` makes
+        none there.)
+
+        Args:
+            parameters: what is clipped together.
+            limit: largest norm of all gradients, or largest size of each number; None or 0 clips nothing.
+            algorithm: ``norm`` or ``value``; None is ``norm``.
+        """
+        if not limit:
+            return
+        if algorithm == GradClipAlgorithmType.VALUE:
+            nn.utils.clip_grad_value_(parameters, limit)
+        else:
+            nn.utils.clip_grad_norm_(parameters, limit)
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The training objective on held-out data, with the averaged weights.
 
@@ -199,7 +228,8 @@ class TrainingModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW; the schedule follows the budget's progress, be it steps, samples or seconds."""
-        optimizer = build_optimizer(self, self.optimizer_config)
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        optimizer = build_optimizer(self, self.optimizer_config, fused=not scaled)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda _: learning_rate_factor(self.optimizer_config, self._next_progress())
         )
@@ -250,6 +280,10 @@ class TrainingModule(L.LightningModule):
             )
         if self.ema:
             self.ema.load_state_dict(checkpoint["ema"])
+
+
+def _trained(optimizer: torch.optim.Optimizer) -> Iterator[nn.Parameter]:
+    return (parameter for group in optimizer.param_groups for parameter in group["params"])
 
 
 def _global_index(batch: Batch) -> list[int]:
