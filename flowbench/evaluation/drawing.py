@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowbench.core.contract import returned
 from flowbench.data import FlowDataModule
 from flowbench.evaluation.conditions import condition_labels, given_condition
 from flowbench.evaluation.gather import gather_by_index, shard
@@ -204,7 +205,7 @@ def draw_paths(drawing: Drawing, num_paths: int, num_points: int, num_shown: int
         row = chunk % drawing.num_samples  # paths beyond the samples take their labels and conditions again
         condition = labels[row].to(flow.device) if labels is not None else None
         noise, given = flow.draw_noise(chunk, drawing.seed), given_condition(drawing, row)
-        path = flow.trajectory(noise, condition, num_points, **given)
+        path = returned(flow.trajectory(noise, condition, num_points, **given), Trajectory, flow, "trajectory")
         geometries.append(_geometry(path))
         states.append(path.states.transpose(0, 1)[chunk.to(path.states.device) < num_shown].cpu())
         times = path.times

@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from flowbench.core.contract import returned, shaped
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families.base import FlowModule, NetworkFactory, Trajectory
 from flowbench.families.conditioning.base import Conditioner, SpatialCondition, check_condition_channels, guided_network
@@ -47,6 +48,7 @@ from flowbench.flows import (
     UniformTimes,
     UniformWeight,
     Weight,
+    WeightResult,
     log_likelihood,
     sample_with_log_prob,
 )
@@ -269,8 +271,10 @@ class FlowMatching(FlowModule):
         t = first + (last - first) * self.times.sample(len(x), rng, x.device)
         point = self.path.sample(pairs.x0, pairs.x1, t, rng)
         given = () if self.conditioner is None else (self._training_condition(batch, rng),)
-        error = (self.network(point.xt, t, pairs.label, *given) - point.velocity).float().square().flatten(1).mean(1)
-        weighted = self.weight(pairs.x0, pairs.x1)
+        found = self.network(point.xt, t, pairs.label, *given)
+        velocity = shaped(found, tuple(point.velocity.shape), self.network, "forward")
+        error = (velocity - point.velocity).float().square().flatten(1).mean(1)
+        weighted = returned(self.weight(pairs.x0, pairs.x1), WeightResult, self.weight, "forward")
         parts = {"unweighted_loss": error.detach().mean(), **pairs.parts}
 
         def diagnostics() -> dict[str, Any]:

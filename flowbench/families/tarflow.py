@@ -21,6 +21,7 @@ from flowbench.families.noise.denoising import Denoiser, FlowLayout, FlowScoreDe
 from flowbench.families.noise.score_gradient import (
     check_shared_backward,
     frozen,
+    kept_for_two_passes,
     not_a_leaf,
     score,
     with_input_gradient,
@@ -292,14 +293,15 @@ class TARFlow(FlowModule):
         shared = matched and torch.is_grad_enabled()
         if shared:
             tokens = tokens.detach().requires_grad_(True)
-        with recorded(self.flow) as record:
+        twice = shared and self.latent_norm > 0
+        with recorded(self.flow) as record, kept_for_two_passes(twice):
             z, logdet = self.flow(not_a_leaf(tokens) if shared else tokens, label)
         dims = x[0].numel()
         nll = -(self.source.log_prob(z) + logdet).mean() / dims
         parts = {"nll": nll.detach(), "logdet": logdet.detach().mean() / dims, **self._bits(nll.detach())}
         if shared:
             parameters = [p for p in self.flow.parameters() if p.requires_grad]
-            nll, gradient = with_input_gradient(nll, tokens, parameters, retain_graph=self.latent_norm > 0)
+            nll, gradient = with_input_gradient(nll, tokens, parameters, retain_graph=twice)
         total = nll
         if self.latent_norm:
             norm = sum((state.square().mean() for state in record.states[:-1]), start=z.new_zeros(()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from flowbench.core.contract import returned
 from flowbench.data import Batch, DataSpec
 from flowbench.families.budget import Budget
 from flowbench.families.ema import ExponentialMovingAverage
@@ -45,7 +46,7 @@ class Loss:
     diagnostics: Callable[[], Mapping[str, Tensor | float]] | None = None
 
 
-class TrainingModule(L.LightningModule):
+class TrainingModule(L.LightningModule, ABC):
     """Base of everything that is trained; a subclass gives :meth:`training_loss`.
 
     Randomness of a step is keyed by (seed, step, rank), so a resumed run draws what the uninterrupted run would have.
@@ -134,7 +135,7 @@ class TrainingModule(L.LightningModule):
         Raises:
             NonFiniteLossError: names the step, the samples and the last checkpoint; on all processes alike.
         """
-        loss = self.training_loss(batch, self.step_generator(batch_idx))
+        loss = returned(self.training_loss(batch, self.step_generator(batch_idx)), Loss, self, "training_loss")
         # Reduced first: a process that stopped alone would leave the others waiting for its gradients.
         value = self.trainer.strategy.reduce(loss.total.detach(), reduce_op="mean")
         if not torch.isfinite(value):

@@ -23,7 +23,7 @@ class Divergence(ABC):
     Args:
         probes_per_pass: probes that one backward pass takes, >= 1. More than one is vectorised by ``torch.vmap``:
             faster where passes are bound by their overhead (small batches, accelerators), at as many times the memory,
-            and no faster on large batches on a CPU. Numbers agree to rounding. Compiled networks run uncompiled then.
+            and no faster on large batches on a CPU. Numbers agree to rounding.
     """
 
     probes_per_pass: int = 1

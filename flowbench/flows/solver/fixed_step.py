@@ -7,10 +7,11 @@ Every solver counts the evaluations of the field, so that methods are compared a
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -75,13 +76,16 @@ class FixedStepSolver(Solver):
             :class:`UniformGrid`, the only one that can stop at times between the two.
     """
 
-    tableau: ClassVar[ButcherTableau]
-
     def __init__(self, num_steps: int, grid: TimeGrid | None = None) -> None:
         if not isinstance(num_steps, int) or isinstance(num_steps, bool) or num_steps < 1:
             raise ValueError(f"num_steps must be a whole number of at least 1, got {num_steps!r}")
         self.num_steps = num_steps
         self.grid = grid or UniformGrid()
+
+    @property
+    @abstractmethod
+    def tableau(self) -> ButcherTableau:
+        """Coefficients of the method; a class attribute will do."""
 
     @property
     def order(self) -> int:  # type: ignore[override]
