@@ -187,6 +187,7 @@ def reference(experiment: Experiment) -> Path:
         held_out = data.model_values(evaluator.held_out, slice(evaluator.num_samples))
         save_samples(experiment.run_dir, held_out, data.spec, evaluator.num_pictures)
         write_rows(experiment.run_dir / "rows.jsonl", list(evaluator.reference_rows(data)))
+        evaluator.raise_bug()
     return experiment.run_dir
 
 

@@ -18,6 +18,8 @@ from flowbench.bench.progress import make_display
 from flowbench.bench.runner import PROGRAM, Interrupted, Runner
 from flowbench.bench.store import collect
 from flowbench.bench.validation import check_experiments
+from flowbench.core.statuses import PARTLY_MEASURED
+from flowbench.rows import unmeasured_text
 from flowbench.storage import write_text
 
 __all__ = ["run_bench"]
@@ -43,8 +45,8 @@ def run_bench(
         console: where to print.
 
     Returns:
-        0 when every cell is finished; 1 when one failed or the results could not be written; 128 + signal
-        when interrupted.
+        0 when every cell is finished; 1 when one failed or the results could not be written; 3 when numbers could not
+        be computed, whose rows say why; 128 + signal when interrupted.
 
     Raises:
         ValueError: one line, for what the user got wrong.
@@ -79,11 +81,13 @@ def _run(plan: Plan, program: Sequence[str], console: Console) -> int:
     write_text(plan.directory / "plan.json", json.dumps(plan.describe(), indent=2) + "\n")
     with make_display(console) as display:
         complete = Runner(plan, display, program).run()
-    collect(plan.directory)
+    rows = collect(plan.directory)
     report = build_report(plan.directory)
     print_summary(plan.directory, console)
     console.print(f"report: {report}", highlight=False, markup=False, soft_wrap=True)
-    return 0 if complete else 1
+    if not complete:
+        return 1
+    return PARTLY_MEASURED if unmeasured_text(rows) else 0
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from flowbench.cli.parser import Command, Parser, UsageError, count, print_result
+from flowbench.cli.unmeasured import report_unmeasured
 
 __all__ = ["COMMANDS"]
 
@@ -115,8 +116,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         print(scoring.join_bench(arguments.samples, arguments.bench, arguments.name, arguments.num_samples))
         return 0
     wanted = {"name": arguments.name, "output": arguments.output, "num_samples": arguments.num_samples}
-    print_result(scoring.evaluate(arguments.samples, data, evaluator, **wanted))
-    return 0
+    folder = scoring.evaluate(arguments.samples, data, evaluator, **wanted)
+    print_result(folder)
+    return report_unmeasured(folder)
 
 
 def _refuse_unused(arguments: argparse.Namespace, place: str) -> None:

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from flowbench.cli.parser import Command, Parser, config_options, count, print_result
+from flowbench.cli.unmeasured import report_unmeasured
 from flowbench.prediction_request import OPTIONS, PRIORS, TASKS
 
 if TYPE_CHECKING:
@@ -82,23 +83,31 @@ def _experiment(arguments: argparse.Namespace, trains: bool = False) -> Experime
 
 
 def _run(
-    action: Callable[[ModuleType, Experiment, argparse.Namespace], object], trains: bool = False
+    action: Callable[[ModuleType, Experiment, argparse.Namespace], object],
+    trains: bool = False,
+    measures: Callable[[argparse.Namespace], bool] = lambda given: False,
 ) -> Callable[[argparse.Namespace], int]:
     """A handler that gives the validated experiment to one function of ``flowbench.runs``."""
 
     def handler(arguments: argparse.Namespace) -> int:
         experiment = _experiment(arguments, trains)
-        if experiment is not None:
-            print_result(action(importlib.import_module("flowbench.runs"), experiment, arguments))
-        return 0
+        if experiment is None:
+            return 0
+        result = action(importlib.import_module("flowbench.runs"), experiment, arguments)
+        print_result(result)
+        return report_unmeasured(result) if isinstance(result, Path) and measures(arguments) else 0
 
     return handler
 
 
-_fit = _run(lambda runs, experiment, given: runs.fit(experiment, test=given.test, resume=given.resume), trains=True)
+_fit = _run(
+    lambda runs, experiment, given: runs.fit(experiment, test=given.test, resume=given.resume),
+    trains=True,
+    measures=lambda given: bool(given.test),
+)
 _validate = _run(lambda runs, experiment, given: runs.validate(experiment, given.ckpt))
-_test = _run(lambda runs, experiment, given: runs.test(experiment, given.ckpt))
-_reference = _run(lambda runs, experiment, given: runs.reference(experiment))
+_test = _run(lambda runs, experiment, given: runs.test(experiment, given.ckpt), measures=lambda given: True)
+_reference = _run(lambda runs, experiment, given: runs.reference(experiment), measures=lambda given: True)
 _prepare = _run(lambda runs, experiment, given: runs.prepare(experiment))
 _predict = _run(lambda runs, experiment, given: runs.predict(experiment, given.ckpt, **_given(given)))
 

@@ -22,7 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after ``flowbench``; None reads ``sys.argv``.
 
     Returns:
-        Exit status: 0 done, 2 a user's mistake, 1 a failure, 130 interrupted.
+        Exit status: 0 done, 2 a user's mistake, 1 a failure, 3 done but for numbers that could not be computed, 130
+        interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words

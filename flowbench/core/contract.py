@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["ContractError", "missing_parts", "returned", "shaped"]
 
@@ -38,6 +39,8 @@ def shaped(value: Any, shape: tuple[int, ...], owner: object, method: str) -> Te
     Raises:
         ContractError: when it is none, or has another shape.
     """
+    from torch import Tensor  # who only reads a configuration does without it
+
     tensor = returned(value, Tensor, owner, method)
     if tuple(tensor.shape) != tuple(shape):
         found = tuple(tensor.shape)

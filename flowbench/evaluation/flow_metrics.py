@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flowbench import metrics as pure
 from flowbench.evaluation.metric import Metric
-from flowbench.evaluation.subject import Measurement, Subject
+from flowbench.evaluation.subject import Measurement, Subject, unmeasured
 from flowbench.flows import bits_per_dim
 
 __all__ = ["CostReport", "NegativeLogLikelihood", "PathStraightness", "TrainingPairs"]
@@ -12,6 +12,13 @@ __all__ = ["CostReport", "NegativeLogLikelihood", "PathStraightness", "TrainingP
 
 class NegativeLogLikelihood(Metric):
     """Mean negative log-likelihood of the test split, with its kind in the protocol."""
+
+    needs = ("log_prob",)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """`nll`."""
+        return ("nll",)
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """`nll`: bits/dim of uniformly dequantised data (an upper bound on the discrete one), else nats.
@@ -43,6 +50,13 @@ class NegativeLogLikelihood(Metric):
 class PathStraightness(Metric):
     """Straightness, curvature, path energy and its split, normalised path energy and path length ratio."""
 
+    needs = ("geometry",)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those that paths of every flow have."""
+        return ("straightness", "path_energy", "displacement", "path_length_ratio")
+
     def measure(self, subject: Subject) -> list[Measurement]:
         """Means over paths; squared data units summed over dimensions, except the pure ratios.
 
@@ -59,6 +73,8 @@ class PathStraightness(Metric):
             if name in summary
         ]
         rows.append(Measurement("path_length_ratio", summary["path_length_ratio"], n, protocol))
+        if reason := subject.reason(["transport_cost"]):
+            rows += unmeasured(("npe", "npe_curvature", "npe_coupling"), reason)
         if subject.transport_cost is not None:
             protocol += f"/{subject.transport_origin}-w2-squared={subject.transport_cost:.4f}"
             parts = pure.PathEnergySplit.of(summary["straightness"], summary["displacement"], subject.transport_cost)
@@ -82,6 +98,8 @@ class TrainingPairs(Metric):
         ValueError: for fewer than two pairs.
     """
 
+    needs = ("training_pairs",)
+
     def __init__(self, num_pairs: int = 4096) -> None:
         if num_pairs < 2:
             raise ValueError(f"num_pairs must be at least 2, got {num_pairs}")
@@ -97,6 +115,14 @@ class TrainingPairs(Metric):
 class CostReport(Metric):
     """What training and sampling cost on this machine."""
 
+    needs = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those of every flow."""
+        named = ("parameters", "train_flops", "train_seconds", "samples_seen", "peak_memory", "samples_per_second")
+        return (*named, "network_evaluations")
+
     def measure(self, subject: Subject) -> list[Measurement]:
         """Parameters, operations, seconds (in all and a step), memory, evaluations per sample, samples per second."""
         cost, n = subject.cost, len(subject.samples)
@@ -108,8 +134,9 @@ class CostReport(Metric):
             ("train_seconds", cost.train_seconds, "s"),
             ("samples_seen", float(cost.samples_seen), ""),
             ("peak_memory", cost.peak_memory_mb, "MiB"),
-            ("samples_per_second", cost.samples_per_second, "1/s"),
         ]
+        if cost.samples_per_second is not None:
+            rows.append(("samples_per_second", cost.samples_per_second, "1/s"))
         if cost.steps:
             rows.append(("step_milliseconds", 1000 * cost.train_seconds / cost.steps, "ms"))
         if subject.network_evaluations is not None:

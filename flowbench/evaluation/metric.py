@@ -9,19 +9,30 @@ from typing import Self
 
 from torch import Tensor
 
-from flowbench.evaluation.subject import Measurement, Subject
+from flowbench.evaluation.subject import Measurement, Part, Subject
 
 __all__ = ["Metric", "distance"]
 
 
 class Metric(ABC):
-    """Something to measure about a subject."""
+    """Something to measure about a subject.
 
-    in_sweep = False
+    Attributes:
+        in_sweep: whether it is measured at every point of a sweep, too.
+        needs: what it looks at; where a part could not be computed, its rows say so and :meth:`measure` is not called.
+    """
+
+    in_sweep: bool = False
+    needs: tuple[Part, ...] = ("samples",)
 
     @abstractmethod
     def measure(self, subject: Subject) -> list[Measurement]:
         """Measurements of the subject; none when it lacks what the metric looks at."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of its measurements, as far as they do not depend on who is measured; empty where all do."""
+        return ()
 
     @property
     def features(self) -> str | None:

@@ -25,6 +25,11 @@ class NearestData(Metric):
 
     in_sweep = True
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Both distances to the data."""
+        return ("average_minimum_distance", "failure_rate")
+
     def __init__(self, radius: float) -> None:
         if not radius > 0:
             raise ValueError(f"radius must be positive, got {radius}: give a distance in data units")
@@ -46,6 +51,11 @@ class ModeRecovery(Metric):
     """Whether the modes have their shares, and how well each is covered; a mode is the mean of a class of the data."""
 
     in_sweep = True
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Both sides of a mode's recovery."""
+        return ("mode_discrepancy", "mode_matched_w2")
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """`mode_discrepancy` in nats and `mode_matched_w2` in data units; nothing for data without labels."""

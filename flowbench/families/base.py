@@ -80,6 +80,7 @@ class FlowModule(TrainingModule):
         self.conditioner: Conditioner | None = None
         self.num_classes = spec.num_classes if conditional else None
         self.label_dropout = label_dropout
+        self.test_failure: Exception | None = None
 
     @property
     def flow_shape(self) -> tuple[int, ...]:
@@ -441,15 +442,35 @@ class FlowModule(TrainingModule):
             value = self.space.log_prob(x, flow_density, index, seed, lambda z: self.flow_denoise(z, label))
         return shaped(value, (len(x),), self.space, "log_prob")
 
+    def on_test_start(self) -> None:
+        """Nothing has failed yet."""
+        self.test_failure = None
+
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Log-densities of one test batch, for the evaluator."""
-        label = batch.label if self.num_classes is not None else None
+        """Log-densities of one test batch, for the evaluator; none after the first batch that has none.
+
+        Whoever does without them takes the exception from :attr:`test_failure`, which else is raised in the end.
+        """
+        if self.test_failure is not None:
+            return {}
         assert batch.index is not None, "the datamodule numbers its samples"
+        try:
+            return {"index": batch.index, "log_prob": self._test_densities(batch, batch.index).detach()}
+        except Exception as error:
+            self.test_failure = error
+            return {}
+
+    def on_test_epoch_end(self) -> None:
+        """Raise what stopped the log-densities, unless somebody took it."""
+        if self.test_failure is not None:
+            raise self.test_failure
+
+    def _test_densities(self, batch: Batch, index: Tensor) -> Tensor:
+        label = batch.label if self.num_classes is not None else None
         spatial = None
         if self.conditioner is not None:
-            spatial = self.conditioner.evaluation_condition(batch.x, batch.index, 0, self.space)
-        value = self.log_prob(batch.x, label, index=batch.index, spatial=spatial)
-        return {"index": batch.index, "log_prob": value.detach()}
+            spatial = self.conditioner.evaluation_condition(batch.x, index, 0, self.space)
+        return self.log_prob(batch.x, label, index=index, spatial=spatial)
 
     @contextmanager
     def full_precision(self) -> Iterator[None]:

@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from flowbench.core.failures import NoSolutionError
+
 __all__ = ["Divergence", "ExactDivergence", "Generators", "HutchinsonDivergence"]
 
 Generators = torch.Generator | Sequence[torch.Generator]
@@ -57,7 +59,7 @@ class Divergence(ABC):
             probes: shape (K, B, *D).
 
         Raises:
-            RuntimeError: if the field cannot be vectorised over several probes.
+            NoSolutionError: if the field cannot be vectorised over several probes.
         """
         if not velocity.requires_grad:  # a constant field
             return torch.zeros(probes.shape[:2], dtype=torch.float64, device=x.device)
@@ -75,7 +77,7 @@ class Divergence(ABC):
             if single or isinstance(error, torch.OutOfMemoryError):
                 raise
             reason = str(error).splitlines()[0][:120]
-            raise RuntimeError(
+            raise NoSolutionError(
                 f"the field cannot be differentiated for {len(probes)} probes at once ({reason}): set probes_per_pass=1"
             ) from error
         return (gradient.double().view(probes.shape) * probes).flatten(2).sum(2)
