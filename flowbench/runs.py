@@ -28,6 +28,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
 from flowbench.config import Built, Experiment, compose, fingerprint, to_yaml  # noqa: E402
 from flowbench.core.places import cached, locked  # noqa: E402
 from flowbench.counting import meta_module, training_flops  # noqa: E402
+from flowbench.data import FlowDataModule  # noqa: E402
 from flowbench.evaluation import Evaluator, Identity  # noqa: E402
 from flowbench.evaluation.artifacts import save_samples  # noqa: E402
 from flowbench.evaluation.progress import ProgressFile, read_phase  # noqa: E402
@@ -45,6 +46,7 @@ from flowbench.families import (  # noqa: E402
 from flowbench.prediction import run_task  # noqa: E402
 from flowbench.prediction_request import Request  # noqa: E402
 from flowbench.processes import die_with_parent  # noqa: E402
+from flowbench.rehearsal import rehearse  # noqa: E402
 from flowbench.rows import write_rows  # noqa: E402
 from flowbench.seeds import generator  # noqa: E402
 from flowbench.storage import write_text  # noqa: E402
@@ -176,8 +178,8 @@ def predict(
 def reference(experiment: Experiment) -> Path:
     """Score the rows that no contender owns, floor, noise, gaussian and gmm, into the run's folder, returned."""
     with _exclusive(experiment.run_dir):
-        # The baselines belong to the data: the model is never built, so no autoencoder is needed.
-        data, evaluator = experiment.build_data(), experiment.build_evaluator()
+        # The baselines belong to the data: no model is needed, and no autoencoder.
+        data, evaluator = rehearse(experiment), experiment.build_evaluator()
         if evaluator is None:
             raise ValueError("the configuration has no section evaluator, so there is nothing to measure")
         _identify(evaluator, experiment)
@@ -197,11 +199,15 @@ def prepare(experiment: Experiment) -> dict[str, Path]:
     Returns:
         The checkpoint of every required experiment, by name; ``teacher.autoencoder`` is what the teacher requires.
     """
-    checkpoints = _checkpoints(experiment)
+    return _prepared(experiment, rehearse(experiment))
+
+
+def _prepared(experiment: Experiment, data: FlowDataModule) -> dict[str, Path]:
+    """See :func:`prepare`; what may have to be fetched comes before what must be trained for long."""
     evaluator = experiment.build_evaluator()
     if evaluator is not None:
-        evaluator.prepare(experiment.build_data(), _features_device(experiment))
-    return checkpoints
+        evaluator.prepare(data, _features_device(experiment))
+    return _checkpoints(experiment)
 
 
 def _features_device(experiment: Experiment) -> torch.device:
@@ -222,7 +228,8 @@ def _require_evaluator(experiment: Experiment) -> None:
 
 def _build(experiment: Experiment, *, training: bool) -> _Run:
     _set_threads()
-    built = experiment.build(prepare(experiment))
+    data = rehearse(experiment, training=training)
+    built = experiment.build(_prepared(experiment, data), data)
     module = built.model
     if not isinstance(module, TrainingModule):
         raise ValueError(f"model.class_path must name a flowbench module, got {type(module).__name__}")

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +17,11 @@ from flowbench.bench.plan import Plan, make_plan
 from flowbench.bench.preview import plan_lines, plan_table
 from flowbench.bench.progress import make_display
 from flowbench.bench.runner import PROGRAM, Interrupted, Runner
+from flowbench.bench.status import read_status
 from flowbench.bench.store import collect
 from flowbench.bench.validation import check_experiments
 from flowbench.core.statuses import PARTLY_MEASURED
+from flowbench.processes import die_with_parent
 from flowbench.rows import unmeasured_text
 from flowbench.storage import write_text
 
@@ -55,6 +58,8 @@ def run_bench(
     plan = make_plan(path, overrides, jobs)
     if dry_run:
         check_experiments(plan)
+    elif not all(read_status(cell.directory).is_done(cell.config_hash) for cell in plan.everything):
+        _rehearse([*program, "bench", "-c", str(path), *overrides, "--dry-run"])
     console.print(plan_table(plan))
     console.print(plan_lines(plan), highlight=False, markup=False, soft_wrap=True)
     if dry_run:
@@ -73,6 +78,25 @@ def run_bench(
         line = f"{error.strerror}: {where}; {remedy}, then the same command continues"
         console.print(line, highlight=False, markup=False, soft_wrap=True)
         return 1
+
+
+def _rehearse(command: Sequence[str]) -> None:
+    """Check every experiment in a process of its own: this one stays small for the hours in which cells run.
+
+    Raises:
+        ValueError: one line, for what the user got wrong.
+        RuntimeError: when the check itself failed.
+    """
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=die_with_parent())
+    except FileNotFoundError:  # told where the first cell is started
+        return
+    if ended.returncode == 0:
+        return
+    said = (ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"])[-1]
+    if ended.returncode == 2:
+        raise ValueError(said.removeprefix("flowbench: error: "))
+    raise RuntimeError(f"the experiments could not be checked: {said}")
 
 
 def _run(plan: Plan, program: Sequence[str], console: Console) -> int:

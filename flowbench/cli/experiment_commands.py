@@ -65,7 +65,7 @@ def class_list(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def _experiment(arguments: argparse.Namespace, trains: bool = False) -> Experiment | None:
+def _experiment(arguments: argparse.Namespace, trains: bool = False, rehearsed: bool = True) -> Experiment | None:
     """The validated experiment; None when the command only had to print."""
     from flowbench.config import Experiment, compose, to_yaml
 
@@ -77,6 +77,10 @@ def _experiment(arguments: argparse.Namespace, trains: bool = False) -> Experime
     if trains:
         experiment.require_budget()
     if arguments.dry_run:
+        if rehearsed:
+            from flowbench.rehearsal import Rehearsal
+
+            Rehearsal(here=False).run(experiment)
         print(experiment.summary())
         return None
     return experiment
@@ -119,7 +123,7 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _count(arguments: argparse.Namespace) -> int:
-    experiment = _experiment(arguments)
+    experiment = _experiment(arguments, rehearsed=False)  # which would look for the data
     if experiment is not None:
         from flowbench.counting import count as count_model
 

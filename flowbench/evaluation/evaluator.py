@@ -33,6 +33,7 @@ from flowbench.evaluation.failures import Failure, Failures, agreed, together
 from flowbench.evaluation.flow_metrics import PathStraightness, TrainingPairs
 from flowbench.evaluation.gather import gather_by_index
 from flowbench.evaluation.latent_bound import measured_bound
+from flowbench.evaluation.measurable import check_data, check_measurable
 from flowbench.evaluation.memorization import Memorization
 from flowbench.evaluation.metric import Metric
 from flowbench.evaluation.pictures import log_hyperparameters, log_samples
@@ -151,16 +152,13 @@ class Evaluator(L.Callback):
         self._name_features(data, trainer.strategy.broadcast(names))
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Refuse before the training, not after it, what cannot be measured.
-
-        Raises:
-            ValueError: when the module is no flow, or its sampler cannot do a budget of the sweep.
-        """
+        """Refuse before the training, not after it, what cannot be measured; a sampler is tried at each budget."""
         flow = _flow(module)
+        check_measurable(self, flow, _data(trainer), trainer.world_size)
         drawing = self._drawing(flow, trainer)
         labels = labels_of(drawing)
         with torch.no_grad(), flow.evaluating(self.weights):
-            for imposed in self._imposed(flow):
+            for imposed in self.imposed(flow):
                 drawing.sample(torch.zeros(1, dtype=torch.int64), labels, imposed)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -256,7 +254,7 @@ class Evaluator(L.Callback):
         ask = self._failures.ask
         drawing = self._drawing(flow, trainer, stage=HELD_OUT)
         in_sweep = {name: metric for name, metric in self.metrics.items() if metric.in_sweep}
-        points = zip(self._imposed(flow), self._sweep_stages(flow), strict=True)
+        points = zip(self.imposed(flow), self._sweep_stages(flow), strict=True)
         return Answers(
             ask(lambda: self._likelihoods(flow)),
             ask(lambda: self._draw(flow, trainer, self.metrics, stage=SAMPLES)),
@@ -307,7 +305,7 @@ class Evaluator(L.Callback):
         return [LIKELIHOOD, SAMPLES, PATHS, HELD_OUT, *self._sweep_stages(flow), SCORES]
 
     def _sweep_stages(self, flow: FlowModule) -> list[str]:
-        points = self._imposed(flow)
+        points = self.imposed(flow)
         return [f"sweep {number}/{len(points)}, {point}," for number, point in enumerate(points, start=1)]
 
     def _drawing(self, flow: FlowModule, trainer: L.Trainer, stage: str = "") -> Drawing:
@@ -338,7 +336,7 @@ class Evaluator(L.Callback):
         counts = self._counts(metrics)
         return draw_samples(self._drawing(flow, trainer, stage), extractors, counts, self.num_pictures, imposed)
 
-    def _imposed(self, flow: FlowModule) -> list[Imposed]:
+    def imposed(self, flow: FlowModule) -> list[Imposed]:
         """The points of the sweep that this flow can choose."""
         can = {"network_evaluations": flow.sweeps, "guidance": flow.guidance_scale is not None}
         return [point for point in self.sweep if can[point.swept]]
@@ -379,9 +377,8 @@ class Evaluator(L.Callback):
 
     def _prepare(self, data: FlowDataModule, device: torch.device | str = "cpu") -> Prepared:
         """Load the reference and the feature networks once per datamodule, not once per point of a sweep."""
-        if data.train_on_val and "val" in (self.reference, self.held_out):
-            raise ValueError("evaluator.reference or held_out is val, but data.train_on_val trains on it: take test")
         if self._named_for is not data:
+            check_data(self, data)
             self._name_features(data, self._resolved(data))
         if self._prepared is None or self._prepared.data is not data:
             names = {metric.features for metric in self.metrics.values() if metric.features is not None}

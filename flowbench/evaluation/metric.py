@@ -9,9 +9,11 @@ from typing import Self
 
 from torch import Tensor
 
+from flowbench.data import DataSpec
+from flowbench.evaluation.extractors import check_extractor
 from flowbench.evaluation.subject import Measurement, Part, Subject
 
-__all__ = ["Metric", "distance"]
+__all__ = ["Metric", "check_points", "distance"]
 
 
 class Metric(ABC):
@@ -33,6 +35,19 @@ class Metric(ABC):
     def names(self) -> tuple[str, ...]:
         """Names of its measurements, as far as they do not depend on who is measured; empty where all do."""
         return ()
+
+    def check(self, dataset: str, spec: DataSpec) -> None:
+        """Refuse data that it cannot be measured on, before anything is trained; by default those without its features.
+
+        Args:
+            dataset: name in the catalogue or of a user's format.
+            spec: shape, classes and value grid of the data.
+
+        Raises:
+            ValueError: names what suits them.
+        """
+        if self.features is not None:
+            check_extractor(self.features, dataset, spec)
 
     @property
     def features(self) -> str | None:
@@ -56,6 +71,19 @@ class Metric(ABC):
     def pictures(self, subject: Subject) -> dict[str, Tensor]:
         """Pictures beside the numbers, uint8 (C, H, W) by name; most metrics have none."""
         return {}
+
+
+def check_points(name: str, spec: DataSpec) -> None:
+    """Refuse images where points are compared.
+
+    Raises:
+        ValueError: names what suits images.
+    """
+    if spec.modality != "vector":
+        raise ValueError(
+            f"{name} compares points, and {spec.name} holds images of shape {spec.shape}: take a metric on features, "
+            "such as FrechetDistance"
+        )
 
 
 def distance(subject: Subject, compute: Callable[[], float]) -> float:

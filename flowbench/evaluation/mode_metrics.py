@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowbench.evaluation.metric import Metric, distance
+from flowbench.data import DataSpec
+from flowbench.evaluation.metric import Metric, check_points, distance
 from flowbench.evaluation.samples import RealSet
 from flowbench.evaluation.subject import Measurement, Subject
 from flowbench.metrics.modes import average_minimum_distance, failure_rate, mode_discrepancy, mode_matched_w2
@@ -29,6 +30,10 @@ class NearestData(Metric):
     def names(self) -> tuple[str, ...]:
         """Both distances to the data."""
         return ("average_minimum_distance", "failure_rate")
+
+    def check(self, dataset: str, spec: DataSpec) -> None:
+        """Refuse images."""
+        check_points(type(self).__name__, spec)
 
     def __init__(self, radius: float) -> None:
         if not radius > 0:
@@ -56,6 +61,10 @@ class ModeRecovery(Metric):
     def names(self) -> tuple[str, ...]:
         """Both sides of a mode's recovery."""
         return ("mode_discrepancy", "mode_matched_w2")
+
+    def check(self, dataset: str, spec: DataSpec) -> None:
+        """Refuse images."""
+        check_points(type(self).__name__, spec)
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """`mode_discrepancy` in nats and `mode_matched_w2` in data units; nothing for data without labels."""

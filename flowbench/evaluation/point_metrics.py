@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from flowbench import metrics as pure
-from flowbench.evaluation.metric import Metric, distance
+from flowbench.data import DataSpec
+from flowbench.evaluation.metric import Metric, check_points, distance
 from flowbench.evaluation.subject import Measurement, Subject
 from flowbench.seeds import generator
 
@@ -21,6 +22,10 @@ class _PointMetric(Metric):
     def names(self) -> tuple[str, ...]:
         """The one."""
         return (self.name,)
+
+    def check(self, dataset: str, spec: DataSpec) -> None:
+        """Refuse images."""
+        check_points(self.name, spec)
 
     def _points(self, subject: Subject) -> tuple[Tensor, Tensor]:
         count = min(len(subject.samples), len(subject.reference))

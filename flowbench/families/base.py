@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
+import lightning as L
 import torch
 from torch import Tensor, nn
 
@@ -236,6 +237,21 @@ class FlowModule(TrainingModule):
         """Let the space keep the training split's latents, where it was asked to."""
         self.space.prepare_training(getattr(self.trainer, "datamodule", None), self.device)
 
+    def check_training(self, data: FlowDataModule, trainer: L.Trainer | None = None) -> None:
+        """Refuse data that the space cannot carry, or that the conditioner can make nothing of."""
+        super().check_training(data, trainer)
+        self.space.check_training(data)
+        if self.conditioner is not None:
+            self.conditioner.check(data.known_spec, evaluates=False)
+
+    def check_sampling(self, network_evaluations: int | None = None, guidance: float | None = None) -> None:
+        """Refuse (ValueError) arguments of :meth:`sample` that this flow's sampler cannot do; nothing is drawn."""
+        if network_evaluations is not None and not self.sweeps:
+            raise ValueError(f"{type(self).__name__} has a fixed cost per sample: leave network_evaluations out")
+        by_condition = self.drops_conditions and self.num_classes is None
+        if guidance is not None and guidance != 1.0 and not self.guides_without_labels and not by_condition:
+            self.check_guidance(guidance)
+
     def training_loss(self, batch: Batch, generator: torch.Generator) -> Loss:
         """The family's loss of one batch.
 
@@ -359,13 +375,10 @@ class FlowModule(TrainingModule):
         """
         label = self.check_condition(condition, len(noise))
         self.check_spatial(spatial, len(noise))
-        if network_evaluations is not None and not self.sweeps:
-            raise ValueError(f"{type(self).__name__} has a fixed cost per sample: leave network_evaluations out")
         by_condition = self.drops_conditions and self.num_classes is None
-        if guidance not in (None, 1.0) and not self.guides_without_labels and not by_condition:
-            if label is None:
-                raise ValueError(f"guidance={guidance} needs labels: train with conditional=true and give a condition")
-            self.check_guidance(guidance)
+        if guidance not in (None, 1.0) and label is None and not self.guides_without_labels and not by_condition:
+            raise ValueError(f"guidance={guidance} needs labels: train with conditional=true and give a condition")
+        self.check_sampling(network_evaluations, guidance)
         start = time.perf_counter()
         drawn = self._drawn(self.flow_sample(noise, label, network_evaluations, guidance, **_given(spatial)), noise)
         x = shaped(self.space.decode(drawn.points), (len(noise), *self.spec.shape), self.space, "decode")

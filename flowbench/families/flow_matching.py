@@ -246,6 +246,18 @@ class FlowMatching(FlowModule):
             noise = self.source.sample_for(points, rng)
             self.weight.fit(noise, points, rng, self.source.is_isotropic, source_std=std)
 
+    def check_training(self, data: FlowDataModule, trainer: L.Trainer | None = None) -> None:
+        """Also refuse what the pairing cannot pair."""
+        super().check_training(data, trainer)
+        self.pairing.check(self, data)
+
+    def check_sampling(self, network_evaluations: int | None = None, guidance: float | None = None) -> None:
+        """Also refuse evaluations that the solver under this guidance cannot spend exactly."""
+        super().check_sampling(network_evaluations, guidance)
+        guide = self.guidance if guidance is None else self.guidance.with_scale(guidance)
+        guided = self.num_classes is not None or self.drops_conditions
+        self._sampler(guide, guided, self._moved(lambda t, x: x), network_evaluations)
+
     def on_fit_start(self) -> None:
         """Get the pairing ready."""
         super().on_fit_start()
@@ -347,19 +359,26 @@ class FlowMatching(FlowModule):
             ValueError: when the solver under this guidance cannot spend exactly those evaluations.
         """
         guide = self.guidance if guidance is None else self.guidance.with_scale(guidance)
-        path = self.sampling_path or self.path
         guided = label is not None or (spatial is not None and self.drops_conditions)
-        solver = self.solver.for_path(path)
         counted = CountedNetwork(self.network)
         field = self._field(guide, label, spatial, counted)
         moved = self._moved(field)
-        times = torch.tensor(path.interval if moved is None else moved.interval, dtype=torch.float64)
-        if network_evaluations is not None:
-            cost = self._evaluations_at(guide, moved) if guided else single_evaluation
-            solver = with_evaluations(solver, network_evaluations, cost, times)
+        solver, times = self._sampler(guide, guided, moved, network_evaluations)
         if moved is None:
             return solver.solve(field, noise, times).states[-1], counted.rows / len(noise)
         return moved.finish(solver.solve(moved, moved.start(noise), times).states[-1]), counted.rows / len(noise)
+
+    def _sampler(
+        self, guide: Guidance, guided: bool, moved: RescheduledField | None, network_evaluations: int | None
+    ) -> tuple[Solver, Tensor]:
+        """The solver of samples with so many evaluations, and the first and the last time."""
+        path = self.sampling_path or self.path
+        solver = self.solver.for_path(path)
+        times = torch.tensor(path.interval if moved is None else moved.interval, dtype=torch.float64, device="cpu")
+        if network_evaluations is not None:
+            cost = self._evaluations_at(guide, moved) if guided else single_evaluation
+            solver = with_evaluations(solver, network_evaluations, cost, times)
+        return solver, times
 
     def _moved(self, field: Field) -> RescheduledField | None:
         """The field along the path of the samples, where that is another than the path of the training."""

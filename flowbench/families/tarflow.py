@@ -8,10 +8,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
+import lightning as L
 import torch
 from torch import Tensor, nn
 
-from flowbench.data import DataSpec
+from flowbench.data import DataSpec, FlowDataModule
 from flowbench.families.architecture import flow_sizes
 from flowbench.families.base import Drawn, FlowModule, Trajectory
 from flowbench.families.block_statistics import recorded
@@ -267,11 +268,20 @@ class TARFlow(FlowModule):
                     del weights[name]
         super().on_load_checkpoint(checkpoint)
 
+    def check_training(self, data: FlowDataModule, trainer: L.Trainer | None = None) -> None:
+        """Also refuse a trainer that a denoiser which learns cannot be trained with."""
+        super().check_training(data, trainer)
+        self._check_trainer(trainer)
+
+    def _check_trainer(self, trainer: L.Trainer | None) -> None:
+        if trainer is not None and isinstance(self.denoiser, FlowScoreDenoiser):
+            check_shared_backward(trainer)
+
     def setup(self, stage: str) -> None:
         """Refuse early what a denoiser that learns cannot be trained with."""
         super().setup(stage)
-        if stage == "fit" and self._trainer is not None and isinstance(self.denoiser, FlowScoreDenoiser):
-            check_shared_backward(self.trainer)
+        if stage == "fit":
+            self._check_trainer(self._trainer)
 
     def compiled_modules(self) -> list[nn.Module]:
         """The layers of all transformers: equal layers share what is compiled."""

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from flowbench.core.contract import returned
-from flowbench.data import Batch, DataSpec
+from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families.budget import Budget
 from flowbench.families.ema import ExponentialMovingAverage
 from flowbench.families.optimization import OptimizerConfig, build_optimizer, learning_rate_factor
@@ -110,6 +110,19 @@ class TrainingModule(L.LightningModule, ABC):
         if self.compile_networks:
             for module in self.compiled_modules():
                 module.compile()
+
+    def check_training(self, data: FlowDataModule, trainer: L.Trainer | None = None) -> None:
+        """Refuse what this module cannot be trained with, before anything is read, made or trained; see subclasses.
+
+        It may lie on the meta device.
+
+        Args:
+            data: the data; only what is known of them unread is looked at.
+            trainer: its strategy and precision are looked at; None where there is none yet.
+
+        Raises:
+            ValueError: one line with what to change.
+        """
 
     def configure_model(self) -> None:
         """Shard the networks where the strategy made a mesh of processes; see :func:`~flowbench.families.shard`."""

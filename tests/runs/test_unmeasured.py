@@ -51,7 +51,7 @@ def test_a_mistake_of_the_code_ends_the_command_after_the_rows_are_written(file,
     words, folder = file
     monkeypatch.setattr("flowbench.evaluation.Wasserstein2.measure", lambda *_: 1 + "1")
     with pytest.raises(TypeError, match="unsupported operand"):
-        main(["fit", *words, "--test"])
+        main(["fit", *words, "evaluator.curve=[]", "--test"])
     rows = {row.metric: row for row in read_rows(folder / "rows.jsonl")}
     assert rows["w2"].provenance["message"].startswith("TypeError: unsupported operand")
     assert rows["parameters"].status == "ok"

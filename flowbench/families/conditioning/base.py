@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from flowbench.data import Batch
+from flowbench.data import Batch, DataSpec
 from flowbench.families.latents.space import Space
 
 __all__ = ["Conditioner", "NullConditioner", "SpatialCondition", "check_condition_channels", "guided_network"]
@@ -69,6 +69,17 @@ class Conditioner(ABC):
 
         Raises:
             ValueError: for data that cannot be conditioned like this.
+        """
+
+    def check(self, spec: DataSpec, evaluates: bool) -> None:  # noqa: B027 - most take any data
+        """Refuse data that no condition can be made of, before they are read.
+
+        Args:
+            spec: shape and classes of the data.
+            evaluates: whether conditions of held-out data are wanted too.
+
+        Raises:
+            ValueError: names what to change.
         """
 
     @abstractmethod

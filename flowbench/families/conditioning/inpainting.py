@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowbench.data import Batch
+from flowbench.data import Batch, DataSpec
 from flowbench.data.split_dataset import indexed_uniform
 from flowbench.families.conditioning.base import Conditioner, SpatialCondition
 from flowbench.families.conditioning.masks import make_mask
@@ -124,6 +124,11 @@ class InpaintingConditioner(Conditioner):
     def channels(self, space: Space) -> int:
         """Those of the flow's points, and the mask's."""
         return space.shape[0] + (1 if len(space.shape) == 3 else space.shape[0])
+
+    def check(self, spec: DataSpec, evaluates: bool) -> None:
+        """Refuse a mask that does not suit the data: of another size, of images for points, or a missing file."""
+        sides = spec.shape[1:] if spec.modality == "image" else spec.shape
+        draw_masks(self.mask, torch.zeros(1, *sides, device="cpu"), sides)
 
     def training_condition(self, batch: Batch, space: Space, generator: torch.Generator) -> SpatialCondition:
         """New masks for the batch.
