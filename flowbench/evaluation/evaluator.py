@@ -158,7 +158,7 @@ class Evaluator(L.Callback):
         drawing = self._drawing(flow, trainer)
         labels = labels_of(drawing)
         with torch.no_grad(), flow.evaluating(self.weights):
-            for imposed in self._imposed(flow):
+            for imposed in self.imposed(flow):
                 drawing.sample(torch.zeros(1, dtype=torch.int64), labels, imposed)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -246,7 +246,7 @@ class Evaluator(L.Callback):
         conditions = measured_conditions(drawing, labels_of(drawing), self.metrics.values())
         bound = measured_bound(drawing, self.held_out, self.metrics.values())
         in_sweep = {name: metric for name, metric in self.metrics.items() if metric.in_sweep}
-        points = zip(self._imposed(flow), self._sweep_stages(flow), strict=True)
+        points = zip(self.imposed(flow), self._sweep_stages(flow), strict=True)
         sweep = [(point, *self._draw(flow, trainer, in_sweep, point, stage)[:2]) for point, stage in points]
         if not trainer.is_global_zero:
             return
@@ -297,7 +297,7 @@ class Evaluator(L.Callback):
         return [LIKELIHOOD, SAMPLES, PATHS, HELD_OUT, *self._sweep_stages(flow), SCORES]
 
     def _sweep_stages(self, flow: FlowModule) -> list[str]:
-        points = self._imposed(flow)
+        points = self.imposed(flow)
         return [f"sweep {number}/{len(points)}, {point}," for number, point in enumerate(points, start=1)]
 
     def _drawing(self, flow: FlowModule, trainer: L.Trainer, stage: str = "") -> Drawing:
@@ -327,7 +327,7 @@ class Evaluator(L.Callback):
         counts = self._counts(metrics)
         return draw_samples(self._drawing(flow, trainer, stage), extractors, counts, self.num_pictures, imposed)
 
-    def _imposed(self, flow: FlowModule) -> list[Imposed]:
+    def imposed(self, flow: FlowModule) -> list[Imposed]:
         """The points of the sweep that this flow can choose."""
         can = {"network_evaluations": flow.sweeps, "guidance": flow.guidance_scale is not None}
         return [point for point in self.sweep if can[point.swept]]
