@@ -31,6 +31,6 @@ def declared_metrics(experiment: Experiment) -> dict[str, Declared]:
     evaluator = experiment.build_evaluator()
     if evaluator is None:
         return {}
-    spec = experiment.build_data().spec
-    module = meta_module(experiment, spec)
-    return declare(evaluator, spec, module if isinstance(module, FlowModule) else None)
+    data = experiment.build_data()
+    module = meta_module(experiment, data.spec)
+    return declare(evaluator, data, module if isinstance(module, FlowModule) else None)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from flowbench.data import DataSpec
+from flowbench.data import DataSpec, FlowDataModule
+from flowbench.evaluation.auto_features import known_features
 from flowbench.evaluation.reference import REFERENCE_NAMES
 from flowbench.evaluation.subject import SweptName
 from flowbench.families import FlowModule, LatentSpace
@@ -65,29 +66,38 @@ class Declared:
     swept: Mapping[SweptName, frozenset[str] | None]
 
 
-def declare(evaluator: Evaluator, spec: DataSpec, flow: FlowModule | None) -> dict[str, Declared]:
+def declare(evaluator: Evaluator, data: FlowDataModule, flow: FlowModule | None) -> dict[str, Declared]:
     """What an evaluator will measure.
 
     Args:
         evaluator: the evaluator.
-        spec: of the data.
+        data: the data.
         flow: the flow, trained or not, on any device, the meta device included; None leaves the reference rows.
 
     Returns:
         By name of the reference row; the flow under the empty name.
     """
-    found = {name: Declared(_names(evaluator, Prospect(spec, reference=name)), {}) for name in REFERENCE_NAMES}
+    metrics = [_named(metric, data) for metric in evaluator.metrics.values()]
+    found = {name: Declared(_names(metrics, Prospect(data.spec, reference=name)), {}) for name in REFERENCE_NAMES}
     if flow is not None:
-        who = Prospect(spec, flow)
+        who = Prospect(data.spec, flow)
         axes = {point.swept for point in evaluator.imposed(flow)}
-        swept = {axis: _names(evaluator, replace(who, swept=axis)) for axis in sorted(axes)}
-        found[""] = Declared(_names(evaluator, who), swept)
+        swept = {axis: _names(metrics, replace(who, swept=axis)) for axis in sorted(axes)}
+        found[""] = Declared(_names(metrics, who), swept)
     return found
 
 
-def _names(evaluator: Evaluator, who: Prospect) -> frozenset[str] | None:
-    wanted: list[Metric] = [m for m in evaluator.metrics.values() if m.in_sweep or not who.swept]
-    declared = [metric.declares(who) for metric in wanted]
+def _named(metric: Metric, data: FlowDataModule) -> Metric | None:
+    """A metric under the name of its extractor; None where weights that nobody has asked for decide about that."""
+    if metric.features is None:
+        return metric
+    features = known_features(metric.features, data.dataset, data.spec)
+    return None if features is None else metric.with_features({metric.features: features})
+
+
+def _names(metrics: Sequence[Metric | None], who: Prospect) -> frozenset[str] | None:
+    wanted = [metric for metric in metrics if metric is None or metric.in_sweep or not who.swept]
+    declared = [None if metric is None else metric.declares(who) for metric in wanted]
     if any(names is None for names in declared):
         return None
     return frozenset(name for names in declared for name in names or ())

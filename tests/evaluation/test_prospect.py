@@ -124,7 +124,7 @@ def test_a_flow_has_the_metrics_that_were_declared_and_no_others(tmp_path, name)
     sweep = {"network_evaluations": [2], "guidance": [2.0]}
     measure = evaluator(everything(data.spec.modality), num_samples=40, sweep=sweep)
     module = quick(FLOWS[name](data))
-    declared = declare(measure, data.spec, module)[""]
+    declared = declare(measure, data, module)[""]
     trainer(tmp_path, measure, limit_test_batches=1).test(module, data, verbose=False)
     rows = read_rows(tmp_path / "rows.jsonl")
     marks = {"network_evaluations": "sweep", "guidance": "sweep-guidance"}
@@ -139,7 +139,7 @@ def test_a_flow_has_the_metrics_that_were_declared_and_no_others(tmp_path, name)
 def test_reference_rows_have_the_metrics_that_were_declared(tmp_path, kind):
     data = data_of(kind, tmp_path)
     measure = evaluator(everything(data.spec.modality), num_samples=40)
-    declared = declare(measure, data.spec, None)
+    declared = declare(measure, data, None)
     found: dict[str, set[str]] = {}
     for row in measure.reference_rows(data):
         found.setdefault(row.contender, set()).add(row.metric)
@@ -168,7 +168,7 @@ def test_every_exported_metric_declares_its_names_and_the_tables_know_them(tmp_p
             assert name.partition("[")[0] in _INFO, name
     for data in (digits(), own_points(tmp_path, labels=True)):
         measure = Evaluator(everything(data.spec.modality))
-        for name in declare(measure, data.spec, flow("wcfm", data))[""].main:
+        for name in declare(measure, data, flow("wcfm", data))[""].main:
             assert name.partition("[")[0] in _INFO, name
 
 
@@ -192,10 +192,10 @@ class Spoken(Silent):
 def test_a_metric_that_declares_nothing_leaves_every_name_open():
     data = digits()
     measure = Evaluator({"mine": Silent(), "fd": FrechetDistance("identity")}, sweep={"network_evaluations": [2]})
-    found = declare(measure, data.spec, flow("cfm", data))
+    found = declare(measure, data, flow("cfm", data))
     assert (found[""].main, found[""].swept["network_evaluations"], found["noise"].main) == (None, None, None)
     measure.metrics["mine"] = Spoken()
-    assert declare(measure, data.spec, flow("cfm", data))[""].main == {"mine", "fd[identity]"}
+    assert declare(measure, data, flow("cfm", data))[""].main == {"mine", "fd[identity]"}
 
 
 def test_names_are_known_of_a_model_that_holds_no_numbers():
@@ -203,4 +203,4 @@ def test_names_are_known_of_a_model_that_holds_no_numbers():
     with torch.device("meta"):
         module = flow("wcfm", data)
     measure = Evaluator(everything("image"))
-    assert declare(measure, data.spec, module) == declare(measure, data.spec, flow("wcfm", data))
+    assert declare(measure, data, module) == declare(measure, data, flow("wcfm", data))
