@@ -204,3 +204,14 @@ def test_names_are_known_of_a_model_that_holds_no_numbers():
         module = flow("wcfm", data)
     measure = Evaluator(everything("image"))
     assert declare(measure, data, module) == declare(measure, data, flow("wcfm", data))
+
+
+def test_an_extractor_that_is_chosen_by_the_data_is_declared_by_its_name(tmp_path):
+    measure = Evaluator({"fd": FrechetDistance("auto")})
+    assert declare(measure, digits(), None)["floor"].main == {"fd[digits-cnn]"}
+    assert declare(measure, own_points(tmp_path, labels=False), None)["floor"].main == {"fd[identity]"}
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "photos.npz", x=rng.integers(0, 256, (60, 3, 32, 32), dtype=np.uint8))
+    photos = FlowDataModule("npz", path=str(tmp_path / "photos.npz"))
+    # Weights decide, and a look at a claim must not fetch any.
+    assert declare(measure, photos, None)["floor"].main is None
