@@ -258,7 +258,7 @@ def test_an_experiment_as_shipped_has_an_end(file):
 
 @pytest.mark.parametrize("file", BENCHES, ids=str)
 def test_a_bench_is_planned(file, tmp_path, monkeypatch, capsys):
-    """And every cell of it is an experiment, which the dry run sees to."""
+    """Every cell of it is an experiment, and every claim about a metric that will be there: the dry run sees to it."""
     monkeypatch.chdir(tmp_path)
     assert main(["bench", "-c", str(ROOT / file), "--dry-run"]) == 0
     plan = capsys.readouterr().out

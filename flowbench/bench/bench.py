@@ -12,10 +12,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from flowbench.bench.claimed import check_claims
 from flowbench.bench.plan import Plan, make_plan
 from flowbench.bench.preview import plan_lines, plan_table
 from flowbench.bench.progress import make_display
 from flowbench.bench.runner import PROGRAM, Interrupted, Runner
+from flowbench.bench.status import read_status
 from flowbench.bench.store import collect
 from flowbench.bench.validation import check_experiments
 from flowbench.storage import write_text
@@ -53,6 +55,8 @@ def run_bench(
     plan = make_plan(path, overrides, jobs)
     if dry_run:
         check_experiments(plan)
+    if not all(read_status(cell.directory).is_done(cell.config_hash) for cell in plan.everything):
+        check_claims(plan)
     console.print(plan_table(plan))
     console.print(plan_lines(plan), highlight=False, markup=False, soft_wrap=True)
     if dry_run:

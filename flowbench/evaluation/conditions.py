@@ -17,6 +17,7 @@ from flowbench.families.conditioning.base import SpatialCondition
 
 if TYPE_CHECKING:
     from flowbench.evaluation.drawing import Drawing
+    from flowbench.evaluation.prospect import Prospect
 
 __all__ = [
     "ConditionAgreement",
@@ -154,6 +155,15 @@ class ConditionAgreement(Metric):
     def num_samples(self) -> int | None:
         """How many samples it looks at."""
         return self._num_samples
+
+    def declares(self, who: Prospect) -> tuple[str, ...] | None:
+        """See :meth:`Metric.declares`: what the flow's conditioner measures, of an autoencoder's images too."""
+        if who.flow is None or who.flow.conditioner is None:
+            return ()
+        names = who.flow.conditioner.score_names(who.spec)
+        if names is None or not who.is_latent:
+            return names
+        return (*names, *(f"reconstruction_{name}" for name in names))
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """Means over samples."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,12 +29,12 @@ from flowbench.evaluation.drawing import (
 )
 from flowbench.evaluation.extractors import get_extractor
 from flowbench.evaluation.flow_metrics import PathStraightness, TrainingPairs
-from flowbench.evaluation.frechet_metrics import FrechetDistance, FrechetInfinity
 from flowbench.evaluation.gather import gather_by_index
 from flowbench.evaluation.latent_bound import measured_bound
 from flowbench.evaluation.memorization import Memorization
 from flowbench.evaluation.metric import Metric
 from flowbench.evaluation.pictures import log_hyperparameters, log_pictures, log_samples
+from flowbench.evaluation.prepared import Prepared
 from flowbench.evaluation.provenance import cost_of, environment
 from flowbench.evaluation.reconstruction import Reconstruction, Reconstructions, draw_reconstructions
 from flowbench.evaluation.records import Curve, Identity, make_row
@@ -135,7 +135,7 @@ class Evaluator(L.Callback):
         self.rows: list[Row] = []
         self._stack = ExitStack()
         self._log_prob: list[tuple[Tensor, Tensor]] = []
-        self._prepared: _Prepared | None = None
+        self._prepared: Prepared | None = None
         self._named_for: FlowDataModule | None = None
 
     # ---- hooks ----------------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ class Evaluator(L.Callback):
         drawing = self._drawing(flow, trainer)
         labels = labels_of(drawing)
         with torch.no_grad(), flow.evaluating(self.weights):
-            for imposed in self._imposed(flow):
+            for imposed in self.imposed(flow):
                 drawing.sample(torch.zeros(1, dtype=torch.int64), labels, imposed)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -246,7 +246,7 @@ class Evaluator(L.Callback):
         conditions = measured_conditions(drawing, labels_of(drawing), self.metrics.values())
         bound = measured_bound(drawing, self.held_out, self.metrics.values())
         in_sweep = {name: metric for name, metric in self.metrics.items() if metric.in_sweep}
-        points = zip(self._imposed(flow), self._sweep_stages(flow), strict=True)
+        points = zip(self.imposed(flow), self._sweep_stages(flow), strict=True)
         sweep = [(point, *self._draw(flow, trainer, in_sweep, point, stage)[:2]) for point, stage in points]
         if not trainer.is_global_zero:
             return
@@ -297,7 +297,7 @@ class Evaluator(L.Callback):
         return [LIKELIHOOD, SAMPLES, PATHS, HELD_OUT, *self._sweep_stages(flow), SCORES]
 
     def _sweep_stages(self, flow: FlowModule) -> list[str]:
-        points = self._imposed(flow)
+        points = self.imposed(flow)
         return [f"sweep {number}/{len(points)}, {point}," for number, point in enumerate(points, start=1)]
 
     def _drawing(self, flow: FlowModule, trainer: L.Trainer, stage: str = "") -> Drawing:
@@ -327,7 +327,7 @@ class Evaluator(L.Callback):
         counts = self._counts(metrics)
         return draw_samples(self._drawing(flow, trainer, stage), extractors, counts, self.num_pictures, imposed)
 
-    def _imposed(self, flow: FlowModule) -> list[Imposed]:
+    def imposed(self, flow: FlowModule) -> list[Imposed]:
         """The points of the sweep that this flow can choose."""
         can = {"network_evaluations": flow.sweeps, "guidance": flow.guidance_scale is not None}
         return [point for point in self.sweep if can[point.swept]]
@@ -375,7 +375,7 @@ class Evaluator(L.Callback):
         self.metrics = {name: metric.with_features(names) for name, metric in self._given.items()}
         self._named_for = data
 
-    def _prepare(self, data: FlowDataModule, device: torch.device | str = "cpu") -> _Prepared:
+    def _prepare(self, data: FlowDataModule, device: torch.device | str = "cpu") -> Prepared:
         """Load the reference and the feature networks once per datamodule, not once per point of a sweep."""
         if data.train_on_val and "val" in (self.reference, self.held_out):
             raise ValueError("evaluator.reference or held_out is val, but data.train_on_val trains on it: take test")
@@ -385,7 +385,7 @@ class Evaluator(L.Callback):
             names = {metric.features for metric in self.metrics.values() if metric.features is not None}
             extractors = {name: get_extractor(name, data, device) for name in sorted(names)}
             reference, held_out = RealSet(data, self.reference), RealSet(data, self.held_out)
-            self._prepared = _Prepared(data, reference, held_out, extractors)
+            self._prepared = Prepared(data, reference, held_out, extractors)
         return self._prepared
 
     def extractors(self, data: FlowDataModule, device: torch.device | str = "cpu") -> dict[str, FeatureExtractor]:
@@ -394,15 +394,7 @@ class Evaluator(L.Callback):
 
     def prepare(self, data: FlowDataModule, device: torch.device | str = "cpu") -> None:
         """Put into the cache what all contenders share: feature networks, and the reference split's features."""
-        known = self._prepare(data, device)
-        wanted = [m for m in self.metrics.values() if m.features is not None and m.num_reference != 0]
-        # The largest first: the smaller ones are its beginning.
-        for metric in sorted(wanted, key=lambda m: -(m.num_reference or len(known.reference))):
-            if data.spec.modality == "image" and metric.features is not None:
-                extractor = known.extractors[metric.features]
-                known.reference.features(extractor, metric.num_reference)
-                if isinstance(metric, FrechetDistance | FrechetInfinity):
-                    known.reference.moments(extractor, metric.num_reference or len(known.reference))
+        self._prepare(data, device).fill_cache(self.metrics.values())
 
     def _training_pairs(self, flow: FlowModule, trainer: L.Trainer) -> dict[str, float] | None:
         """What the pairs of training look like, where a metric asks for it."""
@@ -495,13 +487,3 @@ class Evaluator(L.Callback):
         subject = self._subject(data, collector.gathered("generated", images), None)
         rows = self._rows(self.identity.contender, "external", [subject], "none", self._data_provenance(data))
         return rows, {name: p for metric in self.metrics.values() for name, p in metric.pictures(subject).items()}
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """What is loaded once per datamodule."""
-
-    data: FlowDataModule
-    reference: RealSet
-    held_out: RealSet
-    extractors: dict[str, FeatureExtractor]

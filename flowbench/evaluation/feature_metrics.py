@@ -6,13 +6,16 @@ import copy
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, Self
 
 from torch import Tensor
 
 from flowbench import metrics as pure
 from flowbench.evaluation.metric import Metric, distance
 from flowbench.evaluation.subject import Measurement, Subject
+
+if TYPE_CHECKING:
+    from flowbench.evaluation.prospect import Prospect
 
 __all__ = [
     "ClassAccuracy",
@@ -44,6 +47,14 @@ class FeatureMetric(Metric):
             if count is not None and count < 2:
                 raise ValueError(f"{name} must be at least 2 or null for all, got {count}")
         self._features, self._num_samples, self._num_reference = features, num_samples, num_reference
+
+    bases: tuple[str, ...] = ()
+    """Names of its measurements without the extractor's."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those of its measurements, with the extractor's."""
+        return tuple(map(self.label, self.bases))
 
     @property
     def features(self) -> str:
@@ -104,8 +115,6 @@ class _NeighbourMetric(FeatureMetric):
         num_reference: see :class:`FeatureMetric`.
     """
 
-    names: ClassVar[tuple[str, str]]
-
     def __init__(self, features: str, k: int, num_samples: int | None = None, num_reference: int | None = None) -> None:
         super().__init__(features, num_samples, num_reference)
         self.k = k
@@ -117,11 +126,11 @@ class _NeighbourMetric(FeatureMetric):
 
     @abstractmethod
     def compute(self, real: Tensor, generated: Tensor) -> tuple[float, float]:
-        """The two numbers, in the order of `names`."""
+        """The two numbers, in the order of `bases`."""
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """Two numbers; NaN where a sample diverged or a point lacks `k` neighbours, which costs these rows alone."""
-        counts, names = self.counts(subject), self.names
+        counts, names = self.counts(subject), self.bases
         values: Iterable[float] = [math.nan] * len(names)
         if subject.samples.is_finite and counts[0] > self.k:
             generated, real = self.pair(subject)
@@ -132,6 +141,8 @@ class _NeighbourMetric(FeatureMetric):
 
 class KernelDistance(FeatureMetric):
     """Kernel distance, unbiased on the full sets (Binkowski et al., 2018, arXiv 1801.01401)."""
+
+    bases = ("kid",)
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """`kid[features]`, lower is better; may be below 0."""
@@ -149,7 +160,7 @@ class PrecisionRecall(_NeighbourMetric):
         num_reference: see :class:`FeatureMetric`.
     """
 
-    names = ("precision", "recall")
+    bases = ("precision", "recall")
 
     def __init__(
         self, features: str, k: int = 3, num_samples: int | None = None, num_reference: int | None = None
@@ -171,7 +182,7 @@ class DensityCoverage(_NeighbourMetric):
         num_reference: see :class:`FeatureMetric`.
     """
 
-    names = ("density", "coverage")
+    bases = ("density", "coverage")
 
     def __init__(
         self, features: str, k: int = 5, num_samples: int | None = None, num_reference: int | None = None
@@ -194,6 +205,8 @@ class InceptionScore(FeatureMetric):
         ValueError: for fewer than one split.
     """
 
+    bases = ("inception_score",)
+
     def __init__(self, splits: int = 10, num_samples: int | None = None) -> None:
         super().__init__("inception-logits", num_samples)
         if splits < 1:
@@ -204,6 +217,10 @@ class InceptionScore(FeatureMetric):
     def num_reference(self) -> int | None:
         """None of the reference split is needed."""
         return 0
+
+    def label(self, name: str) -> str:
+        """The name alone: there is one extractor."""
+        return name
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """`inception_score`, from 1 to the number of classes, higher is better."""
@@ -225,6 +242,7 @@ class MeanNorm(FeatureMetric):
     """
 
     in_sweep = True
+    bases = ("mean_norm_ratio",)
 
     def __init__(self, num_samples: int | None = None, num_reference: int | None = None) -> None:
         super().__init__("norm", num_samples, num_reference)
@@ -255,6 +273,7 @@ class ClassAccuracy(FeatureMetric):
     """
 
     in_sweep = True
+    bases = ("class_accuracy",)
 
     def __init__(self, features: str, num_samples: int | None = None) -> None:
         super().__init__(features, num_samples)
@@ -263,6 +282,10 @@ class ClassAccuracy(FeatureMetric):
     def num_reference(self) -> int | None:
         """None of the reference split is needed."""
         return 0
+
+    def declares(self, who: Prospect) -> tuple[str, ...]:
+        """See :meth:`Metric.declares`; samples without labels have none."""
+        return self.names if who.has_labels else ()
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """`class_accuracy[features]` in [0, 1], higher is better; none for samples that have no label.

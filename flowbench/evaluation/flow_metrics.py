@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from flowbench import metrics as pure
 from flowbench.evaluation.metric import Metric
 from flowbench.evaluation.subject import Measurement, Subject
 from flowbench.flows import bits_per_dim
+
+if TYPE_CHECKING:
+    from flowbench.evaluation.prospect import Prospect
 
 __all__ = ["CostReport", "NegativeLogLikelihood", "PathStraightness", "TrainingPairs"]
 
 
 class NegativeLogLikelihood(Metric):
     """Mean negative log-likelihood of the test split, with its kind in the protocol."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """`nll`."""
+        return ("nll",)
+
+    def declares(self, who: Prospect) -> tuple[str, ...]:
+        """See :meth:`Metric.declares`; held-out data and noise have none."""
+        return self.names if who.has_density else ()
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """`nll`: bits/dim of uniformly dequantised data (an upper bound on the discrete one), else nats.
@@ -42,6 +56,19 @@ class NegativeLogLikelihood(Metric):
 
 class PathStraightness(Metric):
     """Straightness, curvature, path energy and its split, normalised path energy and path length ratio."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those that paths of every flow have."""
+        return ("straightness", "path_energy", "displacement", "path_length_ratio")
+
+    def declares(self, who: Prospect) -> tuple[str, ...]:
+        """See :meth:`Metric.declares`; :meth:`measure` tells what does not apply."""
+        if who.flow is None:
+            return ()
+        fields = ("curvature", "one_step_error") if who.flow.is_continuous else ()
+        transport = ("npe", "npe_curvature", "npe_coupling") if who.spec.modality == "vector" else ()
+        return (*self.names, *fields, *transport)
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """Means over paths; squared data units summed over dimensions, except the pure ratios.
@@ -87,6 +114,10 @@ class TrainingPairs(Metric):
             raise ValueError(f"num_pairs must be at least 2, got {num_pairs}")
         self.num_pairs = num_pairs
 
+    def declares(self, who: Prospect) -> tuple[str, ...] | None:
+        """See :meth:`Metric.declares`: what the family says of its pairs."""
+        return () if who.flow is None else who.flow.training_pair_names
+
     def measure(self, subject: Subject) -> list[Measurement]:
         """One row for each number of the family's; none where it has nothing to say of its pairs."""
         protocol = f"training-pairs/{self.num_pairs}"
@@ -96,6 +127,16 @@ class TrainingPairs(Metric):
 
 class CostReport(Metric):
     """What training and sampling cost on this machine."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those of every flow."""
+        named = ("parameters", "train_flops", "train_seconds", "samples_seen", "peak_memory", "samples_per_second")
+        return (*named, "network_evaluations")
+
+    def declares(self, who: Prospect) -> tuple[str, ...]:
+        """See :meth:`Metric.declares`; what nobody trains costs nothing."""
+        return () if who.flow is None else (*self.names, "step_milliseconds")
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """Parameters, operations, seconds (in all and a step), memory, evaluations per sample, samples per second."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -15,6 +16,9 @@ from flowbench.metrics import FeatureExtractor, Moments
 from flowbench.packages import sha256_of
 from flowbench.sample_size import sample_size_warning
 from flowbench.seeds import generator
+
+if TYPE_CHECKING:
+    from flowbench.evaluation.prospect import Prospect
 
 __all__ = ["FrechetDistance", "FrechetInfinity"]
 
@@ -108,6 +112,15 @@ class FrechetDistance(_FrechetMetric):
         self.in_sweep = sweep
         self.interval = interval
 
+    @property
+    def bases(self) -> tuple[str, ...]:  # type: ignore[override]
+        """With the ends of the interval where it is asked for."""
+        return tuple(name for name, _ in self._names()) if self.interval else ("fd",)
+
+    def declares(self, who: Prospect) -> tuple[str, ...]:
+        """See :meth:`Metric.declares`; the interval is left out of a sweep."""
+        return self.names[:1] if who.swept else self.names
+
     def measure(self, subject: Subject) -> list[Measurement]:
         """`fd[features]`, or `fid`; lower is better."""
         if not self.interval or subject.swept:
@@ -145,6 +158,8 @@ class FrechetInfinity(_FrechetMetric):
         statistics: see :class:`FrechetDistance`.
     """
 
+    bases = ("fd_infinity", "fd_infinity_low", "fd_infinity_high")
+
     def measure(self, subject: Subject) -> list[Measurement]:
         """`fd_infinity[features]`, or `fid_infinity`, and the ends of its 95 % interval."""
         n, _ = self.counts(subject)
@@ -155,5 +170,4 @@ class FrechetInfinity(_FrechetMetric):
             found = pure.frechet_infinity(features, self._moments(subject), generator(0, "frechet-infinity"))
             half = 1.96 * found.standard_error
             values = (found.value, found.value - half, found.value + half)
-        names = ("fd_infinity", "fd_infinity_low", "fd_infinity_high")
-        return [self._result(subject, name, value) for name, value in zip(names, values, strict=True)]
+        return [self._result(subject, name, value) for name, value in zip(self.bases, values, strict=True)]

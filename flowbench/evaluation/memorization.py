@@ -33,6 +33,8 @@ class Memorization(FeatureMetric):
         (data copying).
     """
 
+    bases = ("authenticity", "data_copying", "neighbour_distance_ratio")
+
     def __init__(
         self,
         features: str,

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from torch import Tensor
 
 from flowbench.evaluation.subject import Measurement, Subject
+
+if TYPE_CHECKING:
+    from flowbench.evaluation.prospect import Prospect
 
 __all__ = ["Metric", "distance"]
 
@@ -22,6 +25,22 @@ class Metric(ABC):
     @abstractmethod
     def measure(self, subject: Subject) -> list[Measurement]:
         """Measurements of the subject; none when it lacks what the metric looks at."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of its measurements, as far as they do not depend on who is measured; empty where all do."""
+        return ()
+
+    def declares(self, who: Prospect) -> tuple[str, ...] | None:
+        """Names of the measurements that somebody will have, so that a claim on any other is refused before training.
+
+        Args:
+            who: a flow or a reference row, before it is measured.
+
+        Returns:
+            The names; None where the metric does not declare them, and a claim may name anything.
+        """
+        return self.names or None
 
     @property
     def features(self) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,9 @@ from flowbench.evaluation.metric import Metric, distance
 from flowbench.evaluation.samples import RealSet
 from flowbench.evaluation.subject import Measurement, Subject
 from flowbench.metrics.modes import average_minimum_distance, failure_rate, mode_discrepancy, mode_matched_w2
+
+if TYPE_CHECKING:
+    from flowbench.evaluation.prospect import Prospect
 
 __all__ = ["ModeRecovery", "NearestData"]
 
@@ -24,6 +29,11 @@ class NearestData(Metric):
     """
 
     in_sweep = True
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Both distances to the data."""
+        return ("average_minimum_distance", "failure_rate")
 
     def __init__(self, radius: float) -> None:
         if not radius > 0:
@@ -46,6 +56,15 @@ class ModeRecovery(Metric):
     """Whether the modes have their shares, and how well each is covered; a mode is the mean of a class of the data."""
 
     in_sweep = True
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Both sides of a mode's recovery."""
+        return ("mode_discrepancy", "mode_matched_w2")
+
+    def declares(self, who: Prospect) -> tuple[str, ...]:
+        """See :meth:`Metric.declares`; data without labels have no modes."""
+        return () if who.spec.num_classes is None else self.names
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """`mode_discrepancy` in nats and `mode_matched_w2` in data units; nothing for data without labels."""

@@ -139,6 +139,11 @@ class FlowModule(TrainingModule):
         return "bound" if isinstance(self.space, LatentSpace) else self.density
 
     @property
+    def is_continuous(self) -> bool:
+        """Whether :meth:`trajectory` gives velocities, which have a curvature: block flows give none."""
+        return self.density == "ode"
+
+    @property
     def likelihood_method(self) -> str:
         """What the value of :meth:`log_prob` depends on beside the model, for the protocol; empty for closed forms."""
         return ""
@@ -221,6 +226,11 @@ class FlowModule(TrainingModule):
             seed: the evaluation seed.
         """
         return None
+
+    @property
+    def training_pair_names(self) -> tuple[str, ...] | None:
+        """Names of what :meth:`training_pairs` tells; None where a family of the user's does not say."""
+        return () if type(self).training_pairs is FlowModule.training_pairs else None
 
     @property
     def encoding_evaluations(self) -> float | None:

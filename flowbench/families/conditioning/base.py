@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from flowbench.data import Batch
+from flowbench.data import Batch, DataSpec
 from flowbench.families.latents.space import Space
 
 __all__ = ["Conditioner", "NullConditioner", "SpatialCondition", "check_condition_channels", "guided_network"]
@@ -109,6 +109,10 @@ class Conditioner(ABC):
             Values (B,) and their unit by metric name; empty where there is no measure.
         """
         return {}
+
+    def score_names(self, spec: DataSpec) -> tuple[str, ...] | None:
+        """Names of what :meth:`scores` measures on such data; None where a class of the user's does not say."""
+        return () if type(self).scores is Conditioner.scores else None
 
 
 class NullConditioner(Conditioner):

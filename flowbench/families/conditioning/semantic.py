@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowbench.data import Batch
+from flowbench.data import Batch, DataSpec
 from flowbench.families.conditioning.base import Conditioner, SpatialCondition
 from flowbench.families.latents.space import Space
 
@@ -133,3 +133,7 @@ class SemanticConditioner(Conditioner):
         found = derived_map(x.clamp(-1.0, 1.0), self.categories, self.blur)
         share = (found == condition.categories).flatten(1).double().mean(1)
         return {"semantic_agreement": (share, "share of the pixels")}
+
+    def score_names(self, spec: DataSpec) -> tuple[str, ...]:
+        """See :meth:`Conditioner.score_names`."""
+        return () if self.maps == "given" else ("semantic_agreement",)
