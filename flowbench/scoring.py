@@ -16,6 +16,7 @@ ensure_importable()
 from flowbench.bench.report import build_report  # noqa: E402
 from flowbench.bench.store import EXTERNAL, REFERENCES, collect, load_plan  # noqa: E402
 from flowbench.config import Experiment, compose  # noqa: E402
+from flowbench.core.remarks import say_once  # noqa: E402
 from flowbench.data import FlowDataModule  # noqa: E402
 from flowbench.evaluation import (  # noqa: E402
     DensityCoverage,
@@ -38,10 +39,10 @@ __all__ = ["evaluate", "image_evaluator", "join_bench", "open_data", "open_exper
 
 
 def open_data(
-    name: str, path: str | None = None, image_size: int | None = None, train_on_val: bool = False
+    name: str, path: str | None = None, image_size: int | None = None, train_on_val: bool = False, **declared: Any
 ) -> FlowDataModule:
-    """The datamodule of a dataset."""
-    return FlowDataModule(name, path=path, image_size=image_size, train_on_val=train_on_val)
+    """The datamodule of a dataset; ``declared`` is what its options say of the values of own data."""
+    return FlowDataModule(name, path=path, image_size=image_size, train_on_val=train_on_val, **declared)
 
 
 def image_evaluator(features: Sequence[str], reference: str = "train", num_reference: int | None = None) -> Evaluator:
@@ -146,6 +147,7 @@ def evaluate(
         The folder.
     """
     images = ExternalImages(samples, data.spec, num_samples)
+    _tell(images)
     evaluator.identity = identity or Identity(contender=_name(name, samples))
     evaluator.num_samples = len(images)
     evaluator.extractors(data, _device())
@@ -172,6 +174,12 @@ def _name(name: str | None, samples: Path) -> str:
     if not re.fullmatch(r"[\w.+ -]*\w[\w.+ -]*", found):
         raise ValueError(f"--name: {found!r} cannot name a folder; use letters, digits, '.', '-', '_' and '+'")
     return found
+
+
+def _tell(images: ExternalImages) -> None:
+    """Print what was left out of a folder."""
+    if images.remark:
+        say_once(f"samples: {images.remark}")
 
 
 def _device() -> str:
@@ -206,6 +214,7 @@ def stats(
         save_statistics(output, real.statistics(extractor), real.metadata(extractor, len(real)))
         return output
     images = ExternalImages(samples, data.spec, num_samples)
+    _tell(images)
     statistics = FeatureStatistics(extractor.dimension)
     for _, pictures in images.batches():
         statistics.update(extractor(pictures).cpu())
