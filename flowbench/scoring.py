@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -141,14 +142,16 @@ def evaluate(
         name: contender in the rows; None takes the name of the file or folder.
         output: folder for rows.jsonl, the floor's rows outside a bench, and the pictures; None takes `runs/<name>`.
         num_samples: the first so many; None takes all.
-        identity: bench, task and contender of the rows; None leaves all but the contender empty.
+        identity: bench, task and contender of the rows; None leaves all but the contender empty. Their configuration is
+            what the samples hold.
 
     Returns:
         The folder.
     """
     images = ExternalImages(samples, data.spec, num_samples)
     _tell(images)
-    evaluator.identity = identity or Identity(contender=_name(name, samples))
+    identity = identity or Identity(contender=_name(name, samples))
+    evaluator.identity = replace(identity, config_hash=images.content)
     evaluator.num_samples = len(images)
     evaluator.extractors(data, _device())
     rows, pictures = evaluator.external_rows(data, images.batches(), images.at)
@@ -220,6 +223,7 @@ def stats(
         statistics.update(extractor(pictures).cpu())
     metadata = {
         "dataset": samples.name,
+        "version": images.content,
         "extractor": extractor.name,
         "checksum": extractor.checksum,
         "protocol": extractor.protocol,

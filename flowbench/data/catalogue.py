@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
+from flowbench.core.places import expand
 from flowbench.data.chi_arcs import CHI_ARCS
 from flowbench.data.declaration import Declaration
 from flowbench.data.densities import DENSITIES, density_entry
@@ -67,7 +68,7 @@ def check(
         raise ValueError(f"path: the dataset {name!r} takes none, got {str(path)!r}; remove it")
     if name in USER_FORMATS and path is None:
         raise ValueError(f"path: the dataset {name!r} is your own data; set path to your {USER_FORMATS[name]}")
-    if path is not None and not Path(path).expanduser().exists():
+    if path is not None and not expand(path).exists():
         raise ValueError(f"path: {str(path)!r} does not exist (working directory {str(Path.cwd())!r})")
     if image_size is not None and name != "image_folder":
         raise ValueError(f"image_size: only 'image_folder' resizes, {name!r} does not; remove it")
@@ -169,7 +170,7 @@ def get(
     check(name, path, image_size, random_flip, declared)
     if path is None:
         return _entries[name]
-    entry = open_user_data(name, Path(path).expanduser(), image_size, declared)
+    entry = open_user_data(name, expand(path), image_size, declared)
     if random_flip:
         _check_flips(entry)
     return entry

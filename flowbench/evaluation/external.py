@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowbench.core.folders import list_folder, printable
+from flowbench.core.contents import content_of
+from flowbench.core.folders import IMAGE_SUFFIXES, list_folder, printable
 from flowbench.data import DataSpec
 from flowbench.data.array_files import ArrayFile
 from flowbench.data.image_folder import read_image
@@ -61,6 +62,11 @@ class ExternalImages:
     def __len__(self) -> int:
         """Number of images."""
         return self._count
+
+    @property
+    def content(self) -> str:
+        """The identity of what the folder or file holds, see :func:`flowbench.core.contents.content_of`."""
+        return content_of(self.path, IMAGE_SUFFIXES)
 
     def at(self, indices: Tensor) -> Tensor:
         """The images at some indices, uint8, shape (M, C, H, W)."""
