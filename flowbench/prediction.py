@@ -172,7 +172,7 @@ def _from_file(path: Path, data: FlowDataModule, seed: int) -> tuple[Tensor, Ten
         found = tuple(arrays["x"].shape) if "x" in arrays else "none"
         raise ValueError(f"{path} needs an array x of shape (N, {', '.join(map(str, spec.shape))}), got {found}")
     x, label = arrays["x"], arrays.get("label")
-    wanted = torch.uint8 if spec.modality == "image" else torch.float32
+    wanted = torch.uint8 if spec.modality == "image" or spec.levels is not None else torch.float32
     if x.dtype != wanted:
         raise ValueError(f"x of {path} must be {str(wanted).removeprefix('torch.')}, got {x.dtype}")
     if not len(x):
@@ -183,7 +183,7 @@ def _from_file(path: Path, data: FlowDataModule, seed: int) -> tuple[Tensor, Ten
         low, high = int(label.min()), int(label.max())
         if low < 0 or high >= spec.num_classes:
             raise ValueError(f"label of {path} must lie in 0..{spec.num_classes - 1}, got {low}..{high}")
-    return (_from_uint8(x, spec, seed, data.dequantize) if spec.modality == "image" else x), label
+    return (_from_uint8(x, spec, seed, data.dequantize) if spec.modality == "image" else spec.from_data(x)), label
 
 
 def _from_uint8(pixels: Tensor, spec: DataSpec, seed: int, dequantize: str = "uniform") -> Tensor:
@@ -196,8 +196,13 @@ def _from_uint8(pixels: Tensor, spec: DataSpec, seed: int, dequantize: str = "un
 
 
 def _values(x: Tensor, spec: DataSpec) -> np.ndarray:
-    """Images as uint8, points as float32; any leading dimensions."""
-    return (spec.to_uint8(x) if spec.modality == "image" else x.float()).cpu().numpy()
+    """Images as uint8, points as the data's file holds them; any leading dimensions."""
+    return (spec.to_uint8(x) if spec.modality == "image" else spec.to_data(x)).cpu().numpy()
+
+
+def _drawn(x: Tensor) -> np.ndarray:
+    """Points for a picture, in model units: noise and data share a scale there."""
+    return x.float().cpu().numpy()
 
 
 def _labels(subjects: Subjects) -> dict[str, np.ndarray]:
@@ -292,7 +297,7 @@ def _reconstruct(request: Request, module: FlowModule, data: FlowDataModule, see
         draw = partial(pictures.draw_reconstructions, arrays["original"], arrays["x"], difference, titles)
     elif spec.shape == (2,):
         # A flow of points lives in the data space: its noise can be drawn beside them.
-        clouds = {"data": arrays["original"], "noise": noise.cpu().numpy(), "reconstructed": arrays["x"]}
+        clouds = {"data": _drawn(subjects.x), "noise": _drawn(noise), "reconstructed": _drawn(x)}
         draw = partial(pictures.draw_clouds, clouds)
     return Outcome(arrays, _cost(parts), results, draw)
 
@@ -305,8 +310,9 @@ def _edit(request: Request, module: FlowModule, data: FlowDataModule, seed: int)
         raise ValueError(f"edit starts from the class of every image, but {request.images} has no array label")
     parts = [edit(module, batch.x, batch.label, targets, guidance) for batch in subjects.batches()]
     spec = module.spec
+    x = torch.cat([part.x for part in parts])
     arrays = {
-        "x": _values(torch.cat([part.x for part in parts]), spec),
+        "x": _values(x, spec),
         "original": _values(subjects.x, spec),
         **_labels(subjects),
         "classes": targets.numpy(),
@@ -318,7 +324,7 @@ def _edit(request: Request, module: FlowModule, data: FlowDataModule, seed: int)
         rows = [f"a {label}" for label in arrays["label"].tolist()]
         draw = partial(pictures.draw_table, cells, rows, ["data", *names])
     elif spec.shape == (2,):
-        clouds = {"data": arrays["original"], **{name: arrays["x"][:, i] for i, name in enumerate(names)}}
+        clouds = {"data": _drawn(subjects.x), **{name: _drawn(x[:, i]) for i, name in enumerate(names)}}
         draw = partial(pictures.draw_clouds, clouds)
     extra = {"guidance": guidance, "classes": targets.tolist()}
     return Outcome(arrays, _cost(parts), draw=draw, extra=extra)
@@ -343,9 +349,9 @@ def _interpolate(request: Request, module: FlowModule, data: FlowDataModule, see
     rows = torch.arange(len(first)).split(max(1, BATCH // request.steps))
     parts = [interpolate(module, first[part], second[part], request.steps) for part in rows]
     spec = module.spec
-    noise = torch.cat([part.noise for part in parts])
+    noise, x = torch.cat([part.noise for part in parts]), torch.cat([part.x for part in parts])
     arrays = {
-        "x": _values(torch.cat([part.x for part in parts]), spec),
+        "x": _values(x, spec),
         "first": _values(first, spec),
         "second": _values(second, spec),
         "noise_norm": noise.flatten(2).norm(dim=2).cpu().numpy(),
@@ -360,7 +366,7 @@ def _interpolate(request: Request, module: FlowModule, data: FlowDataModule, see
         titles = [f"{a} to {b}" for a, b in pairs] or [f"pair {i}" for i in range(len(cells))]
         draw = partial(pictures.draw_table, cells, titles, ["data", *(f"{t:.2f}" for t in fractions), "data"])
     elif spec.shape == (2,):
-        draw = partial(pictures.draw_ways, {"in noise": noise.cpu().numpy(), "in data": arrays["x"]})
+        draw = partial(pictures.draw_ways, {"in noise": _drawn(noise), "in data": _drawn(x)})
     results = {"typical_noise_norm": _result(math.sqrt(noise[0, 0].numel()), "square root of the dimensions")}
     for name, value in (("smallest", arrays["noise_norm"].min()), ("largest", arrays["noise_norm"].max())):
         results[f"{name}_noise_norm"] = _result(float(value), "units of the noise")
@@ -392,8 +398,8 @@ def _inpaint(request: Request, module: FlowModule, data: FlowDataModule, seed: i
     if spec.modality == "image":
         draw = partial(pictures.draw_inpaintings, arrays["original"], arrays["mask"], arrays["x"], _titles(subjects))
     elif spec.shape == (2,):
-        clouds = {"data": arrays["original"]}
-        clouds |= {f"draw {i + 1}": arrays["x"][:, i] for i in range(request.draws)}
+        clouds = {"data": _drawn(subjects.x)}
+        clouds |= {f"draw {i + 1}": _drawn(x[:, i]) for i in range(request.draws)}
         draw = partial(pictures.draw_clouds, clouds)
     unit = _space_unit(module) if conditioner is None else "model units"
     results = {
@@ -433,7 +439,7 @@ def _classify(request: Request, module: FlowModule, data: FlowDataModule, seed: 
     predicted = log_posterior.argmax(1)
     arrays = {
         "log_posterior": log_posterior.numpy(),
-        "log_prob": torch.cat([part.log_prob for part in parts]).cpu().numpy(),
+        "log_prob": torch.cat([part.log_prob for part in parts]).cpu().numpy() - module.spec.log_volume,
         "predicted": predicted.numpy(),
         **_labels(subjects),
     }

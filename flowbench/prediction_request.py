@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowbench.core.contents import content_of
+
 __all__ = ["OPTIONS", "PRIORS", "TASKS", "Request"]
 
 PRIORS = ("uniform", "train")
@@ -79,11 +81,14 @@ class Request:
         return cls(task, **given)
 
     def settings(self) -> dict[str, Any]:
-        """The task's options as plain values, for the manifest."""
+        """The task's options as plain values, and what the files among them hold, for the manifest."""
         values = {name: getattr(self, name) for name in OPTIONS[self.task]}
         if values.get("images") is not None:
             del values["split"]
-        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+        named = [str(values[name]) for name in ("images", "mask") if values.get(name) is not None]
+        files = {name: content_of(Path(name)) for name in named if Path(name).suffix and Path(name).is_file()}
+        plain = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+        return {**plain, "files": files} if files else plain
 
 
 def _flag(name: str) -> str:

@@ -195,6 +195,7 @@ def prepare(experiment: Experiment) -> dict[str, Path]:
     Returns:
         The checkpoint of every required experiment, by name; ``teacher.autoencoder`` is what the teacher requires.
     """
+    experiment.check_files()
     checkpoints = _checkpoints(experiment)
     evaluator = experiment.build_evaluator()
     if evaluator is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ ensure_importable()
 from flowbench.bench.report import build_report  # noqa: E402
 from flowbench.bench.store import EXTERNAL, REFERENCES, collect, load_plan  # noqa: E402
 from flowbench.config import Experiment, compose  # noqa: E402
+from flowbench.core.remarks import say_once  # noqa: E402
 from flowbench.data import FlowDataModule  # noqa: E402
 from flowbench.evaluation import (  # noqa: E402
     DensityCoverage,
@@ -38,10 +40,10 @@ __all__ = ["evaluate", "image_evaluator", "join_bench", "open_data", "open_exper
 
 
 def open_data(
-    name: str, path: str | None = None, image_size: int | None = None, train_on_val: bool = False
+    name: str, path: str | None = None, image_size: int | None = None, train_on_val: bool = False, **declared: Any
 ) -> FlowDataModule:
-    """The datamodule of a dataset."""
-    return FlowDataModule(name, path=path, image_size=image_size, train_on_val=train_on_val)
+    """The datamodule of a dataset; ``declared`` is what its options say of the values of own data."""
+    return FlowDataModule(name, path=path, image_size=image_size, train_on_val=train_on_val, **declared)
 
 
 def image_evaluator(features: Sequence[str], reference: str = "train", num_reference: int | None = None) -> Evaluator:
@@ -140,13 +142,16 @@ def evaluate(
         name: contender in the rows; None takes the name of the file or folder.
         output: folder for rows.jsonl, the floor's rows outside a bench, and the pictures; None takes `runs/<name>`.
         num_samples: the first so many; None takes all.
-        identity: bench, task and contender of the rows; None leaves all but the contender empty.
+        identity: bench, task and contender of the rows; None leaves all but the contender empty. Their configuration is
+            what the samples hold.
 
     Returns:
         The folder.
     """
     images = ExternalImages(samples, data.spec, num_samples)
-    evaluator.identity = identity or Identity(contender=_name(name, samples))
+    _tell(images)
+    identity = identity or Identity(contender=_name(name, samples))
+    evaluator.identity = replace(identity, config_hash=images.content)
     evaluator.num_samples = len(images)
     evaluator.extractors(data, _device())
     rows, pictures = evaluator.external_rows(data, images.batches(), images.at)
@@ -172,6 +177,12 @@ def _name(name: str | None, samples: Path) -> str:
     if not re.fullmatch(r"[\w.+ -]*\w[\w.+ -]*", found):
         raise ValueError(f"--name: {found!r} cannot name a folder; use letters, digits, '.', '-', '_' and '+'")
     return found
+
+
+def _tell(images: ExternalImages) -> None:
+    """Print what was left out of a folder."""
+    if images.remark:
+        say_once(f"samples: {images.remark}")
 
 
 def _device() -> str:
@@ -206,11 +217,13 @@ def stats(
         save_statistics(output, real.statistics(extractor), real.metadata(extractor, len(real)))
         return output
     images = ExternalImages(samples, data.spec, num_samples)
+    _tell(images)
     statistics = FeatureStatistics(extractor.dimension)
     for _, pictures in images.batches():
         statistics.update(extractor(pictures).cpu())
     metadata = {
         "dataset": samples.name,
+        "version": images.content,
         "extractor": extractor.name,
         "checksum": extractor.checksum,
         "protocol": extractor.protocol,

@@ -64,11 +64,11 @@ def class_list(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def _experiment(arguments: argparse.Namespace, trains: bool = False) -> Experiment | None:
-    """The validated experiment; None when the command only had to print."""
+def _experiment(arguments: argparse.Namespace, trains: bool = False, identify: bool = True) -> Experiment | None:
+    """The validated experiment; None when the command only had to print. ``identify`` is that of ``compose``."""
     from flowbench.config import Experiment, compose, to_yaml
 
-    composed = compose(arguments.files, arguments.overrides)
+    composed = compose(arguments.files, arguments.overrides, identify=identify)
     if arguments.print_config:
         print(to_yaml(composed.resolved), end="")
         return None
@@ -110,7 +110,7 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _count(arguments: argparse.Namespace) -> int:
-    experiment = _experiment(arguments)
+    experiment = _experiment(arguments, identify=False)  # the shape is declared; the data may be large
     if experiment is not None:
         from flowbench.counting import count as count_model
 

@@ -12,6 +12,7 @@ from flowbench.config.budget import check_trainer, read_budget
 from flowbench.config.classes import Arguments, Object, accepted_names, constructor_hints, takes_path
 from flowbench.config.compose import Composed, compose, fingerprint, to_yaml
 from flowbench.config.errors import ConfigError, suggestion
+from flowbench.config.files import check_files
 from flowbench.config.imports import import_class
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ SECTIONS = (
     "loggers",
     "requires",
     "run",
+    "files",
 )
 RUN_KEYS = ("dir", "name", "bench", "task", "contender")
 _RUN_FILES = ("config", "config.source")
@@ -159,8 +161,21 @@ class Experiment:
         """Write the resolved configuration to a file, atomically."""
         _write(path, to_yaml(self.resolved))
 
+    def check_files(self) -> None:
+        """Check that the user's own files hold what they held when the experiment was configured.
+
+        Raises:
+            ConfigError: one that does not, with the remedy.
+        """
+        check_files(self.resolved)
+
     def build_data(self) -> FlowDataModule:
-        """The datamodule alone, seeded with the run's seed; it draws nothing from the global generators."""
+        """The datamodule alone, seeded with the run's seed; it draws nothing from the global generators.
+
+        Raises:
+            ConfigError: see :meth:`check_files`.
+        """
+        self.check_files()
         return self._parts.data.build()
 
     def build_model(self, spec: DataSpec, **required: LightningModule) -> LightningModule:
@@ -187,12 +202,14 @@ class Experiment:
                 required model is built without it.
 
         Raises:
-            ConfigError: a required checkpoint is not given, or one is given that nothing requires.
+            ConfigError: a required checkpoint is not given, or one is given that nothing requires; see also
+                :meth:`check_files`.
             ValueError: what a class says about its arguments.
         """
         given = {k: Path(v) for k, v in (checkpoints or {}).items()}
         for name in self.requirements.keys() - given.keys():
             raise ConfigError(f"requires.{name} has no checkpoint yet; run: flowbench prepare -c FILE")
+        self.check_files()
         return self._parts.build(self._checkpoints(given))
 
     def _checkpoints(self, given: Mapping[str, Path]) -> dict[str, _Checkpoint]:

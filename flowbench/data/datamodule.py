@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from flowbench.core.places import data_root
+from flowbench.core.remarks import say_once
 from flowbench.data import catalogue
 from flowbench.data.batch import Batch
+from flowbench.data.declaration import Declaration
 from flowbench.data.entry import DatasetEntry
 from flowbench.data.samplers import BatchIndex, EndlessSampler, ShardedSampler
 from flowbench.data.spec import DataSpec
@@ -41,6 +43,11 @@ class FlowDataModule(LightningDataModule):
         shape: of one sample of your own data, (d,) or (C, H, W), where you know it beforehand: data of another shape
             are refused, and ``flowbench count`` needs no data.
         num_classes: of your own data, declared together with ``shape``; None declares them unlabelled.
+        levels: of your own data: the values are integers 0..levels-1, 2 to 256; None is 256 for uint8 images.
+        value_range: of your own float images: [low, high], which becomes [-1, 1].
+        standardize: of your own vectors: shift and scale every dimension so that the training split has mean 0 and
+            standard deviation 1. Likelihoods and written samples stay in the file's units. False takes the values as
+            they are; None asks where they are far from that.
         batch_size: samples per training batch over all processes.
         eval_batch_size: most samples per evaluation batch and process; does not change a metric. (The training
             objective on the validation split draws its noise and its pairs by the batch, so ``val/loss`` depends on
@@ -70,6 +77,9 @@ class FlowDataModule(LightningDataModule):
         image_size: int | None = None,
         shape: tuple[int, ...] | None = None,
         num_classes: int | None = None,
+        levels: int | None = None,
+        value_range: tuple[float, float] | None = None,
+        standardize: bool | None = None,
         batch_size: int = 128,
         eval_batch_size: int = 512,
         num_workers: int = 0,
@@ -80,7 +90,8 @@ class FlowDataModule(LightningDataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        catalogue.check(dataset, path, image_size, random_flip)
+        values = Declaration(levels, value_range, standardize)
+        catalogue.check(dataset, path, image_size, random_flip, values)
         catalogue.check_declaration(dataset, shape, num_classes)
         _check_least("batch_size", batch_size, 1)
         _check_least("eval_batch_size", eval_batch_size, 1)
@@ -93,6 +104,7 @@ class FlowDataModule(LightningDataModule):
         self.path = path
         self.image_size = image_size
         self.declared = None if shape is None else (tuple(shape), num_classes)
+        self.declared_values = values
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
@@ -106,14 +118,16 @@ class FlowDataModule(LightningDataModule):
 
     @cached_property
     def entry(self) -> DatasetEntry:
-        """The dataset's entry; the user's own data are read at the first access."""
-        entry = catalogue.get(self.dataset, self.path, self.image_size, self.random_flip)
+        """The dataset's entry; the user's own data are read at the first access, and what they are is printed."""
+        entry = catalogue.get(self.dataset, self.path, self.image_size, self.random_flip, self.declared_values)
         found = (entry.spec.shape, entry.spec.num_classes)
         if self.declared not in (None, found):
             raise ValueError(
                 f"{self.path}: holds samples of shape {found[0]} in {found[1]} classes, but data.shape and "
                 f"data.num_classes declare {self.declared[0]} and {self.declared[1]}; make them agree"
             )
+        if entry.understood:
+            say_once(f"data: {entry.understood}")
         return entry
 
     @property

@@ -32,6 +32,7 @@ class DatasetEntry:
         flips: a horizontal mirror image is a sample of the same distribution.
         fetch: given the folder for downloads and a report, fetches what is missing and verifies what is there; None
             when there is nothing to fetch.
+        understood: of a user's own data, one line of what they were taken for.
     """
 
     spec: DataSpec
@@ -44,6 +45,7 @@ class DatasetEntry:
     is_present: Callable[[Path], bool] = lambda root: True
     flips: bool = False
     fetch: Callable[[Path, Report], None] | None = None
+    understood: str = ""
 
     @property
     def name(self) -> str:

@@ -228,7 +228,7 @@ def _geometry(path: Trajectory) -> PathGeometry:
 
 
 def space_name(flow: FlowModule) -> str:
-    """Where paths run, for their protocol: `data`, or `latent` with its shape."""
+    """Where paths run, for their protocol: `data`, `model` where that has other units, or `latent` with its shape."""
     if flow.likelihood != "bound":
-        return "data"
+        return flow.spec.unit_name
     return "latent " + "x".join(str(size) for size in flow.flow_shape)

@@ -30,6 +30,7 @@ class NegativeLogLikelihood(Metric):
     def measure(self, subject: Subject) -> list[Measurement]:
         """`nll`: bits/dim of uniformly dequantised data (an upper bound on the discrete one), else nats.
 
+        The density of continuous data is that in the units of their file, see :attr:`flowbench.data.DataSpec.units`.
         The density of noisy data is in nats/dim: it is no code length, and the unit keeps it from being compared.
         """
         if subject.log_prob is None:
@@ -37,7 +38,7 @@ class NegativeLogLikelihood(Metric):
         log_prob, n = subject.log_prob.double(), len(subject.log_prob)
         protocol = self._protocol(subject, n)
         if subject.spec.levels is None:
-            return [Measurement("nll", float(-log_prob.mean()), n, protocol, "nats")]
+            return [Measurement("nll", float(-log_prob.mean()) + subject.spec.log_volume, n, protocol, "nats")]
         if not subject.in_bits:
             return [Measurement("nll", float(-log_prob.mean()) / subject.spec.num_dims, n, protocol, "nats/dim")]
         value = bits_per_dim(log_prob.mean(), subject.spec.num_dims, subject.spec.bin_width)
@@ -51,6 +52,8 @@ class NegativeLogLikelihood(Metric):
         if subject.spec.levels is not None:
             place = "uniform-dequantisation" if subject.dequantize == "uniform" else "bin-centres"
             parts.append(f"{place}-{subject.spec.levels}-levels")
+        if subject.spec.units is not None:
+            parts.append("data-units")
         return "/".join([*parts, subject.likelihood_method] if subject.likelihood_method else parts)
 
 

@@ -101,7 +101,7 @@ class LatentBound(Metric):
                 float(terms.reconstruction.mean()),
                 n,
                 f"{protocol}/posterior mean",
-                "squared data units",
+                f"squared {subject.spec.unit_name} units",
             )
         ]
         if terms.flow_loss is not None:

@@ -47,7 +47,7 @@ class NearestData(Metric):
         far = distance(subject, lambda: failure_rate(generated, reference, self.radius))
         protocol, n = _protocol(subject), len(generated)
         return [
-            Measurement("average_minimum_distance", near, n, protocol, "data units"),
+            Measurement("average_minimum_distance", near, n, protocol, f"{subject.spec.unit_name} units"),
             Measurement("failure_rate", far, n, f"{protocol}/radius-{self.radius:g}", "%"),
         ]
 
@@ -77,7 +77,7 @@ class ModeRecovery(Metric):
         protocol, n = f"{_protocol(subject)}/{len(modes)}-class-means", len(generated)
         return [
             Measurement("mode_discrepancy", shares, n, protocol, "nats"),
-            Measurement("mode_matched_w2", within, n, protocol, "data units"),
+            Measurement("mode_matched_w2", within, n, protocol, f"{subject.spec.unit_name} units"),
         ]
 
 

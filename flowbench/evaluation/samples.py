@@ -262,8 +262,7 @@ class RealSet(SampleSet):
     def metadata(self, extractor: FeatureExtractor, count: int) -> dict[str, Any]:
         """What the features of the first `count` samples depend on, as JSON values."""
         return {
-            "dataset": self.data.spec.name,
-            "version": self.data.spec.version,
+            **self.data.spec.identity,
             "split": self.name,
             "split_size": len(self.data.split(self.name)),
             "transform": "uint8",

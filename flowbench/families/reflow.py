@@ -111,7 +111,7 @@ class ReflowPairing(Pairing):
             "source": repr(teacher.source),
             "sampler": f"{type(teacher).__name__} {teacher.sampler_name}",
             "guidance": teacher.guidance_scale if self.guidance is None else self.guidance,
-            "labels": [data.spec.name, data.spec.version, len(data.split("train"))] if labelled else None,
+            "labels": {**data.spec.identity, "num": len(data.split("train"))} if labelled else None,
         }
 
     def _labels(self, data: FlowDataModule, num_pairs: int) -> Tensor | None:
