@@ -18,6 +18,7 @@ from flowbench.bench.progress import make_display
 from flowbench.bench.runner import PROGRAM, Interrupted, Runner
 from flowbench.bench.store import collect
 from flowbench.bench.validation import check_experiments
+from flowbench.run_folder import claim
 from flowbench.storage import write_text
 
 __all__ = ["run_bench"]
@@ -51,6 +52,7 @@ def run_bench(
     """
     console = console or Console()
     plan = make_plan(path, overrides, jobs)
+    claim(plan.directory, "bench", "give another run_dir")
     if dry_run:
         check_experiments(plan)
     console.print(plan_table(plan))

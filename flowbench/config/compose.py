@@ -28,7 +28,7 @@ from flowbench.config.overrides import apply_override, parse_override
 from flowbench.core.places import expand
 from flowbench.core.resources import PREFIX, find_experiment, shipped_like
 
-__all__ = ["Composed", "compose", "fingerprint", "to_yaml"]
+__all__ = ["Composed", "compose", "fingerprint", "significant", "to_yaml"]
 
 REPLACE = "_replace_"
 NAMED = (("callbacks",), ("loggers",), ("requires",), ("evaluator", "metrics"))
@@ -93,14 +93,20 @@ def fingerprint(resolved: Mapping[str, Any]) -> str:
     Run directory, loggers, worker processes and progress display are left out; a required experiment enters
     by its own fingerprint.
     """
-    kept = {k: v for k, v in resolved.items() if k not in NEUTRAL_SECTIONS}
-    for section, keys in NEUTRAL.items():
-        if isinstance(kept.get(section), Mapping):
-            kept[section] = {k: v for k, v in kept[section].items() if k not in keys}
+    kept = significant(resolved)
     if isinstance(kept.get("requires"), Mapping):
         kept["requires"] = {k: fingerprint(v) for k, v in kept["requires"].items()}
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def significant(resolved: Mapping[str, Any]) -> Tree:
+    """A copy of a configuration without what changes no number."""
+    kept = {k: v for k, v in resolved.items() if k not in NEUTRAL_SECTIONS}
+    for section, keys in NEUTRAL.items():
+        if isinstance(kept.get(section), Mapping):
+            kept[section] = {k: v for k, v in kept[section].items() if k not in keys}
+    return kept
 
 
 def to_yaml(resolved: Mapping[str, Any]) -> str:

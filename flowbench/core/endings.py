@@ -14,6 +14,7 @@ from flowbench.core.stopping import Stopped
 
 __all__ = [
     "LOG",
+    "LOST",
     "ProcessEnded",
     "describe",
     "is_distributed",
@@ -26,6 +27,9 @@ __all__ = [
 
 LOG = "error.log"
 """Where tracebacks are kept, in the run's folder."""
+
+LOST = "the processes of the run lost each other"
+"""How the line about an error begins that another process caused."""
 
 _LONGEST = 400
 _CONTINUES = "the same command continues"
@@ -97,7 +101,7 @@ def describe(error: BaseException) -> tuple[str, int]:
     if is_expected(error):
         status = 2 if _is_mistake(error) else getattr(error, "status", 1)
         return "; ".join([f"error: {_one_line(error)}", *more]), status
-    kind = "the processes of the run lost each other" if is_distributed(error) else type(error).__name__
+    kind = LOST if is_distributed(error) else type(error).__name__
     message = _shortened(_one_line(error))
     return "; ".join([f"error: {kind}: {message}" if message else f"error: {kind}", *more]), 1
 

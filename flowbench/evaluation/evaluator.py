@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,14 +27,15 @@ from flowbench.evaluation.drawing import (
     space_name,
     sweep_points,
 )
+from flowbench.evaluation.earlier import set_aside
 from flowbench.evaluation.extractors import get_extractor
 from flowbench.evaluation.flow_metrics import PathStraightness, TrainingPairs
-from flowbench.evaluation.frechet_metrics import FrechetDistance, FrechetInfinity
 from flowbench.evaluation.gather import gather_by_index
 from flowbench.evaluation.latent_bound import measured_bound
 from flowbench.evaluation.memorization import Memorization
 from flowbench.evaluation.metric import Metric
 from flowbench.evaluation.pictures import log_hyperparameters, log_pictures, log_samples
+from flowbench.evaluation.prepared import Prepared
 from flowbench.evaluation.provenance import cost_of, environment
 from flowbench.evaluation.reconstruction import Reconstruction, Reconstructions, draw_reconstructions
 from flowbench.evaluation.records import Curve, Identity, make_row
@@ -132,10 +133,12 @@ class Evaluator(L.Callback):
         self.budget: Budget | None = None
         self.report: Report = silent
         self._stages = Stages()
+        # A step of the training whose point of the curve the next validation measures, outside of the training.
+        self.missing_step: int | None = None
         self.rows: list[Row] = []
         self._stack = ExitStack()
         self._log_prob: list[tuple[Tensor, Tensor]] = []
-        self._prepared: _Prepared | None = None
+        self._prepared: Prepared | None = None
         self._named_for: FlowDataModule | None = None
 
     # ---- hooks ----------------------------------------------------------------------------------------
@@ -166,30 +169,29 @@ class Evaluator(L.Callback):
         # `flowbench validate` runs this hook too, and must not touch the curve of the training.
         training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         if training and self.curve:
-            self._measure_curve(trainer, _flow(module))
+            self._measure_curve(trainer, _flow(module), trainer.global_step)
+        elif self.missing_step is not None:
+            self._measure_curve(trainer, _flow(module), self.missing_step)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Make up for the point that a run killed between its checkpoint and its validation has lost."""
-        step, every = trainer.global_step, trainer.val_check_batch
-        due = trainer.enable_validation and every and step and step * trainer.accumulate_grad_batches % every == 0
-        missing = bool(due and self.curve) and step not in Curve(trainer.default_root_dir).steps()
         # Process 0 decides for all: it may have written the file before another one reads it.
-        if trainer.strategy.broadcast(missing):
-            self._measure_curve(trainer, _flow(module))
+        if trainer.strategy.broadcast(bool(self.curve) and Curve.of(trainer).lacks(trainer, trainer.global_step)):
+            self._measure_curve(trainer, _flow(module), trainer.global_step)
 
-    def _measure_curve(self, trainer: L.Trainer, module: FlowModule) -> None:
+    def _measure_curve(self, trainer: L.Trainer, module: FlowModule, step: int) -> None:
         chosen = {name: self.metrics[name] for name in self.curve}
         with torch.no_grad(), module.evaluating(self.weights):
             samples, evaluations, _ = self._draw(module, trainer, chosen)
             if trainer.is_global_zero:
                 subject = self._subject(_data(trainer), samples, evaluations)
                 measured = list(score(subject, chosen))
-                Curve(trainer.default_root_dir).append(trainer.global_step, self.budget, measured)
+                Curve.of(trainer).append(step, self.budget, measured)
                 if trainer.logger is not None:
                     values: Mapping[str, float] = {f"val/{m.metric}": m.value for m in measured}
-                    trainer.logger.log_metrics(dict(values), step=trainer.global_step)
+                    trainer.logger.log_metrics(dict(values), step=step)
                 shown = samples.shown[: self.num_pictures]
-                log_samples(trainer, shown, module.spec, "val/samples", trainer.global_step)
+                log_samples(trainer, shown, module.spec, "val/samples", step)
         trainer.strategy.barrier("flowbench.curve")
 
     def on_test_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -277,6 +279,7 @@ class Evaluator(L.Callback):
     ) -> None:
         """Leave rows and pictures in the run's folder and in TensorBoard."""
         run_dir = Path(trainer.default_root_dir)
+        set_aside(run_dir, self.rows)
         if not self.identity.bench:  # which has its own
             write_rows(run_dir / FLOOR_FILE, self.floor_rows(_data(trainer)))
         write_rows(run_dir / "rows.jsonl", self.rows)
@@ -375,7 +378,7 @@ class Evaluator(L.Callback):
         self.metrics = {name: metric.with_features(names) for name, metric in self._given.items()}
         self._named_for = data
 
-    def _prepare(self, data: FlowDataModule, device: torch.device | str = "cpu") -> _Prepared:
+    def _prepare(self, data: FlowDataModule, device: torch.device | str = "cpu") -> Prepared:
         """Load the reference and the feature networks once per datamodule, not once per point of a sweep."""
         if data.train_on_val and "val" in (self.reference, self.held_out):
             raise ValueError("evaluator.reference or held_out is val, but data.train_on_val trains on it: take test")
@@ -385,7 +388,7 @@ class Evaluator(L.Callback):
             names = {metric.features for metric in self.metrics.values() if metric.features is not None}
             extractors = {name: get_extractor(name, data, device) for name in sorted(names)}
             reference, held_out = RealSet(data, self.reference), RealSet(data, self.held_out)
-            self._prepared = _Prepared(data, reference, held_out, extractors)
+            self._prepared = Prepared(data, reference, held_out, extractors)
         return self._prepared
 
     def extractors(self, data: FlowDataModule, device: torch.device | str = "cpu") -> dict[str, FeatureExtractor]:
@@ -394,15 +397,7 @@ class Evaluator(L.Callback):
 
     def prepare(self, data: FlowDataModule, device: torch.device | str = "cpu") -> None:
         """Put into the cache what all contenders share: feature networks, and the reference split's features."""
-        known = self._prepare(data, device)
-        wanted = [m for m in self.metrics.values() if m.features is not None and m.num_reference != 0]
-        # The largest first: the smaller ones are its beginning.
-        for metric in sorted(wanted, key=lambda m: -(m.num_reference or len(known.reference))):
-            if data.spec.modality == "image" and metric.features is not None:
-                extractor = known.extractors[metric.features]
-                known.reference.features(extractor, metric.num_reference)
-                if isinstance(metric, FrechetDistance | FrechetInfinity):
-                    known.reference.moments(extractor, metric.num_reference or len(known.reference))
+        self._prepare(data, device).fill_cache(self.metrics.values())
 
     def _training_pairs(self, flow: FlowModule, trainer: L.Trainer) -> dict[str, float] | None:
         """What the pairs of training look like, where a metric asks for it."""
@@ -495,13 +490,3 @@ class Evaluator(L.Callback):
         subject = self._subject(data, collector.gathered("generated", images), None)
         rows = self._rows(self.identity.contender, "external", [subject], "none", self._data_provenance(data))
         return rows, {name: p for metric in self.metrics.values() for name, p in metric.pictures(subject).items()}
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """What is loaded once per datamodule."""
-
-    data: FlowDataModule
-    reference: RealSet
-    held_out: RealSet
-    extractors: dict[str, FeatureExtractor]
