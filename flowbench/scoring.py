@@ -254,7 +254,7 @@ def _check_statistics(output: Path, metadata: Mapping[str, Any]) -> None:
         _, found = load_statistics(output)
     except ValueError:
         raise ValueError(f"{output} exists and holds no statistics of features: give another --output") from None
-    other = [f"{key} {found.get(key)!r}, not {value!r}" for key, value in metadata.items() if found.get(key) != value]
+    other = [f"{key} {found.get(key)!r}, now {value!r}" for key, value in metadata.items() if found.get(key) != value]
     if other:
         raise ValueError(
             f"{output} holds other statistics ({', '.join(other[:4])}): give another --output, or delete it"

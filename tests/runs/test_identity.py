@@ -23,7 +23,7 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 SMALL = POINTS.replace("    nll: {class_path: flowbench.evaluation.NegativeLogLikelihood}\n", "")
 MODEL = "model.init_args"
 SOLVER = f"{MODEL}.solver.init_args.num_steps=4"
-COUPLING = f"{MODEL}.coupling={{class_path: flowbench.flows.ExactCoupling}}"
+COUPLING = f"{MODEL}.coupling={{class_path: flowbench.flows.OptimalTransportCoupling}}"
 
 
 def last(folder):
@@ -63,7 +63,7 @@ CHANGES = [
     ("seed=1", "seed 0 -> 1"),
     ("data.batch_size=16", "data.batch_size 32 -> 16"),
     ("data.dataset=moons", "data.dataset eight_gaussians -> moons"),
-    (COUPLING, f"{MODEL}.coupling (not set) -> flowbench.flows.ExactCoupling"),
+    (COUPLING, f"{MODEL}.coupling (not set) -> flowbench.flows.OptimalTransportCoupling"),
     (f"{MODEL}.optimizer.lr=0.1", f"{MODEL}.optimizer.lr 0.01 -> 0.1"),
     ("trainer.gradient_clip_val=1.0", "trainer.gradient_clip_val (not set) -> 1.0"),
 ]
