@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,8 @@ class Request:
         for name, least in {"num_samples": 1, "rounds": 1, "draws": 1, "steps": 2}.items():
             if given.get(name, least) < least:
                 raise ValueError(f"{_flag(name)} must be >= {least}, got {given[name]}")
+        if not math.isfinite(given.get("guidance", 1.0)):
+            raise ValueError(f"--guidance: the scale must be finite and >= 0, got {given['guidance']}")
         if given.get("prior", PRIORS[0]) not in PRIORS:
             raise ValueError(f"--prior must be one of {', '.join(PRIORS)}, got {given['prior']!r}")
         if "images" in given and "split" in given:

@@ -20,6 +20,7 @@ from flowbench.bench.runner import PROGRAM, Interrupted, Runner
 from flowbench.bench.status import read_status
 from flowbench.bench.store import collect
 from flowbench.bench.validation import check_experiments
+from flowbench.run_folder import claim
 from flowbench.storage import write_text
 
 __all__ = ["run_bench"]
@@ -53,6 +54,7 @@ def run_bench(
     """
     console = console or Console()
     plan = make_plan(path, overrides, jobs)
+    claim(plan.directory, "bench", "give another run_dir")
     if dry_run:
         check_experiments(plan)
     if not all(read_status(cell.directory).is_done(cell.config_hash) for cell in plan.everything):

@@ -7,11 +7,12 @@ answers at once.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
+
+from flowbench.processes import is_first_process
 
 __all__ = [
     "Command",
@@ -104,7 +105,7 @@ def config_options(parser: Parser) -> None:
 
 def print_result(result: object) -> None:
     """What a command leaves: a folder, with its measurements where it holds some, or named numbers."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if not is_first_process():
         return
     if isinstance(result, Path):
         if (result / "rows.jsonl").is_file():

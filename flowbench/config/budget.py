@@ -19,7 +19,7 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
     """Refuse the Trainer arguments that have another place in an experiment file.
 
     Raises:
-        ConfigError: callbacks or loggers (they are named mappings at the top level), or a count of epochs.
+        ConfigError: callbacks or loggers (they are named mappings at the top level), a count of epochs or a time.
     """
     for name in trainer:
         if name in _ELSEWHERE:
@@ -28,6 +28,11 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
                 f"trainer.{name} is not read; name each one at the top level: "
                 f"{section}: {{my_name: {{class_path: ..., init_args: {{...}}}}}}"
             )
+    if trainer.get("max_time") is not None:
+        raise ConfigError(
+            f"trainer.max_time={trainer['max_time']} would be a second limit beside the budget; say "
+            "budget.train_seconds=N"
+        )
     epochs = trainer.get("max_epochs")
     if epochs not in (None, -1):
         raise ConfigError(

@@ -29,7 +29,7 @@ from flowbench.config.overrides import apply_override, parse_override
 from flowbench.core.places import expand
 from flowbench.core.resources import PREFIX, find_experiment, shipped_like
 
-__all__ = ["Composed", "compose", "fingerprint", "to_yaml"]
+__all__ = ["Composed", "compose", "fingerprint", "significant", "to_yaml"]
 
 REPLACE = "_replace_"
 NAMED = (("callbacks",), ("loggers",), ("requires",), ("evaluator", "metrics"))
@@ -98,14 +98,20 @@ def fingerprint(resolved: Mapping[str, Any]) -> str:
     """
     files = resolved.get("files") or {}
     kept = {k: v if k == "requires" else with_contents(v, files) for k, v in resolved.items() if k != "files"}
-    kept = {k: v for k, v in kept.items() if k not in NEUTRAL_SECTIONS}
-    for section, keys in NEUTRAL.items():
-        if isinstance(kept.get(section), Mapping):
-            kept[section] = {k: v for k, v in kept[section].items() if k not in keys}
+    kept = significant(kept)
     if isinstance(kept.get("requires"), Mapping):
         kept["requires"] = {k: fingerprint(v) for k, v in kept["requires"].items()}
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def significant(resolved: Mapping[str, Any]) -> Tree:
+    """A copy of a configuration without what changes no number."""
+    kept = {k: v for k, v in resolved.items() if k not in NEUTRAL_SECTIONS}
+    for section, keys in NEUTRAL.items():
+        if isinstance(kept.get(section), Mapping):
+            kept[section] = {k: v for k, v in kept[section].items() if k not in keys}
+    return kept
 
 
 def to_yaml(resolved: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from flowbench.config.compose import Composed, compose, fingerprint, to_yaml
 from flowbench.config.errors import ConfigError, suggestion
 from flowbench.config.files import check_files
 from flowbench.config.imports import import_class
+from flowbench.storage import write_text
 
 if TYPE_CHECKING:
     from lightning import Callback, LightningModule
@@ -76,6 +76,7 @@ class Experiment:
         run_dir: ``run.dir``, else ``runs/<run.name>``, else ``runs/<file>-<fingerprint>``: the same
             configuration is the same run.
         requirements: experiments whose checkpoints the model needs, by the name of the model's argument.
+        home: folder of the run whose saved configuration was read; None for other files.
     """
 
     resolved: dict[str, Any]
@@ -85,6 +86,7 @@ class Experiment:
     run_dir: Path
     requirements: dict[str, Experiment]
     _parts: _Parts = field(repr=False, compare=False)
+    home: Path | None = None
 
     @classmethod
     def from_files(cls, files: Sequence[str | Path], overrides: Iterable[str] = ()) -> Experiment:
@@ -107,18 +109,30 @@ class Experiment:
             ConfigError: one line about the first thing that is wrong.
         """
         file = composed.files[0]
-        stem = file.parent.name if file.stem in _RUN_FILES else file.stem
-        return cls._from_resolved(composed.resolved, composed.source_yaml, stem)
+        home = file.parent if file.stem in _RUN_FILES else None
+        return cls._from_resolved(composed.resolved, composed.source_yaml, home.name if home else file.stem, home)
 
     @classmethod
-    def _from_resolved(cls, resolved: dict[str, Any], source_yaml: str, stem: str) -> Experiment:
+    def _from_resolved(
+        cls, resolved: dict[str, Any], source_yaml: str, stem: str, home: Path | None = None
+    ) -> Experiment:
         _check_sections(resolved)
         name = fingerprint(resolved)
         seed = _seed(resolved.get("seed", 0))
         run_dir = _run_dir(resolved.get("run"), stem, name)
         requirements = {k: _requirement(k, v) for k, v in (resolved.get("requires") or {}).items()}
         parts = _Parts.validate(resolved, seed, run_dir, tuple(requirements))
-        return cls(resolved, source_yaml, name, seed, run_dir, requirements, parts)
+        return cls(resolved, source_yaml, name, seed, run_dir, requirements, parts, home)
+
+    def at(self, run_dir: Path) -> Experiment:
+        """The same experiment, whose run lies in another folder."""
+        run = {**(self.resolved.get("run") or {}), "dir": str(run_dir)}
+        return self._from_resolved({**self.resolved, "run": run}, self.source_yaml, run_dir.name, self.home)
+
+    @property
+    def model_class(self) -> type:
+        """The class of the model; nothing is built."""
+        return self._parts.model.cls
 
     @property
     def budget(self) -> dict[str, float] | None:
@@ -153,13 +167,12 @@ class Experiment:
 
     def save(self, run_dir: Path) -> None:
         """Write ``config.source.yaml`` and ``config.yaml``, each atomically; call it on one process."""
-        run_dir.mkdir(parents=True, exist_ok=True)
-        _write(run_dir / "config.source.yaml", self.source_yaml)
+        write_text(run_dir / "config.source.yaml", self.source_yaml)
         self.write(run_dir / "config.yaml")
 
     def write(self, path: Path) -> None:
         """Write the resolved configuration to a file, atomically."""
-        _write(path, to_yaml(self.resolved))
+        write_text(path, to_yaml(self.resolved))
 
     def check_files(self) -> None:
         """Check that the user's own files hold what they held when the experiment was configured.
@@ -402,12 +415,3 @@ def _named(resolved: Mapping[str, Any], key: str, base: type, defaults: Mapping[
             spec = {**spec, "init_args": {**fill, **(spec.get("init_args") or {})}}
         parts[str(name)] = Object(f"{key}.{name}", base, spec)
     return parts
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

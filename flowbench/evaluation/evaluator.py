@@ -27,6 +27,7 @@ from flowbench.evaluation.drawing import (
     space_name,
     sweep_points,
 )
+from flowbench.evaluation.earlier import set_aside
 from flowbench.evaluation.extractors import get_extractor
 from flowbench.evaluation.flow_metrics import PathStraightness, TrainingPairs
 from flowbench.evaluation.gather import gather_by_index
@@ -132,6 +133,8 @@ class Evaluator(L.Callback):
         self.budget: Budget | None = None
         self.report: Report = silent
         self._stages = Stages()
+        # A step of the training whose point of the curve the next validation measures, outside of the training.
+        self.missing_step: int | None = None
         self.rows: list[Row] = []
         self._stack = ExitStack()
         self._log_prob: list[tuple[Tensor, Tensor]] = []
@@ -166,30 +169,29 @@ class Evaluator(L.Callback):
         # `flowbench validate` runs this hook too, and must not touch the curve of the training.
         training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         if training and self.curve:
-            self._measure_curve(trainer, _flow(module))
+            self._measure_curve(trainer, _flow(module), trainer.global_step)
+        elif self.missing_step is not None:
+            self._measure_curve(trainer, _flow(module), self.missing_step)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Make up for the point that a run killed between its checkpoint and its validation has lost."""
-        step, every = trainer.global_step, trainer.val_check_batch
-        due = trainer.enable_validation and every and step and step * trainer.accumulate_grad_batches % every == 0
-        missing = bool(due and self.curve) and step not in Curve(trainer.default_root_dir).steps()
         # Process 0 decides for all: it may have written the file before another one reads it.
-        if trainer.strategy.broadcast(missing):
-            self._measure_curve(trainer, _flow(module))
+        if trainer.strategy.broadcast(bool(self.curve) and Curve.of(trainer).lacks(trainer, trainer.global_step)):
+            self._measure_curve(trainer, _flow(module), trainer.global_step)
 
-    def _measure_curve(self, trainer: L.Trainer, module: FlowModule) -> None:
+    def _measure_curve(self, trainer: L.Trainer, module: FlowModule, step: int) -> None:
         chosen = {name: self.metrics[name] for name in self.curve}
         with torch.no_grad(), module.evaluating(self.weights):
             samples, evaluations, _ = self._draw(module, trainer, chosen)
             if trainer.is_global_zero:
                 subject = self._subject(_data(trainer), samples, evaluations)
                 measured = list(score(subject, chosen))
-                Curve(trainer.default_root_dir).append(trainer.global_step, self.budget, measured)
+                Curve.of(trainer).append(step, self.budget, measured)
                 if trainer.logger is not None:
                     values: Mapping[str, float] = {f"val/{m.metric}": m.value for m in measured}
-                    trainer.logger.log_metrics(dict(values), step=trainer.global_step)
+                    trainer.logger.log_metrics(dict(values), step=step)
                 shown = samples.shown[: self.num_pictures]
-                log_samples(trainer, shown, module.spec, "val/samples", trainer.global_step)
+                log_samples(trainer, shown, module.spec, "val/samples", step)
         trainer.strategy.barrier("flowbench.curve")
 
     def on_test_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -277,6 +279,7 @@ class Evaluator(L.Callback):
     ) -> None:
         """Leave rows and pictures in the run's folder and in TensorBoard."""
         run_dir = Path(trainer.default_root_dir)
+        set_aside(run_dir, self.rows)
         if not self.identity.bench:  # which has its own
             write_rows(run_dir / FLOOR_FILE, self.floor_rows(_data(trainer)))
         write_rows(run_dir / "rows.jsonl", self.rows)

@@ -1,4 +1,4 @@
-"""What is loaded once per datamodule: the reference, held-out data, feature networks."""
+"""What an evaluator loads once per datamodule: real samples and feature networks."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["Prepared"]
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is loaded once per datamodule, not once per point of a sweep.
+    """Real samples and feature networks.
 
     Attributes:
-        data: the datamodule.
-        reference: split that samples are compared with.
-        held_out: split that the floor scores.
-        extractors: feature extractors by name.
+        data: where they are from.
+        reference: what samples are compared with.
+        held_out: what is scored as if it were generated.
+        extractors: feature networks by name.
     """
 
     data: FlowDataModule
@@ -31,12 +31,13 @@ class Prepared:
     extractors: dict[str, FeatureExtractor]
 
     def fill_cache(self, metrics: Iterable[Metric]) -> None:
-        """Extract the features of the reference that some metrics look at, and their moments."""
+        """Put the reference's features into the cache, as far as metrics need them."""
+        if self.data.spec.modality != "image":
+            return
         wanted = [m for m in metrics if m.features is not None and m.num_reference != 0]
         # The largest first: the smaller ones are its beginning.
         for metric in sorted(wanted, key=lambda m: -(m.num_reference or len(self.reference))):
-            if self.data.spec.modality == "image" and metric.features is not None:
-                extractor = self.extractors[metric.features]
-                self.reference.features(extractor, metric.num_reference)
-                if isinstance(metric, FrechetDistance | FrechetInfinity):
-                    self.reference.moments(extractor, metric.num_reference or len(self.reference))
+            extractor = self.extractors[str(metric.features)]
+            self.reference.features(extractor, metric.num_reference)
+            if isinstance(metric, FrechetDistance | FrechetInfinity):
+                self.reference.moments(extractor, metric.num_reference or len(self.reference))

@@ -103,6 +103,7 @@ class FlowModule(TrainingModule):
     """
 
     density: ClassVar[Literal["exact", "ode"]]
+    sampling_arguments = TrainingModule.sampling_arguments | {"sampling_source"}
 
     def __init__(
         self,

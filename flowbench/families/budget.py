@@ -95,6 +95,10 @@ class BudgetLimit:
 class Budget(L.Callback):
     """Meters training and stops it when the limit is reached; its state travels in the checkpoint.
 
+    Attributes:
+        ended_early: a callback of the experiment ended the training before the limit, as early stopping does.
+        changed_from: the limit that a loaded checkpoint was trained under, where it was another one.
+
     Args:
         limit: what may be spent.
         flops_per_step: operations of one optimiser step over the global batch.
@@ -118,6 +122,8 @@ class Budget(L.Callback):
         self.max_steps = max_steps
         self.steps = 0
         self.train_seconds = 0.0
+        self.ended_early = False
+        self.changed_from: BudgetLimit | None = None
         self._clock = clock
         self._batch_start = 0.0
 
@@ -150,6 +156,25 @@ class Budget(L.Callback):
         """Whether nothing is left."""
         return self.progress >= 1.0
 
+    @property
+    def overspent(self) -> bool:
+        """Whether more is spent than the limit gives, because it was lowered afterwards."""
+        if self.max_steps is not None:
+            return self.steps > self.max_steps
+        return self.changed_from is not None and self.train_seconds > self.limit.amount
+
+    @property
+    def finished(self) -> bool:
+        """Whether training has ended as the experiment says: by the limit, or by one of its callbacks."""
+        return self.exhausted or self.ended_early
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Under a changed limit the next step's learning rate is not the one in the checkpoint."""
+        if self.changed_from is not None:
+            for config in trainer.lr_scheduler_configs:
+                scheduler: Any = config.scheduler
+                scheduler.step()
+
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         """Start the clock; validation and checkpoints in between do not count."""
         self._batch_start = self._clock()
@@ -175,9 +200,13 @@ class Budget(L.Callback):
             "train_seconds": self.train_seconds,
             "kind": self.limit.kind,
             "amount": self.limit.amount,
+            "ended_early": self.ended_early,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint; what ended training early under another limit does not end it under this one."""
         self.steps = int(state_dict["steps"])
         self.train_seconds = float(state_dict["train_seconds"])
+        before = BudgetLimit(state_dict["kind"], state_dict["amount"])
+        self.changed_from = None if before == self.limit else before
+        self.ended_early = before == self.limit and bool(state_dict.get("ended_early", False))

@@ -99,6 +99,13 @@ class FlowMatching(FlowModule):
     """
 
     density = "ode"
+    sampling_arguments = FlowModule.sampling_arguments | {
+        "divergence",
+        "guidance",
+        "likelihood_solver",
+        "sampling_path",
+        "solver",
+    }
 
     def __init__(
         self,

@@ -102,6 +102,7 @@ class TARFlow(FlowModule):
     """
 
     density = "exact"
+    sampling_arguments = FlowModule.sampling_arguments | {"checkpoint_every", "denoiser", "guidance", "inverse"}
 
     def __init__(
         self,

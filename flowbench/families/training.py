@@ -6,7 +6,7 @@ import contextlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
@@ -55,6 +55,9 @@ class TrainingModule(L.LightningModule):
         ema_decay: decay of the averaged weights, in [0, 1); 0 turns averaging off.
         compile: compile the networks with ``torch.compile`` before training.
     """
+
+    sampling_arguments: ClassVar[frozenset[str]] = frozenset({"compile"})
+    """Arguments that trained weights do not depend on: a run may be measured, or sampled, with others."""
 
     def __init__(
         self,

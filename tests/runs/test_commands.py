@@ -199,7 +199,7 @@ def test_a_required_autoencoder_is_trained_once_and_shared(tmp_path, cache, caps
 @pytest.mark.slow
 def test_a_requirement_that_fails_names_its_log(tmp_path, cache, capsys):
     own_data = AUTOENCODER.replace("dataset: digits", "dataset: npz, path: nowhere.npz")
-    with pytest.raises(ValueError, match="training the required autoencoder failed with exit status 2: see ") as caught:
+    with pytest.raises(ValueError, match="training the required autoencoder ended with exit status 2: see ") as caught:
         runs.prepare(latent(tmp_path, autoencoder=own_data))
     assert "nowhere.npz" in Path(str(caught.value).rsplit(" ", 1)[1]).read_text()
 
