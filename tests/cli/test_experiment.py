@@ -194,7 +194,7 @@ def test_saving_leaves_the_old_file_when_the_disk_is_full(experiment_file, tmp_p
     def full(*_args, **_options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr("flowbench.storage.os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         Experiment.from_files([experiment_file], ["seed=7"]).save(tmp_path / "run")
     assert (tmp_path / "run" / "config.yaml").read_text() == before
