@@ -95,11 +95,13 @@ def fit(experiment: Experiment, test: bool = False, resume: str = "auto") -> Pat
         if not is_trial:
             check_folder(experiment, _ANOTHER_RUN)
         run = _build(experiment, training=True)
+        resumed = resume == "auto" and not is_trial and resume_training(run)
         with noting_the_end(run):
-            resumed = resume_training(run) if resume == "auto" and not is_trial else False
+            # Before anything is trained: what is written from now on must not be taken for a finished training.
+            run.progress.trained = run.budget is not None and run.budget.finished
+            run.progress.write(run.trainer, "fit")
             if run.trainer.is_global_zero:
                 experiment.save(run_dir)
-            run.progress.write(run.trainer, "fit")
             train(run, resumed)
             if test:
                 run.trainer.test(run.module, datamodule=run.built.datamodule, verbose=False)

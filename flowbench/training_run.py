@@ -86,7 +86,6 @@ def train(run: Run, resumed: bool) -> None:
     """Fit until the budget is used up; nothing to do when it is so already."""
     budget, trainer = run.budget, run.trainer
     if budget is None or not budget.finished:
-        run.progress.trained = False
         path = str(run.checkpoint) if resumed else None
         trainer.fit(run.module, datamodule=run.built.datamodule, ckpt_path=path, weights_only=True)
         if getattr(trainer, "fast_dev_run", False):
@@ -150,25 +149,38 @@ def noting_the_end(run: Run, phase: str | None = None) -> Iterator[None]:
     try:
         yield
     except BaseException as raised:
-        error = reason_of_exit(raised) if isinstance(raised, SystemExit) else raised
-        if isinstance(error, Exception) and not isinstance(error, FloatingPointError):
-            # At once: where processes fail together, the first one looks here for the cause.
-            keep_details(error, run.experiment.run_dir)
-        cause = watch.explain(error)
-        stopped = isinstance(cause, Stopped | KeyboardInterrupt)
-        reason = str(cause) if stopped else describe(cause)[0].removeprefix("error: ")
-        note(cause, _standing(run))
-        for text in notes(error) if cause is not error else ():
-            note(cause, text)
-        with suppress(OSError):  # of a full disk, which must not hide the exception
-            run.progress.write(run.trainer, phase or ("interrupted" if stopped else "failed"), reason=reason)
-            if isinstance(cause, ProcessEnded) and not is_first_process():
-                speak_of_loss(run.progress.path, str(cause))
+        cause = _noted(run, reason_of_exit(raised) if isinstance(raised, SystemExit) else raised, watch, phase)
         watch.close(failed=True)
         if cause is raised:
             raise
         raise cause from raised
     watch.close(failed=False)
+
+
+def _noted(run: Run, error: BaseException, watch: ProcessWatch, phase: str | None) -> BaseException:
+    """Note what an exception ended; returns it, or the end of another process that caused it."""
+    # Of a mistake that is found before the first step, the message is all there is to know.
+    is_plain = describe(error)[1] == 2 and _is_fresh(run)
+    if isinstance(error, Exception) and not isinstance(error, FloatingPointError):
+        if not (is_plain and is_first_process()):
+            # At once: where processes fail together, the first one looks here for the cause.
+            keep_details(error, run.experiment.run_dir)
+    cause = watch.explain(error)
+    stopped = isinstance(cause, Stopped | KeyboardInterrupt)
+    reason = (str(cause) or "interrupted") if stopped else describe(cause)[0].removeprefix("error: ")
+    if not is_plain:
+        note(cause, _standing(run))
+    for text in notes(error) if cause is not error else ():
+        note(cause, text)
+    with suppress(OSError):  # of a full disk, which must not hide the exception
+        run.progress.write(run.trainer, phase or ("interrupted" if stopped else "failed"), reason=reason)
+        if isinstance(cause, ProcessEnded) and not is_first_process():
+            speak_of_loss(run.progress.path, str(cause))
+    return cause
+
+
+def _is_fresh(run: Run) -> bool:
+    return not run.checkpoint.is_file() and not (run.budget.steps if run.budget else run.trainer.global_step)
 
 
 def _standing(run: Run) -> str:

@@ -33,8 +33,13 @@ LOST = "the processes of the run lost each other"
 
 _LONGEST = 400
 _CONTINUES = "the same command continues"
-_DISTRIBUTED = {"DistError", "DistBackendError", "DistNetworkError", "DistStoreError"}
-_DISTRIBUTED_TEXT = re.compile(r"\bgloo\b|\bnccl\b|closed by peer|reset by peer|socket timeout|monitoredbarrier", re.I)
+_DISTRIBUTED = {"DistNetworkError", "DistStoreError"}
+# Gloo's and NCCL's; what they say of a missing backend or of wrong arguments is another matter.
+_DISTRIBUTED_TEXT = re.compile(
+    r"closed by peer|reset by peer|broken pipe|gloo/transport|timed out waiting|socket timeout|operation timeout|"
+    r"remote process|monitoredbarrier",
+    re.IGNORECASE,
+)
 _HEADING = re.compile(r"^=== .* process \S+ \(pid (\d+)\): (.*)$", re.M)
 
 

@@ -15,7 +15,7 @@ __all__ = ["set_aside"]
 
 ROWS = "rows.jsonl"
 _BESIDE = (FLOOR_FILE, "samples.npz", "trajectories.npz", "*.png")
-_NAMED = ("dataset", "contender", "seed", "protocol", "n", "sampler", "guidance", "weights")
+_NAMED = ("dataset", "seed", "protocol", "n", "sampler", "guidance", "weights")
 _PROVENANCE = ("steps", "evaluation_seed", "config_hash", "samples")
 
 
@@ -44,9 +44,9 @@ def set_aside(folder: Path, rows: Sequence[Row]) -> Path | None:
 
 
 def _identity(row: Row) -> tuple[Any, ...]:
-    """What makes a row the same measurement, whatever its value: costs of a clock differ every time."""
+    """What makes a row the same measurement, whatever its value and whatever its run is called."""
     swept = row.network_evaluations if "sweep" in row.protocol else None
-    fields = (row.bench, row.task, row.family, row.metric, swept)
+    fields = (row.family, row.contender if row.family == "reference" else "", row.metric, swept)
     return (*fields, *(getattr(row, name) for name in _NAMED), *(row.provenance.get(name) for name in _PROVENANCE))
 
 

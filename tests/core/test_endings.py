@@ -34,6 +34,7 @@ def raised(error: BaseException) -> BaseException:
         RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1800000ms"),
         RuntimeError("Connection reset by peer"),
         torch.distributed.DistBackendError("NCCL error: remote process exited or there was a network error"),
+        torch.distributed.DistBackendError("Watchdog caught collective operation timeout: WorkNCCL(SeqNum=3)"),
         torch.distributed.DistStoreError("wait timeout after 300000ms"),
         torch.distributed.DistNetworkError("failed to recv, got 0 bytes"),
     ],
@@ -46,7 +47,15 @@ def test_what_the_backends_say_of_a_lost_process_is_recognised(error):
 
 
 @pytest.mark.parametrize(
-    "error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("gloo"), KeyError("nccl")]
+    "error",
+    [
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        RuntimeError("Distributed package doesn't have NCCL built in"),
+        RuntimeError("DataLoader timed out after 5 seconds"),
+        torch.distributed.DistBackendError("NCCL error: unhandled cuda error, invalid usage"),
+        ValueError("gloo"),
+        KeyError("nccl"),
+    ],
 )
 def test_other_errors_are_not_mistaken_for_it(error):
     assert not is_distributed(error)

@@ -200,6 +200,18 @@ def test_an_error_anywhere_in_training_is_one_line_with_its_log_and_where_the_ru
     assert (progress(folder)["phase"], progress(folder)["reason"]) == ("done", None)
 
 
+def test_a_mistake_that_is_found_before_the_first_step_is_its_message_alone(file, tmp_path, capsys, monkeypatch):
+    def refuse(module, *given):
+        raise ValueError("two choices exclude each other: take one")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FlowModule, "on_fit_start", refuse, raising=False)
+        assert main(["fit", *file("run")]) == 2
+    assert line(capsys) == "flowbench: error: two choices exclude each other: take one"
+    assert not (tmp_path / "run" / "error.log").exists()
+    assert progress(tmp_path / "run")["phase"] == "failed"
+
+
 def test_an_interrupt_without_the_command_line_is_an_interrupt(experiment, monkeypatch):
     """As in a notebook: Lightning would end the process."""
 
@@ -212,7 +224,7 @@ def test_an_interrupt_without_the_command_line_is_an_interrupt(experiment, monke
         runs.fit(run)
     patch.__exit__(None, None, None)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning ignores it from then on
-    assert progress(run.run_dir)["phase"] == "interrupted"
+    assert (progress(run.run_dir)["phase"], progress(run.run_dir)["reason"]) == ("interrupted", "interrupted")
     runs.fit(run)
     assert progress(run.run_dir)["trained"]
 
