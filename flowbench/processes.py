@@ -18,6 +18,14 @@ _GRACE_SECONDS = 10.0
 # What launchers tell a process about its place among others: Lightning and torchrun, SLURM.
 _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 
+# What a signal of the kernel is about.
+_CAUSES = {
+    "SIGKILL": "perhaps for want of memory",
+    "SIGXCPU": "the limit of processor time (ulimit -t)",
+    "SIGXFSZ": "the limit of the size of a file (ulimit -f)",
+    "SIGBUS": "often a full disk or /dev/shm under a file in memory",
+}
+
 
 def is_first_process() -> bool:
     """Whether this process speaks for its run: the first of those that a launcher started, or the only one."""
@@ -35,8 +43,8 @@ def how_it_ended(code: int) -> str:
         name = signal.Signals(number).name
     except ValueError:
         return f"ended with exit status {code}"
-    memory = ", perhaps for want of memory" if name == "SIGKILL" else ""
-    return f"was ended by {name}{memory}"
+    cause = _CAUSES.get(name)
+    return f"was ended by {name}, {cause}" if cause else f"was ended by {name}"
 
 
 def exit_status(code: int) -> int:

@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,7 @@ def reference(experiment: Experiment) -> Path:
             raise ValueError("the configuration has no section evaluator, so there is nothing to measure")
         _identify(evaluator, experiment)
         _set_threads()
-        evaluator.report = ProgressFile(folder / "progress.json", None).stage
+        evaluator.report = partial(ProgressFile(folder / "progress.json", None).stage, phase="reference")
         evaluator.extractors(data, _features_device(experiment))
         held_out = data.model_values(evaluator.held_out, slice(evaluator.num_samples))
         rows = list(evaluator.reference_rows(data))

@@ -58,7 +58,7 @@ class ProgressFile(L.Callback):
         """Measuring begins; :meth:`stage` tells how it goes on."""
         self.write(trainer, "test")
 
-    def stage(self, what: str, fraction: float) -> None:
+    def stage(self, what: str, fraction: float, phase: str = "test") -> None:
         """Note what a measurement does; for process 0.
 
         What begins is written at once, because it may take long; how far it is, at most once a second.
@@ -66,11 +66,12 @@ class ProgressFile(L.Callback):
         Args:
             what: e.g. `samples 256/360`.
             fraction: share of the measurement that is done.
+            phase: `test` of a flow, which follows its training, or `reference` for the rows that nobody trains.
         """
         before = str(self._written.get("what", ""))
         begins = what.rstrip(_COUNT) != before.rstrip(_COUNT)
         if begins or self._clock() - self._last >= INTERVAL:
-            self._put({**self._written, "phase": "test", "what": what, "fraction": fraction, "loss": None})
+            self._put({**self._written, "phase": phase, "what": what, "fraction": fraction, "loss": None})
 
     def write(self, trainer: L.Trainer, phase: str, outputs: Any = None, reason: str | None = None) -> None:
         """Write the file on process 0, atomically.
