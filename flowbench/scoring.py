@@ -165,8 +165,6 @@ def evaluate(
     rows, pictures = evaluator.external_rows(data, images.batches(), images.at)
     if not rows:
         raise ValueError("the evaluator has no metric on features, so images alone cannot be scored")
-    place = {"samples": str(samples.resolve())}
-    rows = [replace(row, provenance={**row.provenance, **place}) for row in rows]
     with working_in(folder):
         _check_output(folder, samples)
         set_aside(folder, rows)

@@ -48,6 +48,17 @@ _ABSENT = _Absent()
 
 
 @dataclass(frozen=True)
+class _File:
+    """A file of the user's: equal to others of its content, whatever their names."""
+
+    name: str
+    content: str
+
+    def __str__(self) -> str:
+        return self.content
+
+
+@dataclass(frozen=True)
 class Difference:
     """One key with its two values.
 
@@ -74,11 +85,20 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Diffe
 
 
 def _comparable(resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """What counts of a configuration, and of those that it requires."""
-    kept = significant(resolved)
+    """What counts of a configuration, and of those that it requires: of a file, what it holds."""
+    files = resolved.get("files") or {}
+    kept = {k: v if k == "requires" else _named(v, files) for k, v in significant(resolved).items() if k != "files"}
     if isinstance(kept.get("requires"), Mapping):
         kept["requires"] = {name: _comparable(inner) for name, inner in kept["requires"].items()}
     return kept
+
+
+def _named(value: Any, files: Mapping[str, str]) -> Any:
+    if isinstance(value, str):
+        return _File(value, files[value]) if value in files else value
+    if isinstance(value, Mapping):
+        return {key: _named(item, files) for key, item in value.items()}
+    return [_named(item, files) for item in value] if isinstance(value, list) else value
 
 
 def _differing(key: str, before: Any, now: Any) -> Iterator[Difference]:
@@ -133,5 +153,7 @@ def _is_below(key: str, roots: Iterable[str]) -> bool:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, _File):
+        return f"{value.name} (content {value.content})"
     text = "null" if value is None else " ".join(str(value).split())
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 4]} ..."

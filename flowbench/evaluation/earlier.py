@@ -16,7 +16,7 @@ __all__ = ["set_aside"]
 ROWS = "rows.jsonl"
 _BESIDE = (FLOOR_FILE, "samples.npz", "trajectories.npz", "*.png")
 _NAMED = ("dataset", "seed", "protocol", "n", "sampler", "guidance", "weights")
-_PROVENANCE = ("steps", "evaluation_seed", "config_hash", "samples")
+_PROVENANCE = ("steps", "evaluation_seed", "config_hash")
 
 
 def set_aside(folder: Path, rows: Sequence[Row]) -> Path | None:

@@ -488,5 +488,6 @@ class Evaluator(L.Callback):
         for index, pictures in batches:
             collector.add_images(index, pictures)
         subject = self._subject(data, collector.gathered("generated", images), None)
-        rows = self._rows(self.identity.contender, "external", [subject], "none", self._data_provenance(data))
+        provenance = {**self._data_provenance(data), "config_hash": self.identity.config_hash}
+        rows = self._rows(self.identity.contender, "external", [subject], "none", provenance)
         return rows, {name: p for metric in self.metrics.values() for name, p in metric.pictures(subject).items()}

@@ -72,6 +72,20 @@ def test_a_difference_names_its_key_and_both_values(path, value, text):
     assert (fingerprint(BASE) == fingerprint(changed(path, value))) == (text == "")
 
 
+def test_a_file_is_what_it_holds():
+    """A moved one is no difference, a replaced one is, under the same name."""
+
+    def with_file(path, content):
+        return {**BASE, "data": {"dataset": "npz", "path": path}, "files": {path: content}}
+
+    one = with_file("mine.npz", "abc")
+    assert differences(one, with_file("elsewhere/mine.npz", "abc")) == []
+    replaced = with_file("mine.npz", "def")
+    assert describe(differences(one, replaced)) == "data.path mine.npz (content abc) -> mine.npz (content def)"
+    moved = {**with_file("elsewhere/mine.npz", "abc"), "seed": 1}
+    assert describe(differences(one, moved)) == "seed 0 -> 1"
+
+
 def test_many_differences_are_counted():
     other = {**BASE, "seed": 1, "data": {"dataset": "moons", "batch_size": 8, "seed": 3, "path": "a", "image_size": 8}}
     text = describe(differences(BASE, other))

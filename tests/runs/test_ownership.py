@@ -116,14 +116,16 @@ def test_samples_named_like_a_run_do_not_take_its_place(here, capsys):
 
 def test_other_images_of_the_same_name_keep_the_earlier_rows(here, capsys):
     words = ["--data", "digits", "--features", "identity", "--name", "external"]
-    shutil.copy("images.npz", "more.npz")
-    assert main(["evaluate", "--samples", "more.npz", *words]) == 0
-    assert "the earlier results in runs/external are of something else (samples " in capsys.readouterr().err
+    shutil.copy("images.npz", "moved.npz")
+    assert main(["evaluate", "--samples", "moved.npz", *words]) == 0
+    assert not (here / "runs" / "external" / "before").exists()
+    capsys.readouterr()
+    np.savez("other.npz", np.load("images.npz")["arr_0"][::-1])
+    assert main(["evaluate", "--samples", "other.npz", *words]) == 0
+    assert "the earlier results in runs/external are of something else (config_hash " in capsys.readouterr().err
     (kept,) = (here / "runs" / "external" / "before").iterdir()
-    assert {row.provenance["samples"] for row in read_rows(kept / "rows.jsonl")} != {str(here / "more.npz")}
-    assert {row.provenance["samples"] for row in read_rows(here / "runs/external/rows.jsonl")} == {
-        str(here / "more.npz")
-    }
+    hashes = [{row.provenance["config_hash"] for row in read_rows(f / "rows.jsonl")} for f in (kept, kept.parents[1])]
+    assert hashes[0] != hashes[1]
 
 
 @pytest.mark.parametrize("output", ["pictures", "pictures/scores"])
