@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 
-THREADS = int(os.environ.get("FLOWBENCH_TEST_THREADS", "1"))
-os.environ["OMP_NUM_THREADS"] = str(THREADS)  # before torch is imported, and for the processes that tests start
+# Before torch is imported, and for the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = os.environ.get("FLOWBENCH_TEST_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import logging
@@ -27,7 +27,7 @@ from flowbench.torchvision_guard import ensure_importable
 WORKER_BYTES = 3 * 2**29  # what a worker takes at most
 
 ensure_importable()
-torch.set_num_threads(THREADS)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 if os.environ.get("FLOWBENCH_TEST_ONEDNN") == "0":
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of cards that are not there
@@ -73,7 +73,9 @@ def global_state() -> dict[str, Any]:
         "oneDNN": torch.backends.mkldnn.enabled,
         "working directory": os.getcwd(),
     }
-    state |= {f"log level of {name!r}": logging.getLogger(name).level for name in ("", "lightning.pytorch", "flowbench")}
+    state |= {
+        f"log level of {name!r}": logging.getLogger(name).level for name in ("", "lightning.pytorch", "flowbench")
+    }
     return state | {f"${name}": value for name, value in os.environ.items() if not name.startswith(VOLATILE)}
 
 

@@ -60,7 +60,9 @@ def run(name: str, arguments: list[str]) -> tuple[bool, float]:
 def main() -> int:
     """Run the configurations that are asked for, all by default."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=CONFIGURATIONS, default=list(CONFIGURATIONS), help="configurations")
+    parser.add_argument(
+        "--only", nargs="+", choices=CONFIGURATIONS, default=list(CONFIGURATIONS), help="configurations"
+    )
     parser.add_argument("arguments", nargs="*", help="of pytest; the numerical tests by default")
     given = parser.parse_args()
     report = []

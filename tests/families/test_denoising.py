@@ -269,7 +269,8 @@ def test_clipping_keeps_the_denoisers_gradient_out_of_the_flows():
     assert norms["flow"] > 1e-3
     for part in (module.flow, module.denoiser):
         clipped = torch.stack([p.grad.norm() for p in part.parameters()]).norm()
-        assert float(clipped) == pytest.approx(1e-3, rel=1e-3)
+        # torch divides by the norm plus 1e-6.
+        assert float(clipped) == pytest.approx(1e-3, rel=1e-2)
 
 
 # ---- flow-score matching ----------------------------------------------------------------------------------

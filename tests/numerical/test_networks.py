@@ -251,7 +251,7 @@ def test_grid_features_by_hand(rows, columns, quarter):
                 for wave in (math.cos, math.sin)
                 for k in range(quarter)
             ]
-            torch.testing.assert_close(table[row * columns + column], torch.tensor(expected).double())
+            torch.testing.assert_close(table[row * columns + column], torch.tensor(expected, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("heads", [1, 2, 4])
