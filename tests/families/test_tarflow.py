@@ -20,6 +20,7 @@ from flowbench.families import (
 )
 from flowbench.families.optimization import build_optimizer
 from flowbench.flows import AutoregressiveGuidance, JacobiInverse, SequentialInverse
+from tests.closeness import assert_near
 
 from ..contract.builders import IMAGES, POINTS, batch_of, build, perturb
 
@@ -114,12 +115,12 @@ def test_samples_carry_the_certificate_of_their_inverse():
     plain = oblong().sample(noise)
     assert plain.residual is None
     assert plain.iterations.shape == (3, 3)
-    flow = oblong(inverse=JacobiInverse(1e-5))
+    flow = oblong(inverse=JacobiInverse(1e-2))  # coarse, so that the residual is more than rounding
     drawn = flow.sample(noise)
     z, _ = flow.flow(flow._tokens(drawn.x), None)
     residual = (z - flow._tokens(noise)).abs().flatten(1).amax(1)
-    assert float(drawn.residual.max()) <= 1e-5
-    torch.testing.assert_close(drawn.residual, residual.detach(), atol=5e-6, rtol=0.0)
+    assert 1e-4 < float(drawn.residual.max()) <= 1e-2
+    assert_near(drawn.residual, residual.detach(), scale=0.1 * float(noise.abs().max()))
 
 
 def test_the_sampler_has_a_name():

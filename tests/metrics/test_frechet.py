@@ -131,7 +131,8 @@ def test_known_number_of_samples_removes_the_noise_of_singular_covariances():
     exact = frechet_distance_of_features(features(20, 60, "few") + 5, many)
     assert frechet_distance(few, many) == pytest.approx(exact, rel=1e-11)
     blind = GaussianStatistics(few.mean, few.covariance)
-    assert frechet_distance(blind, many) == pytest.approx(exact, rel=1e-6)
+    # Rounding makes eigenvalues of 1e-16 of those that are zero, and their roots are added.
+    assert frechet_distance(blind, many) == pytest.approx(exact, rel=1e-5)
 
 
 def test_users_mistakes_cost_one_line():

@@ -18,6 +18,7 @@ from flowbench.networks.attention import CausalAttention
 from flowbench.networks.causal_transformer import CausalTransformer
 from flowbench.networks.linear import Linear
 from flowbench.networks.rotary import grid_positions, rotary_table, rotate
+from tests.closeness import assert_near
 
 
 def network(seed: int = 0, depth: int = 3, **options) -> CausalTransformer:
@@ -56,7 +57,7 @@ def test_linear_equals_pytorch(shape, bias):
         torch.testing.assert_close(ours(x), theirs(x))
     torch.testing.assert_close(ours(x), theirs(x))
     for own, other in zip(gradients(ours, x), gradients(theirs, x), strict=True):
-        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-4)
+        assert_near(own, other)
 
 
 @pytest.mark.skipif(not onednn.is_usable(), reason="PyTorch without oneDNN")

@@ -188,7 +188,7 @@ def test_a_scalar_time_holds_for_every_sample(name):
     network = build(name)
     x, _, label = inputs(network)
     time = torch.tensor(0.3, dtype=torch.float64)
-    assert torch.equal(network(x, time, label), network(x, time.expand(len(x)), label))
+    torch.testing.assert_close(network(x, time, label), network(x, time.expand(len(x)), label))
 
 
 @every_network
@@ -251,7 +251,7 @@ def test_grid_features_by_hand(rows, columns, quarter):
                 for wave in (math.cos, math.sin)
                 for k in range(quarter)
             ]
-            torch.testing.assert_close(table[row * columns + column], torch.tensor(expected).double())
+            torch.testing.assert_close(table[row * columns + column], torch.tensor(expected, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("heads", [1, 2, 4])

@@ -89,8 +89,7 @@ def test_lipmans_path_has_the_published_velocity_and_becomes_the_straight_line()
     torch.testing.assert_close(s.velocity, (x1 - 0.9 * s.xt) / (1 - 0.9 * time))
     torch.testing.assert_close(s.xt[-1], x1[-1] + 0.1 * x0[-1])
     line, limit = LinearPath().sample(x0, x1, t), TargetConditionalPath(0).sample(x0, x1, t)
-    assert torch.equal(line.xt, limit.xt)
-    assert torch.equal(line.velocity, limit.velocity)
+    torch.testing.assert_close((line.xt, line.velocity), (limit.xt, limit.velocity))
     assert TargetConditionalPath(0.1).needs_standard_normal
     assert not LinearPath().needs_standard_normal
 
