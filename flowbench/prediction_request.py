@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowbench.core.checks import check_count, check_counts, check_number
 from flowbench.core.contents import content_of
 
 __all__ = ["OPTIONS", "PRIORS", "TASKS", "Request"]
@@ -33,8 +33,9 @@ class Request:
         task: one of ``TASKS``.
         num_samples: samples, images, points or pairs (interpolate), >= 1; None is the task's own number, all of the
             split for `classify`.
-        guidance: sample: scale of guidance, None keeps the configuration's. edit: scale of the decoding, None is 1.
-        network_evaluations: evaluations per sample; None keeps the configuration's sampler.
+        guidance: in [0, 1e12]; sample: scale of guidance, None keeps the configuration's. edit: scale of the decoding,
+            None is 1.
+        network_evaluations: evaluations per sample, 1 to 1e6; None keeps the configuration's sampler.
         split: where the data are from, ``train``, ``val`` or ``test``; the first ones are taken.
         images: npz file with `x` (and `label`) in place of the split, laid out as the samples.npz of this command.
         mask: see :func:`~flowbench.families.conditioning.masks.make_mask`.
@@ -58,6 +59,16 @@ class Request:
     classes: tuple[int, ...] | None = None
     prior: str = "uniform"
 
+    def __post_init__(self) -> None:
+        check_count("--num-samples", self.num_samples, or_none=True)
+        check_number("--guidance", self.guidance, at_least=0, or_none=True, hint="1 is none")
+        check_count("--network-evaluations", self.network_evaluations, at_most=10**6, or_none=True)
+        check_count("--rounds", self.rounds, or_none=True)
+        check_count("--draws", self.draws)
+        check_count("--steps", self.steps, at_least=2, hint="the ends included")
+        if self.classes is not None:
+            check_counts("--classes", self.classes, at_least=0, at_most=10**6)
+
     @classmethod
     def make(cls, task: str = "sample", **options: Any) -> Request:
         """A request from the options that were given; None counts as not given.
@@ -72,11 +83,6 @@ class Request:
             if name not in OPTIONS[task]:
                 takes = ", ".join(_flag(option) for option in OPTIONS[task])
                 raise ValueError(f"{_flag(name)} does not apply to --task {task}, which takes {takes}")
-        for name, least in {"num_samples": 1, "rounds": 1, "draws": 1, "steps": 2}.items():
-            if given.get(name, least) < least:
-                raise ValueError(f"{_flag(name)} must be >= {least}, got {given[name]}")
-        if not math.isfinite(given.get("guidance", 1.0)):
-            raise ValueError(f"--guidance: the scale must be finite and >= 0, got {given['guidance']}")
         if given.get("prior", PRIORS[0]) not in PRIORS:
             raise ValueError(f"--prior must be one of {', '.join(PRIORS)}, got {given['prior']!r}")
         if "images" in given and "split" in given:

@@ -9,15 +9,13 @@ from pathlib import Path
 
 from flowbench.config import Experiment, to_yaml
 from flowbench.core.endings import ProcessEnded
+from flowbench.core.launch import without_launcher
 from flowbench.core.places import cached, locked
 from flowbench.evaluation.progress import is_trained
 from flowbench.processes import exit_status, how_it_ended, run_child
 from flowbench.storage import write_text
 
 __all__ = ["required_checkpoints"]
-
-# What torchrun and Lightning's launchers tell a process about its group.
-LAUNCHER_VARIABLES = ("LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 
 
 def required_checkpoints(experiment: Experiment) -> dict[str, Path]:
@@ -63,9 +61,7 @@ def _train(folder: Path, experiment: Experiment) -> int:
     config = folder / "required.yaml"
     write_text(config, to_yaml(experiment.resolved))
     command = [sys.executable, "-m", "flowbench.cli", "fit", "-c", str(config), f"run.dir={folder}"]
-    # A launcher's rank is not the child's: it would wait for processes that do not exist.
-    own = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
-    return run_child(command, folder / "log.txt", own)
+    return run_child(command, folder / "log.txt", without_launcher(os.environ))
 
 
 def _refuse(name: str, folder: Path, code: int) -> None:

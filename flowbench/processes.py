@@ -1,4 +1,4 @@
-"""Processes beside this one: children that do not outlive their parent, and the others of a distributed run."""
+"""Processes beside this one: children that do not outlive their parent, and how they ended."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["die_with_parent", "end_child", "exit_status", "how_it_ended", "is_first_process", "run_child"]
+__all__ = ["die_with_parent", "end_child", "exit_status", "how_it_ended", "run_child"]
 
 _PR_SET_PDEATHSIG = 1
 # What a child has to save its state in after SIGTERM, before SIGKILL.
 _GRACE_SECONDS = 10.0
-# What launchers tell a process about its place among others: Lightning and torchrun, SLURM.
-_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 
 # What a signal of the kernel is about.
 _CAUSES = {
@@ -25,11 +23,6 @@ _CAUSES = {
     "SIGXFSZ": "the limit of the size of a file (ulimit -f)",
     "SIGBUS": "often a full disk or /dev/shm under a file in memory",
 }
-
-
-def is_first_process() -> bool:
-    """Whether this process speaks for its run: the first of those that a launcher started, or the only one."""
-    return not any(os.environ.get(name, "0").strip() not in ("", "0") for name in _RANKS)
 
 
 def how_it_ended(code: int) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flowbench.core.endings import is_expected, keep_details
-from flowbench.processes import is_first_process
+from flowbench.core.launch import is_first_process
 from flowbench.rows import read_rows
 
 __all__ = ["KINDS", "claim", "contents", "keeps_details", "read_manifest", "working_in"]

@@ -22,6 +22,7 @@ import lightning as L  # noqa: E402
 from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
 
 from flowbench.config import Built, Experiment  # noqa: E402
+from flowbench.core.launch import local_rank  # noqa: E402
 from flowbench.counting import meta_module, training_flops  # noqa: E402
 from flowbench.evaluation import Evaluator, Identity  # noqa: E402
 from flowbench.evaluation.artifacts import save_samples  # noqa: E402
@@ -37,6 +38,7 @@ from flowbench.families import (  # noqa: E402
     count_flops,
 )
 from flowbench.interruption import StopOnSignal  # noqa: E402
+from flowbench.launch import make_trainer  # noqa: E402
 from flowbench.prediction import run_task  # noqa: E402
 from flowbench.prediction_folder import check_output  # noqa: E402
 from flowbench.prediction_request import Request  # noqa: E402
@@ -226,7 +228,7 @@ def _features_device(experiment: Experiment) -> torch.device:
     """Where feature networks run before there is a trainer: where it will train."""
     accelerator = (experiment.resolved.get("trainer") or {}).get("accelerator", "auto")
     if accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cuda", local_rank())
     return torch.device("cpu")
 
 
@@ -352,7 +354,7 @@ def _trainer(
     arguments["plugins"] = [*_listed(arguments.get("plugins")), AtomicCheckpointIO()]
     loggers = list(built.loggers.values())
     _quieten()
-    return L.Trainer(**arguments, callbacks=callbacks, logger=loggers or False)
+    return make_trainer(**arguments, callbacks=callbacks, logger=loggers or False)
 
 
 def _listed(value: Any) -> list[Any]:

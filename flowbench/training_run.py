@@ -17,12 +17,12 @@ from lightning.pytorch.trainer.states import TrainerFn  # noqa: E402
 
 from flowbench.config import Built, Experiment  # noqa: E402
 from flowbench.core.endings import ProcessEnded, describe, keep_details, note, notes  # noqa: E402
+from flowbench.core.launch import is_first_process  # noqa: E402
 from flowbench.core.stopping import LISTENER, Stopped, reason_of_exit  # noqa: E402
 from flowbench.evaluation.progress import ProgressFile  # noqa: E402
 from flowbench.evaluation.records import Curve  # noqa: E402
 from flowbench.families import Budget, BudgetLimit, TrainingModule, load_checkpoint  # noqa: E402
 from flowbench.interruption import ProcessWatch, speak_of_loss  # noqa: E402
-from flowbench.processes import is_first_process  # noqa: E402
 
 __all__ = ["Run", "last_checkpoint", "load_weights", "noting_the_end", "resume_training", "train"]
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from flowbench.cli import bench_commands, data_commands, experiment_commands
 from flowbench.cli.parser import UsageError, make_parser, plain_overrides
 from flowbench.core.endings import describe, is_expected, keep_details, note
+from flowbench.core.launch import is_first_process
 from flowbench.core.stopping import reason_of_exit, stops_on_signals
-from flowbench.processes import is_first_process
 
 __all__ = ["COMMANDS", "main"]
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from flowbench.processes import is_first_process
+from flowbench.core.checks import MOST
+from flowbench.core.launch import is_first_process
 
 __all__ = [
     "Command",
@@ -82,8 +83,8 @@ def plain_overrides(parser: Parser, words: list[str]) -> list[str]:
 
 def count(text: str) -> int:
     """A whole number of at least 1, as an option's type."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got '{text}'")
+    if not text.isdecimal() or not 1 <= int(text) <= MOST:
+        raise argparse.ArgumentTypeError(f"expected a whole number in [1, {MOST:g}], got '{text}'")
     return int(text)
 
 

@@ -49,10 +49,26 @@ class Arguments:
         self._cls = cls
         self._config = _parse(self._parser, {"object": self.given}, key, cls)
 
+    @property
+    def parsed(self) -> dict[str, Any]:
+        """The given arguments in their types, objects among them not built."""
+        return self._as_given(self._config.object)
+
     def values(self) -> dict[str, Any]:
         """The given arguments, with the objects among them built; defaults are left to the class."""
-        built = self._parser.instantiate(self._config)
-        return {name: getattr(built.object, name) for name in self.given}
+        return self._as_given(self._parser.instantiate(self._config).object)
+
+    def _as_given(self, found: Any) -> dict[str, Any]:
+        """Whole numbers stay whole where an argument takes fractions too: to Lightning 1 is a batch and 1.0 are all.
+
+        Which of the two jsonargparse tries first depends on what was imported before.
+        """
+        values = {name: getattr(found, name) for name in self.given}
+        whole = {name: given for name, given in self.given.items() if type(given) is int and self._takes_whole(name)}
+        return {**values, **whole}
+
+    def _takes_whole(self, name: str) -> bool:
+        return int in _options(constructor_hints(self._cls).get(name))
 
     def build(self) -> Any:
         """Construct the class."""

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowbench.config.budget import check_trainer, read_budget
+from flowbench.config.budget import read_budget
 from flowbench.config.classes import Arguments, Object, accepted_names, constructor_hints, takes_path
 from flowbench.config.compose import Composed, compose, fingerprint, to_yaml
 from flowbench.config.errors import ConfigError, suggestion
 from flowbench.config.files import check_files
 from flowbench.config.imports import import_class
+from flowbench.config.trainer import check_trainer, check_trainer_numbers
+from flowbench.core.checks import check_seed
 from flowbench.storage import write_text
 
 if TYPE_CHECKING:
@@ -288,11 +290,13 @@ class _Parts:
         data_arguments = Arguments("data", FlowDataModule, data)
         model = Object("model", Callable[[DataSpec], LightningModule], resolved["model"])
         _check_required(model.cls, resolved["model"], required)
+        trainer_arguments = Arguments("trainer", Trainer, trainer)
+        check_trainer_numbers(trainer_arguments.parsed)
         return cls(
             seed=seed,
             model=model,
             data=data_arguments,
-            trainer=Arguments("trainer", Trainer, trainer),
+            trainer=trainer_arguments,
             evaluator=_evaluator(resolved.get("evaluator")),
             callbacks=_named(resolved, "callbacks", Callback, {}),
             loggers=_named(resolved, "loggers", Logger, {"save_dir": str(run_dir)}),
@@ -348,9 +352,11 @@ def _check_sections(resolved: Mapping[str, Any]) -> None:
 
 
 def _seed(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ConfigError(f"seed must be a whole number >= 0, got {value!r}")
-    return value
+    try:
+        check_seed("seed", value)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return int(value)
 
 
 def _run_dir(run: Mapping[str, Any] | None, stem: str, name: str) -> Path:

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from flowbench.core.launch import process_rank
 from flowbench.core.stopping import Stopped
 
 __all__ = [
@@ -130,7 +131,7 @@ def keep_details(error: BaseException, folder: Path | None = None) -> None:
         return
     trace = "".join(traceback.format_exception(error))
     stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-    heading = f"=== {stamp} process {_rank()} (pid {os.getpid()}): {_shortened(describe(error)[0])}"
+    heading = f"=== {stamp} process {process_rank()} (pid {os.getpid()}): {_shortened(describe(error)[0])}"
     try:
         path = _temporary_log() if folder is None else folder / LOG
         # One write to the end: processes that fail together must not mix their lines.
@@ -153,11 +154,6 @@ def recorded_error(folder: Path, pid: int) -> str | None:
 
 def _headings(text: str) -> Iterator[tuple[int, str]]:
     return ((int(match[1]), match[2].removeprefix("error: ")) for match in _HEADING.finditer(text))
-
-
-def _rank() -> str:
-    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
-    return next((os.environ[name] for name in names if os.environ.get(name)), "0")
 
 
 def _temporary_log() -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
+from flowbench.core.checks import check_count, check_counts
 from flowbench.core.places import expand
 from flowbench.data.chi_arcs import CHI_ARCS
 from flowbench.data.declaration import Declaration
@@ -72,11 +73,10 @@ def check(
         raise ValueError(f"path: {str(path)!r} does not exist (working directory {str(Path.cwd())!r})")
     if image_size is not None and name != "image_folder":
         raise ValueError(f"image_size: only 'image_folder' resizes, {name!r} does not; remove it")
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"image_size: must be at least 1 pixel, got {image_size}")
     if declared is not None and declared.given and name in _entries:
         option = declared.given[0]
         raise ValueError(f"{option}: the catalogue knows the values of {name!r}; remove {option}")
+    check_count("image_size", image_size, at_most=2**16, or_none=True, hint="pixels a side")
     if random_flip and name in _entries:
         _check_flips(_entries[name])
 
@@ -93,6 +93,9 @@ def check_declaration(name: str, shape: tuple[int, ...] | None = None, num_class
         ValueError: for a declaration that says nothing, or too little.
     """
     _check_name(name)
+    if shape is not None:
+        check_counts("shape", shape, at_most=10**6, hint="of one sample, (d,) or (C, H, W)")
+    check_count("num_classes", num_classes, at_most=10**6, or_none=True)
     if name in _entries and (shape is not None or num_classes is not None):
         raise ValueError(f"shape: the catalogue knows shape and classes of {name!r}; remove shape and num_classes")
     if shape is None and num_classes is not None:

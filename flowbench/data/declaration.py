@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+
+from flowbench.core.checks import LARGEST, check_count, check_interval
 
 __all__ = ["Declaration"]
 
@@ -14,7 +15,7 @@ class Declaration:
 
     Attributes:
         levels: the values are integers 0..levels-1, 2 to 256 levels: a grid, as the 17 grey levels of ``digits``.
-        value_range: (low, high) of float images; low and high become -1 and 1.
+        value_range: (low, high) of float images, low < high in [-1e12, 1e12]; low and high become -1 and 1.
         standardize: shift and scale every dimension of vectors so that the training split has mean 0 and standard
             deviation 1; False takes them as they are.
 
@@ -27,12 +28,11 @@ class Declaration:
     standardize: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.levels is not None and (isinstance(self.levels, bool) or not 2 <= self.levels <= 256):
-            raise ValueError(f"levels: must be a whole number from 2 to 256, got {self.levels!r}")
+        check_count("levels", self.levels, at_least=2, at_most=256, or_none=True)
         if self.value_range is not None:
-            values = tuple(self.value_range)
-            if len(values) != 2 or not all(map(math.isfinite, values)) or not values[0] < values[1]:
-                raise ValueError(f"value_range: must be [low, high] with low < high, got {list(values)}")
+            check_interval(
+                "value_range", self.value_range, low=-LARGEST, high=LARGEST, hint="[low, high] of the images"
+            )
         continuous = [name for name in ("value_range", "standardize") if getattr(self, name) not in (None, False)]
         if self.levels is not None and continuous:
             raise ValueError(f"levels: means integers, {continuous[0]} is for floats; declare one of them")

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import SMALLEST, check_count, check_counts, check_numbers
+
 __all__ = ["DataSpec", "Units"]
 
 # Offsets inside a bin keep this far from its edges, so that float32 cannot round a value into the next bin:
@@ -22,12 +24,19 @@ class Units:
     """The units of continuous data where they are not those of model space: ``data = shift + scale * model``.
 
     Attributes:
-        shift: one number for all values, or one for each dimension of a vector.
-        scale: likewise, > 0.
+        shift: one number for all values, or one for each dimension of a vector, in [-1e12, 1e12].
+        scale: likewise, in [1e-12, 1e12].
+
+    Raises:
+        ValueError: for a number out of range.
     """
 
     shift: tuple[float, ...]
     scale: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        check_numbers("shift", self.shift)
+        check_numbers("scale", self.scale, at_least=SMALLEST)
 
     def to_data(self, x: Tensor) -> Tensor:
         """Values in the data's units, float64, shape of x: (..., d), or any for a single shift and scale."""
@@ -57,8 +66,8 @@ class DataSpec:
     Attributes:
         name: name in the catalogue.
         version: changes whenever a value of the dataset changes.
-        shape: shape of one sample, (d,) or (C, H, W).
-        num_classes: number of classes K, labels are 0..K-1; None for unlabelled data.
+        shape: shape of one sample, (d,) or (C, H, W), of sizes up to 1e6.
+        num_classes: number of classes K, 1 to 1e6, labels are 0..K-1; None for unlabelled data.
         levels: number of grey levels, 2 to 256; None for continuous data.
         units: of continuous data whose units are not those of model space: likelihoods and samples are given in them.
 
@@ -74,12 +83,11 @@ class DataSpec:
     units: Units | None = None
 
     def __post_init__(self) -> None:
-        if len(self.shape) not in (1, 3) or min(self.shape) < 1:
+        check_counts(f"{self.name}: shape", self.shape, at_most=10**6, hint="(d,) or (C, H, W)")
+        if len(self.shape) not in (1, 3):
             raise ValueError(f"{self.name}: shape must be (d,) or (C, H, W), got {self.shape}")
-        if self.levels is not None and not 2 <= self.levels <= 256:
-            raise ValueError(f"{self.name}: levels must be 2 to 256 or None, got {self.levels}")
-        if self.num_classes is not None and self.num_classes < 1:
-            raise ValueError(f"{self.name}: num_classes must be at least 1 or None, got {self.num_classes}")
+        check_count(f"{self.name}: levels", self.levels, at_least=2, at_most=256, or_none=True)
+        check_count(f"{self.name}: num_classes", self.num_classes, at_most=10**6, or_none=True)
 
     @property
     def modality(self) -> Literal["image", "vector"]:

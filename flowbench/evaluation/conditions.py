@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import check_count
 from flowbench.evaluation.gather import gather_by_index, shard
 from flowbench.evaluation.metric import Metric
 from flowbench.evaluation.subject import Measurement, Subject
@@ -140,15 +141,14 @@ class ConditionAgreement(Metric):
     without such conditions have no such rows.
 
     Args:
-        num_samples: how many samples, counted from the first; None takes as many as the evaluator draws.
+        num_samples: how many samples, >= 1, counted from the first; None takes as many as the evaluator draws.
 
     Raises:
         ValueError: for a number below 1.
     """
 
     def __init__(self, num_samples: int | None = None) -> None:
-        if num_samples is not None and num_samples < 1:
-            raise ValueError(f"num_samples must be >= 1, got {num_samples}")
+        check_count("num_samples", num_samples, or_none=True)
         self._num_samples = num_samples
 
     @property

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from flowbench.core.checks import check_count, check_seed
 from flowbench.data import FlowDataModule
 from flowbench.evaluation.artifacts import save_pictures, save_samples, save_trajectories
 from flowbench.evaluation.auto_features import resolve_features
@@ -64,24 +65,25 @@ class Evaluator(L.Callback):
 
     Args:
         metrics: what to measure, by any name.
-        num_samples: samples to draw for the sample metrics.
-        batch_size: samples drawn at a time by one process; changes results only of adaptive solvers, whose steps
+        num_samples: samples to draw for the sample metrics, >= 1.
+        batch_size: samples drawn at a time by one process, >= 1; changes results only of adaptive solvers, whose steps
             follow their batch.
         reference: split that samples are compared with.
         held_out: split that the row `floor` scores as if it were generated.
-        seed: the evaluation seed.
+        seed: the evaluation seed, >= 0.
         weights: `ema` for the averaged weights, `raw` for the live ones; a flow that keeps no average is measured,
             and its rows are marked, `raw`.
-        sweep: `{network_evaluations: [1, 2, 4, ...]}` and `{guidance: [1, 2, 4, ...]}`: budgets and guidance scales to
-            sample with from the same weights, one at a time, for families that can choose.
+        sweep: `{network_evaluations: [1, 2, 4, ...]}` and `{guidance: [1, 2, 4, ...]}`: budgets, whole numbers from 1
+            to 1e6, and guidance scales, from 1 to 1e12, to sample with from the same weights, one at a time, for
+            families that can choose.
         curve: names of metrics to measure at every validation during training, with the same weights.
-        num_trajectories: paths for the geometry metrics.
-        trajectory_points: states along each path of a continuous flow.
-        num_pictures: samples to keep for pictures.
-        num_likelihood: test samples whose likelihood is measured, counted from the first; None takes all.
+        num_trajectories: paths for the geometry metrics, >= 1.
+        trajectory_points: states along each path of a continuous flow, 2 to 1e6.
+        num_pictures: samples to keep for pictures, >= 1.
+        num_likelihood: test samples whose likelihood is measured, >= 1, counted from the first; None takes all.
 
     Raises:
-        ValueError: for counts below 1, or a curve of a metric that is not there.
+        ValueError: for a number out of range, or a curve of a metric that is not there.
     """
 
     def __init__(
@@ -101,17 +103,13 @@ class Evaluator(L.Callback):
         num_pictures: int = 64,
         num_likelihood: int | None = None,
     ) -> None:
-        for name, value in (
-            ("num_samples", num_samples),
-            ("batch_size", batch_size),
-            ("num_pictures", num_pictures),
-            ("num_trajectories", num_trajectories),
-            ("num_likelihood", num_likelihood),
-        ):
-            if value is not None and value < 1:
-                raise ValueError(f"evaluator.{name} must be >= 1, got {value}")
-        if trajectory_points < 2:
-            raise ValueError(f"evaluator.trajectory_points must be >= 2, got {trajectory_points}")
+        check_count("evaluator.num_samples", num_samples)
+        check_count("evaluator.batch_size", batch_size)
+        check_seed("evaluator.seed", seed)
+        check_count("evaluator.num_trajectories", num_trajectories)
+        check_count("evaluator.trajectory_points", trajectory_points, at_least=2, at_most=10**6)
+        check_count("evaluator.num_pictures", num_pictures)
+        check_count("evaluator.num_likelihood", num_likelihood, or_none=True, hint="null is all")
         if reference != "train" and any(isinstance(metric, Memorization) for metric in (metrics or {}).values()):
             raise ValueError(f"evaluator.reference is {reference}, but memorization needs train; remove that metric")
         if reference == held_out:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self
 from torch import Tensor
 
 from flowbench import metrics as pure
+from flowbench.core.checks import check_count
 from flowbench.evaluation.metric import Metric, distance
 from flowbench.evaluation.subject import Measurement, Subject
 
@@ -35,17 +36,16 @@ class FeatureMetric(Metric):
         features: name of the extractor: `auto` (what suits the data, see
             :func:`flowbench.evaluation.resolve_features`), `inception`, `efficientnet-lite0`, `<dataset>-cnn`,
             `identity` (raw pixels or coordinates) or another one of `flowbench.evaluation.get_extractor`.
-        num_samples: how many samples to look at, counted from the first; None takes all that were drawn.
-        num_reference: how many samples of the reference split; None takes all.
+        num_samples: how many samples to look at, >= 2, counted from the first; None takes all that were drawn.
+        num_reference: how many samples of the reference split, >= 2; None takes all.
 
     Raises:
         ValueError: for counts below 2.
     """
 
     def __init__(self, features: str, num_samples: int | None = None, num_reference: int | None = None) -> None:
-        for name, count in (("num_samples", num_samples), ("num_reference", num_reference)):
-            if count is not None and count < 2:
-                raise ValueError(f"{name} must be at least 2 or null for all, got {count}")
+        check_count("num_samples", num_samples, at_least=2, or_none=True, hint="null is all")
+        check_count("num_reference", num_reference, at_least=2, or_none=True, hint="null is all")
         self._features, self._num_samples, self._num_reference = features, num_samples, num_reference
 
     bases: tuple[str, ...] = ()
@@ -110,13 +110,14 @@ class _NeighbourMetric(FeatureMetric):
 
     Args:
         features: name of the extractor.
-        k: neighbours that make a ball.
+        k: neighbours that make a ball, >= 1.
         num_samples: see :class:`FeatureMetric`.
         num_reference: see :class:`FeatureMetric`.
     """
 
     def __init__(self, features: str, k: int, num_samples: int | None = None, num_reference: int | None = None) -> None:
         super().__init__(features, num_samples, num_reference)
+        check_count("k", k)
         self.k = k
 
     def counts(self, subject: Subject) -> tuple[int, int]:
@@ -155,7 +156,7 @@ class PrecisionRecall(_NeighbourMetric):
 
     Args:
         features: name of the extractor.
-        k: neighbours that make a ball.
+        k: neighbours that make a ball, >= 1.
         num_samples: see :class:`FeatureMetric`.
         num_reference: see :class:`FeatureMetric`.
     """
@@ -177,7 +178,7 @@ class DensityCoverage(_NeighbourMetric):
 
     Args:
         features: name of the extractor.
-        k: neighbours that make a ball.
+        k: neighbours that make a ball, >= 1.
         num_samples: see :class:`FeatureMetric`.
         num_reference: see :class:`FeatureMetric`.
     """
@@ -198,7 +199,7 @@ class InceptionScore(FeatureMetric):
     """Inception score (Salimans et al., 2016, arXiv 1606.03498); it knows nothing of real data.
 
     Args:
-        splits: equal parts whose scores are averaged; published values use 10.
+        splits: equal parts, >= 1, whose scores are averaged; published values use 10.
         num_samples: see :class:`FeatureMetric`.
 
     Raises:
@@ -209,8 +210,7 @@ class InceptionScore(FeatureMetric):
 
     def __init__(self, splits: int = 10, num_samples: int | None = None) -> None:
         super().__init__("inception-logits", num_samples)
-        if splits < 1:
-            raise ValueError(f"splits must be at least 1, got {splits}")
+        check_count("splits", splits)
         self.splits = splits
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flowbench import metrics as pure
+from flowbench.core.checks import check_count
 from flowbench.evaluation.metric import Metric
 from flowbench.evaluation.subject import Measurement, Subject
 from flowbench.flows import bits_per_dim
@@ -106,15 +107,14 @@ class TrainingPairs(Metric):
     describe the training objective: samples are not looked at.
 
     Args:
-        num_pairs: pairs to draw, as in training, at a fixed seed.
+        num_pairs: pairs to draw, >= 2, as in training, at a fixed seed.
 
     Raises:
         ValueError: for fewer than two pairs.
     """
 
     def __init__(self, num_pairs: int = 4096) -> None:
-        if num_pairs < 2:
-            raise ValueError(f"num_pairs must be at least 2, got {num_pairs}")
+        check_count("num_pairs", num_pairs, at_least=2)
         self.num_pairs = num_pairs
 
     def declares(self, who: Prospect) -> tuple[str, ...] | None:

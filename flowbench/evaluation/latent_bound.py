@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeGuard
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import check_count
 from flowbench.data.split_dataset import indexed_uniform
 from flowbench.evaluation.drawing import Drawing
 from flowbench.evaluation.gather import gather_by_index, shard
@@ -60,8 +61,8 @@ class LatentBound(Metric):
     of the term up to Monte-Carlo error.
 
     Args:
-        num_samples: how many held-out images, counted from the first; None takes as many as the evaluator draws.
-        num_times: times per image, one in each of as many equal parts of the path.
+        num_samples: how many held-out images, >= 1, counted from the first; None takes as many as the evaluator draws.
+        num_times: times per image, >= 1, one in each of as many equal parts of the path.
 
     Raises:
         ValueError: for a number below 1.
@@ -73,9 +74,8 @@ class LatentBound(Metric):
         return ("w2_bound_reconstruction",)
 
     def __init__(self, num_samples: int | None = None, num_times: int = 8) -> None:
-        for name, value in (("num_samples", num_samples), ("num_times", num_times)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be >= 1, got {value}")
+        check_count("num_samples", num_samples, or_none=True)
+        check_count("num_times", num_times)
         self._num_samples, self.num_times = num_samples, num_times
 
     @property

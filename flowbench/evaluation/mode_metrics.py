@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import check_scale
 from flowbench.evaluation.metric import Metric, distance
 from flowbench.evaluation.samples import RealSet
 from flowbench.evaluation.subject import Measurement, Subject
@@ -22,10 +23,10 @@ class NearestData(Metric):
     """How far samples are from the nearest data point, and how many are too far.
 
     Args:
-        radius: a sample farther than this from every data point is a failure, data units, > 0.
+        radius: a sample farther than this from every data point is a failure, data units, in [1e-12, 1e12].
 
     Raises:
-        ValueError: for a radius that is not positive.
+        ValueError: for a radius out of range.
     """
 
     in_sweep = True
@@ -36,8 +37,7 @@ class NearestData(Metric):
         return ("average_minimum_distance", "failure_rate")
 
     def __init__(self, radius: float) -> None:
-        if not radius > 0:
-            raise ValueError(f"radius must be positive, got {radius}: give a distance in data units")
+        check_scale("radius", radius, hint="give a distance in data units")
         self.radius = radius
 
     def measure(self, subject: Subject) -> list[Measurement]:

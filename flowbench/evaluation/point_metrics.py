@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from flowbench import metrics as pure
+from flowbench.core.checks import check_count
 from flowbench.evaluation.metric import Metric, distance
 from flowbench.evaluation.subject import Measurement, Subject
 from flowbench.seeds import generator
@@ -48,12 +49,13 @@ class SlicedWasserstein2(_PointMetric):
     """Sliced 2-Wasserstein distance (Bonneel et al., 2015).
 
     Args:
-        num_projections: random directions, the same for every subject.
+        num_projections: random directions, >= 1, the same for every subject.
     """
 
     name = "sliced_w2"
 
     def __init__(self, num_projections: int = 128) -> None:
+        check_count("num_projections", num_projections)
         self.num_projections = num_projections
 
     def measure(self, subject: Subject) -> list[Measurement]:

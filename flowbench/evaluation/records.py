@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 
+from flowbench.core.checks import check_seed
 from flowbench.evaluation.subject import Measurement, Subject
 from flowbench.families import Budget
 from flowbench.rows import Row
@@ -26,7 +27,7 @@ class Identity:
         bench: name of the bench, or empty.
         task: name of the task, or empty.
         contender: name of the contender.
-        seed: training seed.
+        seed: training seed, >= 0.
         config_hash: fingerprint of the resolved configuration.
     """
 
@@ -35,6 +36,9 @@ class Identity:
     contender: str = ""
     seed: int = 0
     config_hash: str = ""
+
+    def __post_init__(self) -> None:
+        check_seed("seed", self.seed)
 
 
 def make_row(

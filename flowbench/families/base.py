@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from flowbench.core.checks import check_number
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families.conditioning.base import Conditioner, SpatialCondition
 from flowbench.families.latents.space import LatentSpace, PixelSpace, Space
@@ -120,8 +121,7 @@ class FlowModule(TrainingModule):
         super().__init__(spec, optimizer=optimizer, ema_decay=ema_decay, compile=compile)
         if conditional and spec.num_classes is None:
             raise ValueError(f"conditional=true, but {spec.name} has no labels: set conditional=false")
-        if not 0.0 <= label_dropout < 1.0:
-            raise ValueError(f"label_dropout must lie in [0, 1), got {label_dropout}")
+        check_number("label_dropout", label_dropout, at_least=0, below=1)
         self.space: Space = space or PixelSpace(spec.shape)
         self.source: Source = GaussianSource()
         self.sampling_source = sampling_source

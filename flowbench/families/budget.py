@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+from flowbench.core.checks import LARGEST_BUDGET, check_count, check_number
 
 __all__ = ["Budget", "BudgetKind", "BudgetLimit", "count_flops"]
 
@@ -43,11 +44,25 @@ class BudgetLimit:
     Attributes:
         kind: floating-point operations, seconds inside training steps, optimiser steps, samples or passes over the
             training split.
-        amount: how much, > 0.
+        amount: how much, in (0, 1e30].
+
+    Raises:
+        ValueError: for an unknown kind, or an amount out of range.
     """
 
     kind: BudgetKind
     amount: float
+
+    def __post_init__(self) -> None:
+        """Check kind and amount.
+
+        Raises:
+            ValueError: for an unknown kind, or an amount that is not positive or has no end.
+        """
+        if self.kind not in get_args(BudgetKind):
+            raise ValueError(f"budget must be one of {', '.join(get_args(BudgetKind))}, got {self.kind!r}")
+        check_number(f"budget.{self.kind}", self.amount, above=0, at_most=LARGEST_BUDGET)
+        object.__setattr__(self, "amount", float(self.amount))
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, float]) -> BudgetLimit:
@@ -60,9 +75,7 @@ class BudgetLimit:
         if len(mapping) != 1 or next(iter(mapping)) not in kinds:
             raise ValueError(f"budget must name exactly one of {', '.join(kinds)}, got {dict(mapping)}")
         kind, amount = next(iter(mapping.items()))
-        if not isinstance(amount, int | float) or not amount > 0 or math.isinf(amount):
-            raise ValueError(f"budget.{kind} must be a positive number, got {amount!r}")
-        return cls(kind, float(amount))  # type: ignore[arg-type]
+        return cls(kind, amount)  # type: ignore[arg-type]
 
     def max_steps(self, flops_per_step: int, batch_size: int, num_train: int) -> int | None:
         """The limit in optimiser steps; None for a limit in seconds.
@@ -101,10 +114,13 @@ class Budget(L.Callback):
 
     Args:
         limit: what may be spent.
-        flops_per_step: operations of one optimiser step over the global batch.
-        samples_per_step: samples of one optimiser step over all processes.
-        max_steps: the limit in steps, or None when it is one of time.
+        flops_per_step: operations of one optimiser step over the global batch, >= 0.
+        samples_per_step: samples of one optimiser step over all processes, >= 1.
+        max_steps: the limit in steps, >= 1, or None when it is one of time.
         clock: seconds, monotonic; tests pass their own.
+
+    Raises:
+        ValueError: for a number out of range.
     """
 
     def __init__(
@@ -116,6 +132,9 @@ class Budget(L.Callback):
         max_steps: int | None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        check_count("flops_per_step", flops_per_step, at_least=0, at_most=LARGEST_BUDGET)
+        check_count("samples_per_step", samples_per_step)
+        check_count("max_steps", max_steps, at_most=LARGEST_BUDGET, or_none=True)
         self.limit = limit
         self.flops_per_step = flops_per_step
         self.samples_per_step = samples_per_step

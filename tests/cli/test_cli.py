@@ -325,6 +325,8 @@ def test_of_several_processes_the_first_speaks(experiment_file, runs, capsys, mo
         raise ValueError("a mistake")
 
     runs.module.fit = fail
+    if variable == "SLURM_PROCID":
+        monkeypatch.setenv("SLURM_STEP_ID", "0")
     monkeypatch.setenv(variable, "1")
     assert main(["fit", "-c", "wcfm.yaml"]) == 2
     assert capsys.readouterr().err == ""

@@ -364,12 +364,12 @@ def test_a_denoiser_belongs_to_one_flow():
 
 
 def test_values_out_of_range():
-    with pytest.raises(ValueError, match="Tweedie strength must be positive and finite"):
+    with pytest.raises(ValueError, match=r"Tweedie strength must be a number in .*, got"):
         Tweedie(strength=0.0)
-    with pytest.raises(ValueError, match="Tweedie batch_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"Tweedie batch_size must be a whole number in .*, got 0"):
         Tweedie(batch_size=0)
     for std in (0.0, -0.1, math.inf, math.nan):
-        with pytest.raises(ValueError, match="GaussianNoise std must be positive and finite"):
+        with pytest.raises(ValueError, match=r"GaussianNoise std must be a number in .*, got"):
             GaussianNoise(std)
 
 

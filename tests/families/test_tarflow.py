@@ -224,7 +224,7 @@ def test_the_latent_norm_is_that_of_the_states_between_the_blocks():
     assert float(losses[1].parts["latent_norm"]) == pytest.approx(expected, rel=1e-5)
     assert float((losses[1].total - losses[0].total).detach()) == pytest.approx(0.1 * expected, rel=1e-4)
     assert torch.equal(losses[0].parts["nll"], losses[1].parts["nll"])
-    with pytest.raises(ValueError, match=r"latent_norm must be finite and >= 0, got -1: 0 is no regulariser"):
+    with pytest.raises(ValueError, match=r"latent_norm must be a number in .*, got -1: 0 is no regulariser"):
         oblong(latent_norm=-1)
 
 
@@ -394,6 +394,6 @@ def test_spaces_and_augmentations_must_agree():
 def test_guidance_that_could_not_act_is_refused():
     with pytest.raises(ValueError, match=r"guidance of scale 2 needs labels"):
         oblong(guidance=AutoregressiveGuidance(2.0))
-    with pytest.raises(ValueError, match="guidance scale must be finite and at least 1"):
+    with pytest.raises(ValueError, match=r"guidance scale must be a number in \[1, .*, got"):
         oblong(conditional=True, guidance=0.5)
     oblong(guidance=AutoregressiveGuidance(2.0, temperature=0.5))

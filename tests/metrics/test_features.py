@@ -107,7 +107,7 @@ def test_larger_pictures_get_a_deeper_network_with_normalisation():
     deep = DigitsCNN((3, 32, 80), 4, width=4, stages=2)
     reduced = nn.functional.adaptive_avg_pool2d(big / 127.5 - 1, (32, 32))
     torch.testing.assert_close(deep.eval().features(big), deep.trunk(reduced))
-    with pytest.raises(ValueError, match="stages must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"stages must be a whole number in \[1, 16\], got 0"):
         DigitsCNN((1, 8, 8), 10, stages=0)
 
 
@@ -180,7 +180,7 @@ def test_identity_keeps_coordinates():
     assert IdentityFeatures(3).checksum != extractor.checksum
     with pytest.raises(ValueError, match="3 coordinates, expected 2"):
         extractor(torch.zeros(4, 3))
-    with pytest.raises(ValueError, match="got 0 and 512"):
+    with pytest.raises(ValueError, match="needs samples, got none"):
         extract(extractor, torch.zeros(0, 2))
 
 
@@ -240,7 +240,12 @@ def test_damaged_weights_are_refused(model, tmp_path):
         (torch.zeros(4, 1, 8, 8), torch.zeros(4).long(), 2, "must be uint8"),
         (torch.zeros(4, 1, 8, 8).byte(), torch.zeros(3).long(), 2, r"shape \(4,\)"),
         (torch.zeros(4, 1, 8, 8).byte(), torch.tensor([0, 1, 2, 3]), 3, r"0\.\.2, got 0\.\.3"),
-        (torch.zeros(4, 1, 8, 8).byte(), torch.zeros(4).long(), 1, "at least 2"),
+        (
+            torch.zeros(4, 1, 8, 8).byte(),
+            torch.zeros(4).long(),
+            1,
+            r"num_classes must be a whole number in \[2, .*, got 1",
+        ),
         (torch.zeros(4, 1, 2, 8).byte(), torch.zeros(4).long(), 2, "resize"),
     ],
 )

@@ -213,8 +213,8 @@ def test_extent_rescales_the_grid():
     ("options", "message"),
     [
         ({"extent": 4.0}, "extent 4.0 rescales a grid"),
-        ({"extent": 0.0, "grid": (2, 3)}, "extent must be positive and finite, got 0.0"),
-        ({"checkpoint_every": -1}, "checkpoint_every must be at least 0"),
+        ({"extent": 0.0, "grid": (2, 3)}, "extent must be a number in .*, got 0.0"),
+        ({"checkpoint_every": -1}, "checkpoint_every must be a whole number in"),
     ],
 )
 def test_impossible_options_are_named(options, message):

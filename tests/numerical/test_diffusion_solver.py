@@ -297,9 +297,9 @@ def test_paths_and_uses_that_do_not_fit_are_refused(solver: DiffusionSolver):
 def test_bad_options_are_refused():
     with pytest.raises(ValueError, match="diffusion must be one of sigma, path, constant, got 'vp'"):
         EulerMaruyama(4, diffusion="vp")
-    with pytest.raises(ValueError, match="eta must be finite and >= 0, got -1"):
+    with pytest.raises(ValueError, match=r"eta must be a number in .*, got -1"):
         EulerMaruyama(4, eta=-1)
-    with pytest.raises(ValueError, match="source_std must be positive"):
+    with pytest.raises(ValueError, match="source_std must be a number in"):
         EulerMaruyama(4, source_std=0)
     with pytest.raises(ValueError, match=r'diffusion="path" is infinite at t = 0 of LinearPath\(\)'):
         end(EulerMaruyama(4, diffusion="path"), LinearPath(), points())

@@ -268,18 +268,18 @@ def test_states_of_plain_weights_are_two_numbers_as_ever():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kappa": 0}, "kappa must be positive"),
-        ({"kappa": math.nan}, "kappa must be positive"),
-        ({"epsilon": 0.0}, "epsilon must be positive and finite, got 0.0"),
-        ({"epsilon": -1.0}, "epsilon must be positive"),
-        ({"epsilon": math.inf}, "epsilon must be positive"),
+        ({"kappa": 0}, "kappa must be a number in"),
+        ({"kappa": math.nan}, "kappa must be a number in"),
+        ({"epsilon": 0.0}, "epsilon must be a number in .*, got 0.0"),
+        ({"epsilon": -1.0}, "epsilon must be a number in"),
+        ({"epsilon": math.inf}, "epsilon must be a number in"),
         ({"epsilon": "knee"}, "epsilon must be a number, \"elbow\" or an EpsilonRule, got 'knee'"),
         ({"kappa": 0.5, "epsilon": 5.0}, r"one of kappa and epsilon .* got kappa=0.5 and epsilon=5.0"),
         ({"correction": "both"}, "correction must be one of none, target, source, mixed, tilt-only, got 'both'"),
-        ({"num_reference": 0}, "num_reference must be at least 1"),
+        ({"num_reference": 0}, "num_reference must be a whole number in"),
         ({"cost": "l1"}, "cost must be"),
         ({"normalization": "none"}, "normalization must be"),
-        ({"decay": 1.0}, "decay must lie"),
+        ({"decay": 1.0}, "decay must be a number in"),
     ],
 )
 def test_bad_options_are_refused(options, message):
