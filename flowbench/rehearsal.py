@@ -25,6 +25,7 @@ from flowbench.config import fingerprint  # noqa: E402
 from flowbench.counting import loss_of_one, training_flops  # noqa: E402
 from flowbench.evaluation.measurable import check_measurable  # noqa: E402
 from flowbench.families import BudgetLimit, TrainingModule, check_precision, check_strategy  # noqa: E402
+from flowbench.launch import make_trainer  # noqa: E402
 
 if TYPE_CHECKING:
     from flowbench.config import Experiment
@@ -160,7 +161,15 @@ def _trainer(values: Mapping[str, Any]) -> L.Trainer:
     check_precision(values.get("precision"))
     ours = {"max_epochs": -1, "max_steps": -1, "check_val_every_n_epoch": None, "num_sanity_val_steps": 0}
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = L.Trainer(use_distributed_sampler=False, **{**ours, **values, **quiet, "max_steps": -1})
+    plugins = values.get("plugins") or []
+    arguments = {
+        **ours,
+        **values,
+        **quiet,
+        "max_steps": -1,
+        "plugins": plugins if isinstance(plugins, list) else [plugins],
+    }
+    trainer = make_trainer(use_distributed_sampler=False, **arguments)
     check_precision(values.get("precision"), trainer.precision)
     return trainer
 

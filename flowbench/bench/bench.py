@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from flowbench.bench.claimed import check_claims
 from flowbench.bench.plan import Plan, make_plan
 from flowbench.bench.preview import plan_lines, plan_table
 from flowbench.bench.progress import make_display
@@ -23,6 +24,7 @@ from flowbench.bench.validation import check_experiments
 from flowbench.core.statuses import PARTLY_MEASURED
 from flowbench.processes import die_with_parent
 from flowbench.rows import unmeasured_text
+from flowbench.run_folder import claim
 from flowbench.storage import write_text
 
 __all__ = ["run_bench"]
@@ -56,9 +58,13 @@ def run_bench(
     """
     console = console or Console()
     plan = make_plan(path, overrides, jobs)
+    claim(plan.directory, "bench", "give another run_dir")
+    is_done = all(read_status(cell.directory).is_done(cell.config_hash) for cell in plan.everything)
     if dry_run:
         check_experiments(plan)
-    elif not all(read_status(cell.directory).is_done(cell.config_hash) for cell in plan.everything):
+        if not is_done:
+            check_claims(plan)
+    elif not is_done:
         _rehearse([*program, "bench", "-c", str(path), *overrides, "--dry-run"])
     console.print(plan_table(plan))
     console.print(plan_lines(plan), highlight=False, markup=False, soft_wrap=True)

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from flowbench.bench.claims import Claim, parse_claim
 from flowbench.bench.mappings import flatten, load_mapping, merge, nest
 from flowbench.bench.store import REFERENCES
+from flowbench.core.checks import LARGEST, LARGEST_BUDGET, check_number, check_seed
 from flowbench.core.places import expand
 from flowbench.core.resources import find_experiment, shipped_like
 
@@ -224,6 +225,8 @@ def _seeds(value: Any, where: str) -> tuple[int, ...]:
     whole = isinstance(value, list) and all(isinstance(s, int) and not isinstance(s, bool) for s in value)
     if not whole or not value:
         raise ValueError(f"{where}: seeds is {value!r}; write a list of whole numbers, e.g. [0, 1, 2]")
+    for index, seed in enumerate(value):
+        check_seed(f"{where}: seeds[{index}]", seed)
     if len(set(value)) < len(value):
         twice = sorted({seed for seed in value if value.count(seed) > 1})
         raise ValueError(f"{where}: seeds {value} name {twice[0]} more than once; a repeated seed adds no evidence")
@@ -235,8 +238,7 @@ def _budget(value: Any, where: str) -> dict[str, float]:
         raise ValueError(f"{where}: budget is {value!r}; give exactly one of {', '.join(BUDGETS)}")
     _known(value, BUDGETS, f"{where}: budget")
     ((key, amount),) = value.items()
-    if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not 0 < amount < float("inf"):
-        raise ValueError(f"{where}: budget.{key} is {amount!r}; give a positive number")
+    check_number(f"{where}: budget.{key}", amount, above=0, at_most=LARGEST_BUDGET)
     if key in ("steps", "samples_seen", "epochs") and amount != int(amount):
         raise ValueError(f"{where}: budget.{key} is {amount!r}; give a whole number")
     return {str(key): amount}
@@ -252,7 +254,7 @@ def _sweep(value: Any, where: str) -> dict[str, list[float]]:
         whole = name == "network_evaluations"
         kinds = int if whole else (int, float)
         good = isinstance(points, list) and all(
-            isinstance(p, kinds) and not isinstance(p, bool) and p >= 1 for p in points
+            isinstance(p, kinds) and not isinstance(p, bool) and 1 <= p <= LARGEST for p in points
         )
         if not good or not points or len(set(points)) < len(points):
             wanted = "distinct positive whole numbers" if whole else "distinct numbers >= 1 (1 is no guidance)"

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 from flowbench.bench.machine import memory_limit
+from flowbench.processes import how_it_ended
 
 __all__ = ["explain", "last_line", "was_killed"]
 
@@ -17,11 +18,6 @@ _REQUESTS = frozenset(
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGXCPU")
     if hasattr(signal, name)
 )
-_LIMITS = {
-    "SIGXCPU": "the limit of processor time (ulimit -t)",
-    "SIGXFSZ": "the limit of the size of a file (ulimit -f)",
-    "SIGBUS": "often a full disk or /dev/shm under a file in memory",
-}
 _FULL = 2**20  # bytes: with less room than this, a disk is full for every purpose here
 
 
@@ -55,18 +51,17 @@ def explain(code: int, log: Path) -> str:
     """
     said, number = last_line(log), signal_of(code)
     if number is None:
-        reason = said or f"ended with exit status {code} and gave no reason"
+        reason = said or f"{how_it_ended(code)} and gave no reason"
     else:
-        reason = f"was ended by {number.name}{_likely(number)}" + (f"; its last line: {said}" if said else "")
+        memory = _memory() if number.name == "SIGKILL" else ""
+        reason = f"{how_it_ended(code)}{memory}" + (f"; its last line: {said}" if said else "")
     return f"{reason}; the disk is full: make room" if _is_full(log) else reason
 
 
-def _likely(number: signal.Signals) -> str:
-    if number.name != "SIGKILL":
-        return f", {_LIMITS[number.name]}" if number.name in _LIMITS else ""
+def _memory() -> str:
     limit = memory_limit()
     known = f"there are {limit / 2**30:.1f} GiB here; " if limit is not None else ""
-    return f", likely out of memory ({known}fewer --jobs or a smaller data.batch_size need less)"
+    return f" ({known}fewer --jobs or a smaller data.batch_size need less)"
 
 
 def _is_full(log: Path) -> bool:

@@ -23,7 +23,8 @@ def compare(run_dirs: Sequence[str | Path]) -> str:
     """Tables of the main rows of several runs: one line per run and contender, apart by data set and task.
 
     Args:
-        run_dirs: directories of runs (rows.jsonl) or benches (results.jsonl).
+        run_dirs: directories of runs (rows.jsonl) or benches (results.jsonl). Data of one name that differ in version,
+            as a user's own file that was replaced, are two data sets.
 
     Returns:
         Text for the terminal. Metrics whose protocol differs between runs are named below the tables.
@@ -36,8 +37,8 @@ def compare(run_dirs: Sequence[str | Path]) -> str:
     paths = [Path(directory) for directory in run_dirs]
     rows: list[Row] = []
     seeds: dict[str, list[int]] = {}
-    for name, path in zip(_short_names(paths), paths, strict=True):
-        found = load_rows(path)
+    loaded = _told_apart([load_rows(path) for path in paths])
+    for name, path, found in zip(_short_names(paths), paths, loaded, strict=True):
         label = _labels(found, name)
         rows += _relabelled(found, label, rows)
         seeds |= {label(contender): planned for contender, planned in planned_seeds(path).items()}
@@ -61,6 +62,20 @@ def _short_names(paths: list[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     raise ValueError(f"the same directory is given twice: {', '.join(str(path) for path in paths)}")
+
+
+def _told_apart(loaded: list[list[Row]]) -> list[list[Row]]:
+    """The rows with the version behind the data set's name, where rows of several versions meet."""
+    versions: dict[str, set[str]] = {}
+    for row in (row for rows in loaded for row in rows if "dataset_version" in row.provenance):
+        versions.setdefault(row.dataset, set()).add(row.provenance["dataset_version"])
+
+    def named(row: Row) -> Row:
+        version = row.provenance.get("dataset_version")
+        several = len(versions.get(row.dataset, ())) > 1
+        return replace(row, dataset=f"{row.dataset} {version}") if several and version else row
+
+    return [[named(row) for row in rows] for rows in loaded]
 
 
 def _labels(rows: list[Row], run: str) -> Callable[[str], str]:

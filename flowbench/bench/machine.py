@@ -12,6 +12,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from flowbench.core.checks import check_count
+
 __all__ = ["Policy", "available_cores", "choose_policy", "memory_limit"]
 
 
@@ -68,7 +70,8 @@ def choose_policy(jobs: int | str, num_cells: int, *, cpu_only: bool) -> Policy:
         shared_gpu = not cpu_only and _has_gpu()
         number = 1 if shared_gpu else max(1, min(cores, num_cells))
         kind = "a GPU is shared by one cell at a time" if shared_gpu else "auto"
-    elif isinstance(jobs, int) and not isinstance(jobs, bool) and jobs > 0:
+    elif not isinstance(jobs, str):
+        check_count("jobs", jobs, hint="or auto")
         number, kind = jobs, "asked for"
     else:
         raise ValueError(f"jobs is {jobs!r}; give a positive number or auto")

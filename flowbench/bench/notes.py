@@ -75,7 +75,7 @@ def _off_the_data(results: Results, task: str, name: str) -> Iterator[str]:
     for features in _features(results, task, name, "neighbour_distance_ratio"):
         ratio = results.mean(task, name, f"neighbour_distance_ratio{features}")
         if ratio is not None and ratio > FAR:
-            found.append(f"{ratio:.3g} times as far from the training data as held-out data{features}")
+            found.append(f"neighbour_distance_ratio{features} {ratio:.3g} (fresh samples: about 1)")
     for metric in results.metrics(task, name):
         if info(metric) != MetricInfo("quality", "lower"):
             continue
@@ -105,8 +105,8 @@ def _sample_sizes(results: Results, task: str, names: Sequence[str]) -> Iterator
             yield f"fid: {warning}"
     for count, metrics in _by_count(row for row in rows if row.contender in names and row.n and row.n < FEW):
         yield (
-            f"{', '.join(metrics)}: N={count} samples are few: a share is uncertain by 0.05 or more, and much of a "
-            "distance is its bias"
+            f"{', '.join(metrics)}: N={count} samples are few: a share is uncertain by 0.05 or more, a mean by a tenth "
+            "of its spread, and much of a distance is its bias"
         )
     for metric in results.metrics(task):
         floor = {row.n for row in results.main_rows(task, "floor", metric)}

@@ -211,9 +211,10 @@ def _cell(config: Mapping[str, Any], content: Mapping[str, Any]) -> Cell:
         contender=run["contender"],
         seed=config["seed"],
         directory=Path(run["dir"]),
-        config=config,
+        # With what the user's files hold, so that a cell which finds something else is refused.
+        config={**config, **_part(content, "files")},
         config_hash=fingerprint({**content, "seed": config["seed"]}),
-        preparation=fingerprint(_part(content, "data", "evaluator", "requires")),
+        preparation=fingerprint(_part(content, "data", "evaluator", "requires", "files")),
     )
 
 
@@ -227,7 +228,7 @@ def _reference(first: Cell, content: Mapping[str, Any], root: Path) -> Cell:
         contender="reference",
         directory=directory,
         config={**first.config, "run": run},
-        config_hash=fingerprint({**_part(content, "data", "evaluator"), "seed": first.seed}),
+        config_hash=fingerprint({**_part(content, "data", "evaluator", "files"), "seed": first.seed}),
         preparation="",
     )
 

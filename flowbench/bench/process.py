@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from flowbench.core.launch import without_launcher
 from flowbench.processes import die_with_parent
 
 __all__ = ["start_process", "stop_processes"]
@@ -26,7 +27,7 @@ def start_process(
     Args:
         arguments: the command line.
         log: file the output is appended to.
-        environment: added to this process's environment.
+        environment: added to this process's environment, of which a launcher's variables are left out.
         title: heading written to the log.
 
     Raises:
@@ -42,7 +43,7 @@ def start_process(
                 stdin=subprocess.DEVNULL,
                 stdout=handle,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **environment},
+                env={**without_launcher(os.environ), **environment},
                 start_new_session=True,
                 preexec_fn=die_with_parent(),
             )

@@ -133,6 +133,8 @@ def _share(progress: Mapping[str, Any]) -> float:
         return TRAINING * fraction
     if phase == "test":
         return TRAINING + (1 - TRAINING) * fraction
+    if phase == "reference":  # nobody trains
+        return fraction
     return 1.0 if phase == "done" else 0.0
 
 

@@ -65,11 +65,17 @@ def class_list(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def _experiment(arguments: argparse.Namespace, trains: bool = False, rehearsed: bool = True) -> Experiment | None:
-    """The validated experiment; None when the command only had to print."""
+def _experiment(arguments: argparse.Namespace, trains: bool = False, reads_data: bool = True) -> Experiment | None:
+    """The validated experiment; None when the command only had to print.
+
+    Args:
+        arguments: of the command line.
+        trains: whether it is to be trained, so that it needs a budget.
+        reads_data: whether a dry run rehearses it and the user's own files are identified.
+    """
     from flowbench.config import Experiment, compose, to_yaml
 
-    composed = compose(arguments.files, arguments.overrides)
+    composed = compose(arguments.files, arguments.overrides, identify=reads_data)
     if arguments.print_config:
         print(to_yaml(composed.resolved), end="")
         return None
@@ -77,7 +83,7 @@ def _experiment(arguments: argparse.Namespace, trains: bool = False, rehearsed: 
     if trains:
         experiment.require_budget()
     if arguments.dry_run:
-        if rehearsed:
+        if reads_data:
             from flowbench.rehearsal import Rehearsal
 
             Rehearsal(here=False).run(experiment)
@@ -123,7 +129,7 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _count(arguments: argparse.Namespace) -> int:
-    experiment = _experiment(arguments, rehearsed=False)  # which would look for the data
+    experiment = _experiment(arguments, reads_data=False)  # the shape is declared; the data may be large
     if experiment is not None:
         from flowbench.counting import count as count_model
 

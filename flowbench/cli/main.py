@@ -9,6 +9,9 @@ from collections.abc import Sequence
 
 from flowbench.cli import bench_commands, data_commands, experiment_commands
 from flowbench.cli.parser import UsageError, make_parser, plain_overrides
+from flowbench.core.endings import describe, is_expected, keep_details, note
+from flowbench.core.launch import is_first_process
+from flowbench.core.stopping import reason_of_exit, stops_on_signals
 
 __all__ = ["COMMANDS", "main"]
 
@@ -22,39 +25,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after ``flowbench``; None reads ``sys.argv``.
 
     Returns:
-        Exit status: 0 done, 2 a user's mistake, 1 a failure, 3 done but for numbers that could not be computed, 130
-        interrupted.
+        Exit status: 0 done, 2 a user's mistake, 1 a failure, 3 done but for numbers that could not be computed,
+        128 + number ended by a signal.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in words
     try:
-        return _dispatch(words)
-    except KeyboardInterrupt:
-        return _report("interrupted; the same command continues", 130)
-    except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning turns an interrupt into exit(1)
-            return _report("interrupted; the same command continues", 130)
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        with stops_on_signals():
+            return _dispatch(words)
     except BrokenPipeError:  # the reader of a pipe, `flowbench list | head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception as error:
-        if debug or not _is_expected(error):
+    except BaseException as error:
+        if "--debug" in words and isinstance(error, Exception):
             raise
-        return _report(f"error: {error}", 2 if _is_user_mistake(error) else 1)
+        return _end(reason_of_exit(error) if isinstance(error, SystemExit) else error)
+
+
+def _end(error: BaseException) -> int:
+    """Say in one line what ended the command; the traceback of what nobody expects goes to a log."""
+    if isinstance(error, SystemExit):
+        return _report(f"error: {error.code}", 1) if isinstance(error.code, str) else int(error.code or 0)
+    if not is_expected(error):
+        keep_details(error)
+        note(error, "--debug shows the traceback")
+    return _report(*describe(error))
 
 
 def _report(message: str, status: int) -> int:
-    print(f"flowbench: {' '.join(message.split())}", file=sys.stderr)
+    if is_first_process():  # the others fail for the same reason, or because this one did
+        print(f"flowbench: {' '.join(message.split())}", file=sys.stderr)
     return status
-
-
-def _is_user_mistake(error: Exception) -> bool:
-    return isinstance(error, ValueError) or type(error).__name__ == "MisconfigurationException"  # Lightning's
-
-
-def _is_expected(error: Exception) -> bool:
-    return _is_user_mistake(error) or isinstance(error, (OSError, FloatingPointError))
 
 
 def _dispatch(words: list[str]) -> int:

@@ -7,11 +7,13 @@ answers at once.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
+
+from flowbench.core.checks import MOST
+from flowbench.core.launch import is_first_process
 
 __all__ = [
     "Command",
@@ -81,8 +83,8 @@ def plain_overrides(parser: Parser, words: list[str]) -> list[str]:
 
 def count(text: str) -> int:
     """A whole number of at least 1, as an option's type."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got '{text}'")
+    if not text.isdecimal() or not 1 <= int(text) <= MOST:
+        raise argparse.ArgumentTypeError(f"expected a whole number in [1, {MOST:g}], got '{text}'")
     return int(text)
 
 
@@ -104,7 +106,7 @@ def config_options(parser: Parser) -> None:
 
 def print_result(result: object) -> None:
     """What a command leaves: a folder, with its measurements where it holds some, or named numbers."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if not is_first_process():
         return
     if isinstance(result, Path):
         if (result / "rows.jsonl").is_file():

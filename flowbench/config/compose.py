@@ -24,11 +24,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flowbench.config.errors import ConfigError, one_line, suggestion
+from flowbench.config.files import identify_files, names_files, with_contents
 from flowbench.config.overrides import apply_override, parse_override
 from flowbench.core.places import expand
 from flowbench.core.resources import PREFIX, find_experiment, shipped_like
 
-__all__ = ["Composed", "compose", "fingerprint", "to_yaml"]
+__all__ = ["Composed", "compose", "fingerprint", "significant", "to_yaml"]
 
 REPLACE = "_replace_"
 NAMED = (("callbacks",), ("loggers",), ("requires",), ("evaluator", "metrics"))
@@ -55,7 +56,8 @@ class Composed:
 
     Attributes:
         source: the merged tree with its interpolations; ``requires`` holds absolute paths and names of shipped files.
-        resolved: plain containers; ``requires`` holds the required experiments' resolved configurations.
+        resolved: plain containers; ``requires`` holds the required experiments' resolved configurations, ``files`` what
+            the user's own files hold.
         files: the ``-c`` files, absolute.
     """
 
@@ -69,13 +71,14 @@ class Composed:
         return OmegaConf.to_yaml(self.source)
 
 
-def compose(files: Sequence[str | Path], overrides: Iterable[str] = ()) -> Composed:
+def compose(files: Sequence[str | Path], overrides: Iterable[str] = (), *, identify: bool = True) -> Composed:
     """Merge files and overrides into one configuration.
 
     Args:
         files: YAML files, later ones win. Relative paths inside a file start at that file; ``flowbench:`` before a name
             means a file that ships.
         overrides: ``key=value`` texts, applied in order after the files.
+        identify: record what the user's own files hold, which reads them; False leaves the section ``files`` out.
 
     Returns:
         The configuration, unresolved and resolved.
@@ -84,23 +87,31 @@ def compose(files: Sequence[str | Path], overrides: Iterable[str] = ()) -> Compo
         ConfigError: no file, a missing or malformed file, a cycle, a malformed override, an interpolation
             that cannot be resolved. One line.
     """
-    return _compose([Path(f) if str(f) else None for f in files], list(overrides), ())
+    return _compose([Path(f) if str(f) else None for f in files], list(overrides), (), {} if identify else None)
 
 
 def fingerprint(resolved: Mapping[str, Any]) -> str:
     """Twelve hex digits that name the result a configuration leads to.
 
     Run directory, loggers, worker processes and progress display are left out; a required experiment enters
-    by its own fingerprint.
+    by its own fingerprint, a file by what it holds.
     """
-    kept = {k: v for k, v in resolved.items() if k not in NEUTRAL_SECTIONS}
-    for section, keys in NEUTRAL.items():
-        if isinstance(kept.get(section), Mapping):
-            kept[section] = {k: v for k, v in kept[section].items() if k not in keys}
+    files = resolved.get("files") or {}
+    kept = {k: v if k == "requires" else with_contents(v, files) for k, v in resolved.items() if k != "files"}
+    kept = significant(kept)
     if isinstance(kept.get("requires"), Mapping):
         kept["requires"] = {k: fingerprint(v) for k, v in kept["requires"].items()}
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def significant(resolved: Mapping[str, Any]) -> Tree:
+    """A copy of a configuration without what changes no number."""
+    kept = {k: v for k, v in resolved.items() if k not in NEUTRAL_SECTIONS}
+    for section, keys in NEUTRAL.items():
+        if isinstance(kept.get(section), Mapping):
+            kept[section] = {k: v for k, v in kept[section].items() if k not in keys}
+    return kept
 
 
 def to_yaml(resolved: Mapping[str, Any]) -> str:
@@ -117,18 +128,29 @@ def _escape(value: Any) -> Any:
     return [_escape(v) for v in value] if isinstance(value, list) else value
 
 
-def _compose(files: Sequence[Path | None], overrides: list[str], chain: Chain) -> Composed:
+def _compose(
+    files: Sequence[Path | None], overrides: list[str], chain: Chain, known: Mapping[str, str] | None = None
+) -> Composed:
     if not files:
         raise ConfigError("no configuration given; add -c FILE.yaml")
     tree: Tree = {}
     paths: list[Path] = []
+    identified = True
     for file in files:
         if file is None:
             raise ConfigError("-c got an empty file name; write -c FILE.yaml")
         paths.append(_locate(file, Path.cwd(), None))
-        tree = _merge(tree, _load(paths[-1], chain))
+        layer = _load(paths[-1], chain)
+        identified = identified and not _is_older_run(paths[-1], layer)
+        tree = _merge(tree, layer)
     source = _override(tree, [parse_override(text) for text in overrides], chain)
-    return Composed(source, _resolve(source, chain + tuple(paths)), tuple(paths))
+    return Composed(source, _resolve(source, chain + tuple(paths), known if identified else None), tuple(paths))
+
+
+def _is_older_run(path: Path, tree: Tree) -> bool:
+    """Whether a file was saved by a run before contents were recorded: its fingerprint must stay what it was."""
+    saved = path.name == "config.yaml" and path.with_name("config.source.yaml").is_file()
+    return saved and "files" not in tree and names_files(tree)
 
 
 def _locate(file: Path, directory: Path, named_in: Path | None) -> Path:
@@ -243,7 +265,7 @@ def _override(tree: Tree, pairs: list[tuple[str, Any]], chain: Chain) -> DictCon
     for name in {key.split(".")[1] for key, _ in pairs if key.startswith("requires.") and key.count(".") > 1}:
         required = tree.get("requires", {}).get(name)
         if isinstance(required, str):  # an override reaches into the required file: inline it first
-            tree["requires"][name] = _compose([_locate(Path(required), Path.cwd(), None)], [], chain).resolved
+            tree["requires"][name] = _compose([_locate(Path(required), Path.cwd(), None)], [], chain, None).resolved
     for key, _ in pairs:
         _cut_required_budget(tree, key.split("."))
     config = OmegaConf.create(tree)
@@ -263,13 +285,13 @@ def _cut_required_budget(tree: Tree, key: list[str]) -> None:
             node["trainer"].pop("max_steps", None)
 
 
-def _resolve(source: DictConfig, chain: Chain) -> Tree:
+def _resolve(source: DictConfig, chain: Chain, known: Mapping[str, str] | None) -> Tree:
     try:
         tree = cast(Tree, OmegaConf.to_container(source, resolve=True, throw_on_missing=True))
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"key '{error.full_key}' cannot be resolved: {one_line(reason)}") from error
-    return _finish(tree, chain)
+    return _finish(tree, chain, known)
 
 
 def _drop_nulls(tree: Tree, names: tuple[str, ...]) -> None:
@@ -280,19 +302,35 @@ def _drop_nulls(tree: Tree, names: tuple[str, ...]) -> None:
         parent[names[-1]] = {k: v for k, v in parent[names[-1]].items() if v is not None}
 
 
-def _finish(tree: Tree, chain: Chain) -> Tree:
-    """Drop removed entries and inline the required experiments, to any depth."""
+def _finish(tree: Tree, chain: Chain, known: Mapping[str, str] | None) -> Tree:
+    """Drop removed entries, inline the required experiments, to any depth, and record what files hold.
+
+    ``known`` are contents that an outer experiment recorded; None leaves files as they are.
+    """
     for names in NAMED:
         _drop_nulls(tree, names)
+    recorded = _recorded(tree, known)
     requires = tree.get("requires") or {}
     if not isinstance(requires, dict):
         raise ConfigError(f"requires must be 'name: experiment.yaml' lines, got {requires!r}")
     for name, value in requires.items():
         if isinstance(value, str):
-            requires[name] = _compose([_locate(Path(value), Path.cwd(), None)], [], chain).resolved
+            requires[name] = _compose([_locate(Path(value), Path.cwd(), None)], [], chain, recorded).resolved
         elif isinstance(value, dict):
-            requires[name] = _finish(value, chain)
+            requires[name] = _finish(value, chain, recorded)
         else:
             raise ConfigError(f"requires.{name} must be an experiment file or a mapping, got {value!r}")
         requires[name].pop("evaluator", None)  # it is trained here, not measured: its metrics name no other result
+    if recorded is not None:
+        inner = {text: content for value in requires.values() for text, content in (value.get("files") or {}).items()}
+        if files := identify_files(tree, {**inner, **recorded}):
+            tree["files"] = files
     return tree
+
+
+def _recorded(tree: Tree, known: Mapping[str, str] | None) -> Mapping[str, str] | None:
+    """Contents that were recorded before, those of the outer experiment first; None where none shall be."""
+    own = tree.pop("files", None) or {}
+    if not isinstance(own, dict) or not all(isinstance(v, str) for pair in own.items() for v in pair):
+        raise ConfigError(f"files must hold 'name: content' lines, as runs save them, got {own!r}")
+    return None if known is None else {**own, **known}

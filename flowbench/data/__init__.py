@@ -9,10 +9,11 @@ ensure_importable()
 from flowbench.data.batch import Batch  # noqa: E402
 from flowbench.data.catalogue import get, list_datasets, register  # noqa: E402
 from flowbench.data.datamodule import FlowDataModule  # noqa: E402
+from flowbench.data.declaration import Declaration  # noqa: E402
 from flowbench.data.densities import DENSITIES, Density2D, get_density  # noqa: E402
 from flowbench.data.entry import DatasetEntry  # noqa: E402
 from flowbench.data.samplers import BatchIndex, EndlessSampler, ShardedSampler  # noqa: E402
-from flowbench.data.spec import DataSpec  # noqa: E402
+from flowbench.data.spec import DataSpec, Units  # noqa: E402
 from flowbench.data.split import SPLITS, Split  # noqa: E402
 from flowbench.data.user_data import USER_FORMATS  # noqa: E402
 
@@ -24,11 +25,13 @@ __all__ = [
     "BatchIndex",
     "DataSpec",
     "DatasetEntry",
+    "Declaration",
     "Density2D",
     "EndlessSampler",
     "FlowDataModule",
     "ShardedSampler",
     "Split",
+    "Units",
     "get",
     "get_density",
     "list_datasets",

@@ -72,6 +72,7 @@ def obtain(store: ImageStore, sources: Sequence[Source], root: Path, report: Rep
         if store.damage(root, hashes=True) is None:
             report(f"{store.name}: verified in {store.folder(root)}")
             return
+        store.refuse_others_files(root)
         with store.scratch(root) as scratch:
             arrays, source = _first(store, allowed, root, scratch, report)
         store.write(root, arrays, source.origin)

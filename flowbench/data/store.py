@@ -152,6 +152,21 @@ class ImageStore:
                         f"the decoded {part} {kind} have sha256 {found[:16]}..., expected {digest[:16]}..."
                     )
 
+    def refuse_others_files(self, root: Path) -> None:
+        """Somebody's own folder may have the data set's name; :meth:`write` would replace it.
+
+        Raises:
+            ValueError: names what lies there.
+        """
+        folder = self.folder(root)
+        own = {_METADATA, *(self._file(root, part, kind).name for part in self.parts for kind in ("images", "labels"))}
+        others = sorted(path.name for path in folder.iterdir() if path.name not in own) if folder.is_dir() else []
+        if others:
+            raise ValueError(
+                f"{folder}: holds files that are not of the data set ({', '.join(others[:3])}); move them, or set "
+                "FLOWBENCH_DATA to another folder"
+            )
+
     def write(self, root: Path, arrays: Arrays, source: str) -> None:
         """Write checked arrays, in place of what lies there; call it under :meth:`locked`.
 

@@ -11,7 +11,7 @@ from flowbench.data import USER_FORMATS, DataSpec
 from flowbench.data.catalogue import declared_spec
 from flowbench.metrics.weights import efficientnet_weights
 
-__all__ = ["AUTO", "planned_features", "resolve_features"]
+__all__ = ["AUTO", "known_features", "planned_features", "resolve_features"]
 
 AUTO = "auto"
 PHOTOGRAPHS = "efficientnet-lite0"
@@ -43,6 +43,14 @@ def resolve_features(name: str, dataset: str, spec: DataSpec) -> str:
     return found
 
 
+def known_features(name: str, dataset: str, spec: DataSpec) -> str | None:
+    """What :func:`resolve_features` will give; None where that depends on weights, which nobody is asked for here."""
+    if name != AUTO:
+        return name
+    found = _without_weights(dataset, spec)
+    return found[0] if found else None
+
+
 def planned_features(name: str, data: Mapping[str, Any]) -> str | None:
     """What :func:`resolve_features` will give, as far as it is known before data are read or weights asked for.
 
@@ -61,8 +69,7 @@ def planned_features(name: str, data: Mapping[str, Any]) -> str | None:
     dataset, shape = str(data.get("dataset", "digits")), data.get("shape")
     if dataset in USER_FORMATS and shape is None:
         return None
-    found = _without_weights(dataset, declared_spec(dataset, shape and tuple(shape), data.get("num_classes")))
-    return found[0] if found else None
+    return known_features(name, dataset, declared_spec(dataset, shape and tuple(shape), data.get("num_classes")))
 
 
 def _without_weights(dataset: str, spec: DataSpec) -> tuple[str, str] | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import check_count
 from flowbench.evaluation.failures import agreed
 from flowbench.evaluation.gather import gather_by_index, shard
 from flowbench.evaluation.metric import Metric
@@ -18,6 +19,7 @@ from flowbench.families.conditioning.base import SpatialCondition
 
 if TYPE_CHECKING:
     from flowbench.evaluation.drawing import Drawing
+    from flowbench.evaluation.prospect import Prospect
 
 __all__ = [
     "ConditionAgreement",
@@ -141,7 +143,7 @@ class ConditionAgreement(Metric):
     without such conditions have no such rows.
 
     Args:
-        num_samples: how many samples, counted from the first; None takes as many as the evaluator draws.
+        num_samples: how many samples, >= 1, counted from the first; None takes as many as the evaluator draws.
 
     Raises:
         ValueError: for a number below 1.
@@ -150,14 +152,22 @@ class ConditionAgreement(Metric):
     needs = ("condition_scores",)
 
     def __init__(self, num_samples: int | None = None) -> None:
-        if num_samples is not None and num_samples < 1:
-            raise ValueError(f"num_samples must be >= 1, got {num_samples}")
+        check_count("num_samples", num_samples, or_none=True)
         self._num_samples = num_samples
 
     @property
     def num_samples(self) -> int | None:
         """How many samples it looks at."""
         return self._num_samples
+
+    def declares(self, who: Prospect) -> tuple[str, ...] | None:
+        """See :meth:`Metric.declares`: what the flow's conditioner measures, of an autoencoder's images too."""
+        if who.flow is None or who.flow.conditioner is None:
+            return ()
+        names = who.flow.conditioner.score_names(who.spec)
+        if names is None or not who.is_latent:
+            return names
+        return (*names, *(f"reconstruction_{name}" for name in names))
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """Means over samples."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import LARGEST, check_numbers
 from flowbench.core.contract import returned
 from flowbench.data import FlowDataModule
 from flowbench.evaluation.conditions import condition_labels, given_condition
@@ -62,14 +62,14 @@ def sweep_points(sweep: Mapping[str, list[float]]) -> list[Imposed]:
     if set(sweep) - {"network_evaluations", "guidance"}:
         raise ValueError(f"evaluator.sweep goes over network_evaluations and guidance, got {', '.join(sweep)}")
     points = []
-    for budget in sweep.get("network_evaluations", []):
-        if isinstance(budget, bool) or budget != int(budget) or budget < 1:
+    for name, most in (("network_evaluations", 10**6), ("guidance", LARGEST)):
+        if sweep.get(name):
+            check_numbers(f"evaluator.sweep.{name}", sweep[name], at_least=1, at_most=most)
+    for budget in sweep.get("network_evaluations") or []:
+        if budget != int(budget):
             raise ValueError(f"evaluator.sweep.network_evaluations must be whole numbers >= 1, got {budget!r}")
         points.append(Imposed(network_evaluations=int(budget)))
-    for scale in sweep.get("guidance", []):
-        if isinstance(scale, bool) or not 1 <= scale < math.inf:
-            raise ValueError(f"evaluator.sweep.guidance must be numbers >= 1 (1 is none), got {scale!r}")
-        points.append(Imposed(guidance=float(scale)))
+    points += [Imposed(guidance=float(scale)) for scale in sweep.get("guidance") or []]
     return points
 
 
@@ -232,7 +232,7 @@ def _geometry(path: Trajectory) -> PathGeometry:
 
 
 def space_name(flow: FlowModule) -> str:
-    """Where paths run, for their protocol: `data`, or `latent` with its shape."""
+    """Where paths run, for their protocol: `data`, `model` where that has other units, or `latent` with its shape."""
     if flow.likelihood != "bound":
-        return "data"
+        return flow.spec.unit_name
     return "latent " + "x".join(str(size) for size in flow.flow_shape)

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from flowbench.core.checks import check_count, check_seed
 from flowbench.data import FlowDataModule
 from flowbench.evaluation.answers import Answers, Drawn, fill, rate_of, sample_set, show, subjects_of
 from flowbench.evaluation.auto_features import resolve_features
@@ -28,6 +29,7 @@ from flowbench.evaluation.drawing import (
     labels_of,
     sweep_points,
 )
+from flowbench.evaluation.earlier import set_aside
 from flowbench.evaluation.extractors import get_extractor
 from flowbench.evaluation.failures import Failure, Failures, agreed, together
 from flowbench.evaluation.flow_metrics import PathStraightness, TrainingPairs
@@ -65,24 +67,25 @@ class Evaluator(L.Callback):
 
     Args:
         metrics: what to measure, by any name.
-        num_samples: samples to draw for the sample metrics.
-        batch_size: samples drawn at a time by one process; changes results only of adaptive solvers, whose steps
+        num_samples: samples to draw for the sample metrics, >= 1.
+        batch_size: samples drawn at a time by one process, >= 1; changes results only of adaptive solvers, whose steps
             follow their batch.
         reference: split that samples are compared with.
         held_out: split that the row `floor` scores as if it were generated.
-        seed: the evaluation seed.
+        seed: the evaluation seed, >= 0.
         weights: `ema` for the averaged weights, `raw` for the live ones; a flow that keeps no average is measured,
             and its rows are marked, `raw`.
-        sweep: `{network_evaluations: [1, 2, 4, ...]}` and `{guidance: [1, 2, 4, ...]}`: budgets and guidance scales to
-            sample with from the same weights, one at a time, for families that can choose.
+        sweep: `{network_evaluations: [1, 2, 4, ...]}` and `{guidance: [1, 2, 4, ...]}`: budgets, whole numbers from 1
+            to 1e6, and guidance scales, from 1 to 1e12, to sample with from the same weights, one at a time, for
+            families that can choose.
         curve: names of metrics to measure at every validation during training, with the same weights.
-        num_trajectories: paths for the geometry metrics.
-        trajectory_points: states along each path of a continuous flow.
-        num_pictures: samples to keep for pictures.
-        num_likelihood: test samples whose likelihood is measured, counted from the first; None takes all.
+        num_trajectories: paths for the geometry metrics, >= 1.
+        trajectory_points: states along each path of a continuous flow, 2 to 1e6.
+        num_pictures: samples to keep for pictures, >= 1.
+        num_likelihood: test samples whose likelihood is measured, >= 1, counted from the first; None takes all.
 
     Raises:
-        ValueError: for counts below 1, or a curve of a metric that is not there.
+        ValueError: for a number out of range, or a curve of a metric that is not there.
     """
 
     def __init__(
@@ -102,17 +105,13 @@ class Evaluator(L.Callback):
         num_pictures: int = 64,
         num_likelihood: int | None = None,
     ) -> None:
-        for name, value in (
-            ("num_samples", num_samples),
-            ("batch_size", batch_size),
-            ("num_pictures", num_pictures),
-            ("num_trajectories", num_trajectories),
-            ("num_likelihood", num_likelihood),
-        ):
-            if value is not None and value < 1:
-                raise ValueError(f"evaluator.{name} must be >= 1, got {value}")
-        if trajectory_points < 2:
-            raise ValueError(f"evaluator.trajectory_points must be >= 2, got {trajectory_points}")
+        check_count("evaluator.num_samples", num_samples)
+        check_count("evaluator.batch_size", batch_size)
+        check_seed("evaluator.seed", seed)
+        check_count("evaluator.num_trajectories", num_trajectories)
+        check_count("evaluator.trajectory_points", trajectory_points, at_least=2, at_most=10**6)
+        check_count("evaluator.num_pictures", num_pictures)
+        check_count("evaluator.num_likelihood", num_likelihood, or_none=True, hint="null is all")
         if reference != "train" and any(isinstance(metric, Memorization) for metric in (metrics or {}).values()):
             raise ValueError(f"evaluator.reference is {reference}, but memorization needs train; remove that metric")
         if reference == held_out:
@@ -134,6 +133,8 @@ class Evaluator(L.Callback):
         self.budget: Budget | None = None
         self.report: Report = silent
         self._stages = Stages()
+        # A step of the training whose point of the curve the next validation measures, outside of the training.
+        self.missing_step: int | None = None
         self.rows: list[Row] = []
         self._stack = ExitStack()
         self._log_prob: list[tuple[Tensor, Tensor]] = []
@@ -166,37 +167,37 @@ class Evaluator(L.Callback):
         # `flowbench validate` runs this hook too, and must not touch the curve of the training.
         training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         if training and self.curve:
-            self._measure_curve(trainer, _flow(module))
+            self._measure_curve(trainer, _flow(module), trainer.global_step)
+        elif self.missing_step is not None:
+            self._measure_curve(trainer, _flow(module), self.missing_step)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Make up for the point that a run killed between its checkpoint and its validation has lost."""
-        step, every = trainer.global_step, trainer.val_check_batch
-        due = trainer.enable_validation and every and step and step * trainer.accumulate_grad_batches % every == 0
-        missing = bool(due and self.curve) and step not in Curve(trainer.default_root_dir).steps()
         # Process 0 decides for all: it may have written the file before another one reads it.
-        if trainer.strategy.broadcast(missing):
-            self._measure_curve(trainer, _flow(module))
+        if trainer.strategy.broadcast(bool(self.curve) and Curve.of(trainer).lacks(trainer, trainer.global_step)):
+            self._measure_curve(trainer, _flow(module), trainer.global_step)
 
-    def _measure_curve(self, trainer: L.Trainer, module: FlowModule) -> None:
+    def _measure_curve(self, trainer: L.Trainer, module: FlowModule, step: int) -> None:
         chosen = {name: self.metrics[name] for name in self.curve}
         failures = Failures()
         with torch.no_grad(), module.evaluating(self.weights), together():
             drawn = failures.ask(lambda: self._draw(module, trainer, chosen))
             if trainer.is_global_zero:
                 subject = self._subject(_data(trainer), drawn)
-                self._write_point(trainer, list(score(subject, chosen, failures)))
+                self._write_point(trainer, step, list(score(subject, chosen, failures)))
                 if isinstance(subject.samples, DrawnSet):
                     shown = subject.samples.shown[: self.num_pictures]
-                    log_samples(trainer, shown, module.spec, "val/samples", trainer.global_step)
+                    log_samples(trainer, shown, module.spec, "val/samples", step)
             failures.raise_bug()
+        trainer.strategy.barrier("flowbench.curve")
 
-    def _write_point(self, trainer: L.Trainer, measured: Sequence[Measurement]) -> None:
+    def _write_point(self, trainer: L.Trainer, step: int, measured: Sequence[Measurement]) -> None:
         """Training goes on without the numbers that could not be measured."""
-        step, known = trainer.global_step, [m for m in measured if not m.reason]
+        known = [m for m in measured if not m.reason]
         for m in measured:
             if m.reason:
                 print(f"no point of {m.metric} at step {step}: {m.reason}", file=sys.stderr, flush=True)
-        Curve(trainer.default_root_dir).append(step, self.budget, known)
+        Curve.of(trainer).append(step, self.budget, known)
         if trainer.logger is not None and known:
             values: Mapping[str, float] = {f"val/{m.metric}": m.value for m in known}
             trainer.logger.log_metrics(dict(values), step=step)
@@ -284,6 +285,7 @@ class Evaluator(L.Callback):
         family = type(flow).__name__
         self.rows = self._rows(self.identity.contender, family, [main, *swept], weights, provenance, SCORES)
         run_dir = Path(trainer.default_root_dir)
+        set_aside(run_dir, self.rows)
         if not self.identity.bench:  # which has its own
             write_rows(run_dir / FLOOR_FILE, self.floor_rows(data))
         write_rows(run_dir / "rows.jsonl", self.rows)
@@ -496,5 +498,6 @@ class Evaluator(L.Callback):
         for index, pictures in batches:
             collector.add_images(index, pictures)
         subject = known.subject(collector.gathered("generated", images))
-        rows = self._rows(self.identity.contender, "external", [subject], "none", self._data_provenance(data))
+        provenance = {**self._data_provenance(data), "config_hash": self.identity.config_hash}
+        rows = self._rows(self.identity.contender, "external", [subject], "none", provenance)
         return rows, self._pictures(subject)

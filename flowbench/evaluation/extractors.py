@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +17,7 @@ from flowbench.evaluation.auto_features import AUTO, resolve_features
 from flowbench.metrics import (
     FIDELITY_DIMENSIONS,
     ClassifierFeatures,
+    ClassifierSettings,
     EfficientNetFeatures,
     FeatureExtractor,
     FidelityFeatures,
@@ -97,6 +100,13 @@ def get_extractor(name: str, data: FlowDataModule, device: Device = "cpu") -> Fe
     return _classifier(name, data, device) if name == f"{data.dataset}-cnn" else PRETRAINED[name](device=device)
 
 
+def _classifier_file(name: str, spec: DataSpec, count: int, settings: ClassifierSettings) -> str:
+    """A name for all that a classifier depends on: data, training images, architecture and training."""
+    identity = {**spec.identity, "classifier": name, "count": count, "version": settings.version, **settings.options}
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{name}-{spec.version}-{key}-v{settings.version}.pt"
+
+
 def _classifier(name: str, data: FlowDataModule, device: Device) -> ClassifierFeatures:
     labels, test_labels, classes = data.split("train").label, data.split("test").label, data.spec.num_classes
     if labels is None or test_labels is None or classes is None:
@@ -104,7 +114,7 @@ def _classifier(name: str, data: FlowDataModule, device: Device) -> ClassifierFe
     # What the flow is trained on must not change the features that it is measured with.
     count = len(labels) - (len(data.split("val")) if data.train_on_val else 0)
     settings = classifier_settings(data.spec.shape, count)
-    path = cached(f"{name}-{data.spec.version}-v{settings.version}.pt")
+    path = cached(_classifier_file(name, data.spec, count, settings))
     if path.is_file():  # files appear whole; a cache that is there may be read-only
         return ClassifierFeatures(load_classifier(path).to(device), name)
     with locked(path):

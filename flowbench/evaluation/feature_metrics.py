@@ -6,15 +6,19 @@ import copy
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from torch import Tensor
 
 from flowbench import metrics as pure
+from flowbench.core.checks import check_count
 from flowbench.data import DataSpec
 from flowbench.evaluation.auto_features import AUTO
 from flowbench.evaluation.metric import Metric, distance
 from flowbench.evaluation.subject import Measurement, Subject
+
+if TYPE_CHECKING:
+    from flowbench.evaluation.prospect import Prospect
 
 __all__ = [
     "ClassAccuracy",
@@ -34,17 +38,16 @@ class FeatureMetric(Metric):
         features: name of the extractor: `auto` (what suits the data, see
             :func:`flowbench.evaluation.resolve_features`), `inception`, `efficientnet-lite0`, `<dataset>-cnn`,
             `identity` (raw pixels or coordinates) or another one of `flowbench.evaluation.get_extractor`.
-        num_samples: how many samples to look at, counted from the first; None takes all that were drawn.
-        num_reference: how many samples of the reference split; None takes all.
+        num_samples: how many samples to look at, >= 2, counted from the first; None takes all that were drawn.
+        num_reference: how many samples of the reference split, >= 2; None takes all.
 
     Raises:
         ValueError: for counts below 2.
     """
 
     def __init__(self, features: str, num_samples: int | None = None, num_reference: int | None = None) -> None:
-        for name, count in (("num_samples", num_samples), ("num_reference", num_reference)):
-            if count is not None and count < 2:
-                raise ValueError(f"{name} must be at least 2 or null for all, got {count}")
+        check_count("num_samples", num_samples, at_least=2, or_none=True, hint="null is all")
+        check_count("num_reference", num_reference, at_least=2, or_none=True, hint="null is all")
         self._features, self._num_samples, self._num_reference = features, num_samples, num_reference
 
     bases: tuple[str, ...] = ()
@@ -109,13 +112,14 @@ class _NeighbourMetric(FeatureMetric):
 
     Args:
         features: name of the extractor.
-        k: neighbours that make a ball.
+        k: neighbours that make a ball, >= 1.
         num_samples: see :class:`FeatureMetric`.
         num_reference: see :class:`FeatureMetric`.
     """
 
     def __init__(self, features: str, k: int, num_samples: int | None = None, num_reference: int | None = None) -> None:
         super().__init__(features, num_samples, num_reference)
+        check_count("k", k)
         self.k = k
 
     def counts(self, subject: Subject) -> tuple[int, int]:
@@ -154,7 +158,7 @@ class PrecisionRecall(_NeighbourMetric):
 
     Args:
         features: name of the extractor.
-        k: neighbours that make a ball.
+        k: neighbours that make a ball, >= 1.
         num_samples: see :class:`FeatureMetric`.
         num_reference: see :class:`FeatureMetric`.
     """
@@ -176,7 +180,7 @@ class DensityCoverage(_NeighbourMetric):
 
     Args:
         features: name of the extractor.
-        k: neighbours that make a ball.
+        k: neighbours that make a ball, >= 1.
         num_samples: see :class:`FeatureMetric`.
         num_reference: see :class:`FeatureMetric`.
     """
@@ -197,7 +201,7 @@ class InceptionScore(FeatureMetric):
     """Inception score (Salimans et al., 2016, arXiv 1606.03498); it knows nothing of real data.
 
     Args:
-        splits: equal parts whose scores are averaged; published values use 10.
+        splits: equal parts, >= 1, whose scores are averaged; published values use 10.
         num_samples: see :class:`FeatureMetric`.
 
     Raises:
@@ -208,8 +212,7 @@ class InceptionScore(FeatureMetric):
 
     def __init__(self, splits: int = 10, num_samples: int | None = None) -> None:
         super().__init__("inception-logits", num_samples)
-        if splits < 1:
-            raise ValueError(f"splits must be at least 1, got {splits}")
+        check_count("splits", splits)
         self.splits = splits
 
     @property
@@ -288,6 +291,10 @@ class ClassAccuracy(FeatureMetric):
         unlabelled = spec.modality != "image" or (spec.num_classes or 0) < 2
         if self.features != f"{dataset}-cnn" and (self.features != AUTO or unlabelled):
             raise ValueError(_no_classifier(self.features))
+
+    def declares(self, who: Prospect) -> tuple[str, ...]:
+        """See :meth:`Metric.declares`; samples without labels have none."""
+        return self.names if who.has_labels else ()
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """`class_accuracy[features]` in [0, 1], higher is better; none for samples that have no label.

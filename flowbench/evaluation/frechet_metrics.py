@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -16,6 +17,9 @@ from flowbench.metrics import FeatureExtractor, Moments
 from flowbench.packages import sha256_of
 from flowbench.sample_size import sample_size_warning
 from flowbench.seeds import generator
+
+if TYPE_CHECKING:
+    from flowbench.evaluation.prospect import Prospect
 
 __all__ = ["FrechetDistance", "FrechetInfinity"]
 
@@ -119,6 +123,10 @@ class FrechetDistance(_FrechetMetric):
     def bases(self) -> tuple[str, ...]:  # type: ignore[override]
         """With the ends of the interval where it is asked for."""
         return tuple(name for name, _ in self._names()) if self.interval else ("fd",)
+
+    def declares(self, who: Prospect) -> tuple[str, ...]:
+        """See :meth:`Metric.declares`; the interval is left out of a sweep."""
+        return self.names[:1] if who.swept else self.names
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """`fd[features]`, or `fid`; lower is better."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from torch import Tensor
 
 from flowbench.data import DataSpec
 from flowbench.evaluation.extractors import check_extractor
 from flowbench.evaluation.subject import Measurement, Part, Subject
+
+if TYPE_CHECKING:
+    from flowbench.evaluation.prospect import Prospect
 
 __all__ = ["Metric", "check_points", "distance"]
 
@@ -48,6 +51,17 @@ class Metric(ABC):
         """
         if self.features is not None:
             check_extractor(self.features, dataset, spec)
+
+    def declares(self, who: Prospect) -> tuple[str, ...] | None:
+        """Names of the measurements that somebody will have, so that a claim on any other is refused before training.
+
+        Args:
+            who: a flow or a reference row, before it is measured.
+
+        Returns:
+            The names; None where the metric does not declare them, and a claim may name anything.
+        """
+        return self.names or None
 
     @property
     def features(self) -> str | None:

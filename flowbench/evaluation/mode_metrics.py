@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import check_scale
 from flowbench.data import DataSpec
 from flowbench.evaluation.metric import Metric, check_points, distance
 from flowbench.evaluation.samples import RealSet
 from flowbench.evaluation.subject import Measurement, Subject
 from flowbench.metrics.modes import average_minimum_distance, failure_rate, mode_discrepancy, mode_matched_w2
+
+if TYPE_CHECKING:
+    from flowbench.evaluation.prospect import Prospect
 
 __all__ = ["ModeRecovery", "NearestData"]
 
@@ -18,10 +24,10 @@ class NearestData(Metric):
     """How far samples are from the nearest data point, and how many are too far.
 
     Args:
-        radius: a sample farther than this from every data point is a failure, data units, > 0.
+        radius: a sample farther than this from every data point is a failure, data units, in [1e-12, 1e12].
 
     Raises:
-        ValueError: for a radius that is not positive.
+        ValueError: for a radius out of range.
     """
 
     in_sweep = True
@@ -36,8 +42,7 @@ class NearestData(Metric):
         check_points(type(self).__name__, spec)
 
     def __init__(self, radius: float) -> None:
-        if not radius > 0:
-            raise ValueError(f"radius must be positive, got {radius}: give a distance in data units")
+        check_scale("radius", radius, hint="give a distance in data units")
         self.radius = radius
 
     def measure(self, subject: Subject) -> list[Measurement]:
@@ -47,7 +52,7 @@ class NearestData(Metric):
         far = distance(subject, lambda: failure_rate(generated, reference, self.radius))
         protocol, n = _protocol(subject), len(generated)
         return [
-            Measurement("average_minimum_distance", near, n, protocol, "data units"),
+            Measurement("average_minimum_distance", near, n, protocol, f"{subject.spec.unit_name} units"),
             Measurement("failure_rate", far, n, f"{protocol}/radius-{self.radius:g}", "%"),
         ]
 
@@ -66,6 +71,10 @@ class ModeRecovery(Metric):
         """Refuse images."""
         check_points(type(self).__name__, spec)
 
+    def declares(self, who: Prospect) -> tuple[str, ...]:
+        """See :meth:`Metric.declares`; data without labels have no modes."""
+        return () if who.spec.num_classes is None else self.names
+
     def measure(self, subject: Subject) -> list[Measurement]:
         """`mode_discrepancy` in nats and `mode_matched_w2` in data units; nothing for data without labels."""
         modes = class_means(subject)
@@ -77,7 +86,7 @@ class ModeRecovery(Metric):
         protocol, n = f"{_protocol(subject)}/{len(modes)}-class-means", len(generated)
         return [
             Measurement("mode_discrepancy", shares, n, protocol, "nats"),
-            Measurement("mode_matched_w2", within, n, protocol, "data units"),
+            Measurement("mode_matched_w2", within, n, protocol, f"{subject.spec.unit_name} units"),
         ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from flowbench import metrics as pure
+from flowbench.core.checks import check_count
 from flowbench.data import DataSpec
 from flowbench.evaluation.metric import Metric, check_points, distance
 from flowbench.evaluation.subject import Measurement, Subject
@@ -44,29 +45,31 @@ class Wasserstein2(_PointMetric):
     name = "w2"
 
     def measure(self, subject: Subject) -> list[Measurement]:
-        """`w2` in data units; biased upward at finite N, so compare with the floor row of the same N."""
+        """`w2` in the units of model space; biased upward at finite N, so compare with the floor row of the same N."""
         value = distance(subject, lambda: pure.wasserstein2(*self._points(subject)))
-        return [self._measurement(subject, value, "data units")]
+        return [self._measurement(subject, value, f"{subject.spec.unit_name} units")]
 
 
 class SlicedWasserstein2(_PointMetric):
     """Sliced 2-Wasserstein distance (Bonneel et al., 2015).
 
     Args:
-        num_projections: random directions, the same for every subject.
+        num_projections: random directions, >= 1, the same for every subject.
     """
 
     name = "sliced_w2"
 
     def __init__(self, num_projections: int = 128) -> None:
+        check_count("num_projections", num_projections)
         self.num_projections = num_projections
 
     def measure(self, subject: Subject) -> list[Measurement]:
-        """`sliced_w2` in data units."""
+        """`sliced_w2` in the units of model space."""
         directions = generator(0, "sliced-w2")
         pair = self._points(subject)
         value = distance(subject, lambda: pure.sliced_wasserstein2(*pair, self.num_projections, directions))
-        return [self._measurement(subject, value, "data units", f"/{self.num_projections}-directions")]
+        unit, extra = f"{subject.spec.unit_name} units", f"/{self.num_projections}-directions"
+        return [self._measurement(subject, value, unit, extra)]
 
 
 class MaximumMeanDiscrepancy(_PointMetric):

@@ -1,4 +1,4 @@
-"""A small file that says how far a run is, for whoever watches from outside."""
+"""A small file that tells how far a run is, for whoever watches from outside and whoever needs its weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flowbench.core.progress import note_progress
 from flowbench.families import Budget
 from flowbench.storage import write_text
 
-__all__ = ["ProgressFile", "read_phase"]
+__all__ = ["ProgressFile", "is_trained", "note_end", "read_phase"]
 
 # Seconds between two writes during training.
 INTERVAL = 1.0
@@ -24,6 +24,10 @@ _COUNT = " 0123456789/"
 
 class ProgressFile(L.Callback):
     """Writes ``progress.json`` in the run's folder, about once a second.
+
+    Attributes:
+        trained: whether training has ended as its configuration says; written with every record, because a run may be
+            measured, or fail to be, long after it.
 
     Args:
         path: the file.
@@ -34,6 +38,7 @@ class ProgressFile(L.Callback):
     def __init__(self, path: Path, budget: Budget | None, clock: Callable[[], float] = time.time) -> None:
         self.path = path
         self.budget = budget
+        self.trained = is_trained(path)
         self._clock = clock
         self._last = 0.0
         self._written: dict[str, Any] = {}
@@ -53,7 +58,7 @@ class ProgressFile(L.Callback):
         """Measuring begins; :meth:`stage` tells how it goes on."""
         self.write(trainer, "test")
 
-    def stage(self, what: str, fraction: float) -> None:
+    def stage(self, what: str, fraction: float, phase: str = "test") -> None:
         """Note what a measurement does; for process 0.
 
         What begins is written at once, because it may take long; how far it is, at most once a second.
@@ -61,30 +66,35 @@ class ProgressFile(L.Callback):
         Args:
             what: e.g. `samples 256/360`.
             fraction: share of the measurement that is done.
+            phase: `test` of a flow, which follows its training, or `reference` for the rows that nobody trains.
         """
         before = str(self._written.get("what", ""))
         begins = what.rstrip(_COUNT) != before.rstrip(_COUNT)
         if begins or self._clock() - self._last >= INTERVAL:
-            self._put({**self._written, "phase": "test", "what": what, "fraction": fraction, "loss": None})
+            self._put({**self._written, "phase": phase, "what": what, "fraction": fraction, "loss": None})
 
-    def write(self, trainer: L.Trainer, phase: str, outputs: Any = None) -> None:
+    def write(self, trainer: L.Trainer, phase: str, outputs: Any = None, reason: str | None = None) -> None:
         """Write the file on process 0, atomically.
 
         Args:
             trainer: for the step.
-            phase: `fit`, `test` or `done`.
+            phase: `fit`, `test`, `done`, or how the run broke off: `interrupted` by a signal, `failed` by an error. A
+                process that was killed leaves the phase that it was in, and its folder's lock free.
             outputs: what the training step returned, for the loss.
+            reason: why a run broke off.
         """
         if not trainer.is_global_zero:
             return
         loss = outputs.get("loss") if isinstance(outputs, dict) else None
         record = {
             "phase": phase,
+            "trained": self.trained,
             "step": self.budget.steps if self.budget else trainer.global_step,
             "max_steps": self.budget.max_steps if self.budget else None,
             # Of the training; a measurement that begins has done nothing of its own.
             "fraction": self.budget.progress if self.budget and phase != "test" else 0.0,
             "loss": float(loss.detach()) if isinstance(loss, torch.Tensor) else None,
+            "reason": reason,
         }
         self._put(record)
 
@@ -97,9 +107,33 @@ class ProgressFile(L.Callback):
             note_progress(f"training {name}, step {record['step']}", record["fraction"])
 
 
+def note_end(path: Path, phase: str, reason: str) -> None:
+    """Note how a run broke off; what else the file says stays.
+
+    Args:
+        path: ``progress.json``; made where the run had not begun.
+        phase: `interrupted` or `failed`.
+        reason: one line.
+    """
+    write_text(path, json.dumps({**_read(path), "phase": phase, "reason": reason, "updated": time.time()}))
+
+
 def read_phase(path: Path) -> str | None:
     """The phase that a run has reached, or None when it has not begun."""
+    phase = _read(path).get("phase")
+    return None if phase is None else str(phase)
+
+
+def is_trained(path: Path) -> bool:
+    """Whether a run's training is finished: not only ended, for a signal or an error ends it too."""
+    record = _read(path)
+    # Files of earlier versions have the phase alone, and `done` only after the whole training.
+    return bool(record.get("trained", record.get("phase") == "done"))
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        return str(json.loads(path.read_text())["phase"])
-    except (OSError, ValueError, KeyError):
-        return None
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}

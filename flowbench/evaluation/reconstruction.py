@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from flowbench.evaluation.samples import Collector, DrawnSet
 from flowbench.evaluation.subject import Measurement, Subject
 from flowbench.families import LatentSpace
 from flowbench.metrics import FeatureExtractor, psnr
+
+if TYPE_CHECKING:
+    from flowbench.evaluation.prospect import Prospect
 
 __all__ = ["Reconstruction", "Reconstructions", "draw_reconstructions"]
 
@@ -55,6 +59,10 @@ class Reconstruction(FrechetDistance):
     def names(self) -> tuple[str, ...]:
         """`reconstruction_fd[features]` and `reconstruction_psnr`."""
         return (*(f"reconstruction_{name}" for name in super().names), "reconstruction_psnr")
+
+    def declares(self, who: Prospect) -> tuple[str, ...]:
+        """See :meth:`Metric.declares`; flows in data space have none."""
+        return self.names if who.is_latent else ()
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """`reconstruction_fd[features]` (`reconstruction_fid` for Inception) and `reconstruction_psnr`."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
+from flowbench.core.checks import check_counts, check_seed
 from flowbench.core.contract import returned
 from flowbench.core.remarks import say_once
 from flowbench.data import FlowDataModule
@@ -161,19 +164,23 @@ def fit_mixture(train: np.ndarray, val: np.ndarray, sizes: Sequence[int], seed: 
     Args:
         train: points, shape (N, D); the first 10,000 are used.
         val: validation points, shape (M, D).
-        sizes: numbers of components to try; those with fewer than ten points a component, or whose fit would take
+        sizes: numbers of components to try, >= 1; those with fewer than ten points a component, or whose fit would take
             minutes in this dimension, are left out.
         seed: keys the initial assignment.
 
     Returns:
-        A fitted scikit-learn mixture.
+        A fitted scikit-learn mixture. A warning says where it has not converged.
     """
+    check_counts("sizes", sizes)
+    check_seed("seed", seed)
     train = train[:MIXTURE_POINTS]
     state = derive_seed(seed, "mixture") % 2**31
     work = train.size * train.shape[1]
 
     def fit(size: int, floor: float) -> GaussianMixture:
-        return GaussianMixture(size, covariance_type="full", reg_covar=floor, random_state=state).fit(train)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # of those that are not chosen nobody need know
+            return GaussianMixture(size, covariance_type="full", reg_covar=floor, random_state=state).fit(train)
 
     def best(models: Iterable[GaussianMixture]) -> GaussianMixture:
         return max(models, key=lambda model: model.score(val))
@@ -182,7 +189,14 @@ def fit_mixture(train: np.ndarray, val: np.ndarray, sizes: Sequence[int], seed: 
     floors: Sequence[float] = COVARIANCE_FLOORS
     if max(sizes) * work > MIXTURE_GRID_WORK:
         floors = [best(fit(1, floor) for floor in COVARIANCE_FLOORS).reg_covar]
-    return best(fit(size, floor) for size in sizes for floor in floors)
+    chosen = best(fit(size, floor) for size in sizes for floor in floors)
+    if not chosen.converged_:
+        warnings.warn(
+            f"the reference mixture of {chosen.n_components} Gaussians has not converged after {chosen.n_iter_} steps:"
+            " its rows are those of its last step, and a better mixture may exist",
+            stacklevel=2,
+        )
+    return chosen
 
 
 class _Sampler:

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from flowbench.core.checks import check_count
 from flowbench.core.places import cached, locked
 from flowbench.core.progress import note_progress
 from flowbench.data import DataSpec, FlowDataModule
@@ -38,7 +39,7 @@ class SampleSet(ABC):
     Args:
         spec: the data's shape and value grid.
         name: what they are, for the protocol: a split's name or `generated`.
-        count: number of samples N.
+        count: number of samples N, >= 0.
 
     Attributes:
         is_finite: whether no sample diverged to NaN or infinity; a distance to samples that did has no value.
@@ -49,6 +50,7 @@ class SampleSet(ABC):
     label: Tensor | None = None
 
     def __init__(self, spec: DataSpec, name: str, count: int) -> None:
+        check_count("count", count, at_least=0)
         self.spec = spec
         self.name = name
         self._count = count
@@ -251,6 +253,7 @@ class RealSet(SampleSet):
     """
 
     def __init__(self, data: FlowDataModule, split: str, count: int | None = None) -> None:
+        check_count("count", count, at_least=0, or_none=True)
         total = len(data.split(split))
         super().__init__(data.spec, split, total if count is None else min(count, total))
         self.data = data
@@ -278,8 +281,7 @@ class RealSet(SampleSet):
     def metadata(self, extractor: FeatureExtractor, count: int) -> dict[str, Any]:
         """What the features of the first `count` samples depend on, as JSON values."""
         return {
-            "dataset": self.data.spec.name,
-            "version": self.data.spec.version,
+            **self.data.spec.identity,
             "split": self.name,
             "split_size": len(self.data.split(self.name)),
             "transform": "uint8",

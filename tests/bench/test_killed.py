@@ -45,7 +45,7 @@ def test_a_cell_that_is_killed_again_fails_alone_with_its_cause(workshop):
     assert workshop.calls().count("fit a 0") == 2
     assert states(workshop, "a", "b") == ["FAILED", "DONE"]
     status = read_status(workshop.cell("a", 0))
-    assert status.message.startswith("was ended by SIGKILL, likely out of memory (there are ")
+    assert status.message.startswith("was ended by SIGKILL, perhaps for want of memory (there are ")
     assert status.message.endswith("; its last line: step 1")
     (row,) = [row for row in load_rows(workshop.runs / "mini") if row.status == "failed"]
     assert (row.contender, row.provenance["attempts"]) == ("a", 2)
@@ -68,7 +68,7 @@ def test_a_preparation_that_is_killed_twice_fails_those_that_share_it_with_its_c
     assert states(workshop, "a", "b", "c") == ["FAILED", "FAILED", "DONE"]
     for name in ("a", "b"):
         message = read_status(workshop.cell(name, 0)).message
-        assert message.startswith("preparation: was ended by SIGKILL, likely out of memory")
+        assert message.startswith("preparation: was ended by SIGKILL, perhaps for want of memory")
 
 
 def test_an_error_in_one_contenders_preparation_fails_that_contender_alone(workshop):

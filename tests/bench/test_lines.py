@@ -47,7 +47,7 @@ def test_strangers_of_several_folders_stand_once_beside_each_other(make_row, tmp
         write_rows(tmp_path / name / "rows.jsonl", rows_of(make_row, [name, "floor"]))
     text = compare([tmp_path / "first", tmp_path / "second"])
     assert first_column(text) == ["first", "second", "floor"]
-    assert len(re.findall("first", text)) == 1
+    assert len(re.findall("│ first", text)) == 1
 
 
 def test_a_reference_is_taken_by_metric_from_the_first_run_that_has_it(make_row, tmp_path):
@@ -55,8 +55,21 @@ def test_a_reference_is_taken_by_metric_from_the_first_run_that_has_it(make_row,
     others = rows_of(make_row, ["cfm", "floor"])
     write_rows(tmp_path / "b" / "rows.jsonl", [*others, make_row("floor", "w2", 7.5, family="reference")])
     text = compare([tmp_path / "a", tmp_path / "b"])
-    (floor,) = [line for line in text.splitlines() if "floor" in line]
+    (floor,) = [line for line in text.splitlines() if line.startswith("│ floor")]
     assert "7.5" in floor
+
+
+def test_two_data_sets_of_one_name_stand_apart(make_row, tmp_path):
+    """A user's own file that was replaced between two runs."""
+    for name, version in (("first", "sha256:aa"), ("second", "sha256:bb")):
+        provenance = {"dataset_version": version}
+        rows = rows_of(make_row, [name, "floor"], dataset="npz:mine", provenance=provenance)
+        write_rows(tmp_path / name / "rows.jsonl", rows)
+    one, two = compare([tmp_path / "first", tmp_path / "second"]).split("npz:mine sha256:bb")
+    assert "npz:mine sha256:aa" in one
+    assert (first_column(one), first_column(two)) == (["first", "floor"], ["second", "floor"])
+    alone = compare([tmp_path / "first"])
+    assert "sha256" not in alone
 
 
 def test_what_other_code_made_wins_nothing_in_a_bench_but_is_compared_with_its_like(make_row, tmp_path):

@@ -71,7 +71,7 @@ def test_samples_far_from_all_data_are_off_the_data(make_row):
     train, fresh = points(1000, 0, 8), points(300, 1, 8)
     (note,) = memorization_rows(make_row, points(300, 2, 8) * 9, train, fresh)
     assert note.startswith("mine is off the data: ")
-    assert "times as far from the training data as held-out data[digits-cnn]" in note
+    assert "neighbour_distance_ratio[digits-cnn]" in note
 
 
 @pytest.mark.parametrize(

@@ -92,9 +92,6 @@ def test_a_reason_of_several_lines_stays_in_its_cell(workshop):
     assert plan.describe()["reasons"] == {"t": "first second | third"}
 
 
-PHASES = st.sampled_from(["fit", "test"])
-
-
 @settings(max_examples=50, deadline=None)
 @given(fractions=st.lists(st.floats(0, 1), min_size=2, max_size=8))
 def test_the_bar_of_all_cells_never_goes_back(fractions):
@@ -104,6 +101,8 @@ def test_the_bar_of_all_cells_never_goes_back(fractions):
     shares = [_share(step) for step in [{}, *steps, {"phase": "done", "fraction": 1.0}]]
     assert shares == sorted(shares)
     assert (shares[0], shares[-1]) == (0.0, 1.0)
+    nobody_trains = [_share({"phase": "reference", "fraction": f}) for f in sorted(fractions)]
+    assert nobody_trains == sorted(fractions)
 
 
 def test_a_preparation_tells_what_is_trained_and_how_far(workshop):

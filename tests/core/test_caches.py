@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import flowbench
-from flowbench import runs
+from flowbench import prerequisites
 from flowbench.config import Experiment
 from flowbench.core import places
 from flowbench.data import FlowDataModule
@@ -66,7 +66,7 @@ def efficientnet() -> object:
 
 def required() -> object:
     file = ROOT / "experiments/digits/autoencoder.yaml"
-    return runs._required("autoencoder", Experiment.from_files([file], ["budget.steps=1"]))
+    return prerequisites._required("autoencoder", Experiment.from_files([file], ["budget.steps=1"]))
 
 
 MAKERS = {
@@ -75,7 +75,7 @@ MAKERS = {
     "flowbench.families.latents.cache": [latents],
     "flowbench.families.pairing.store": [pairs],
     "flowbench.metrics.weights": [inception, efficientnet],
-    "flowbench.runs": [required],
+    "flowbench.prerequisites": [required],
 }
 ALL = [maker for makers in MAKERS.values() for maker in makers]
 
@@ -160,4 +160,4 @@ def test_a_required_model_that_is_trained_needs_no_lock(tmp_path: Path, monkeypa
     (folder / "checkpoints" / "last.ckpt").touch()
     (folder / "progress.json").write_text('{"phase": "done"}')
     _close(tmp_path, monkeypatch)
-    assert runs._required("autoencoder", experiment) == folder / "checkpoints" / "last.ckpt"
+    assert prerequisites._required("autoencoder", experiment) == folder / "checkpoints" / "last.ckpt"

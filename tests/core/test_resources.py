@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flowbench.bench.plan import make_plan, plan_table
+from flowbench.bench.plan import make_plan
+from flowbench.bench.preview import plan_table
 from flowbench.cli import main
 from flowbench.config import ConfigError, Experiment, compose, fingerprint
 from flowbench.core import resources
@@ -159,14 +160,14 @@ def test_a_bench_is_the_same_however_its_contenders_are_named(installed: Path) -
     write("checkout.yaml", BENCH.format(f"{ROOT / 'experiments'}/"))
     assert [cell.config_hash for cell in make_plan("checkout.yaml").cells] == [c.config_hash for c in names.cells]
     assert names.cells[0].config["base"] == ["flowbench:digits/cfm.yaml"], "it holds when the package moves"
-    shown = list(plan_table(names).columns[1].cells)
+    shown = [str(cell) for cell in plan_table(names).columns[1].cells]
     assert shown == ["flowbench:digits/cfm.yaml", "flowbench:digits/wcfm.yaml"]
 
 
 def test_a_shipped_bench_is_planned_in_any_directory(installed: Path) -> None:
     plan = make_plan("flowbench:starflow_vs_wcfm.yaml")
     assert plan.directory == Path.cwd() / "runs" / "starflow_vs_wcfm"
-    assert list(plan_table(plan).columns[1].cells) == ["digits/starflow.yaml", "digits/wcfm.yaml"]
+    assert [str(cell) for cell in plan_table(plan).columns[1].cells] == ["digits/starflow.yaml", "digits/wcfm.yaml"]
 
 
 def test_what_ships_is_listed_by_the_names_that_commands_take(

@@ -80,7 +80,7 @@ def test_get_draws_it_where_it_is_missing(
     full_set: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fashion_mnist_mini, "resource", lambda name: tmp_path / "nowhere" / name)
-    (tmp_path / "fashion_mnist").symlink_to(full_set("fashion_mnist") / "fashion_mnist")
+    (tmp_path / "fashion_mnist").symlink_to((full_set("fashion_mnist") / "fashion_mnist").resolve())
     get("fashion_mnist_mini").fetch(tmp_path, print)
     assert len(load_mini(tmp_path)["train"]) == 1_750
 

@@ -185,6 +185,16 @@ def test_concurrent_gets_fetch_once(tmp_path: Path) -> None:
     assert sum("verified" in line for line in said) == 3
 
 
+def test_a_folder_of_somebodys_own_is_not_replaced(tmp_path: Path) -> None:
+    """It may have the data set's name."""
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "holiday.png").write_bytes(b"mine")
+    source = Source("packages", "a test", lambda root, scratch: ARRAYS)
+    text = message(lambda: obtain(STORE, [source], tmp_path, lambda line: None))
+    assert "toy: holds files that are not of the data set (holiday.png); move them, or set FLOWBENCH_DATA" in text
+    assert visible(tmp_path / "toy") == ["holiday.png"]
+
+
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / ".toy-killed").mkdir()
     (tmp_path / ".toy-killed" / "half").write_text("half a file")

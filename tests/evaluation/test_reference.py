@@ -161,3 +161,17 @@ def test_covariances_that_no_machine_has_room_for_are_left_out_with_a_word(tmp_p
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("gaussian, gmm: left out, because a covariance of 64 dimensions takes 0 GiB")
     assert "data.image_size" in line
+
+
+def test_a_mixture_that_has_not_converged_says_so_once(monkeypatch):
+    fit = GaussianMixture.fit
+
+    def stopped(self, points):
+        self.max_iter = 1
+        return fit(self, points)
+
+    monkeypatch.setattr(GaussianMixture, "fit", stopped)
+    x = np.random.default_rng(0).standard_normal((300, 2))
+    with pytest.warns(UserWarning, match="mixture of 5 Gaussians has not converged after 1 steps") as told:
+        module.fit_mixture(x[:200], x[200:], (5,), seed=0)
+    assert len(told) == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,19 +94,20 @@ def check_cacheable(data: FlowDataModule) -> None:
 
 
 def _identity(autoencoder: Autoencoder, data: FlowDataModule) -> dict[str, Any]:
-    spec = data.spec
+    network = autoencoder.network
     return {
-        "dataset": spec.name,
-        "version": spec.version,
-        "shape": list(spec.shape),
+        **data.spec.identity,
         "num_samples": len(data.split("train")),
         "autoencoder": autoencoder.checksum(),
+        "network": type(network).__qualname__,
+        "latent_shape": list(network.latent_shape),
     }
 
 
 def _path(identity: dict[str, Any]) -> Path:
     parts = (identity[key] for key in ("dataset", "version", "num_samples", "autoencoder"))
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join(map(str, parts)))
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join(map(str, (*parts, key))))
     return cached("latents", f"{name}.pt")
 
 

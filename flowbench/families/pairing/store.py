@@ -107,7 +107,7 @@ class PairStore:
 
 
 def weights_checksum(module: nn.Module) -> str:
-    """SHA-256 over names and values of a module's state, the first 16 hex digits."""
+    """SHA-256 over names, types, shapes and values of a module's state, the first 16 hex digits."""
     digest = hashlib.sha256()
     for part in _leaves("", module.state_dict()):
         digest.update(part)
@@ -120,7 +120,7 @@ def _leaves(name: str, value: Any) -> Iterable[bytes]:
         for key in sorted(value):
             yield from _leaves(f"{name}.{key}", value[key])
     elif isinstance(value, Tensor):
-        yield name.encode()
+        yield f"{name}|{value.dtype}|{tuple(value.shape)}|".encode()
         yield value.detach().cpu().contiguous().numpy().tobytes()
     else:
         yield f"{name}={value!r}".encode()
