@@ -54,7 +54,7 @@ def _validated(
     """The experiment of a configuration, in which only sections are validated that were not before."""
     known = {key: valid[name] for name, keys in parts.items() if name in valid for key in keys}
     whole = copy.deepcopy(dict(content))
-    if _NEEDED <= known.keys():
+    if all(name in valid for name in parts):
         # The model's experiment knows what the model requires.
         experiment = known["model"]
     else:
