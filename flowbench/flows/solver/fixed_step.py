@@ -148,7 +148,7 @@ class FixedStepSolver(Solver):
 
     def stage_times(self, times: Tensor) -> list[float]:
         """Every time at which a solve through ``times`` evaluates the field, in the order of the evaluations."""
-        return [step.time(c) for step in self.steps(times) for c in self._stages]
+        return [step.time(c) for step in self.steps(times) for c in self.tableau.c]
 
     def with_evaluations(self, num_evaluations: int) -> Solver:
         """The same method and grid with as many steps as the budget buys; see :meth:`Solver.with_evaluations`."""
@@ -159,10 +159,6 @@ class FixedStepSolver(Solver):
                 f" exactly {num_evaluations}: choose a positive multiple"
             )
         return self._with_steps(steps)
-
-    @property
-    def _stages(self) -> tuple[float, ...]:
-        return self.tableau.c
 
     def _with_steps(self, num_steps: int) -> FixedStepSolver:
         changed = copy.copy(self)
