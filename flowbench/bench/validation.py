@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from flowbench.bench.plan import Plan, pair_name
 from flowbench.config import Composed, Experiment, fingerprint
 
@@ -43,7 +41,7 @@ def check_experiments(plan: Plan) -> None:
 
 
 def _validate(tree: Mapping[str, Any], file: Path) -> None:
-    Experiment.from_composed(Composed(OmegaConf.create({}), copy.deepcopy(dict(tree)), (file,)))
+    Experiment.from_composed(Composed({}, copy.deepcopy(dict(tree)), (file,)))
 
 
 def _parts(content: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from flowbench.cli.parser import Command, Parser, UsageError, count
+from flowbench.cli.parser import Command, Parser, UsageError, count, path
 
 __all__ = ["COMMANDS"]
 
@@ -24,11 +24,11 @@ def _bench_options(parser: Parser) -> None:
 
 
 def _compare_options(parser: Parser) -> None:
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories, two or more")
+    parser.add_argument("runs", nargs="+", type=path, metavar="RUN", help="run directories, two or more")
 
 
 def _report_options(parser: Parser) -> None:
-    parser.add_argument("directory", type=Path, metavar="BENCH_DIR", help="directory of a bench, e.g. runs/toy_2d")
+    parser.add_argument("directory", type=path, metavar="BENCH_DIR", help="directory of a bench, e.g. runs/toy_2d")
 
 
 def _list_options(parser: Parser) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from flowbench.cli.parser import Command, Parser, UsageError, count, print_result
+from flowbench.cli.parser import Command, Parser, UsageError, count, path, print_result
 
 __all__ = ["COMMANDS"]
 
@@ -26,15 +25,15 @@ def _dataset_options(parser: Parser, required: bool) -> None:
 
 def _stats_options(parser: Parser) -> None:
     _dataset_options(parser, required=True)
-    parser.add_argument("--samples", type=Path, metavar="DIR_OR_NPZ", help="of these images instead of a split's")
+    parser.add_argument("--samples", type=path, metavar="DIR_OR_NPZ", help="of these images instead of a split's")
     parser.add_argument("--split", choices=("train", "val", "test"), default="train", help="default: train")
     parser.add_argument("--features", metavar="NAME", default="inception", help="extractor (default: inception)")
     parser.add_argument("--num-samples", type=count, metavar="N", help="the first N images (default: all)")
-    parser.add_argument("--output", "-o", type=Path, metavar="FILE", required=True, help=".npz file to write")
+    parser.add_argument("--output", "-o", type=path, metavar="FILE", required=True, help=".npz file to write")
 
 
 def _evaluate_options(parser: Parser) -> None:
-    parser.add_argument("--samples", type=Path, metavar="DIR_OR_NPZ", required=True, help="images to score")
+    parser.add_argument("--samples", type=path, metavar="DIR_OR_NPZ", required=True, help="images to score")
     _dataset_options(parser, required=False)
     parser.add_argument(
         "-c",
@@ -45,7 +44,7 @@ def _evaluate_options(parser: Parser) -> None:
         help="experiment file whose data and evaluator are used, instead of --data",
     )
     parser.add_argument(
-        "--bench", type=Path, metavar="DIR", help="bench that says how to measure, and whose tables the rows join"
+        "--bench", type=path, metavar="DIR", help="bench that says how to measure, and whose tables the rows join"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the experiment file")
     parser.add_argument(
@@ -60,7 +59,7 @@ def _evaluate_options(parser: Parser) -> None:
     )
     parser.add_argument("--reference", choices=("train", "val", "test"), help="reference split (default: train)")
     parser.add_argument("--name", metavar="NAME", help="contender's name in the rows (default: that of the samples)")
-    parser.add_argument("--output", "-o", type=Path, metavar="DIR", help="folder (default: runs/NAME)")
+    parser.add_argument("--output", "-o", type=path, metavar="DIR", help="folder (default: runs/NAME)")
 
 
 def _data(arguments: argparse.Namespace) -> int:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from flowbench.cli.parser import Command, Parser, config_options, count, print_result
+from flowbench.cli.parser import Command, Parser, config_options, count, path, print_result
 from flowbench.prediction_request import OPTIONS, PRIORS, TASKS
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ def _fit_options(parser: Parser) -> None:
 
 def _checkpoint_options(parser: Parser) -> None:
     config_options(parser)
-    parser.add_argument("--ckpt", type=Path, metavar="FILE", help="checkpoint (default: the run's last one)")
+    parser.add_argument("--ckpt", type=path, metavar="FILE", help="checkpoint (default: the run's last one)")
 
 
 def _predict_options(parser: Parser) -> None:
@@ -42,12 +41,12 @@ def _predict_options(parser: Parser) -> None:
         parser.add_argument(name, default=argparse.SUPPRESS, **details)
 
     option("--task", choices=TASKS, help="what to do (default: sample)")
-    option("--output", type=Path, metavar="DIR", help="folder (default: samples, or the task, in the run's folder)")
+    option("--output", type=path, metavar="DIR", help="folder (default: samples, or the task, in the run's folder)")
     option("--num-samples", type=count, metavar="N", help="samples, images, points or pairs (default: by task)")
     option("--guidance", type=float, metavar="S", help="sample, edit: guidance scale; 1 is none")
     option("--network-evaluations", type=count, metavar="N", help="sample: network evaluations per sample")
     option("--split", choices=("train", "val", "test"), help="all but sample: where the data are from (default: test)")
-    option("--images", type=Path, metavar="FILE", help="in place of the split: npz with x and label, e.g. samples.npz")
+    option("--images", type=path, metavar="FILE", help="in place of the split: npz with x and label, e.g. samples.npz")
     option("--classes", type=class_list, metavar="K,...", help="edit: classes to decode (default: all)")
     option("--steps", type=count, metavar="T", help="interpolate: states, the ends included (default: 8)")
     option("--mask", metavar="MASK", help="inpaint: left, right, top, bottom, center, random-0.5 or a PNG file")

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from flowbench.core.paths import expand
+
 __all__ = [
     "Command",
     "Parser",
@@ -20,6 +22,7 @@ __all__ = [
     "config_options",
     "count",
     "make_parser",
+    "path",
     "plain_overrides",
     "print_result",
 ]
@@ -84,6 +87,14 @@ def count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got '{text}'")
     return int(text)
+
+
+def path(text: str) -> Path:
+    """A path as an option's type."""
+    try:
+        return expand(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def config_options(parser: Parser) -> None:

@@ -13,6 +13,9 @@ _LISTED = 12
 class ConfigError(ValueError):
     """A mistake in an experiment file or an override: one line that says what to do about it."""
 
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(message))
+
 
 def one_line(text: object) -> str:
     """Collapse any message to a single line."""

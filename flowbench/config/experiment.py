@@ -8,11 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flowbench.config.annotations import constructor_hints, takes_path
 from flowbench.config.budget import check_trainer, read_budget
-from flowbench.config.classes import Arguments, Object, accepted_names, constructor_hints, takes_path
+from flowbench.config.classes import Arguments, Object, accepted_names
 from flowbench.config.compose import Composed, compose, fingerprint, to_yaml
 from flowbench.config.errors import ConfigError, suggestion
+from flowbench.config.fitting import fit_experiment
 from flowbench.config.imports import import_class
+from flowbench.config.text import shown
+from flowbench.core.paths import expand
 
 if TYPE_CHECKING:
     from lightning import Callback, LightningModule
@@ -111,6 +115,7 @@ class Experiment:
     @classmethod
     def _from_resolved(cls, resolved: dict[str, Any], source_yaml: str, stem: str) -> Experiment:
         _check_sections(resolved)
+        resolved = fit_experiment(resolved)
         name = fingerprint(resolved)
         seed = _seed(resolved.get("seed", 0))
         run_dir = _run_dir(resolved.get("run"), stem, name)
@@ -311,7 +316,7 @@ def _check_sections(resolved: Mapping[str, Any]) -> None:
             raise ConfigError(f"the experiment has no '{key}'; see the files in experiments/ for the form")
     run = resolved.get("run") or {}
     if not isinstance(run, Mapping):
-        raise ConfigError(f"run must hold dir and name, got {run!r}")
+        raise ConfigError(f"run must hold dir and name, got {shown(run)}")
     for key in run:
         if key not in RUN_KEYS:
             raise ConfigError(f"run: unknown key '{key}'{suggestion(str(key), RUN_KEYS)}")
@@ -319,16 +324,21 @@ def _check_sections(resolved: Mapping[str, Any]) -> None:
 
 def _seed(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ConfigError(f"seed must be a whole number >= 0, got {value!r}")
+        raise ConfigError(f"seed must be a whole number >= 0, got {shown(value)}")
     return value
 
 
 def _run_dir(run: Mapping[str, Any] | None, stem: str, name: str) -> Path:
     run = run or {}
+    for key, value in run.items():
+        if isinstance(value, (Mapping, list)):
+            raise ConfigError(f"run.{key} must be text, got {shown(value)}")
     if run.get("dir"):
-        return Path(str(run["dir"])).expanduser()
+        return expand(run["dir"])
     if run.get("name"):
-        return Path("runs") / str(run["name"])
+        if run["name"].startswith("~"):
+            raise ConfigError(f"run.name={run['name']} names a folder inside of runs/; write run.dir={run['name']}")
+        return Path("runs") / run["name"]
     return Path("runs") / (stem if stem.endswith(name) else f"{stem}-{name}")
 
 
@@ -344,7 +354,7 @@ def _requirement(name: str, resolved: dict[str, Any]) -> Experiment:
 def _section(resolved: Mapping[str, Any], key: str) -> dict[str, Any]:
     value = resolved.get(key) or {}
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{key} must hold 'name: value' lines, got {value!r}")
+        raise ConfigError(f"{key} must hold 'name: value' lines, got {shown(value)}")
     return dict(value)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
+from flowbench.core.paths import expand
 from flowbench.data.chi_arcs import CHI_ARCS
 from flowbench.data.densities import DENSITIES, density_entry
 from flowbench.data.digits import DIGITS
@@ -55,6 +56,7 @@ def check(name: str, path: str | Path | None = None, image_size: int | None = No
         ValueError: for an unknown name, a missing path, or an option that the dataset does not use.
     """
     _check_name(name)
+    path = None if path is None else expand(path)
     if name in _entries and path is not None:
         raise ValueError(f"path: the dataset {name!r} takes none, got {str(path)!r}; remove it")
     if name in USER_FORMATS and path is None:
@@ -150,7 +152,7 @@ def get(
     check(name, path, image_size, random_flip)
     if path is None:
         return _entries[name]
-    entry = open_user_data(name, Path(path), image_size)
+    entry = open_user_data(name, expand(path), image_size)
     if random_flip:
         _check_flips(entry)
     return entry

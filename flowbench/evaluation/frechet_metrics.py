@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from flowbench import metrics as pure
+from flowbench.core.paths import expand
 from flowbench.evaluation.feature_metrics import FeatureMetric
 from flowbench.evaluation.metric import distance
 from flowbench.evaluation.subject import Measurement, Subject
@@ -38,7 +39,7 @@ class _FrechetMetric(FeatureMetric):
         super().__init__(features, num_samples, num_reference)
         if statistics is not None and num_reference is not None:
             raise ValueError(f"num_reference={num_reference} has no say over the statistics in {statistics}; remove it")
-        self.statistics = statistics
+        self.statistics = None if statistics is None else str(expand(statistics))
         # The file's moments and hash: read once, not for every point of a sweep.
         self._loaded: tuple[Moments, str] | None = None
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowbench.core.paths import expand
 from flowbench.metrics.frechet import FeatureStatistics, GaussianStatistics
 from flowbench.storage import write_atomic
 
@@ -76,6 +77,7 @@ def load_statistics(
     Raises:
         ValueError: the file is missing or damaged, or its metadata is not the expected; one line.
     """
+    path = expand(path)
     _must_exist(path, "make them with save_statistics")
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -113,6 +115,7 @@ def load_moments(
         ValueError: a file that is missing, damaged, of another kind or dimension, or whose numbers cannot be
             moments, or metadata that are not the expected; one line.
     """
+    path = expand(path)
     _must_exist(path, "give the path of an .npz with mu and sigma, or of a torch-fidelity .pt")
     try:
         with open(path, "rb") as file:

