@@ -13,6 +13,7 @@ from flowbench.bench.claims import Claim, parse_claim
 from flowbench.bench.mappings import flatten, nest
 from flowbench.bench.store import REFERENCES
 from flowbench.config.compose import read_mapping
+from flowbench.config.errors import ConfigError
 from flowbench.config.interpolation import resolve
 from flowbench.config.merge import merge, set_key, value_at
 from flowbench.config.overrides import parse_override
@@ -84,9 +85,16 @@ def load_bench_file(path: str | Path, overrides: Sequence[str] = ()) -> BenchFil
         overrides: ``key=value`` changes; an override of the budget replaces the file's budget.
 
     Raises:
-        ValueError: one line that names the key, the value and what to write instead.
+        ConfigError: one line that names the key, the value and what to write instead.
     """
-    path = Path(path)
+    try:
+        return _load(path, overrides)
+    except ValueError as error:  # on one line, whatever the user's text holds
+        raise ConfigError(error) from error
+
+
+def _load(path: str | Path, overrides: Sequence[str]) -> BenchFile:
+    path = expand(path)
     where = str(path)
     content = _override(_read(path), overrides)
     _known(content, _KEYS, where)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from flowbench.cli.output import answer
 from flowbench.cli.parser import Command, Parser, UsageError, count, path
+from flowbench.cli.summaries import show
 
 __all__ = ["COMMANDS"]
 
@@ -47,21 +49,22 @@ def _compare(arguments: argparse.Namespace) -> int:
         raise UsageError("compare needs two run directories or more, got 1")
     from flowbench.bench import compare
 
-    print(compare(arguments.runs))
+    answer(compare(arguments.runs))
     return 0
 
 
 def _report_bench(arguments: argparse.Namespace) -> int:
     from flowbench.bench import build_report
 
-    print(build_report(arguments.directory))
+    report = build_report(arguments.directory)
+    show([("report", "tables, claims and pictures of the bench, from its rows")], report)
     return 0
 
 
 def _list(arguments: argparse.Namespace) -> int:
     from flowbench.listing import listing
 
-    print(listing(arguments.kind))
+    answer(listing(arguments.kind))
     return 0
 
 

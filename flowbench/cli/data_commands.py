@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from flowbench.cli.parser import Command, Parser, UsageError, count, path, print_result
+from flowbench.cli.output import answer
+from flowbench.cli.parser import Command, Parser, UsageError, count, path
+from flowbench.cli.summaries import measured_facts, show, statistics_facts
 
 __all__ = ["COMMANDS"]
 
@@ -68,7 +70,7 @@ def _data(arguments: argparse.Namespace) -> int:
             raise UsageError(f"data list takes no names, got {' '.join(arguments.names)}")
         from flowbench.listing import data_table
 
-        print(data_table())
+        answer(data_table())
         return 0
     if not arguments.names:
         raise UsageError("data get needs the name of a dataset; see flowbench data list")
@@ -83,16 +85,18 @@ def _data(arguments: argparse.Namespace) -> int:
 def _stats(arguments: argparse.Namespace) -> int:
     from flowbench import scoring
 
-    print(
-        scoring.stats(
-            scoring.open_data(arguments.data, arguments.path, arguments.image_size, arguments.train_on_val),
-            arguments.output,
-            features=arguments.features,
-            split=arguments.split,
-            samples=arguments.samples,
-            num_samples=arguments.num_samples,
-        )
+    file = scoring.stats(
+        scoring.open_data(arguments.data, arguments.path, arguments.image_size, arguments.train_on_val),
+        arguments.output,
+        features=arguments.features,
+        split=arguments.split,
+        samples=arguments.samples,
+        num_samples=arguments.num_samples,
     )
+    from flowbench.metrics import load_statistics
+
+    statistics, metadata = load_statistics(file)
+    show(statistics_facts(metadata, len(statistics.mean)), file)
     return 0
 
 
@@ -111,10 +115,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     elif arguments.files is not None:
         data, evaluator = scoring.open_experiment(arguments.files, arguments.overrides)
     else:
-        print(scoring.join_bench(arguments.samples, arguments.bench, arguments.name, arguments.num_samples))
+        report = scoring.join_bench(arguments.samples, arguments.bench, arguments.name, arguments.num_samples)
+        show([("joined", f"the tables of {arguments.bench}")], report)
         return 0
     wanted = {"name": arguments.name, "output": arguments.output, "num_samples": arguments.num_samples}
-    print_result(scoring.evaluate(arguments.samples, data, evaluator, **wanted))
+    folder = scoring.evaluate(arguments.samples, data, evaluator, **wanted)
+    show(measured_facts(folder), folder, table=folder)
     return 0
 
 

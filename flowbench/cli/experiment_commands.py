@@ -8,7 +8,9 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from flowbench.cli.parser import Command, Parser, config_options, count, path, print_result
+from flowbench.cli.output import answer
+from flowbench.cli.parser import Command, Parser, config_options, count, path
+from flowbench.cli.summaries import fit_facts, measured_facts, prediction_facts, preparation_facts, show
 from flowbench.prediction_request import OPTIONS, PRIORS, TASKS
 
 if TYPE_CHECKING:
@@ -69,37 +71,58 @@ def _experiment(arguments: argparse.Namespace, trains: bool = False) -> Experime
 
     composed = compose(arguments.files, arguments.overrides)
     if arguments.print_config:
-        print(to_yaml(composed.resolved), end="")
+        answer(to_yaml(composed.resolved).rstrip("\n"))
         return None
     experiment = Experiment.from_composed(composed)
     if trains:
         experiment.require_budget()
     if arguments.dry_run:
-        print(experiment.summary())
+        answer(experiment.summary())
         return None
     return experiment
 
 
 def _run(
-    action: Callable[[ModuleType, Experiment, argparse.Namespace], object], trains: bool = False
+    action: Callable[[ModuleType, Experiment, argparse.Namespace], None], trains: bool = False
 ) -> Callable[[argparse.Namespace], int]:
-    """A handler that gives the validated experiment to one function of ``flowbench.runs``."""
+    """A handler that gives the validated experiment and ``flowbench.runs`` to an action, which prints what it did."""
 
     def handler(arguments: argparse.Namespace) -> int:
         experiment = _experiment(arguments, trains)
         if experiment is not None:
-            print_result(action(importlib.import_module("flowbench.runs"), experiment, arguments))
+            action(importlib.import_module("flowbench.runs"), experiment, arguments)
         return 0
 
     return handler
 
 
-_fit = _run(lambda runs, experiment, given: runs.fit(experiment, test=given.test, resume=given.resume), trains=True)
-_validate = _run(lambda runs, experiment, given: runs.validate(experiment, given.ckpt))
-_test = _run(lambda runs, experiment, given: runs.test(experiment, given.ckpt))
-_reference = _run(lambda runs, experiment, given: runs.reference(experiment))
-_prepare = _run(lambda runs, experiment, given: runs.prepare(experiment))
-_predict = _run(lambda runs, experiment, given: runs.predict(experiment, given.ckpt, **_given(given)))
+def _fit(runs: ModuleType, experiment: Experiment, given: argparse.Namespace) -> None:
+    folder = runs.fit(experiment, test=given.test, resume=given.resume)
+    show(fit_facts(folder, given.test), folder, table=folder if given.test else None)
+
+
+def _validate(runs: ModuleType, experiment: Experiment, given: argparse.Namespace) -> None:
+    metrics = runs.validate(experiment, given.ckpt)
+    show([(name, f"{value:.6g}") for name, value in metrics.items()])
+
+
+def _test(runs: ModuleType, experiment: Experiment, given: argparse.Namespace) -> None:
+    folder = runs.test(experiment, given.ckpt)
+    show(measured_facts(folder), folder, table=folder)
+
+
+def _reference(runs: ModuleType, experiment: Experiment, given: argparse.Namespace) -> None:
+    folder = runs.reference(experiment)
+    show(measured_facts(folder), folder, table=folder)
+
+
+def _prepare(runs: ModuleType, experiment: Experiment, given: argparse.Namespace) -> None:
+    show(preparation_facts(runs.prepare(experiment), experiment.resolved.get("evaluator")))
+
+
+def _predict(runs: ModuleType, experiment: Experiment, given: argparse.Namespace) -> None:
+    folder = runs.predict(experiment, given.ckpt, **_given(given))
+    show(prediction_facts(folder), folder)
 
 
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -113,7 +136,7 @@ def _count(arguments: argparse.Namespace) -> int:
     if experiment is not None:
         from flowbench.counting import count as count_model
 
-        print(count_model(experiment).text())
+        answer(count_model(experiment).text())
     return 0
 
 
@@ -125,20 +148,20 @@ COMMANDS = {
         "  flowbench fit -c experiments/digits/wcfm.yaml -c mine.yaml --dry-run\n"
         "  flowbench fit -c runs/wcfm/config.yaml run.name=again",
         _fit_options,
-        _fit,
+        _run(_fit, trains=True),
     ),
     "validate": Command(
         "measure a checkpoint on the validation split",
         "  flowbench validate -c experiments/digits/wcfm.yaml --ckpt runs/wcfm/checkpoints/last.ckpt",
         _checkpoint_options,
-        _validate,
+        _run(_validate),
     ),
     "test": Command(
         "measure a checkpoint on the test split",
         "  flowbench test -c runs/wcfm/config.yaml\n"
         "  flowbench test -c experiments/digits/wcfm.yaml --ckpt last.ckpt evaluator.num_samples=1000",
         _checkpoint_options,
-        _test,
+        _run(_test),
     ),
     "predict": Command(
         "draw samples from a checkpoint, or reconstruct, edit, interpolate, inpaint, classify",
@@ -148,19 +171,19 @@ COMMANDS = {
         "  flowbench predict -c runs/tarflow/config.yaml --task edit --classes 0,3,8\n"
         "  flowbench predict -c runs/tarflow/config.yaml --task classify --split val --prior train",
         _predict_options,
-        _predict,
+        _run(_predict),
     ),
     "reference": Command(
         "write the rows that no contender owns: floor, noise, gaussian, gmm",
         "  flowbench reference -c experiments/digits/wcfm.yaml",
         config_options,
-        _reference,
+        _run(_reference),
     ),
     "prepare": Command(
         "train what an experiment requires (autoencoder, feature network) into the cache",
         "  flowbench prepare -c experiments/digits/starflow.yaml",
         config_options,
-        _prepare,
+        _run(_prepare),
     ),
     "count": Command(
         "count parameters, operations, cache and memory of a model; reads no data, allocates no weights",

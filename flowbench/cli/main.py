@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import sys
 from collections.abc import Sequence
 
 from flowbench.cli import bench_commands, data_commands, experiment_commands
+from flowbench.cli.output import answer, safe_streams
 from flowbench.cli.parser import UsageError, make_parser, plain_overrides
 
 __all__ = ["COMMANDS", "main"]
@@ -25,7 +25,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status: 0 done, 2 a user's mistake, 1 a failure, 130 interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in words
+    with safe_streams():
+        return _run(words)
+
+
+def _run(words: list[str]) -> int:
     try:
         return _dispatch(words)
     except KeyboardInterrupt:
@@ -34,11 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning turns an interrupt into exit(1)
             return _report("interrupted; the same command continues", 130)
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except BrokenPipeError:  # the reader of a pipe, `flowbench list | head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except Exception as error:
-        if debug or not _is_expected(error):
+        if "--debug" in words or not _is_expected(error):
             raise
         return _report(f"error: {error}", 2 if _is_user_mistake(error) else 1)
 
@@ -58,10 +59,10 @@ def _is_expected(error: Exception) -> bool:
 
 def _dispatch(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
-        print(_overview())
+        answer(_overview())
         return 0 if words else 2
     if words[0] == "--version":
-        print(f"flowbench {importlib.metadata.version('flowbench')}")
+        answer(f"flowbench {importlib.metadata.version('flowbench')}")
         return 0
     name, *rest = words
     if name not in COMMANDS:

@@ -7,12 +7,12 @@ answers at once.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from flowbench.cli.output import answer
 from flowbench.core.paths import expand
 
 __all__ = [
@@ -24,13 +24,12 @@ __all__ = [
     "make_parser",
     "path",
     "plain_overrides",
-    "print_result",
 ]
 
 _OVERRIDES = """
 overrides:
-  key=value sets one key of the composed files, e.g. trainer.max_steps=500, optimizer.lr=1e-3,
-  evaluator.sweep.network_evaluations=[1,2,4]; --key=value means the same. Later ones win.
+  key=value sets one key of the composed files, e.g. trainer.max_steps=500, data.batch_size=64,
+  model.init_args.optimizer.lr=1e-3; --key=value means the same. Later ones win.
 """
 
 
@@ -47,6 +46,10 @@ class Parser(argparse.ArgumentParser):
         if message.startswith("unrecognized arguments: --") and "." in message:
             hint = "; options of the experiment are written key=value"
         raise UsageError(f"{message}{hint}; see {self.prog} --help")
+
+    def print_help(self, file: object = None) -> None:
+        """Print the help, as wide as the terminal."""
+        answer(self.format_help().rstrip())
 
 
 @dataclass(frozen=True)
@@ -111,18 +114,3 @@ def config_options(parser: Parser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, see below")
     parser.add_argument("--print-config", action="store_true", help="print the composed YAML and stop")
     parser.add_argument("--dry-run", action="store_true", help="validate, say what would run, and stop")
-
-
-def print_result(result: object) -> None:
-    """What a command leaves: a folder, with its measurements where it holds some, or named numbers."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        return
-    if isinstance(result, Path):
-        if (result / "rows.jsonl").is_file():
-            from flowbench.bench import compare
-
-            print(compare([result]))
-        print(result)
-    elif isinstance(result, dict):
-        for name, value in result.items():
-            print(f"{name}  {value}")

@@ -351,10 +351,10 @@ def _requirement(name: str, resolved: dict[str, Any]) -> Experiment:
     return experiment
 
 
-def _section(resolved: Mapping[str, Any], key: str) -> dict[str, Any]:
+def _section(resolved: Mapping[str, Any], key: str, where: str = "") -> dict[str, Any]:
     value = resolved.get(key) or {}
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{key} must hold 'name: value' lines, got {shown(value)}")
+        raise ConfigError(f"{where}{key} must hold 'name: value' lines, got {shown(value)}")
     return dict(value)
 
 
@@ -392,7 +392,8 @@ def _named(resolved: Mapping[str, Any], key: str, base: type, defaults: Mapping[
         if isinstance(spec, Mapping) and "class_path" in spec:
             accepted = accepted_names(import_class(f"{key}.{name}", spec["class_path"]))
             fill = {k: v for k, v in defaults.items() if k in accepted}
-            spec = {**spec, "init_args": {**fill, **(spec.get("init_args") or {})}}
+            given = _section(spec, "init_args", f"{key}.{name}.")
+            spec = {**spec, "init_args": {**fill, **given}}
         parts[str(name)] = Object(f"{key}.{name}", base, spec)
     return parts
 

@@ -13,7 +13,7 @@ from flowbench.data.entry import DatasetEntry
 from flowbench.data.fashion_mnist_mini import FASHION_MNIST_MINI
 from flowbench.data.real_images import CIFAR10, FASHION_MNIST, MNIST
 from flowbench.data.spec import DataSpec
-from flowbench.data.user_data import USER_FORMATS, open_user_data
+from flowbench.data.user_formats import USER_FORMATS
 
 __all__ = ["check", "check_declaration", "declared_spec", "get", "list_datasets", "register"]
 
@@ -152,6 +152,8 @@ def get(
     check(name, path, image_size, random_flip)
     if path is None:
         return _entries[name]
+    from flowbench.data.user_data import open_user_data  # reads files with libraries that a list does not need
+
     entry = open_user_data(name, expand(path), image_size)
     if random_flip:
         _check_flips(entry)

@@ -19,14 +19,7 @@ from flowbench.data.image_folder import read_image_folder
 from flowbench.data.spec import DataSpec
 from flowbench.data.split import SPLITS, Split, cut_order, stratified_order
 
-__all__ = ["USER_FORMATS", "open_user_data"]
-
-USER_FORMATS = {
-    "npz": ".npz file (x, or train/val/test; optional label)",
-    "npy": ".npy file (one array)",
-    "pt": ".pt file (a tensor, or a dict with the keys of an npz)",
-    "image_folder": "folder of images, one subfolder per class",
-}
+__all__ = ["open_user_data"]
 
 MIN_SAMPLES = 10
 _WHOLE_KEYS = {"x", "label", "y", "num_classes"}

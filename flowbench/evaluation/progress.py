@@ -34,13 +34,17 @@ class ProgressFile(L.Callback):
         self.budget = budget
         self._clock = clock
         self._last = 0.0
+        self._loss: torch.Tensor | None = None
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write when a second has passed."""
+        loss = outputs.get("loss") if isinstance(outputs, dict) else None
+        if isinstance(loss, torch.Tensor):
+            self._loss = loss.detach()  # read when it is written, because that waits for the device
         if self._clock() - self._last >= INTERVAL:
-            self.write(trainer, "fit", outputs)
+            self.write(trainer, "fit")
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Training is over; the budget says whether it is used up."""
@@ -50,24 +54,24 @@ class ProgressFile(L.Callback):
         """Measuring."""
         self.write(trainer, "test")
 
-    def write(self, trainer: L.Trainer, phase: str, outputs: Any = None) -> None:
+    def write(self, trainer: L.Trainer, phase: str) -> None:
         """Write the file on process 0, atomically.
 
         Args:
             trainer: for the step.
             phase: `fit`, `test` or `done`.
-            outputs: what the training step returned, for the loss.
         """
         if not trainer.is_global_zero:
             return
         self._last = self._clock()
-        loss = outputs.get("loss") if isinstance(outputs, dict) else None
         record = {
             "phase": phase,
             "step": self.budget.steps if self.budget else trainer.global_step,
             "max_steps": self.budget.max_steps if self.budget else None,
             "fraction": self.budget.progress if self.budget else 0.0,
-            "loss": float(loss.detach()) if isinstance(loss, torch.Tensor) else None,
+            "loss": None if self._loss is None else float(self._loss),
+            "samples_seen": self.budget.samples_seen if self.budget else None,
+            "train_seconds": self.budget.train_seconds if self.budget else None,
             "updated": self._last,
         }
         write_text(self.path, json.dumps(record))
