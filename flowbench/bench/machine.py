@@ -87,13 +87,13 @@ def _has_gpu() -> bool:
 def _cgroup_quota() -> float | None:
     """CPU quota in cores of control group v2 or v1, None where there is no limit."""
     try:
-        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
         return None if limit == "max" else int(limit) / int(period)
     except (OSError, ValueError):
         pass
     try:
         folder = Path("/sys/fs/cgroup/cpu")
-        limit_us = int((folder / "cpu.cfs_quota_us").read_text())
-        return limit_us / int((folder / "cpu.cfs_period_us").read_text()) if limit_us > 0 else None
+        limit_us = int((folder / "cpu.cfs_quota_us").read_text(encoding="utf-8"))
+        return limit_us / int((folder / "cpu.cfs_period_us").read_text(encoding="utf-8")) if limit_us > 0 else None
     except (OSError, ValueError):
         return None

@@ -1,11 +1,12 @@
 """Standard output and error that never decide about a result.
 
 A run is not undone because its last line could not be printed. Characters that the terminal's encoding lacks are
-written as escapes, and a stream that is closed, full or no longer read is dropped.
+replaced by others that look alike, or written as escapes; a stream that is closed, full or no longer read is dropped.
 """
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import os
@@ -14,6 +15,27 @@ from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
 __all__ = ["answer", "safe_streams"]
+
+_ERRORS = "flowbench.readable"
+_LINES = {"─": "-", "━": "-", "═": "-", "│": "|", "┃": "|", "║": "|"}
+_ALIKE = {"±": "+/-", "≤": "<=", "≥": ">=", "↓": "v", "↑": "^", "→": "->", "–": "-", "−": "-", "×": "x", "…": "..."}
+
+
+def _readable(error: UnicodeError) -> tuple[str | bytes, int]:
+    """What to write for characters that an encoding lacks (an error handler of the codecs)."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    missing = error.object[error.start : error.end]
+    return "".join(map(_ascii, missing)), error.end
+
+
+def _ascii(character: str) -> str:
+    box = "\u2500" <= character <= "\u257f"
+    known = _LINES.get(character, "+") if box else _ALIKE.get(character)
+    return known or character.encode("ascii", "backslashreplace").decode("ascii")
+
+
+codecs.register_error(_ERRORS, _readable)
 
 
 class _Stream:
@@ -33,7 +55,7 @@ class _Stream:
             return self._stream.write(text)
         except UnicodeEncodeError:  # a stream whose way with other characters cannot be set
             encoding = self._stream.encoding or "ascii"
-            return self.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            return self.write(text.encode(encoding, _ERRORS).decode(encoding))
         except (OSError, ValueError) as error:  # a closed stream raises a ValueError
             self._drop(error)
             return len(text)
@@ -93,7 +115,7 @@ def _safe(stream: TextIO | None) -> _Stream:
         return stream
     reconfigure = getattr(stream, "reconfigure", None)
     if reconfigure is not None:
-        reconfigure(errors="backslashreplace")
+        reconfigure(errors=_ERRORS)
     return _Stream(stream)
 
 

@@ -80,6 +80,6 @@ class ProgressFile(L.Callback):
 def read_phase(path: Path) -> str | None:
     """The phase that a run has reached, or None when it has not begun."""
     try:
-        return str(json.loads(path.read_text())["phase"])
+        return str(json.loads(path.read_text(encoding="utf-8"))["phase"])
     except (OSError, ValueError, KeyError):
         return None
