@@ -95,9 +95,11 @@ def count(text: str) -> int:
 def path(text: str) -> Path:
     """A path as an option's type."""
     try:
-        return expand(text)
-    except ValueError as error:
+        found = expand(text)
+        found.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # links in a circle, a null byte, no such user
         raise argparse.ArgumentTypeError(str(error)) from error
+    return found
 
 
 def config_options(parser: Parser) -> None:
