@@ -11,11 +11,10 @@ from flowbench.cli.summaries import show
 
 __all__ = ["COMMANDS"]
 
-_BENCH_OVERRIDES = """
-overrides:
-  key=value sets one key of the bench file: seeds=[0], budget.steps=500, run_dir=runs/again. What belongs to the
-  experiments is set by task, tasks.NAME.overrides.evaluator.num_samples=200, or by contender. Later ones win.
-"""
+_BENCH_OVERRIDES = (
+    "key=value sets one key of the bench file: seeds=[0], budget.steps=500, run_dir=runs/again. What belongs to the "
+    "experiments is set by task, tasks.NAME.overrides.evaluator.num_samples=200, or by contender. Later ones win."
+)
 
 
 def _bench_options(parser: Parser) -> None:
@@ -70,29 +69,33 @@ def _list(arguments: argparse.Namespace) -> int:
 
 COMMANDS = {
     "bench": Command(
-        "run a comparison: every contender, every seed, one report",
-        "  flowbench bench -c experiments/starflow_vs_wcfm.yaml\n"
-        "  flowbench bench -c experiments/toy_2d.yaml seeds=[0,1] budget.train_flops=1e12 --jobs 2\n"
-        "  the same command again continues where it stopped",
+        "run a comparison: every contender, every seed, one report; the same command again continues",
+        (
+            "flowbench bench -c experiments/starflow_vs_wcfm.yaml",
+            "flowbench bench -c experiments/toy_2d.yaml seeds=[0,1] budget.train_flops=1e12 --jobs 2",
+        ),
         _bench_options,
         _bench,
         _BENCH_OVERRIDES,
     ),
     "compare": Command(
         "put the results of several runs side by side",
-        "  flowbench compare runs/cfm runs/wcfm",
+        ("flowbench compare runs/cfm runs/wcfm",),
         _compare_options,
         _compare,
     ),
     "report": Command(
         "rebuild the report of a bench from its rows",
-        "  flowbench report runs/starflow_vs_wcfm",
+        ("flowbench report runs/starflow_vs_wcfm",),
         _report_options,
         _report_bench,
     ),
     "list": Command(
         "list what is available: families, datasets, metrics, networks, experiments",
-        "  flowbench list\n  flowbench list families",
+        (
+            "flowbench list",
+            "flowbench list families",
+        ),
         _list_options,
         _list,
     ),

@@ -138,21 +138,26 @@ def _refuse_unused(arguments: argparse.Namespace, place: str) -> None:
 COMMANDS = {
     "evaluate": Command(
         "score images that any code made, with the evaluator and the rows of everybody else",
-        "  flowbench evaluate --samples samples.npz --data cifar10 --num-reference 10000\n"
-        "  flowbench evaluate --samples folder -c experiments/cifar10/tiny/cfm.yaml --name stranger\n"
-        "  flowbench evaluate --samples folder --bench runs/families_cifar10 --name stranger",
+        (
+            "flowbench evaluate --samples samples.npz --data cifar10 --num-reference 10000",
+            "flowbench evaluate --samples folder -c experiments/cifar10/tiny/cfm.yaml --name stranger",
+            "flowbench evaluate --samples folder --bench runs/families_cifar10 --name stranger",
+        ),
         _evaluate_options,
         _evaluate,
     ),
     "stats": Command(
         "write the feature statistics of a split, or of images, to a file",
-        "  flowbench stats --data cifar10 --split train --features inception --output cifar10-train.npz",
+        ("flowbench stats --data cifar10 --split train --features inception --output cifar10-train.npz",),
         _stats_options,
         _stats,
     ),
     "data": Command(
         "list the catalogue of datasets, or get one",
-        "  flowbench data list\n  flowbench data get cifar10",
+        (
+            "flowbench data list",
+            "flowbench data get cifar10",
+        ),
         _data_options,
         _data,
     ),

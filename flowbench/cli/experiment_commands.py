@@ -42,7 +42,7 @@ def _predict_options(parser: Parser) -> None:
     def option(name: str, **details: Any) -> None:
         parser.add_argument(name, default=argparse.SUPPRESS, **details)
 
-    option("--task", choices=TASKS, help="what to do (default: sample)")
+    option("--task", choices=TASKS, metavar="TASK", help=f"{', '.join(TASKS)} (default: sample)")
     option("--output", type=path, metavar="DIR", help="folder (default: samples, or the task, in the run's folder)")
     option("--num-samples", type=count, metavar="N", help="samples, images, points or pairs (default: by task)")
     option("--guidance", type=float, metavar="S", help="sample, edit: guidance scale; 1 is none")
@@ -143,52 +143,60 @@ def _count(arguments: argparse.Namespace) -> int:
 COMMANDS = {
     "fit": Command(
         "train one experiment",
-        "  flowbench fit -c experiments/digits/wcfm.yaml\n"
-        "  flowbench fit -c experiments/digits/wcfm.yaml trainer.max_steps=500 seed=1 --test\n"
-        "  flowbench fit -c experiments/digits/wcfm.yaml -c mine.yaml --dry-run\n"
-        "  flowbench fit -c runs/wcfm/config.yaml run.name=again",
+        (
+            "flowbench fit -c experiments/digits/wcfm.yaml",
+            "flowbench fit -c experiments/digits/wcfm.yaml trainer.max_steps=500 seed=1 --test",
+            "flowbench fit -c experiments/digits/wcfm.yaml -c mine.yaml --dry-run",
+            "flowbench fit -c runs/wcfm/config.yaml run.name=again",
+        ),
         _fit_options,
         _run(_fit, trains=True),
     ),
     "validate": Command(
         "measure a checkpoint on the validation split",
-        "  flowbench validate -c experiments/digits/wcfm.yaml --ckpt runs/wcfm/checkpoints/last.ckpt",
+        ("flowbench validate -c experiments/digits/wcfm.yaml --ckpt runs/wcfm/checkpoints/last.ckpt",),
         _checkpoint_options,
         _run(_validate),
     ),
     "test": Command(
         "measure a checkpoint on the test split",
-        "  flowbench test -c runs/wcfm/config.yaml\n"
-        "  flowbench test -c experiments/digits/wcfm.yaml --ckpt last.ckpt evaluator.num_samples=1000",
+        (
+            "flowbench test -c runs/wcfm/config.yaml",
+            "flowbench test -c experiments/digits/wcfm.yaml --ckpt last.ckpt evaluator.num_samples=1000",
+        ),
         _checkpoint_options,
         _run(_test),
     ),
     "predict": Command(
         "draw samples from a checkpoint, or reconstruct, edit, interpolate, inpaint, classify",
-        "  flowbench predict -c runs/wcfm/config.yaml --ckpt runs/wcfm/checkpoints/last.ckpt \\\n"
-        "      --num-samples 64 --output samples --guidance 2 --network-evaluations 16\n"
-        "  flowbench predict -c runs/tarflow/config.yaml --task inpaint --mask left --rounds 8\n"
-        "  flowbench predict -c runs/tarflow/config.yaml --task edit --classes 0,3,8\n"
-        "  flowbench predict -c runs/tarflow/config.yaml --task classify --split val --prior train",
+        (
+            "flowbench predict -c runs/wcfm/config.yaml --num-samples 64 --output samples --network-evaluations 16",
+            "flowbench predict -c runs/wcfm/config.yaml --ckpt runs/wcfm/checkpoints/last.ckpt --guidance 2",
+            "flowbench predict -c runs/tarflow/config.yaml --task inpaint --mask left --rounds 8",
+            "flowbench predict -c runs/tarflow/config.yaml --task edit --classes 0,3,8",
+            "flowbench predict -c runs/tarflow/config.yaml --task classify --split val --prior train",
+        ),
         _predict_options,
         _run(_predict),
     ),
     "reference": Command(
         "write the rows that no contender owns: floor, noise, gaussian, gmm",
-        "  flowbench reference -c experiments/digits/wcfm.yaml",
+        ("flowbench reference -c experiments/digits/wcfm.yaml",),
         config_options,
         _run(_reference),
     ),
     "prepare": Command(
         "train what an experiment requires (autoencoder, feature network) into the cache",
-        "  flowbench prepare -c experiments/digits/starflow.yaml",
+        ("flowbench prepare -c experiments/digits/starflow.yaml",),
         config_options,
         _run(_prepare),
     ),
     "count": Command(
         "count parameters, operations, cache and memory of a model; reads no data, allocates no weights",
-        "  flowbench count -c experiments/large/starflow_imagenet256.yaml\n"
-        "  flowbench count -c experiments/cifar10/gpu/tarflow.yaml model.init_args.width=512",
+        (
+            "flowbench count -c experiments/large/starflow_imagenet256.yaml",
+            "flowbench count -c experiments/cifar10/gpu/tarflow.yaml model.init_args.width=512",
+        ),
         config_options,
         _count,
     ),

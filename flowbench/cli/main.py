@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from flowbench.cli import bench_commands, data_commands, experiment_commands
 from flowbench.cli.output import answer, safe_streams
 from flowbench.cli.parser import UsageError, make_parser, plain_overrides
+from flowbench.core.terminal import command_lines, wrapped
 
 __all__ = ["COMMANDS", "main"]
 
@@ -79,19 +80,20 @@ def _dispatch(words: list[str]) -> int:
 
 def _overview() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    further = " " * (width + 4)
+    lines = [wrapped(command.summary, f"  {name:<{width}}  ", further) for name, command in COMMANDS.items()]
     return "\n".join(
         [
             "usage: flowbench COMMAND [options] [key=value ...]",
             "",
-            "Train flow families under the same data, budget and seeds, and measure what each buys you.",
+            wrapped("Train flow families under the same data, budget and seeds, and measure what each buys you."),
             "",
             "commands:",
             *lines,
             "",
             "examples:",
-            "  flowbench fit -c experiments/digits/wcfm.yaml trainer.max_steps=500 --test",
-            "  flowbench bench -c experiments/starflow_vs_wcfm.yaml",
-            "  flowbench COMMAND --help",
+            command_lines("flowbench fit -c experiments/digits/wcfm.yaml trainer.max_steps=500 --test"),
+            command_lines("flowbench bench -c experiments/starflow_vs_wcfm.yaml"),
+            command_lines("flowbench COMMAND --help"),
         ]
     )

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from flowbench.cli.output import answer
 from flowbench.core.paths import expand
+from flowbench.core.terminal import command_lines, wrapped
 
 __all__ = [
     "Command",
@@ -26,11 +27,10 @@ __all__ = [
     "plain_overrides",
 ]
 
-_OVERRIDES = """
-overrides:
-  key=value sets one key of the composed files, e.g. trainer.max_steps=500, data.batch_size=64,
-  model.init_args.optimizer.lr=1e-3; --key=value means the same. Later ones win.
-"""
+_OVERRIDES = (
+    "key=value sets one key of the composed files, e.g. trainer.max_steps=500, data.batch_size=64 or "
+    "model.init_args.optimizer.lr=1e-3; --key=value means the same. Later ones win."
+)
 
 
 class UsageError(ValueError):
@@ -54,10 +54,10 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class Command:
-    """One subcommand: what it is for, how to use it, its options, what it calls, what its overrides are."""
+    """One subcommand: what it is for, commands that show it, its options, what it calls, what its overrides are."""
 
     summary: str
-    examples: str
+    examples: tuple[str, ...]
     options: Callable[[Parser], None]
     run: Callable[[argparse.Namespace], int]
     overrides: str = _OVERRIDES
@@ -67,15 +67,15 @@ def make_parser(name: str, command: Command) -> Parser:
     """The parser of one subcommand."""
     parser = Parser(
         prog=f"flowbench {name}",
-        description=command.summary,
-        epilog=f"examples:\n{command.examples}",
+        description=wrapped(command.summary),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     command.options(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.epilog = "\n".join(["examples:", *map(command_lines, command.examples)])
     if any(action.dest == "overrides" for action in parser._actions):
-        parser.epilog = f"{command.overrides.lstrip()}\n{parser.epilog}"
+        parser.epilog = f"overrides:\n{wrapped(command.overrides, '  ', '  ')}\n\n{parser.epilog}"
     return parser
 
 

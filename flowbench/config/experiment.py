@@ -17,6 +17,7 @@ from flowbench.config.fitting import fit_experiment
 from flowbench.config.imports import import_class
 from flowbench.config.text import shown
 from flowbench.core.paths import expand
+from flowbench.core.terminal import wrapped
 
 if TYPE_CHECKING:
     from lightning import Callback, LightningModule
@@ -152,7 +153,7 @@ class Experiment:
             "requires": ", ".join(f"{k} ({v.fingerprint})" for k, v in self.requirements.items()) or "nothing",
             "fingerprint": self.fingerprint,
         }
-        return "\n".join(f"{name:<12} {value}" for name, value in lines.items())
+        return "\n".join(wrapped(value, f"{name:<12} ", " " * 13) for name, value in lines.items())
 
     def save(self, run_dir: Path) -> None:
         """Write ``config.source.yaml`` and ``config.yaml``, each atomically; call it on one process."""

@@ -37,6 +37,7 @@ _FLOAT_FORM = re.compile(
     |\.(?:nan|NaN|NAN))$""",
     re.VERBOSE,
 )
+_RARE_BREAK = re.compile("[\r\x85\u2028\u2029]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -276,6 +277,13 @@ def _represent(tag: str) -> Callable[[_Dumper, Any], yaml.ScalarNode]:
     return lambda dumper, value: dumper.represent_scalar(tag, value.text)
 
 
+def _represent_text(dumper: _Dumper, value: str) -> yaml.ScalarNode:
+    # In single quotes, PyYAML writes these breaks as they are and reads them as blanks.
+    style = '"' if _RARE_BREAK.search(value) else None
+    return dumper.represent_scalar(_TEXT, value, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
 for _type, _tag in ((_Whole, _INT), (_Real, _FLOAT), (Word, _BOOL)):
     _Dumper.add_representer(_type, _represent(_tag))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import textwrap
 
-__all__ = ["terminal_width", "wrapped"]
+__all__ = ["command_lines", "terminal_width", "wrapped"]
 
 
 def terminal_width() -> int:
@@ -30,3 +30,17 @@ def wrapped(text: str, start: str = "", further: str = "") -> str:
         break_on_hyphens=False,
     )
     return filled or start.rstrip()
+
+
+def command_lines(command: str, indent: str = "  ") -> str:
+    """A shell command on as many lines as it needs, with backslashes between them."""
+    width = terminal_width() - 2
+    lines = textwrap.wrap(
+        command,
+        width,
+        initial_indent=indent,
+        subsequent_indent=f"{indent}    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return " \\\n".join(lines)

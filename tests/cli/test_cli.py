@@ -12,17 +12,27 @@ import pytest
 from flowbench import cli
 from flowbench.cli import COMMANDS, main
 from flowbench.config import compose
+from flowbench.rows import Row, write_rows
+
+ROW = Row(
+    bench="", task="", contender="left", family="F", dataset="digits", seed=0, metric="w2", value=0.5, n=10,
+    protocol="test/10", unit="", network_evaluations=4.0, weights="ema",
+)  # fmt: skip
 
 
 @pytest.fixture
-def runs(monkeypatch):
-    """A `flowbench.runs` that writes down what it was asked."""
+def runs(monkeypatch, tmp_path):
+    """A `flowbench.runs` that writes down what it was asked, and leaves a folder with a row."""
+    left = tmp_path / "left"
+    left.mkdir()
+    write_rows(left / "rows.jsonl", [ROW])
     calls: list[tuple] = []
     module = types.ModuleType("flowbench.runs")
     for name in ("fit", "validate", "test", "predict", "reference", "prepare"):
 
         def record(*given, _name=name, **options):
             calls.append((_name, given[1:], options, given[0]))
+            return {"validate": {"loss": 0.5}, "prepare": {}}.get(_name, left)
 
         setattr(module, name, record)
     monkeypatch.setitem(sys.modules, "flowbench.runs", module)
@@ -138,7 +148,8 @@ def test_bench_compare_report(monkeypatch, capsys):
     assert calls == [(Path("b.yaml"), ["seeds=[0]", "budget.steps=3"], 2, True)]
     assert main(["compare", "runs/a", "runs/b"]) == 0
     assert main(["report", "runs/a"]) == 0
-    assert capsys.readouterr().out == "table of 2\nruns/a/report.md\n"
+    table, _, place = capsys.readouterr().out.splitlines()
+    assert (table, place) == ("table of 2", "runs/a/report.md")
 
 
 @pytest.mark.parametrize(
