@@ -93,12 +93,14 @@ def count(text: str) -> int:
 
 
 def path(text: str) -> Path:
-    """A path as an option's type."""
+    """A path as an option's type: a file, a folder, or nothing yet. A pipe is refused: reading one may never end."""
     try:
         found = expand(text)
-        found.resolve()
+        other = found.resolve().exists() and not (found.is_file() or found.is_dir())
     except (OSError, RuntimeError, ValueError) as error:  # links in a circle, a null byte, no such user
         raise argparse.ArgumentTypeError(str(error)) from error
+    if other:
+        raise argparse.ArgumentTypeError(f"{text} is neither a file nor a folder")
     return found
 
 

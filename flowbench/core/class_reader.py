@@ -52,7 +52,7 @@ class ClassReader:
         return issubclass(self._skeleton(name), self._skeleton(base))
 
     def is_abstract(self, name: str) -> bool:
-        """Whether a class has methods that a subclass must give."""
+        """Whether a class has methods that a subclass must give; what bases of other packages ask for is not seen."""
         return inspect.isabstract(self._skeleton(name))
 
     def _module(self, name: str) -> _Module | None:

@@ -63,6 +63,8 @@ def check(name: str, path: str | Path | None = None, image_size: int | None = No
         raise ValueError(f"path: the dataset {name!r} is your own data; set path to your {USER_FORMATS[name]}")
     if path is not None and not Path(path).exists():
         raise ValueError(f"path: {str(path)!r} does not exist (working directory {str(Path.cwd())!r})")
+    if path is not None and not (path.is_file() or path.is_dir()):
+        raise ValueError(f"path: {str(path)!r} is neither a file nor a folder")
     if image_size is not None and name != "image_folder":
         raise ValueError(f"image_size: only 'image_folder' resizes, {name!r} does not; remove it")
     if image_size is not None and image_size < 1:

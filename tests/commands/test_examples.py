@@ -84,10 +84,23 @@ def test_every_shipped_file_that_a_text_names_is_there():
     assert missing <= {"experiments/base/trainer.yaml"}, missing
 
 
+SECTIONS = "data|model|trainer|evaluator|budget|run|seed|callbacks|loggers|requires"
+
+
 def overrides_in(text: str) -> set[str]:
-    """`key=value` words of a text that belong to an experiment."""
-    sections = "data|model|trainer|evaluator|budget|run|seed|callbacks|loggers|requires"
-    return {word.rstrip(".,;)") for word in re.findall(rf"(?<![\w.=/-])(?:{sections})[\w.\[\]]*=[^\s`,;)]+", text)}
+    """`key=value` words of a help text that belong to an experiment."""
+    return {word.rstrip(".,;)") for word in re.findall(rf"(?<![\w.=/-])(?:{SECTIONS})[\w.\[\]]*=[^\s`,;)]+", text)}
+
+
+def test_the_pages_name_no_override_that_is_refused():
+    spans = {
+        span.strip("\"'") for page in PAGES for span in re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8"))
+    }
+    found = {span for span in spans if re.fullmatch(rf"(?:{SECTIONS})[\w.\[\]]*=[^|]+", span)}
+    assert len(found) > 5
+    for override in sorted(found):
+        limits = ["budget=null"] if override.startswith("trainer.max_steps") else []
+        check_experiment([str(ROOT / STAND_IN)], [*limits, override])
 
 
 def test_the_help_names_no_override_that_is_refused():
