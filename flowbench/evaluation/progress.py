@@ -34,7 +34,7 @@ class ProgressFile(L.Callback):
         self.budget = budget
         self._clock = clock
         self._last = 0.0
-        self._loss: torch.Tensor | None = None
+        self._loss: torch.Tensor | float | None = _last_loss(path)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -83,3 +83,12 @@ def read_phase(path: Path) -> str | None:
         return str(json.loads(path.read_text(encoding="utf-8"))["phase"])
     except (OSError, ValueError, KeyError):
         return None
+
+
+def _last_loss(path: Path) -> float | None:
+    """The loss that the run's training ended with, which a measurement of it leaves as it is."""
+    try:
+        loss = json.loads(path.read_text(encoding="utf-8"))["loss"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return float(loss) if isinstance(loss, (int, float)) else None

@@ -13,7 +13,13 @@ from flowbench.rows import read_rows
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "experiments" / "toy" / "cfm.yaml"
-TINY = ["budget.steps=3", "evaluator.num_samples=40", "evaluator.curve=[]", "data.batch_size=8"]
+TINY = [
+    "budget.steps=3",
+    "evaluator.num_samples=40",
+    "evaluator.curve=[]",
+    "data.batch_size=8",
+    "evaluator.num_likelihood=8",
+]
 TINY += [f"evaluator.metrics.{name}=null" for name in ("mmd", "nll", "sliced_w2")]
 # One process for all, because torch takes its time to be imported.
 CODE = """
