@@ -15,10 +15,13 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: help setup bench fit test test-slow lint format tensorboard clean
+# All cores; a module's tests stay together while there is work for every worker.
+PYTEST := $(BIN)/python -m pytest -q -n auto --dist worksteal
+
+.PHONY: help setup bench fit test test-slow test-portable lint format tensorboard clean
 
 help: ## Show this help
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 	@echo "  Benches: $(basename $(notdir $(wildcard experiments/*.yaml)))"
 
 setup: $(STAMP) ## Create .venv and install flowbench with its development tools; does nothing twice
@@ -29,11 +32,14 @@ bench: $(STAMP) ## Run a bench and write its report: make bench EXP=starflow_vs_
 fit: $(STAMP) ## Train one experiment: make fit EXP=digits/wcfm
 	@$(BIN)/flowbench fit -c experiments/$(EXP).yaml
 
-test: $(STAMP) ## Run the tests (the slow ones excepted)
-	@$(BIN)/python -m pytest -q
+test: $(STAMP) ## Run the tests on all cores (the slow ones excepted)
+	@$(PYTEST)
 
 test-slow: $(STAMP) ## Run the slow tests too: several processes, whole benches, trained densities
-	@$(BIN)/python -m pytest -q -m "slow or not slow"
+	@$(PYTEST) -m "slow or not slow"
+
+test-portable: $(STAMP) ## Run the numerical tests on other processors' instructions, without oneDNN, in random order
+	@$(BIN)/python -m tests.portable
 
 lint: $(STAMP) ## Check style and types
 	@$(BIN)/ruff check .
@@ -47,6 +53,6 @@ format: $(STAMP) ## Format the code
 tensorboard: $(STAMP) ## Compare runs in the browser
 	@$(BIN)/tensorboard --logdir runs
 
-clean: ## Remove runs, caches and build leftovers; keeps .venv and data/
+clean: ## Remove runs and build leftovers; keeps .venv, data/ and the user's cache folder
 	rm -rf runs data/cache build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -type d -prune -exec rm -rf {} +

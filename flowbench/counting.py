@@ -134,7 +134,7 @@ def meta_module(experiment: Experiment, spec: DataSpec | None = None) -> Trainin
 
 def _spec(experiment: Experiment) -> DataSpec:
     data: dict[str, Any] = experiment.resolved["data"]
-    return declared_spec(data.get("dataset", "digits"), data.get("shape"), data.get("num_classes"))
+    return declared_spec(data.get("dataset", "digits"), data.get("shape"), data.get("num_classes"), data.get("levels"))
 
 
 def count_module(module: TrainingModule) -> ModelCount:

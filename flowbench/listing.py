@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from flowbench.core.class_reader import ClassReader
+from flowbench.core.resources import PREFIX, experiment_names, resource
 from flowbench.core.terminal import terminal_width, wrapped
 
 __all__ = ["data_table", "listing"]
@@ -56,11 +57,11 @@ def _below(name: str, text: str) -> str:
 
 
 def data_table() -> str:
-    """The catalogue with shape, classes, sizes, download, whether each dataset is here, and licence, as text."""
+    """The catalogue with shape, classes, sizes, download, whether and where each dataset is here, and licence."""
+    from flowbench.core.places import data_root
     from flowbench.data.inventory import inventory
-    from flowbench.data.store import data_root
 
-    rows = inventory(data_root())
+    rows = inventory()
     lines = [("name", "shape", "classes", "train + val + test", "download", "present")]
     for row in rows:
         sizes = " + ".join(f"{n:,}" for n in row.num_samples.values()) or "-"
@@ -73,7 +74,9 @@ def data_table() -> str:
     for row in rows:
         licences.setdefault(row.licence, []).append(row.name)
     notes = [wrapped(f"{', '.join(names)}: {licence}", further="  ") for licence, names in licences.items()]
-    return "\n".join([*table, "", "licences", *notes])
+    places = [wrapped(f"here: {row.folder}", further="  ") for row in rows if row.folder]
+    places.append(wrapped(f"downloads go to {data_root()} (FLOWBENCH_DATA names another folder)", further="  "))
+    return "\n".join([*table, "", "licences", *notes, "", *places])
 
 
 @cache
@@ -112,14 +115,20 @@ def _datasets() -> Rows:
 
 
 def _experiments() -> Rows:
-    return [(str(path), _comment(path)) for path in _yaml_files() if "base" not in path.parts]
+    return [(name, _comment(path)) for name, path in _yaml_files() if not _is_part(name)]
 
 
-def _yaml_files() -> Iterable[Path]:
-    """Experiment files of the working directory, or else of the checkout the package lies in."""
-    checkout = Path(__file__).resolve().parents[1] / "experiments"
-    here = Path("experiments")
-    return sorted((here if here.is_dir() else checkout).rglob("*.yaml"))
+def _is_part(name: str) -> bool:
+    """Whether an experiment file lies in a folder of what others are based on."""
+    return "base" in Path(name.removeprefix(PREFIX)).parts
+
+
+def _yaml_files() -> Iterable[tuple[str, Path]]:
+    """Experiment files of the working directory, then those that ship, by the names that ``-c`` takes."""
+    here, shipped = Path("experiments"), resource("experiments")
+    yield from ((str(path), path) for path in sorted(here.rglob("*.yaml")))
+    if here.resolve() != shipped:
+        yield from ((f"{PREFIX}{name}", shipped / name) for name in experiment_names())
 
 
 def _comment(path: Path) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import operator
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -31,34 +32,20 @@ from flowbench.families.zero_shot import (
     require_classes,
 )
 from flowbench.prediction_conditions import check_conditions, given_images
+from flowbench.prediction_folder import file_names
+from flowbench.prediction_input import BATCH, Subjects, find_subjects
 from flowbench.prediction_request import Request
-from flowbench.seeds import derive_seed, generator
+from flowbench.seeds import derive_seed
 from flowbench.storage import write_atomic, write_text
 
 __all__ = ["run_task"]
 
-BATCH = 256
 ROUNDS = 8
 # More classes than these do not fit a picture, and cost a pass each: they are named one by one.
 MOST_CLASSES = 10
 # How many (pairs of) images, or points, unless told.
 _NUM_IMAGES = {"sample": 64, "reconstruct": 12, "edit": 8, "interpolate": 8, "inpaint": 12}
 _NUM_POINTS = {"sample": 64, "reconstruct": 500, "edit": 200, "interpolate": 24, "inpaint": 500}
-
-
-@dataclass(frozen=True)
-class Subjects:
-    """Data that a task starts from, in model space on the flow's device, with labels where the flow knows classes."""
-
-    x: Tensor
-    label: Tensor | None
-    shown_label: Tensor | None
-    index: Tensor
-
-    def batches(self, size: int = BATCH) -> Iterator[Subjects]:
-        """In order, `size` at a time."""
-        for rows in torch.arange(len(self.x)).split(max(1, size)):
-            yield Subjects(self.x[rows], _rows(self.label, rows), _rows(self.shown_label, rows), self.index[rows])
 
 
 @dataclass
@@ -68,6 +55,7 @@ class Outcome:
     Attributes:
         arrays: for the npz file, by name; images as uint8.
         network_evaluations: per sample; None where an adaptive solver decided.
+        diverged: samples that came out as NaN or infinity; images of them are black.
         results: measured values with their units, by name: {"value": ..., "unit": ...}.
         draw: writes the picture to a path; None where there is none.
         extra: what else the manifest should say.
@@ -75,6 +63,7 @@ class Outcome:
 
     arrays: dict[str, Any]
     network_evaluations: float | None
+    diverged: int
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     draw: Callable[[Path], None] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
@@ -107,14 +96,16 @@ def run_task(
         request = replace(request, num_samples=numbers[request.task])
     start = time.perf_counter()
     with module.evaluating():
+        _check_weights(module, manifest)
         outcome = _TASKS[request.task](request, module, data, seed)
+    _check_outcome(outcome)
     if module.device.type == "cuda":
         torch.cuda.synchronize(module.device)
     seconds = time.perf_counter() - start
-    name, picture = ("samples", "grid") if request.task == "sample" else (request.task, request.task)
-    write_atomic(folder / f"{name}.npz", lambda file: np.savez_compressed(file, **outcome.arrays))
+    arrays, picture = file_names(request.task)
+    write_atomic(folder / arrays, lambda file: np.savez_compressed(file, **outcome.arrays))
     if outcome.draw is not None:
-        outcome.draw(folder / f"{picture}.png")
+        outcome.draw(folder / picture)
     written = {
         "task": request.task,
         **manifest,
@@ -123,6 +114,7 @@ def run_task(
         "num_samples": len(next(iter(outcome.arrays.values()))),
         "seed": seed,
         "network_evaluations": outcome.network_evaluations,
+        **({"diverged": outcome.diverged} if outcome.diverged else {}),
         "seconds": seconds,
         **outcome.extra,
         **({"results": outcome.results} if outcome.results else {}),
@@ -131,81 +123,55 @@ def run_task(
     return folder
 
 
-# ---- data in, values out ------------------------------------------------------------------------------
+# ---- values out ---------------------------------------------------------------------------------------
 
 
-def _subjects(request: Request, module: FlowModule, data: FlowDataModule, seed: int) -> Subjects:
-    """The images or points of a request; twice as many where pairs are wanted.
-
-    Raises:
-        ValueError: when there are fewer.
-    """
-    loaded = None if request.images is None else _from_file(request.images, data, seed)
-    split = data.split(request.split)
-    available, label = (len(split), split.label) if loaded is None else (len(loaded[0]), loaded[1])
-    each = 2 if request.task == "interpolate" else 1
-    number = available if request.num_samples is None else each * request.num_samples
-    if number > available:
-        source = request.images or f"the split {request.split}"
-        raise ValueError(f"{source} has {available} samples, --task {request.task} wants {number}: lower --num-samples")
-    x = data.model_values(request.split, slice(number)) if loaded is None else loaded[0][:number]
-    label = None if label is None else label[:number].long()
-    condition = None if label is None or module.num_classes is None else label.to(module.device)
-    return Subjects(x.to(module.device), condition, label, torch.arange(number))
-
-
-def _from_file(path: Path, data: FlowDataModule, seed: int) -> tuple[Tensor, Tensor | None]:
-    """`x` and `label` of an npz file, in model space.
+def _check_weights(module: FlowModule, manifest: Mapping[str, Any]) -> None:
+    """A diverged flow makes nothing.
 
     Raises:
-        ValueError: for a file that is missing, damaged, or holds something else.
+        ValueError: names the first of its weights that are no numbers.
     """
-    spec = data.spec
-    if not path.is_file():
-        raise ValueError(f"there is no file at {path}: --images names an npz file with an array x")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: torch.from_numpy(archive[name]) for name in ("x", "label") if name in archive.files}
-    except Exception as error:  # NumPy and zipfile raise many kinds for a damaged file.
-        raise ValueError(f"{path} cannot be read as npz ({' '.join(str(error).split())[:120]})") from None
-    if "x" not in arrays or arrays["x"].shape[1:] != torch.Size(spec.shape):
-        found = tuple(arrays["x"].shape) if "x" in arrays else "none"
-        raise ValueError(f"{path} needs an array x of shape (N, {', '.join(map(str, spec.shape))}), got {found}")
-    x, label = arrays["x"], arrays.get("label")
-    wanted = torch.uint8 if spec.modality == "image" else torch.float32
-    if x.dtype != wanted:
-        raise ValueError(f"x of {path} must be {str(wanted).removeprefix('torch.')}, got {x.dtype}")
-    if not len(x):
-        raise ValueError(f"x of {path} is empty: give at least one sample")
-    if label is not None and (label.shape != (len(x),) or label.is_floating_point()):
-        raise ValueError(f"label of {path} must be {len(x)} integers, got {label.dtype} of shape {tuple(label.shape)}")
-    if label is not None and spec.num_classes is not None:
-        low, high = int(label.min()), int(label.max())
-        if low < 0 or high >= spec.num_classes:
-            raise ValueError(f"label of {path} must lie in 0..{spec.num_classes - 1}, got {low}..{high}")
-    return (_from_uint8(x, spec, seed, data.dequantize) if spec.modality == "image" else x), label
+    for name, weight in module.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise ValueError(
+                f"the training behind {manifest.get('checkpoint', 'these weights')} diverged: {name} holds NaN or "
+                "infinity; train again with a lower model.init_args.optimizer.lr or with trainer.gradient_clip_val"
+            )
 
 
-def _from_uint8(pixels: Tensor, spec: DataSpec, seed: int, dequantize: str = "uniform") -> Tensor:
-    """The inverse of :meth:`DataSpec.to_uint8`, placed in its bin as the data are where they have levels."""
-    if spec.levels is None:
-        return pixels.float() / 127.5 - 1.0
-    # to_uint8 rounds k 255 / (levels - 1) down: rounding up gives k back.
-    level = (pixels.double() * (spec.levels - 1) / 255).ceil().to(torch.uint8)
-    return spec.dequantize(level, generator(seed, "images")) if dequantize == "uniform" else spec.to_model(level)
+def _check_outcome(outcome: Outcome) -> None:
+    """What is no number is said; where all of it is, nothing is written."""
+    number = len(next(iter(outcome.arrays.values())))
+    if outcome.diverged == number:
+        raise ValueError(
+            f"all {number} results are NaN or infinity: the flow diverges under this sampler; look at guidance, solver "
+            "and the number of network evaluations"
+        )
+    if outcome.diverged:
+        print(f"{outcome.diverged} of {number} results are NaN or infinity", file=sys.stderr, flush=True)
+
+
+def _diverged(x: Tensor, *others: Tensor) -> int:
+    """Samples of which anything is NaN or infinite: values of one sample are along the later axes."""
+    finite = torch.stack([torch.isfinite(values).flatten(1).all(1).cpu() for values in (x, *others)])
+    return int((~finite.all(0)).sum())
 
 
 def _values(x: Tensor, spec: DataSpec) -> np.ndarray:
-    """Images as uint8, points as float32; any leading dimensions."""
-    return (spec.to_uint8(x) if spec.modality == "image" else x.float()).cpu().numpy()
+    """Images as uint8, black where they are no numbers; points as the file of the data holds them; any leading axes."""
+    if spec.modality == "image":
+        return spec.to_uint8(x.nan_to_num(-1.0, -1.0, -1.0)).cpu().numpy()
+    return spec.to_data(x).cpu().numpy()
+
+
+def _drawn(x: Tensor) -> np.ndarray:
+    """Points for a picture, in model units: noise and data share a scale there."""
+    return x.float().cpu().numpy()
 
 
 def _labels(subjects: Subjects) -> dict[str, np.ndarray]:
     return {} if subjects.shown_label is None else {"label": subjects.shown_label.numpy()}
-
-
-def _rows(values: Tensor | None, rows: Tensor) -> Tensor | None:
-    return None if values is None else values[rows.to(values.device)]
 
 
 def _result(value: float, unit: str) -> dict[str, Any]:
@@ -242,13 +208,14 @@ def _sample(request: Request, module: FlowModule, data: FlowDataModule, seed: in
         condition = None if label is None else label.to(module.device)
         options = {"guidance": request.guidance, "network_evaluations": request.network_evaluations, **given}
         parts.append(module.sample(module.draw_noise(chunk, seed), condition, **options))
-    arrays = {"x": _values(torch.cat([part.x for part in parts]), module.spec)}
+    x = torch.cat([part.x for part in parts])
+    arrays = {"x": _values(x, module.spec)}
     if labels:
         arrays["label"] = torch.cat(labels).numpy()
     draw = partial(pictures.draw_grid, arrays["x"]) if module.spec.modality == "image" else None
     guidance = module.guidance_scale if request.guidance is None else request.guidance
     extra = {"guidance": guidance, "sampler": module.sampler_name}
-    return Outcome(arrays, _cost(parts), _inversion_results(parts), draw, extra)
+    return Outcome(arrays, _cost(parts), _diverged(x), _inversion_results(parts), draw, extra)
 
 
 def _inversion_results(parts: Sequence[Samples]) -> dict[str, dict[str, Any]]:
@@ -266,7 +233,7 @@ def _inversion_results(parts: Sequence[Samples]) -> dict[str, dict[str, Any]]:
 
 
 def _reconstruct(request: Request, module: FlowModule, data: FlowDataModule, seed: int) -> Outcome:
-    subjects = _subjects(request, module, data, seed)
+    subjects = find_subjects(request, module, data, seed)
     parts = [reconstruct(module, batch.x, batch.label) for batch in subjects.batches()]
     x, noise = torch.cat([part.x for part in parts]), torch.cat([part.noise for part in parts])
     flow_error, data_error = (
@@ -292,21 +259,22 @@ def _reconstruct(request: Request, module: FlowModule, data: FlowDataModule, see
         draw = partial(pictures.draw_reconstructions, arrays["original"], arrays["x"], difference, titles)
     elif spec.shape == (2,):
         # A flow of points lives in the data space: its noise can be drawn beside them.
-        clouds = {"data": arrays["original"], "noise": noise.cpu().numpy(), "reconstructed": arrays["x"]}
+        clouds = {"data": _drawn(subjects.x), "noise": _drawn(noise), "reconstructed": _drawn(x)}
         draw = partial(pictures.draw_clouds, clouds)
-    return Outcome(arrays, _cost(parts), results, draw)
+    return Outcome(arrays, _cost(parts), _diverged(x, noise), results, draw)
 
 
 def _edit(request: Request, module: FlowModule, data: FlowDataModule, seed: int) -> Outcome:
     targets = _targets(request, require_classes(module, "edit"))
     guidance = 1.0 if request.guidance is None else request.guidance
-    subjects = _subjects(request, module, data, seed)
+    subjects = find_subjects(request, module, data, seed)
     if subjects.label is None:
         raise ValueError(f"edit starts from the class of every image, but {request.images} has no array label")
     parts = [edit(module, batch.x, batch.label, targets, guidance) for batch in subjects.batches()]
     spec = module.spec
+    x = torch.cat([part.x for part in parts])
     arrays = {
-        "x": _values(torch.cat([part.x for part in parts]), spec),
+        "x": _values(x, spec),
         "original": _values(subjects.x, spec),
         **_labels(subjects),
         "classes": targets.numpy(),
@@ -318,10 +286,10 @@ def _edit(request: Request, module: FlowModule, data: FlowDataModule, seed: int)
         rows = [f"a {label}" for label in arrays["label"].tolist()]
         draw = partial(pictures.draw_table, cells, rows, ["data", *names])
     elif spec.shape == (2,):
-        clouds = {"data": arrays["original"], **{name: arrays["x"][:, i] for i, name in enumerate(names)}}
+        clouds = {"data": _drawn(subjects.x), **{name: _drawn(x[:, i]) for i, name in enumerate(names)}}
         draw = partial(pictures.draw_clouds, clouds)
     extra = {"guidance": guidance, "classes": targets.tolist()}
-    return Outcome(arrays, _cost(parts), draw=draw, extra=extra)
+    return Outcome(arrays, _cost(parts), _diverged(x), draw=draw, extra=extra)
 
 
 def _targets(request: Request, num_classes: int) -> Tensor:
@@ -338,14 +306,14 @@ def _targets(request: Request, num_classes: int) -> Tensor:
 
 
 def _interpolate(request: Request, module: FlowModule, data: FlowDataModule, seed: int) -> Outcome:
-    subjects = _subjects(request, module, data, seed)
+    subjects = find_subjects(request, module, data, seed)
     first, second = subjects.x[0::2], subjects.x[1::2]
     rows = torch.arange(len(first)).split(max(1, BATCH // request.steps))
     parts = [interpolate(module, first[part], second[part], request.steps) for part in rows]
     spec = module.spec
-    noise = torch.cat([part.noise for part in parts])
+    x, noise = (torch.cat([getattr(part, name) for part in parts]) for name in ("x", "noise"))
     arrays = {
-        "x": _values(torch.cat([part.x for part in parts]), spec),
+        "x": _values(x, spec),
         "first": _values(first, spec),
         "second": _values(second, spec),
         "noise_norm": noise.flatten(2).norm(dim=2).cpu().numpy(),
@@ -360,16 +328,16 @@ def _interpolate(request: Request, module: FlowModule, data: FlowDataModule, see
         titles = [f"{a} to {b}" for a, b in pairs] or [f"pair {i}" for i in range(len(cells))]
         draw = partial(pictures.draw_table, cells, titles, ["data", *(f"{t:.2f}" for t in fractions), "data"])
     elif spec.shape == (2,):
-        draw = partial(pictures.draw_ways, {"in noise": noise.cpu().numpy(), "in data": arrays["x"]})
+        draw = partial(pictures.draw_ways, {"in noise": _drawn(noise), "in data": _drawn(x)})
     results = {"typical_noise_norm": _result(math.sqrt(noise[0, 0].numel()), "square root of the dimensions")}
     for name, value in (("smallest", arrays["noise_norm"].min()), ("largest", arrays["noise_norm"].max())):
         results[f"{name}_noise_norm"] = _result(float(value), "units of the noise")
-    return Outcome(arrays, _cost(parts), results, draw)
+    return Outcome(arrays, _cost(parts), _diverged(x, noise), results, draw)
 
 
 def _inpaint(request: Request, module: FlowModule, data: FlowDataModule, seed: int) -> Outcome:
     mask = make_mask(request.mask, module.spec.shape, seed)
-    subjects = _subjects(request, module, data, seed)
+    subjects = find_subjects(request, module, data, seed)
     if module.num_classes is not None and subjects.label is None and not module.label_dropout:
         raise ValueError(f"this flow knows no null label, and {request.images} has no array label: add the classes")
     conditioner, rounds = module.conditioner, request.rounds or ROUNDS
@@ -392,8 +360,8 @@ def _inpaint(request: Request, module: FlowModule, data: FlowDataModule, seed: i
     if spec.modality == "image":
         draw = partial(pictures.draw_inpaintings, arrays["original"], arrays["mask"], arrays["x"], _titles(subjects))
     elif spec.shape == (2,):
-        clouds = {"data": arrays["original"]}
-        clouds |= {f"draw {i + 1}": arrays["x"][:, i] for i in range(request.draws)}
+        clouds = {"data": _drawn(subjects.x)}
+        clouds |= {f"draw {i + 1}": _drawn(x[:, i]) for i in range(request.draws)}
         draw = partial(pictures.draw_clouds, clouds)
     unit = _space_unit(module) if conditioner is None else "model units"
     results = {
@@ -409,7 +377,7 @@ def _inpaint(request: Request, module: FlowModule, data: FlowDataModule, seed: i
     if conditioner is None:
         method = "approximate inpainting by repeated encoding, not a draw from the exact conditional"
         extra = {"method": method, "rounds": rounds}
-    return Outcome(arrays, _cost([part for parts in draws for part in parts]), results, draw, extra)
+    return Outcome(arrays, _cost([part for parts in draws for part in parts]), _diverged(x), results, draw, extra)
 
 
 def _log_density(module: FlowModule, subjects: Subjects, x: Tensor, seed: int) -> Tensor:
@@ -426,19 +394,21 @@ def _log_density(module: FlowModule, subjects: Subjects, x: Tensor, seed: int) -
 
 def _classify(request: Request, module: FlowModule, data: FlowDataModule, seed: int) -> Outcome:
     classes = require_classes(module, "classify")
-    subjects = _subjects(request, module, data, seed)
+    subjects = find_subjects(request, module, data, seed)
     log_prior = _log_prior(request.prior, data, classes)
     parts = [classify(module, batch.x, log_prior, index=batch.index, seed=seed) for batch in subjects.batches()]
     log_posterior = torch.cat([part.log_posterior for part in parts]).cpu()
+    log_prob = torch.cat([part.log_prob for part in parts]).cpu()
     predicted = log_posterior.argmax(1)
     arrays = {
         "log_posterior": log_posterior.numpy(),
-        "log_prob": torch.cat([part.log_prob for part in parts]).cpu().numpy(),
+        "log_prob": log_prob.numpy() - module.spec.log_volume,
         "predicted": predicted.numpy(),
         **_labels(subjects),
     }
     extra = {"likelihood": module.likelihood, "likelihood_method": module.likelihood_method}
-    outcome = Outcome(arrays, parts[0].network_evaluations, extra=extra)  # the same for all: no sampler takes part
+    cost = parts[0].network_evaluations  # the same for all: no sampler takes part
+    outcome = Outcome(arrays, cost, _diverged(log_prob), extra=extra)
     if subjects.shown_label is not None:
         outcome.results = _accuracy(log_posterior, predicted, subjects.shown_label)
         counts = np.zeros((classes, classes), dtype=int)

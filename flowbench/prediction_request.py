@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowbench.core.checks import check_count, check_counts, check_number
+from flowbench.core.contents import content_of
+
 __all__ = ["OPTIONS", "PRIORS", "TASKS", "Request"]
 
 PRIORS = ("uniform", "train")
@@ -30,8 +33,9 @@ class Request:
         task: one of ``TASKS``.
         num_samples: samples, images, points or pairs (interpolate), >= 1; None is the task's own number, all of the
             split for `classify`.
-        guidance: sample: scale of guidance, None keeps the configuration's. edit: scale of the decoding, None is 1.
-        network_evaluations: evaluations per sample; None keeps the configuration's sampler.
+        guidance: in [0, 1e12]; sample: scale of guidance, None keeps the configuration's. edit: scale of the decoding,
+            None is 1.
+        network_evaluations: evaluations per sample, 1 to 1e6; None keeps the configuration's sampler.
         split: where the data are from, ``train``, ``val`` or ``test``; the first ones are taken.
         images: npz file with `x` (and `label`) in place of the split, laid out as the samples.npz of this command.
         mask: see :func:`~flowbench.families.conditioning.masks.make_mask`.
@@ -55,6 +59,16 @@ class Request:
     classes: tuple[int, ...] | None = None
     prior: str = "uniform"
 
+    def __post_init__(self) -> None:
+        check_count("--num-samples", self.num_samples, or_none=True)
+        check_number("--guidance", self.guidance, at_least=0, or_none=True, hint="1 is none")
+        check_count("--network-evaluations", self.network_evaluations, at_most=10**6, or_none=True)
+        check_count("--rounds", self.rounds, or_none=True)
+        check_count("--draws", self.draws)
+        check_count("--steps", self.steps, at_least=2, hint="the ends included")
+        if self.classes is not None:
+            check_counts("--classes", self.classes, at_least=0, at_most=10**6)
+
     @classmethod
     def make(cls, task: str = "sample", **options: Any) -> Request:
         """A request from the options that were given; None counts as not given.
@@ -69,9 +83,6 @@ class Request:
             if name not in OPTIONS[task]:
                 takes = ", ".join(_flag(option) for option in OPTIONS[task])
                 raise ValueError(f"{_flag(name)} does not apply to --task {task}, which takes {takes}")
-        for name, least in {"num_samples": 1, "rounds": 1, "draws": 1, "steps": 2}.items():
-            if given.get(name, least) < least:
-                raise ValueError(f"{_flag(name)} must be >= {least}, got {given[name]}")
         if given.get("prior", PRIORS[0]) not in PRIORS:
             raise ValueError(f"--prior must be one of {', '.join(PRIORS)}, got {given['prior']!r}")
         if "images" in given and "split" in given:
@@ -79,11 +90,14 @@ class Request:
         return cls(task, **given)
 
     def settings(self) -> dict[str, Any]:
-        """The task's options as plain values, for the manifest."""
+        """The task's options as plain values, and what the files among them hold, for the manifest."""
         values = {name: getattr(self, name) for name in OPTIONS[self.task]}
         if values.get("images") is not None:
             del values["split"]
-        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+        named = [str(values[name]) for name in ("images", "mask") if values.get(name) is not None]
+        files = {name: content_of(Path(name)) for name in named if Path(name).suffix and Path(name).is_file()}
+        plain = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+        return {**plain, "files": files} if files else plain
 
 
 def _flag(name: str) -> str:

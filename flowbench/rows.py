@@ -17,9 +17,11 @@ from typing import Any, Literal
 
 from flowbench.storage import write_text
 
-__all__ = ["SCHEMA", "STATUSES", "WEIGHTS", "Row", "read_rows", "write_rows"]
+__all__ = ["FLOOR_FILE", "SCHEMA", "STATUSES", "WEIGHTS", "Row", "read_rows", "write_rows"]
 
 SCHEMA = 2
+FLOOR_FILE = "floor.jsonl"
+"""Rows of held-out data beside a single run's ``rows.jsonl``; a bench has them in the reference's folder."""
 STATUSES = ("ok", "failed", "nonfinite", "skipped")
 WEIGHTS = ("ema", "raw", "none")
 

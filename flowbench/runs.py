@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import copy
-import fcntl
 import logging
 import os
-import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
 from flowbench.torchvision_guard import ensure_importable
 
@@ -26,10 +21,12 @@ ensure_importable()
 import lightning as L  # noqa: E402
 from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
 
-from flowbench.config import Built, Experiment, compose, fingerprint, to_yaml  # noqa: E402
+from flowbench.config import Built, Experiment  # noqa: E402
+from flowbench.core.launch import local_rank  # noqa: E402
 from flowbench.counting import meta_module, training_flops  # noqa: E402
-from flowbench.evaluation import Evaluator, Identity, cache_dir  # noqa: E402
+from flowbench.evaluation import Evaluator, Identity  # noqa: E402
 from flowbench.evaluation.artifacts import save_samples  # noqa: E402
+from flowbench.evaluation.earlier import set_aside  # noqa: E402
 from flowbench.evaluation.progress import ProgressFile, read_phase  # noqa: E402
 from flowbench.families import (  # noqa: E402
     AtomicCheckpointIO,
@@ -39,14 +36,18 @@ from flowbench.families import (  # noqa: E402
     TrainingModule,
     check_strategy,
     count_flops,
-    load_checkpoint,
 )
+from flowbench.interruption import StopOnSignal  # noqa: E402
+from flowbench.launch import make_trainer  # noqa: E402
 from flowbench.prediction import run_task  # noqa: E402
+from flowbench.prediction_folder import check_output  # noqa: E402
 from flowbench.prediction_request import Request  # noqa: E402
-from flowbench.processes import die_with_parent  # noqa: E402
+from flowbench.prerequisites import required_checkpoints  # noqa: E402
 from flowbench.rows import write_rows  # noqa: E402
+from flowbench.run_folder import claim, keeps_details, working_in  # noqa: E402
+from flowbench.run_identity import check_folder, check_weights, own_folder  # noqa: E402
 from flowbench.seeds import generator  # noqa: E402
-from flowbench.storage import write_text  # noqa: E402
+from flowbench.training_run import Run, last_checkpoint, load_weights, noting_the_end, resume_training, train  # noqa: E402
 
 __all__ = ["fit", "predict", "prepare", "reference", "test", "validate"]
 
@@ -60,24 +61,7 @@ LOSS_STEPS = 50
 CHECKPOINT_SECONDS = 30
 # Models with more parameters are counted from their shapes, for a batch would take the host's memory and minutes.
 COUNTED_ON_DATA = 10**8
-# What torchrun and Lightning's launchers tell a process about its group.
-LAUNCHER_VARIABLES = ("LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
-
-
-@dataclass
-class _Run:
-    """A built experiment with its trainer."""
-
-    experiment: Experiment
-    built: Built
-    module: TrainingModule
-    budget: Budget | None
-    trainer: L.Trainer
-    progress: ProgressFile
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.experiment.run_dir / "checkpoints" / "last.ckpt"
+_ANOTHER_RUN = "give another run.dir or run.name"
 
 
 # ---- commands -----------------------------------------------------------------------------------------
@@ -85,6 +69,8 @@ class _Run:
 
 def fit(experiment: Experiment, test: bool = False, resume: str = "auto") -> Path:
     """Train until the budget is used up; the same command again goes on from the last checkpoint.
+
+    So does one with a larger budget. A trial (``trainer.fast_dev_run``) leaves what it writes in a folder of its own.
 
     Args:
         experiment: validated configuration.
@@ -95,44 +81,67 @@ def fit(experiment: Experiment, test: bool = False, resume: str = "auto") -> Pat
         The run's folder.
 
     Raises:
-        ValueError: without a budget, when the folder holds another configuration, or another process works in it.
+        ValueError: without a budget, when the folder holds another configuration or other results, when another process
+            works in it, or when more is spent than the budget gives.
+        Stopped: a signal ended the run; a checkpoint of the last step is saved, when it came during training.
+        ProcessEnded: the run lost one of its processes.
     """
     experiment.require_budget()
     if test:
         _require_evaluator(experiment)
+    is_trial = bool((experiment.resolved.get("trainer") or {}).get("fast_dev_run"))
+    if is_trial:
+        experiment = experiment.at(experiment.run_dir / "fast_dev_run")
     run_dir = experiment.run_dir
-    _refuse_other_configuration(experiment)
-    with _exclusive(run_dir):
+    with working_in(run_dir):
+        claim(run_dir, "run", _ANOTHER_RUN)
+        if not is_trial:
+            check_folder(experiment, _ANOTHER_RUN)
         run = _build(experiment, training=True)
-        if run.trainer.is_global_zero:
-            experiment.save(run_dir)
-        _train(run, resume)
-        if test:
-            run.trainer.test(run.module, datamodule=run.built.datamodule, verbose=False)
-        run.progress.write(run.trainer, "done")
+        resumed = resume == "auto" and not is_trial and resume_training(run)
+        with noting_the_end(run):
+            # Before anything is trained: what is written from now on must not be taken for a finished training.
+            run.progress.trained = run.budget is not None and run.budget.finished
+            run.progress.write(run.trainer, "fit")
+            if run.trainer.is_global_zero:
+                experiment.save(run_dir)
+            train(run, resumed)
+            if test:
+                run.trainer.test(run.module, datamodule=run.built.datamodule, verbose=False)
+            run.progress.write(run.trainer, "done")
     return run_dir
 
 
 def test(experiment: Experiment, ckpt: Path | None = None) -> Path:
-    """Measure a trained flow with everything the evaluator names; writes rows.jsonl in the run's folder, returned."""
+    """Measure a trained flow with everything the evaluator names; writes rows.jsonl in the run's folder, returned.
+
+    Earlier rows that were measured in another way are kept in the folder ``before`` beside it.
+
+    Raises:
+        ValueError: when the weights were trained with another configuration, or the folder holds other results.
+    """
     _require_evaluator(experiment)
-    with _exclusive(experiment.run_dir):
-        run = _build(experiment, training=False)
-        _load(run, ckpt)
-        phase = read_phase(run.progress.path)
-        run.trainer.test(run.module, datamodule=run.built.datamodule, verbose=False)
-        if phase is not None:
+    experiment = own_folder(experiment)
+    with working_in(experiment.run_dir):
+        claim(experiment.run_dir, "run", _ANOTHER_RUN)
+        check_folder(experiment, _ANOTHER_RUN, measuring=True)
+        run, _ = _trained(experiment, ckpt)
+        before = read_phase(run.progress.path)
+        phase = before if before in ("fit", "interrupted", "failed") else "done"
+        with noting_the_end(run, phase):
+            run.trainer.test(run.module, datamodule=run.built.datamodule, verbose=False)
             run.progress.write(run.trainer, phase)
     return experiment.run_dir
 
 
 def validate(experiment: Experiment, ckpt: Path | None = None) -> dict[str, float]:
     """The training objective on the validation split, with the averaged weights."""
-    run = _build(experiment, training=False)
-    _load(run, ckpt)
-    # A number for the user, not a point at step 0 of the training's curve.
-    run.trainer.loggers = []
-    (metrics,) = run.trainer.validate(run.module, datamodule=run.built.datamodule, verbose=False)
+    experiment = own_folder(experiment)
+    with keeps_details(experiment.run_dir):
+        run, _ = _trained(experiment, ckpt)
+        # A number for the user, not a point at step 0 of the training's curve.
+        run.trainer.loggers = []
+        (metrics,) = run.trainer.validate(run.module, datamodule=run.built.datamodule, verbose=False)
     return dict(metrics)
 
 
@@ -161,31 +170,44 @@ def predict(
         ValueError: for an option that the task does not take, or a task that this flow cannot do.
     """
     request = Request.make(task, **options)
-    run = _build(experiment, training=False)
-    path = _load(run, ckpt)
-    module = run.module
-    if not isinstance(module, FlowModule):
-        raise ValueError(f"predict draws samples from a flow, but the configuration builds {type(module).__name__}")
-    module.to(run.trainer.strategy.root_device)
+    experiment = own_folder(experiment)
     folder = output or experiment.run_dir / ("samples" if task == "sample" else task)
-    manifest = {"checkpoint": str(path), "config_hash": experiment.fingerprint}
-    return run_task(request, module, run.built.datamodule, experiment.seed, folder, manifest)
+    with keeps_details(experiment.run_dir):
+        check_output(request, folder, ckpt or last_checkpoint(experiment.run_dir))
+        # The seed keys the noise of the samples here, and not the training.
+        run, path = _trained(experiment, ckpt, but=("seed",))
+        module = run.module
+        if not isinstance(module, FlowModule):
+            raise ValueError(f"predict draws samples from a flow, but the configuration builds {type(module).__name__}")
+        module.to(run.trainer.strategy.root_device)
+        manifest = {"checkpoint": str(path), "config_hash": experiment.fingerprint}
+        return run_task(request, module, run.built.datamodule, experiment.seed, folder, manifest)
 
 
 def reference(experiment: Experiment) -> Path:
-    """Score the rows that no contender owns, floor, noise, gaussian and gmm, into the run's folder, returned."""
-    with _exclusive(experiment.run_dir):
+    """Score the rows that no contender owns, floor, noise, gaussian and gmm.
+
+    Returns:
+        Their folder: ``run.dir`` where it is given, else ``reference`` in the run's folder, which stays the run's.
+    """
+    given = (experiment.resolved.get("run") or {}).get("dir")
+    folder = experiment.run_dir if given else experiment.run_dir / "reference"
+    with working_in(folder):
+        claim(folder, "reference", "give another run.dir")
         # The baselines belong to the data: the model is never built, so no autoencoder is needed.
         data, evaluator = experiment.build_data(), experiment.build_evaluator()
         if evaluator is None:
             raise ValueError("the configuration has no section evaluator, so there is nothing to measure")
         _identify(evaluator, experiment)
         _set_threads()
+        evaluator.report = partial(ProgressFile(folder / "progress.json", None).stage, phase="reference")
         evaluator.extractors(data, _features_device(experiment))
         held_out = data.model_values(evaluator.held_out, slice(evaluator.num_samples))
-        save_samples(experiment.run_dir, held_out, data.spec, evaluator.num_pictures)
-        write_rows(experiment.run_dir / "rows.jsonl", list(evaluator.reference_rows(data)))
-    return experiment.run_dir
+        rows = list(evaluator.reference_rows(data))
+        set_aside(folder, rows)
+        save_samples(folder, held_out, data.spec, evaluator.num_pictures)
+        write_rows(folder / "rows.jsonl", rows)
+    return folder
 
 
 def prepare(experiment: Experiment) -> dict[str, Path]:
@@ -194,7 +216,8 @@ def prepare(experiment: Experiment) -> dict[str, Path]:
     Returns:
         The checkpoint of every required experiment, by name; ``teacher.autoencoder`` is what the teacher requires.
     """
-    checkpoints = _checkpoints(experiment)
+    experiment.check_files()
+    checkpoints = required_checkpoints(experiment)
     evaluator = experiment.build_evaluator()
     if evaluator is not None:
         evaluator.prepare(experiment.build_data(), _features_device(experiment))
@@ -205,7 +228,7 @@ def _features_device(experiment: Experiment) -> torch.device:
     """Where feature networks run before there is a trainer: where it will train."""
     accelerator = (experiment.resolved.get("trainer") or {}).get("accelerator", "auto")
     if accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cuda", local_rank())
     return torch.device("cpu")
 
 
@@ -217,7 +240,7 @@ def _require_evaluator(experiment: Experiment) -> None:
 # ---- building -----------------------------------------------------------------------------------------
 
 
-def _build(experiment: Experiment, *, training: bool) -> _Run:
+def _build(experiment: Experiment, *, training: bool) -> Run:
     _set_threads()
     built = experiment.build(prepare(experiment))
     module = built.model
@@ -234,11 +257,31 @@ def _build(experiment: Experiment, *, training: bool) -> _Run:
         _identify(built.evaluator, experiment)
         built.evaluator.budget = budget
     progress = ProgressFile(experiment.run_dir / "progress.json", budget)
+    if built.evaluator is not None:
+        built.evaluator.report = progress.stage
     trainer = _trainer(experiment, built, budget, progress, training)
     # The datamodule's refusals come before other processes are started, or each would repeat them.
     built.datamodule.trainer = trainer
     built.datamodule.setup("fit" if training else "test")
-    return _Run(experiment, built, module, budget, trainer, progress)
+    return Run(experiment, built, module, budget, trainer, progress)
+
+
+def _trained(experiment: Experiment, ckpt: Path | None, but: tuple[str, ...] = ()) -> tuple[Run, Path]:
+    """A run with its trained weights, and their file.
+
+    Args:
+        experiment: says how they are measured.
+        ckpt: the file; None takes the run's last.
+        but: keys that may differ from the training's.
+    """
+    path = ckpt or last_checkpoint(experiment.run_dir)
+    check_weights(experiment, path, but)
+    run = _build(experiment, training=False)
+    load_weights(run, path)
+    budget = run.budget
+    if budget is not None and not budget.finished and run.trainer.is_global_zero:
+        print(f"the weights of {path} have {budget.progress:.0%} of their training", file=sys.stderr, flush=True)
+    return run, path
 
 
 def _identify(evaluator: Evaluator, experiment: Experiment) -> None:
@@ -302,7 +345,8 @@ def _trainer(
         "default_root_dir": str(experiment.run_dir),
     }
     callbacks: list[L.Callback] = list(built.callbacks.values())
-    callbacks += [part for part in (budget, built.evaluator, progress) if part is not None]
+    stop = StopOnSignal(last_checkpoint(experiment.run_dir))
+    callbacks += [part for part in (budget, built.evaluator, progress, stop) if part is not None]
     if training and not arguments.get("fast_dev_run"):
         callbacks.append(_checkpoint_callback(experiment.run_dir, known))
     else:
@@ -310,7 +354,7 @@ def _trainer(
     arguments["plugins"] = [*_listed(arguments.get("plugins")), AtomicCheckpointIO()]
     loggers = list(built.loggers.values())
     _quieten()
-    return L.Trainer(**arguments, callbacks=callbacks, logger=loggers or False)
+    return make_trainer(**arguments, callbacks=callbacks, logger=loggers or False)
 
 
 def _listed(value: Any) -> list[Any]:
@@ -324,6 +368,8 @@ def _quieten() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # Under another budget the same callback saves at other steps, which is all that its name says.
+    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
     # A run's folder is its own: that it holds a checkpoint is how a run goes on.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
 
@@ -337,37 +383,7 @@ def _checkpoint_callback(run_dir: Path, max_steps: int | None) -> ModelCheckpoin
     return ModelCheckpoint(run_dir / "checkpoints", filename="last", save_top_k=1, enable_version_counter=False, **when)
 
 
-def _train(run: _Run, resume: str) -> None:
-    """Fit from scratch or from the last checkpoint; nothing to do when the budget is used up already."""
-    path = run.checkpoint
-    resumed = resume == "auto" and path.is_file()
-    if resumed:
-        _load(run, path)
-    if run.budget is None or not run.budget.exhausted:
-        run.trainer.fit(
-            run.module,
-            datamodule=run.built.datamodule,
-            ckpt_path=str(path) if resumed else None,
-            weights_only=True,
-        )
-        if run.trainer.state.status == "interrupted":
-            raise KeyboardInterrupt
-        if not getattr(run.trainer, "fast_dev_run", False):
-            run.trainer.save_checkpoint(path, weights_only=False)
-
-
-def _load(run: _Run, path: Path | None) -> Path:
-    """Load weights and what training had spent."""
-    path = path or run.checkpoint
-    state = load_checkpoint(run.module, path)
-    if run.budget is not None:
-        spent = state.get("callbacks", {}).get(run.budget.state_key)
-        if spent is not None:
-            run.budget.load_state_dict(spent)
-    return path
-
-
-# ---- folders and processes ----------------------------------------------------------------------------
+# ---- threads ------------------------------------------------------------------------------------------
 
 
 def _set_threads() -> None:
@@ -375,78 +391,3 @@ def _set_threads() -> None:
     threads = os.environ.get("FLOWBENCH_THREADS")
     if threads is not None:
         torch.set_num_threads(int(threads))
-
-
-@contextmanager
-def _exclusive(run_dir: Path) -> Iterator[None]:
-    """Hold the run's folder; its lock is the sign of life that a bench looks for.
-
-    Raises:
-        ValueError: when another process works there.
-    """
-    if any(int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK", "NODE_RANK")):
-        yield
-        return
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / "lock").open("w", encoding="utf-8") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another process works in {run_dir}: wait for it, or give another run.dir") from None
-        yield
-
-
-def _refuse_other_configuration(experiment: Experiment) -> None:
-    """A folder holds one configuration, else resuming would mix two."""
-    saved = experiment.run_dir / "config.yaml"
-    if not saved.is_file():
-        return
-    found = fingerprint(compose([saved]).resolved)
-    if found != experiment.fingerprint:
-        raise ValueError(
-            f"{experiment.run_dir} holds a run of another configuration ({found}, this one is "
-            f"{experiment.fingerprint}): give another run.dir, or remove the folder"
-        )
-
-
-def _checkpoints(experiment: Experiment) -> dict[str, Path]:
-    """Checkpoints of what an experiment requires, to any depth: trained models are built with what they required."""
-    found: dict[str, Path] = {}
-    for name, needed in experiment.requirements.items():
-        found[name] = _required(name, needed)
-        found |= {f"{name}.{inner}": path for inner, path in _checkpoints(needed).items()}
-    return found
-
-
-def _required(name: str, experiment: Experiment) -> Path:
-    """Train a required experiment in its own process, once; the folder is named by its configuration.
-
-    Raises:
-        ValueError: when its training fails; names the log.
-    """
-    folder = (cache_dir() / f"{name}-{experiment.fingerprint}").resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = folder / "checkpoints" / "last.ckpt"
-    with FileLock(f"{folder}.lock"):
-        if read_phase(folder / "progress.json") == "done" and checkpoint.is_file():
-            return checkpoint
-        print(f"training the required {name} once, in {folder}", file=sys.stderr, flush=True)
-        config = folder / "required.yaml"
-        write_text(config, to_yaml(experiment.resolved))
-        command = [sys.executable, "-m", "flowbench.cli", "fit", "-c", str(config), f"run.dir={folder}"]
-        # A launcher's rank is not the child's: it would wait for processes that do not exist.
-        own = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
-        log = folder / "log.txt"
-        with log.open("ab") as handle:
-            # Without the hook it would outlive a killed bench, and hold its folder against the next one.
-            code = subprocess.run(
-                command,
-                stdout=handle,
-                stderr=subprocess.STDOUT,
-                env=own,
-                preexec_fn=die_with_parent(),
-                check=False,
-            ).returncode
-        if code != 0:
-            raise ValueError(f"training the required {name} failed with exit status {code}: see {log}")
-    return checkpoint

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ ensure_importable()
 from flowbench.bench.report import build_report  # noqa: E402
 from flowbench.bench.store import EXTERNAL, REFERENCES, collect, load_plan  # noqa: E402
 from flowbench.config import Experiment, compose  # noqa: E402
+from flowbench.core.remarks import say_once  # noqa: E402
 from flowbench.data import FlowDataModule  # noqa: E402
 from flowbench.evaluation import (  # noqa: E402
     DensityCoverage,
@@ -29,19 +31,21 @@ from flowbench.evaluation import (  # noqa: E402
     get_extractor,
 )
 from flowbench.evaluation.artifacts import save_pictures  # noqa: E402
+from flowbench.evaluation.earlier import set_aside  # noqa: E402
 from flowbench.evaluation.external import ExternalImages  # noqa: E402
 from flowbench.evaluation.samples import RealSet  # noqa: E402
-from flowbench.metrics import FeatureStatistics, save_statistics  # noqa: E402
-from flowbench.rows import write_rows  # noqa: E402
+from flowbench.metrics import FeatureStatistics, load_statistics, save_statistics  # noqa: E402
+from flowbench.rows import FLOOR_FILE, write_rows  # noqa: E402
+from flowbench.run_folder import claim, working_in  # noqa: E402
 
 __all__ = ["evaluate", "image_evaluator", "join_bench", "open_data", "open_experiment", "stats"]
 
 
 def open_data(
-    name: str, path: str | None = None, image_size: int | None = None, train_on_val: bool = False
+    name: str, path: str | None = None, image_size: int | None = None, train_on_val: bool = False, **declared: Any
 ) -> FlowDataModule:
-    """The datamodule of a dataset."""
-    return FlowDataModule(name, path=path, image_size=image_size, train_on_val=train_on_val)
+    """The datamodule of a dataset; ``declared`` is what its options say of the values of own data."""
+    return FlowDataModule(name, path=path, image_size=image_size, train_on_val=train_on_val, **declared)
 
 
 def image_evaluator(features: Sequence[str], reference: str = "train", num_reference: int | None = None) -> Evaluator:
@@ -138,25 +142,44 @@ def evaluate(
         data: what they are compared with.
         evaluator: its feature metrics are measured; likelihood, paths and cost need a model and give no rows.
         name: contender in the rows; None takes the name of the file or folder.
-        output: folder for rows.jsonl and the pictures; None takes `runs/<name>`.
+        output: folder for rows.jsonl, the floor's rows outside a bench, and the pictures; None takes `runs/<name>`.
+            Earlier rows of other images, or measured in another way, are kept in the folder `before` in it.
         num_samples: the first so many; None takes all.
-        identity: bench, task and contender of the rows; None leaves all but the contender empty.
+        identity: bench, task and contender of the rows; None leaves all but the contender empty. Their configuration is
+            what the samples hold.
 
     Returns:
         The folder.
+
+    Raises:
+        ValueError: when the folder holds what another command made, or the images themselves.
     """
+    identity = identity or Identity(contender=_name(name, samples))
+    folder = output or Path("runs") / identity.contender
+    _check_output(folder, samples)
     images = ExternalImages(samples, data.spec, num_samples)
-    evaluator.identity = identity or Identity(contender=_name(name, samples))
+    _tell(images)
+    evaluator.identity = replace(identity, config_hash=images.content)
     evaluator.num_samples = len(images)
     evaluator.extractors(data, _device())
     rows, pictures = evaluator.external_rows(data, images.batches(), images.at)
     if not rows:
         raise ValueError("the evaluator has no metric on features, so images alone cannot be scored")
-    folder = output or Path("runs") / evaluator.identity.contender
-    folder.mkdir(parents=True, exist_ok=True)
-    write_rows(folder / "rows.jsonl", rows)
-    save_pictures(folder, pictures)
+    with working_in(folder):
+        _check_output(folder, samples)
+        set_aside(folder, rows)
+        if not evaluator.identity.bench:  # which has its own
+            write_rows(folder / FLOOR_FILE, evaluator.floor_rows(data))
+        write_rows(folder / "rows.jsonl", rows)
+        save_pictures(folder, pictures)
     return folder
+
+
+def _check_output(folder: Path, samples: Path) -> None:
+    """Rows and pictures go neither among another command's results nor among the images."""
+    claim(folder, "external", "give another --output or --name")
+    if samples.is_dir() and folder.resolve().is_relative_to(samples.resolve()):
+        raise ValueError(f"{folder} lies in the samples, which would hold its pictures too: give another --output")
 
 
 def _name(name: str | None, samples: Path) -> str:
@@ -170,6 +193,12 @@ def _name(name: str | None, samples: Path) -> str:
     if not re.fullmatch(r"[\w.+ -]*\w[\w.+ -]*", found):
         raise ValueError(f"--name: {found!r} cannot name a folder; use letters, digits, '.', '-', '_' and '+'")
     return found
+
+
+def _tell(images: ExternalImages) -> None:
+    """Print what was left out of a folder."""
+    if images.remark:
+        say_once(f"samples: {images.remark}")
 
 
 def _device() -> str:
@@ -197,23 +226,46 @@ def stats(
 
     Returns:
         `output`.
+
+    Raises:
+        ValueError: when the file exists and holds anything but the same statistics.
     """
     extractor = get_extractor(features, data, _device())
     if samples is None:
         real = RealSet(data, split, num_samples)
-        save_statistics(output, real.statistics(extractor), real.metadata(extractor, len(real)))
+        metadata = real.metadata(extractor, len(real))
+        _check_statistics(output, metadata)
+        save_statistics(output, real.statistics(extractor), metadata)
         return output
     images = ExternalImages(samples, data.spec, num_samples)
-    statistics = FeatureStatistics(extractor.dimension)
-    for _, pictures in images.batches():
-        statistics.update(extractor(pictures).cpu())
+    _tell(images)
     metadata = {
         "dataset": samples.name,
+        "version": images.content,
         "extractor": extractor.name,
         "checksum": extractor.checksum,
         "protocol": extractor.protocol,
         "transform": "uint8",
         "count": len(images),
     }
+    _check_statistics(output, metadata)
+    statistics = FeatureStatistics(extractor.dimension)
+    for _, pictures in images.batches():
+        statistics.update(extractor(pictures).cpu())
     save_statistics(output, statistics, metadata)
     return output
+
+
+def _check_statistics(output: Path, metadata: Mapping[str, Any]) -> None:
+    """Statistics may take the place of the same ones, and of nothing else."""
+    if not output.exists():
+        return
+    try:
+        _, found = load_statistics(output)
+    except ValueError:
+        raise ValueError(f"{output} exists and holds no statistics of features: give another --output") from None
+    other = [f"{key} {found.get(key)!r}, now {value!r}" for key, value in metadata.items() if found.get(key) != value]
+    if other:
+        raise ValueError(
+            f"{output} holds other statistics ({', '.join(other[:4])}): give another --output, or delete it"
+        )

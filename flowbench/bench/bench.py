@@ -12,11 +12,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flowbench.bench.plan import Plan, make_plan, plan_lines, plan_table
+from flowbench.bench.claimed import check_claims
+from flowbench.bench.plan import Plan, make_plan
+from flowbench.bench.preview import plan_lines, plan_table
 from flowbench.bench.progress import make_display
 from flowbench.bench.runner import PROGRAM, Interrupted, Runner
+from flowbench.bench.status import read_status
 from flowbench.bench.store import collect
 from flowbench.bench.validation import check_experiments
+from flowbench.run_folder import claim
 from flowbench.storage import write_text
 
 __all__ = ["run_bench"]
@@ -50,8 +54,11 @@ def run_bench(
     """
     console = console or Console()
     plan = make_plan(path, overrides, jobs)
+    claim(plan.directory, "bench", "give another run_dir")
     if dry_run:
         check_experiments(plan)
+    if not all(read_status(cell.directory).is_done(cell.config_hash) for cell in plan.everything):
+        check_claims(plan)
     console.print(plan_table(plan))
     console.print(plan_lines(plan), highlight=False, markup=False, soft_wrap=True)
     if dry_run:
@@ -67,7 +74,8 @@ def run_bench(
             raise
         where = error.filename or plan.directory
         remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
-        console.print(f"{error.strerror}: {where}; {remedy}, then the same command continues", highlight=False)
+        line = f"{error.strerror}: {where}; {remedy}, then the same command continues"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
         return 1
 
 
@@ -80,7 +88,7 @@ def _run(plan: Plan, program: Sequence[str], console: Console) -> int:
     collect(plan.directory)
     report = build_report(plan.directory)
     print_summary(plan.directory, console)
-    console.print(f"report: {report}", highlight=False, soft_wrap=True)
+    console.print(f"report: {report}", highlight=False, markup=False, soft_wrap=True)
     return 0 if complete else 1
 
 

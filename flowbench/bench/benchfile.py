@@ -18,7 +18,9 @@ from flowbench.config.interpolation import resolve
 from flowbench.config.merge import merge, set_key, value_at
 from flowbench.config.overrides import parse_override
 from flowbench.config.text import plain, shown, text_of
-from flowbench.core.paths import expand
+from flowbench.core.checks import LARGEST, LARGEST_BUDGET, check_number, check_seed
+from flowbench.core.places import expand
+from flowbench.core.resources import find_experiment, shipped_like
 
 __all__ = ["BUDGETS", "BenchFile", "Contender", "Task", "load_bench_file"]
 
@@ -81,7 +83,8 @@ def load_bench_file(path: str | Path, overrides: Sequence[str] = ()) -> BenchFil
     """Read and check a bench file.
 
     Args:
-        path: YAML file; experiment files are named relative to it.
+        path: YAML file; experiment files are named relative to it, those that ship by the prefix ``flowbench:``, and
+            so may the bench file itself be.
         overrides: ``key=value`` changes; an override of the budget replaces the file's budget.
 
     Raises:
@@ -94,8 +97,8 @@ def load_bench_file(path: str | Path, overrides: Sequence[str] = ()) -> BenchFil
 
 
 def _load(path: str | Path, overrides: Sequence[str]) -> BenchFile:
-    path = expand(path)
     where = str(path)
+    path = find_experiment(where) or expand(path)
     content = _override(_read(path), overrides)
     _known(content, _KEYS, where)
     contenders = _contenders(content.get("contenders"), path.resolve().parent, where)
@@ -123,7 +126,8 @@ def _load(path: str | Path, overrides: Sequence[str]) -> BenchFile:
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise ValueError(f"{path} {'is no regular file' if path.exists() else 'does not exist'}")
+        fault = "is no regular file" if path.exists() else f"does not exist{shipped_like(path)}"
+        raise ValueError(f"{path} {fault}")
     return read_mapping(path)
 
 
@@ -199,12 +203,20 @@ def _contender(name: str, entry: Any, folder: Path, where: str, before: Mapping[
     overrides = _check_overrides(entry.get("overrides"), where)
     if "trained" in entry:
         return _retested(name, _text(entry, "trained", where), overrides, where, before)
-    experiment = folder / expand(_text(entry, "experiment", where))
-    if not experiment.is_file():
-        near = difflib.get_close_matches(experiment.name, [p.name for p in experiment.parent.glob("*.yaml")], n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"{where}: {experiment} does not exist{hint}")
-    return Contender(name, experiment.resolve(), overrides)
+    return Contender(name, _experiment(_text(entry, "experiment", where), folder, where), overrides)
+
+
+def _experiment(text: str, folder: Path, where: str) -> Path:
+    """The experiment file that a bench file names."""
+    try:
+        path = find_experiment(text) or folder / expand(text)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
+        hint = f"; did you mean {near[0]}?" if near else shipped_like(Path(text))
+        raise ValueError(f"{where}: {path} does not exist{hint}")
+    return path.resolve()
 
 
 def _retested(
@@ -228,6 +240,8 @@ def _seeds(value: Any, where: str) -> tuple[int, ...]:
     whole = isinstance(value, list) and all(isinstance(s, int) and not isinstance(s, bool) for s in value)
     if not whole or not value:
         raise ValueError(f"{where}: seeds is {shown(value)}; write a list of whole numbers, e.g. [0, 1, 2]")
+    for index, seed in enumerate(value):
+        check_seed(f"{where}: seeds[{index}]", seed)
     if len(set(value)) < len(value):
         twice = sorted({seed for seed in value if value.count(seed) > 1})
         raise ValueError(
@@ -241,8 +255,7 @@ def _budget(value: Any, where: str) -> dict[str, float]:
         raise ValueError(f"{where}: budget is {shown(value)}; give exactly one of {', '.join(BUDGETS)}")
     _known(value, BUDGETS, f"{where}: budget")
     ((key, amount),) = plain(value).items()
-    if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not 0 < amount < float("inf"):
-        raise ValueError(f"{where}: budget.{key} is {shown(amount)}; give a positive number")
+    check_number(f"{where}: budget.{key}", amount, above=0, at_most=LARGEST_BUDGET)
     if key in ("steps", "samples_seen", "epochs") and amount != int(amount):
         raise ValueError(f"{where}: budget.{key} is {shown(amount)}; give a whole number")
     return {str(key): amount}
@@ -259,7 +272,7 @@ def _sweep(value: Any, where: str) -> dict[str, list[float]]:
         whole = name == "network_evaluations"
         kinds = int if whole else (int, float)
         good = isinstance(points, list) and all(
-            isinstance(p, kinds) and not isinstance(p, bool) and p >= 1 for p in points
+            isinstance(p, kinds) and not isinstance(p, bool) and 1 <= p <= LARGEST for p in points
         )
         if not good or not points or len(set(points)) < len(points):
             wanted = "distinct positive whole numbers" if whole else "distinct numbers >= 1 (1 is no guidance)"

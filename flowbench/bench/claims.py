@@ -13,9 +13,10 @@ at guidance scale 3.
 
 Verdict: the difference left - right is formed seed by seed. The claim **holds** when the 95 % t-interval of the
 mean difference lies wholly on the claimed side of 0, **fails** when it lies wholly on the other side, and is
-**undecided** when it contains 0, when there is one seed only, when a number is missing or when the sides have
-different units. Against a constant, the interval is that of the mean. Reference rows (floor, noise, gaussian, gmm)
-are computed once and count as constants.
+**undecided** when it contains 0, when there is one seed only, when a number of any planned seed is missing (a seed that
+failed, diverged or is not finished) or when the sides have different units. The sides are **equal** when they differ
+on no seed by more than rounding. Against a constant, the interval is that of the mean. Reference rows (floor, noise,
+gaussian, gmm) are computed once and count as constants.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from flowbench.bench.statistics import Summary, paired_difference, summarise
+from flowbench.bench.statistics import ROUNDING, Summary, difference, paired_difference, summarise
 from flowbench.bench.store import REFERENCES, Results, SweepAxis
 
-__all__ = ["Claim", "Quantity", "Verdict", "judge", "parse_claim"]
+__all__ = ["Claim", "Quantity", "Verdict", "VerdictName", "judge", "parse_claim"]
+
+VerdictName = Literal["holds", "fails", "equal", "undecided"]
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _SIDE = re.compile(
@@ -53,6 +56,10 @@ class Quantity:
         """The quantity per seed in one task."""
         found = results.values(task, self.contender, self.metric, self.at, self.axis)
         return {seed: self.factor * value for seed, value in found.items()}
+
+    def gaps(self, results: Results, task: str) -> dict[int, str]:
+        """Planned seeds without a finite number in one task, with the reason of each."""
+        return results.gaps(task, self.contender, self.metric, self.at, self.axis)
 
     @property
     def name(self) -> str:
@@ -83,7 +90,7 @@ class Verdict:
 
     claim: Claim
     task: str
-    verdict: Literal["holds", "fails", "undecided"]
+    verdict: VerdictName
     reason: str
     difference: Summary | None = None
 
@@ -157,36 +164,53 @@ def judge(claim: Claim, results: Results, tasks: Mapping[str, Sequence[str]]) ->
 
 def _judge_in(claim: Claim, results: Results, task: str) -> Verdict:
     for side in claim.quantities:
-        if not side.values(results, side.task if side.task is not None else task):
+        if not side.values(results, _task_of(side, task)):
             return Verdict(claim, task, "undecided", _missing(side, results, task))
     if (units := _units(claim, results, task)) is not None:
         return Verdict(claim, task, "undecided", f"not comparable: {units[0]} against {units[1]}")
-    difference, exact = _difference(claim, results, task)
-    if difference is None:
-        return Verdict(claim, task, "undecided", "the two sides share no seed")
-    notes = "".join(f"; {note}" for note in _notes(claim, results, task))
-    if difference.half is None and not exact:
-        reason = f"one seed, difference {difference.mean:.4g}, no interval{notes}"
-        return Verdict(claim, task, "undecided", reason, difference)
+    gaps = [gap for side in claim.quantities for gap in _gaps(side, results, task)]
+    between, exact = _difference(claim, results, task)
+    if between is None:
+        return Verdict(claim, task, "undecided", "; ".join([*gaps, "the two sides share no seed"]))
+    described = _describe(between, exact)
+    if gaps:
+        return Verdict(claim, task, "undecided", f"{'; '.join(gaps)}; otherwise {described}", between)
+    verdict = _verdict(claim, between, exact)
+    return Verdict(claim, task, verdict, "; ".join([described, *_notes(claim, results, task)]), between)
+
+
+def _verdict(claim: Claim, between: Summary, exact: bool) -> VerdictName:
+    """What the interval of left - right says, of a claim that lacks no number."""
+    if between.is_zero:
+        return "equal"
+    if between.half is None and not exact:
+        return "undecided"
     sign = 1.0 if claim.operator == "<" else -1.0
-    half = difference.half or 0.0
-    low, high = sorted((sign * (difference.mean - half), sign * (difference.mean + half)))
-    verdict: Literal["holds", "fails", "undecided"] = "undecided"
+    half = between.half or 0.0
+    low, high = sorted((sign * (between.mean - half), sign * (between.mean + half)))
     if high < 0:
-        verdict = "holds"
-    elif low > 0:
-        verdict = "fails"
-    return Verdict(claim, task, verdict, _describe(difference, exact) + notes, difference)
+        return "holds"
+    return "fails" if low > 0 else "undecided"
+
+
+def _gaps(side: Quantity, results: Results, task: str) -> Iterable[str]:
+    """A line for each reason why planned seeds of a side have no number."""
+    by_reason: dict[str, list[str]] = {}
+    for seed, reason in side.gaps(results, _task_of(side, task)).items():
+        by_reason.setdefault(reason, []).append(str(seed))
+    for reason, seeds in by_reason.items():
+        yield f"{side.name} has no number of seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}: {reason}"
+
+
+def _task_of(side: Quantity, task: str) -> str:
+    return side.task if side.task is not None else task
 
 
 def _units(claim: Claim, results: Results, task: str) -> tuple[str, str] | None:
     """The two units of one metric on both sides where they differ, e.g. data units and latent units."""
     if len(claim.quantities) < 2 or claim.quantities[0].metric != claim.quantities[1].metric:
         return None
-    left, right = (
-        results.unit_of(side.task if side.task is not None else task, side.contender, side.metric)
-        for side in claim.quantities
-    )
+    left, right = (results.unit_of(_task_of(side, task), side.contender, side.metric) for side in claim.quantities)
     return (left or "no unit", right or "no unit") if left != right else None
 
 
@@ -197,37 +221,45 @@ def _difference(claim: Claim, results: Results, task: str) -> tuple[Summary | No
         if isinstance(side, float):
             sides.append(side)
             continue
-        values = side.values(results, side.task if side.task is not None else task)
-        constant = side.contender in REFERENCES and len(values) == 1
+        values = side.values(results, _task_of(side, task))
+        constant = results.is_reference(_task_of(side, task), side.contender) and len(values) == 1
         sides.append(next(iter(values.values())) if constant else values)
     left, right = sides
     if isinstance(left, float) and isinstance(right, float):
-        return summarise([left - right]), True
+        return summarise([difference(left, right)]), True
     if isinstance(left, float):
         assert not isinstance(right, float)
-        return summarise([left - value for value in right.values()]), False
+        return summarise([difference(left, value) for value in right.values()]), False
     if isinstance(right, float):
-        return summarise([value - right for value in left.values()]), False
+        return summarise([difference(value, right) for value in left.values()]), False
     return paired_difference(left, right), False
 
 
-def _describe(difference: Summary, exact: bool) -> str:
-    if exact or difference.half is None:
-        return f"difference {difference.mean:.4g} between two constants"
-    low, high = difference.mean - difference.half, difference.mean + difference.half
-    return f"difference {difference.mean:.4g}, 95% interval [{low:.4g}, {high:.4g}], {difference.n} seeds"
+def _describe(between: Summary, exact: bool) -> str:
+    if between.is_zero:
+        seeds = "" if exact else f" on {between.n} seed{'s' * (between.n > 1)}"
+        return f"equal to a relative {ROUNDING:g}{seeds}"
+    if exact:
+        return f"difference {between.mean:.4g} between two constants"
+    if between.half is None:
+        return f"one seed, difference {between.mean:.4g}, no interval"
+    low, high = between.mean - between.half, between.mean + between.half
+    return f"difference {between.mean:.4g}, 95% interval [{low:.4g}, {high:.4g}], {between.n} seeds"
 
 
 def _missing(side: Quantity, results: Results, task: str) -> str:
     where = f" in {task}" if task else ""
-    task = side.task if side.task is not None else task
+    task = _task_of(side, task)
     known = results.metrics(task, side.contender)
     if not known:
-        return f"{side.contender} has no rows{where}"
+        lost = "; ".join(dict.fromkeys(results.lost_seeds(task, side.contender).values()))
+        return f"{side.contender} has no rows{where}{': ' * bool(lost)}{lost}"
     if side.metric not in known:
         near = difflib.get_close_matches(side.metric, known, n=1)
         hint = f"; nearest: {near[0]}" if near else ""
         return f"{side.contender} has no metric {side.metric}{where}{hint}"
+    if side.at is None:
+        return f"no finite value of {side.name}{where}"
     points = sorted(results.sweep(task, side.contender, side.metric, side.axis))
     return f"no finite value of {side.name}{where}; measured at {_join(points) or 'no swept points'}"
 
@@ -235,7 +267,7 @@ def _missing(side: Quantity, results: Results, task: str) -> str:
 def _notes(claim: Claim, results: Results, task: str) -> Iterable[str]:
     """What a reader must know before trusting the verdict: other protocols, likelihood bounds."""
     sides = claim.quantities
-    protocols = [results.protocol(s.task if s.task is not None else task, s.contender, s.metric) for s in sides]
+    protocols = [results.protocol(_task_of(s, task), s.contender, s.metric) for s in sides]
     for side, protocol in zip(sides, protocols, strict=True):
         if protocol.startswith("bound"):
             yield f"{side.name} is an upper bound"

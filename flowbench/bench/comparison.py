@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
-from flowbench.bench.notes import sample_size_notes
-from flowbench.bench.store import REFERENCES, Results, load_rows
+from flowbench.bench.notes import reading_notes
+from flowbench.bench.store import REFERENCE, Results, is_failure, load_rows, planned_seeds
 from flowbench.bench.tables import metric_table
 from flowbench.bench.vocabulary import GROUPS
 from flowbench.rows import Row
@@ -22,7 +23,8 @@ def compare(run_dirs: Sequence[str | Path]) -> str:
     """Tables of the main rows of several runs: one line per run and contender, apart by data set and task.
 
     Args:
-        run_dirs: directories of runs (rows.jsonl) or benches (results.jsonl).
+        run_dirs: directories of runs (rows.jsonl) or benches (results.jsonl). Data of one name that differ in version,
+            as a user's own file that was replaced, are two data sets.
 
     Returns:
         Text for the terminal. Metrics whose protocol differs between runs are named below the tables.
@@ -34,15 +36,20 @@ def compare(run_dirs: Sequence[str | Path]) -> str:
         raise ValueError("nothing to compare; give the directories of at least one run or bench")
     paths = [Path(directory) for directory in run_dirs]
     rows: list[Row] = []
-    for name, path in zip(_short_names(paths), paths, strict=True):
-        rows += _relabelled(load_rows(path), name, rows)
+    seeds: dict[str, list[int]] = {}
+    loaded = _told_apart([load_rows(path) for path in paths])
+    for name, path, found in zip(_short_names(paths), paths, loaded, strict=True):
+        label = _labels(found, name)
+        rows += _relabelled(found, label, rows)
+        seeds |= {label(contender): planned for contender, planned in planned_seeds(path).items()}
     console = Console(file=io.StringIO(), width=max(100, Console().width))
-    measured = [row for row in rows if row.status != "failed"]
+    failed = [row for row in rows if is_failure(row)]
+    measured = [row for row in rows if not is_failure(row)]
     for dataset, task in dict.fromkeys((row.dataset, row.task) for row in measured):
-        _print_group(console, [r for r in measured if (r.dataset, r.task) == (dataset, task)], dataset, task)
-    for row in rows:
-        if row.status == "failed":
-            console.print(f"failed: {row.contender} seed {row.seed}", markup=False)
+        mine = [r for r in measured if (r.dataset, r.task) == (dataset, task)]
+        _print_group(console, mine, failed, seeds, dataset, task)
+    for row in failed:
+        console.print(f"failed: {row.contender} seed {row.seed}", markup=False)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().rstrip()
 
@@ -57,26 +64,55 @@ def _short_names(paths: list[Path]) -> list[str]:
     raise ValueError(f"the same directory is given twice: {', '.join(str(path) for path in paths)}")
 
 
-def _relabelled(rows: list[Row], run: str, before: list[Row]) -> list[Row]:
-    """Rows under the names ``run: contender``; references keep theirs, from the first run only."""
-    known = {(row.dataset, row.task, row.contender) for row in before}
-    several = len({row.contender for row in rows} - set(REFERENCES)) > 1
+def _told_apart(loaded: list[list[Row]]) -> list[list[Row]]:
+    """The rows with the version behind the data set's name, where rows of several versions meet."""
+    versions: dict[str, set[str]] = {}
+    for row in (row for rows in loaded for row in rows if "dataset_version" in row.provenance):
+        versions.setdefault(row.dataset, set()).add(row.provenance["dataset_version"])
+
+    def named(row: Row) -> Row:
+        version = row.provenance.get("dataset_version")
+        several = len(versions.get(row.dataset, ())) > 1
+        return replace(row, dataset=f"{row.dataset} {version}") if several and version else row
+
+    return [[named(row) for row in rows] for rows in loaded]
+
+
+def _labels(rows: list[Row], run: str) -> Callable[[str], str]:
+    """How the contenders of a run are called beside those of other runs: ``run: contender``, or the run alone."""
+    several = len({row.contender for row in rows if row.family != REFERENCE}) > 1
+    return lambda name: f"{run}: {name}" if several or name not in run.split("/") else run
+
+
+def _relabelled(rows: list[Row], label: Callable[[str], str], before: list[Row]) -> list[Row]:
+    """Rows under their new names; references keep theirs, each of their metrics from the first run that has it."""
+    known = {(row.dataset, row.task, row.contender, row.metric) for row in before if row.family == REFERENCE}
     out = []
     for row in rows:
-        if row.contender not in REFERENCES:
-            name = f"{run}: {row.contender}" if several or row.contender not in run.split("/") else run
-            out.append(replace(row, contender=name))
-        elif (row.dataset, row.task, row.contender) not in known:
+        if row.family != REFERENCE:
+            out.append(replace(row, contender=label(row.contender)))
+        elif (row.dataset, row.task, row.contender, row.metric) not in known:
             out.append(row)
     return out
 
 
-def _print_group(console: Console, rows: list[Row], dataset: str, task: str) -> None:
-    results = Results(rows)
-    names = [name for name in results.contenders(task) if name not in REFERENCES]
+def _print_group(
+    console: Console,
+    rows: list[Row],
+    failed: list[Row],
+    planned: Mapping[str, Sequence[int]],
+    dataset: str,
+    task: str,
+) -> None:
+    present = {row.contender for row in rows}
+    rows = [*rows, *(row for row in failed if row.task == task and row.contender in present)]
+    results = Results(rows, {name: seeds for name, seeds in planned.items() if name in present})
+    # Images that other code made are compared like everybody else.
+    others = [*results.external(task), *results.references(task)]
+    names = [*(name for name in results.contenders(task) if name not in others), *results.external(task)]
     seeds = sorted({row.seed for row in rows})
     plan = {"contenders": names, "tasks": {task: names}, "seeds": seeds, "reasons": {}}
-    console.rule(f"{dataset}{f' ({task})' if task and task != dataset else ''}", align="left")
+    console.rule(Text(f"{dataset}{f' ({task})' if task and task != dataset else ''}"), align="left")
     for group in GROUPS:
         table = metric_table(plan, results, task, group)
         if table is not None:
@@ -85,5 +121,5 @@ def _print_group(console: Console, rows: list[Row], dataset: str, task: str) -> 
         protocols = {results.protocol(task, name, metric) for name in names} - {""}
         if len(protocols) > 1:
             console.print(f"{metric}: not the same protocol: {' | '.join(sorted(protocols))}", markup=False)
-    for note in sample_size_notes(rows):
+    for note in (*results.notes, *reading_notes(results, task)):
         console.print(note, markup=False, highlight=False)

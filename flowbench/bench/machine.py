@@ -12,7 +12,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Policy", "available_cores", "choose_policy"]
+from flowbench.core.checks import check_count
+
+__all__ = ["Policy", "available_cores", "choose_policy", "memory_limit"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ def choose_policy(jobs: int | str, num_cells: int, *, cpu_only: bool) -> Policy:
         shared_gpu = not cpu_only and _has_gpu()
         number = 1 if shared_gpu else max(1, min(cores, num_cells))
         kind = "a GPU is shared by one cell at a time" if shared_gpu else "auto"
-    elif isinstance(jobs, int) and not isinstance(jobs, bool) and jobs > 0:
+    elif not isinstance(jobs, str):
+        check_count("jobs", jobs, hint="or auto")
         number, kind = jobs, "asked for"
     else:
         raise ValueError(f"jobs is {jobs!r}; give a positive number or auto")
@@ -95,5 +98,32 @@ def _cgroup_quota() -> float | None:
         folder = Path("/sys/fs/cgroup/cpu")
         limit_us = int((folder / "cpu.cfs_quota_us").read_text(encoding="utf-8"))
         return limit_us / int((folder / "cpu.cfs_period_us").read_text(encoding="utf-8")) if limit_us > 0 else None
+    except (OSError, ValueError):
+        return None
+
+
+def memory_limit() -> int | None:
+    """Bytes that the processes here may use together: the control group's limit or the machine's memory, the smaller.
+
+    None where neither is known.
+    """
+    found = [_group_memory(), _machine_memory()]
+    return min((size for size in found if size), default=None)
+
+
+def _group_memory() -> int | None:
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # control groups v2 and v1
+        try:
+            text = (Path("/sys/fs/cgroup") / name).read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            return int(text)
+    return None
+
+
+def _machine_memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (OSError, ValueError):
         return None

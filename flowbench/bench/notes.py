@@ -1,19 +1,141 @@
-"""Lines below the tables that keep a reader from claiming too much."""
+"""Lines below the tables that keep a reader from claiming too much: copies, samples off the data, too few of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
+from flowbench.bench.store import Results
+from flowbench.bench.vocabulary import MetricInfo, info
 from flowbench.rows import Row
 from flowbench.sample_size import sample_size_warning
 
-__all__ = ["sample_size_notes"]
+__all__ = ["reading_notes"]
 
 INCEPTION_FEATURES = 2048
+AUTHENTIC = 1 / 6
+"""Half of the lowest authenticity that fresh samples have, 1/3 in one dimension; copies have 0."""
+COPYING = -3.0
+"""Three standard deviations of ``data_copying`` where samples are as far from the training data as held-out data."""
+NEAR, FAR = 0.5, 2.0
+"""Half and twice the distance to the training data that held-out data have; fresh samples have a ratio near 1."""
+SUPPORT = 0.05
+"""Precision and density below this: next to no sample has real data around it."""
+BELOW_FLOOR = 0.8
+"""Frechet distances below this share of the floor's: two held-out splits of digits differ by a ninth."""
+FEW = 100
+"""Samples from which on a share is known to 0.05, its standard error."""
 
 
-def sample_size_notes(rows: Iterable[Row]) -> list[str]:
-    """One line for every number of samples at which an FID was measured that is small for its claim."""
-    counts = sorted({row.n for row in rows if row.metric == "fid" and row.n is not None})
-    warnings = (sample_size_warning(count, INCEPTION_FEATURES) for count in counts)
-    return [f"fid: {warning}." for warning in warnings if warning is not None]
+def reading_notes(results: Results, task: str) -> list[str]:
+    """What a reader of the tables of one task should know, one line each."""
+    references = results.references(task)
+    names = [name for name in results.contenders(task) if name not in references]
+    where = f"{task}: " if task else ""
+    lines = [line for name in names for line in (*_copies(results, task, name), *_off_the_data(results, task, name))]
+    lines += [*_duplicates(results, task), *_sample_sizes(results, task, names)]
+    return [f"{where}{line}." for line in lines]
+
+
+def _copies(results: Results, task: str, name: str) -> Iterator[str]:
+    """Whether samples are copies of training data, or close to being that."""
+    for features in _features(results, task, name, "authenticity", "data_copying", "neighbour_distance_ratio"):
+        share = results.mean(task, name, f"authenticity{features}")
+        z = results.mean(task, name, f"data_copying{features}")
+        ratio = results.mean(task, name, f"neighbour_distance_ratio{features}")
+        copied = share is not None and share < AUTHENTIC
+        near = (z is not None and z < COPYING) or (ratio is not None and ratio < NEAR)
+        if not (copied or near):
+            continue
+        what = "looks like copies of the" if copied else "is closer than held-out data to the"
+        numbers = [
+            ("authenticity", share, "1/3 to 1/2"),
+            ("data_copying", z, "within 3 of 0"),
+            ("neighbour_distance_ratio", ratio, "about 1"),
+        ]
+        known = [f"{base}{features} {x:.3g} (fresh samples: {fresh})" for base, x, fresh in numbers if x is not None]
+        yield f"{name} {what} training data: {', '.join(known)}"
+    for metric in filter(_is_frechet, results.metrics(task, name)):
+        value, floor = (results.mean(task, who, metric) for who in (name, "floor"))
+        alike = results.protocol(task, name, metric) == results.protocol(task, "floor", metric)
+        if alike and value is not None and floor is not None and value < BELOW_FLOOR * floor:
+            yield (
+                f"{name} is better than held-out data ({metric} {value:.3g}, floor {floor:.3g}): it may copy the "
+                "training data, which the metric Memorization tells"
+            )
+
+
+def _off_the_data(results: Results, task: str, name: str) -> Iterator[str]:
+    """Whether samples are where no data are."""
+    found = []
+    for base in ("precision", "density"):
+        for features in _features(results, task, name, base):
+            value = results.mean(task, name, base + features)
+            if value is not None and value < SUPPORT:
+                found.append(f"{base}{features} {value:.3g}")
+    for features in _features(results, task, name, "neighbour_distance_ratio"):
+        ratio = results.mean(task, name, f"neighbour_distance_ratio{features}")
+        if ratio is not None and ratio > FAR:
+            found.append(f"neighbour_distance_ratio{features} {ratio:.3g} (fresh samples: about 1)")
+    for metric in results.metrics(task, name):
+        if info(metric) != MetricInfo("quality", "lower"):
+            continue
+        value, noise = results.mean(task, name, metric), results.mean(task, "noise", metric)
+        if value is not None and noise is not None and value > noise:
+            found.append(f"{metric} {value:.3g} is worse than that of noise, {noise:.3g}")
+    if found:
+        yield f"{name} is off the data: {', '.join(found)}"
+
+
+def _duplicates(results: Results, task: str) -> Iterator[str]:
+    """Whether held-out data repeat the training data."""
+    for features in _features(results, task, "floor", "authenticity"):
+        share = results.mean(task, "floor", f"authenticity{features}")
+        if share is not None and share < AUTHENTIC:
+            yield (
+                f"held-out data look like copies of the training data (floor.authenticity{features} {share:.3g}): "
+                "where a split repeats another one, neither copies nor overfitting can be seen"
+            )
+
+
+def _sample_sizes(results: Results, task: str, names: Sequence[str]) -> Iterator[str]:
+    """Numbers of samples that are small for their claim, or another one than the floor's."""
+    rows = [row for row in results.rows if row.task == task and row.n is not None and row.value is not None]
+    for count in sorted({row.n for row in rows if row.metric == "fid" and row.n is not None}):
+        if (warning := sample_size_warning(count, INCEPTION_FEATURES)) is not None:
+            yield f"fid: {warning}"
+    for count, metrics in _by_count(row for row in rows if row.contender in names and row.n and row.n < FEW):
+        yield (
+            f"{', '.join(metrics)}: N={count} samples are few: a share is uncertain by 0.05 or more, a mean by a tenth "
+            "of its spread, and much of a distance is its bias"
+        )
+    for metric in results.metrics(task):
+        floor = {row.n for row in results.main_rows(task, "floor", metric)}
+        others = {row.n for name in names for row in results.main_rows(task, name, metric)} - floor
+        if floor and others and _is_frechet(metric):
+            yield (
+                f"{metric}: the floor stands at N={_join(floor)}, others at N={_join(others)}, and the distance "
+                "depends on N"
+            )
+
+
+def _by_count(rows: Iterable[Row]) -> list[tuple[int, list[str]]]:
+    found: dict[int, dict[str, None]] = {}
+    for row in rows:
+        if info(row.metric).group == "quality" and row.metric != "fid" and row.n is not None:
+            found.setdefault(row.n, {})[row.metric] = None
+    return [(count, list(metrics)) for count, metrics in sorted(found.items())]
+
+
+def _features(results: Results, task: str, name: str, *bases: str) -> list[str]:
+    """What stands in brackets behind metrics of these names: the extractors that they were measured with."""
+    found = (metric.partition("[") for metric in results.metrics(task, name))
+    return list(dict.fromkeys(f"[{rest}" if bracket else "" for base, bracket, rest in found if base in bases))
+
+
+def _is_frechet(metric: str) -> bool:
+    """Whether a metric is a distance whose bias depends on N."""
+    return metric.partition("[")[0] in ("fd", "fid")
+
+
+def _join(counts: Iterable[int | None]) -> str:
+    return ", ".join(str(count) for count in sorted(count for count in counts if count is not None))

@@ -20,6 +20,8 @@ __all__ = ["draw_samples", "draw_strips", "draw_trajectories", "load_array", "ti
 
 Array = NDArray[Any]
 _DATA = "held-out data"
+# Coordinates whose ranges differ by less share a unit; else each gets its own.
+_COMPARABLE = 10.0
 
 
 def load_array(path: Path, key: str) -> Array | None:
@@ -171,9 +173,11 @@ def _limits(clouds: Sequence[Array]) -> tuple[float, float, float, float]:
         return (-1.0, 1.0, -1.0, 1.0)
     ends = np.array([np.nanquantile(c[np.isfinite(c).all(axis=1)], [0.001, 0.999], axis=0) for c in clouds])
     (left, bottom), (right, top) = ends[:, 0].min(axis=0), ends[:, 1].max(axis=0)
-    half = 0.54 * max(right - left, top - bottom, 1e-6)
+    halves = 0.54 * np.maximum([right - left, top - bottom], 1e-6)
+    if halves.max() < _COMPARABLE * halves.min():
+        halves[:] = halves.max()
     x, y = (left + right) / 2, (bottom + top) / 2
-    return float(x - half), float(x + half), float(y - half), float(y + half)
+    return float(x - halves[0]), float(x + halves[0]), float(y - halves[1]), float(y + halves[1])
 
 
 def _scatter(axis: Axes, points: Array, colour: str, limits: tuple[float, float, float, float]) -> None:
@@ -189,7 +193,8 @@ def _draw_ways(axis: Axes, states: Array, colour: str, limits: tuple[float, floa
 
 
 def _plane(axis: Axes, limits: tuple[float, float, float, float]) -> None:
-    axis.set(xlim=limits[:2], ylim=limits[2:], aspect="equal", xticks=[], yticks=[])
+    aspect = (limits[1] - limits[0]) / (limits[3] - limits[2])
+    axis.set(xlim=limits[:2], ylim=limits[2:], aspect=aspect, xticks=[], yticks=[])
     axis.grid(visible=False)
     for spine in axis.spines.values():
         spine.set(visible=True, color="#cccccc")

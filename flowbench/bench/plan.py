@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.table import Table
-
 from flowbench.bench.benchfile import BenchFile, Contender, Task, load_bench_file
 from flowbench.bench.machine import Policy, choose_policy
-from flowbench.bench.status import read_status
-from flowbench.bench.vocabulary import is_known, nearest
 from flowbench.config import ConfigError, compose_tree, fingerprint
 from flowbench.config.merge import Layer, merge
 from flowbench.config.text import write_yaml
-from flowbench.core.paths import expand
+from flowbench.core.places import expand
+from flowbench.core.resources import portable_name
 
-__all__ = ["Cell", "Plan", "make_plan", "pair_name", "plan_lines", "plan_table"]
+__all__ = ["Cell", "Plan", "make_plan", "pair_name"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +83,11 @@ class Plan:
     experiments: Mapping[tuple[str, str], Mapping[str, Any]]
 
     @property
+    def everything(self) -> tuple[Cell, ...]:
+        """All cells, the reference rows first: the order in which they run."""
+        return (*self.references, *self.cells)
+
+    @property
     def tasks(self) -> dict[str, list[str]]:
         """Task name -> contenders that take part, in the order of the bench file."""
         return {t.name: [c.name for c in self.bench.contenders if t.has(c.name)] for t in self.bench.tasks}
@@ -114,7 +116,7 @@ class Plan:
                     "seed": cell.seed,
                     "directory": str(cell.directory.relative_to(self.directory)),
                 }
-                for cell in (*self.references, *self.cells)
+                for cell in self.everything
             ],
         }
 
@@ -183,7 +185,7 @@ def _cell_config(bench: BenchFile, contender: Contender, task: Task, seed: int, 
         "task": task.name,
         "contender": contender.name,
     }
-    return {"base": [str(contender.experiment)], **own.tree, "run": run}
+    return {"base": [portable_name(contender.experiment)], **own.tree, "run": run}
 
 
 def _compose(config: Mapping[str, Any], bench: Path) -> dict[str, Any]:
@@ -208,9 +210,10 @@ def _cell(config: Mapping[str, Any], content: Mapping[str, Any]) -> Cell:
         contender=run["contender"],
         seed=config["seed"],
         directory=Path(run["dir"]),
-        config=config,
+        # With what the user's files hold, so that a cell which finds something else is refused.
+        config={**config, **_part(content, "files")},
         config_hash=fingerprint({**content, "seed": config["seed"]}),
-        preparation=fingerprint(_part(content, "data", "evaluator", "requires")),
+        preparation=fingerprint(_part(content, "data", "evaluator", "requires", "files")),
     )
 
 
@@ -224,66 +227,10 @@ def _reference(first: Cell, content: Mapping[str, Any], root: Path) -> Cell:
         contender="reference",
         directory=directory,
         config={**first.config, "run": run},
-        config_hash=fingerprint({**_part(content, "data", "evaluator"), "seed": first.seed}),
+        config_hash=fingerprint({**_part(content, "data", "evaluator", "files"), "seed": first.seed}),
         preparation="",
     )
 
 
 def _part(content: Mapping[str, Any], *keys: str) -> dict[str, Any]:
     return {key: content[key] for key in keys if key in content}
-
-
-def plan_table(plan: Plan) -> Table:
-    """The plan as a Rich table: one line per contender and task."""
-    bench = plan.bench
-    number = len(plan.cells)
-    title = f"{bench.name}: {number} cell{'s' * (number > 1)}"
-    table = Table(title=title, title_justify="left")
-    named = any(task.name for task in bench.tasks)
-    for column in (["task"] if named else []) + ["contender", "experiment", "state"]:
-        table.add_column(column, overflow="fold")
-    for task in bench.tasks:
-        for contender in bench.contenders:
-            first = [task.name] if named else []
-            if task.has(contender.name):
-                mine = [c for c in plan.cells if (c.task, c.contender) == (task.name, contender.name)]
-                place = os.path.relpath(contender.experiment, bench.path.parent)
-                table.add_row(*first, contender.name, place, _state(mine))
-            else:
-                table.add_row(*first, contender.name, task.reason, "not applicable", style="dim")
-        table.add_section()
-    return table
-
-
-def plan_lines(plan: Plan) -> str:
-    """Budget, seeds, concurrency and place of a plan, one line each."""
-    ((kind, amount),) = plan.bench.budget.items()
-    lines = [
-        f"every contender: {kind} {amount:g}, seeds {', '.join(map(str, plan.bench.seeds))}",
-        f"cells run {plan.policy.describe()}",
-        f"results in {_short(plan.directory)}",
-    ]
-    if kind == "train_seconds" and plan.policy.jobs > 1:
-        lines.append(f"training seconds are taken under {plan.policy.jobs} concurrent cells")
-    return "\n".join([*lines, *_unknown_metrics(plan)])
-
-
-def _unknown_metrics(plan: Plan) -> Iterator[str]:
-    """A line for each metric of the claims that flowbench does not have: a slip, or one of the user's own."""
-    named = {side.metric for claim in plan.bench.claims for side in claim.quantities}
-    for metric in sorted(name for name in named if not is_known(name)):
-        like = nearest(metric)
-        hint = f" (nearest: {like})" if like else ""
-        yield f"a claim names {metric!r}, no metric of flowbench{hint}: undecided unless one of your own is called so"
-
-
-def _state(cells: Sequence[Cell]) -> str:
-    done = sum(read_status(c.directory).is_done(c.config_hash) for c in cells)
-    return f"{done}/{len(cells)} done" if done else "to do"
-
-
-def _short(path: Path) -> str:
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)

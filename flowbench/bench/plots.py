@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowbench.bench.statistics import summarise
-from flowbench.bench.store import REFERENCES, Results, SweepAxis
+from flowbench.bench.store import Results, SweepAxis
 from flowbench.bench.vocabulary import quality_metric
 
 if TYPE_CHECKING:
@@ -146,11 +146,11 @@ def _draw_sweep(
     panel: Axes, plan: Mapping[str, Any], results: Results, task: str, name: str, metric: str, axis: SweepAxis
 ) -> None:
     """A line where the contender was swept; else one point where it always is."""
-    style = _style(plan, name)
+    style, label = _style(plan, name), _label(results, task, name, metric)
     sweep = results.sweep(task, name, metric, axis)
     if len(sweep) > 1:
         x = list(sweep)
-        _line_and_band(panel, x, [list(sweep[point].values()) for point in x], name, style)
+        _line_and_band(panel, x, [list(sweep[point].values()) for point in x], label, style)
         return
     (point, values), *_ = [*sweep.items()] or [_fixed_point(results, task, name, metric, axis)]
     if values and point:
@@ -159,12 +159,17 @@ def _draw_sweep(
             [point],
             [summary.mean],
             yerr=[_spread(list(values.values()))[0], _spread(list(values.values()))[1]],
-            label=f"{name} (fixed)",
+            label=f"{label} (fixed)",
             linestyle="none",
             markersize=8,
             capsize=3,
             **style,
         )
+
+
+def _label(results: Results, task: str, name: str, metric: str) -> str:
+    """The contender's name, marked as in the tables where it lacks a planned seed."""
+    return f"{name} †" if results.lost_seeds(task, name) or results.gaps(task, name, metric) else name
 
 
 def _fixed_point(
@@ -189,7 +194,8 @@ def plot_training(plan: Mapping[str, Any], results: Results, directory: Path, pa
     figure, axes = _panels(len(panels), (5.0 if len(panels) > 1 else 6.6, 4.0))
     for axis, (task, (metric, by_name)) in zip(axes, panels.items(), strict=True):
         for name, seeds in by_name.items():
-            _draw_curves(axis, seeds, name, _style(plan, name))
+            label = f"{name} †" if results.lost_seeds(task, name) else name
+            _draw_curves(axis, seeds, label, _style(plan, name))
         _draw_references(axis, results, task, metric)
         _finish(axis, task, "training time (s)", metric, results.unit(task, metric))
     _legend(figure, axes)
@@ -239,7 +245,7 @@ def plot_bars(plan: Mapping[str, Any], results: Results, metric: str, path: Path
     tallest = max(len(values) for values in panels.values())
     figure, axes = _panels(len(panels), (4.6 if len(panels) > 1 else 6.6, 1.0 + 0.45 * tallest))
     for axis, (task, by_name) in zip(axes, panels.items(), strict=True):
-        _draw_bars(axis, plan, by_name)
+        _draw_bars(axis, plan, by_name, [_label(results, task, name, metric) for name in by_name])
         axis.set_ylim(tallest - 0.5, -0.5)  # the same thickness in every panel
         axis.set_title(task, loc="left")
         unit = results.unit(task, metric)
@@ -247,7 +253,9 @@ def plot_bars(plan: Mapping[str, Any], results: Results, metric: str, path: Path
     return save_figure(figure, path)
 
 
-def _draw_bars(axis: Axes, plan: Mapping[str, Any], by_name: Mapping[str, Mapping[int, float]]) -> None:
+def _draw_bars(
+    axis: Axes, plan: Mapping[str, Any], by_name: Mapping[str, Mapping[int, float]], labels: Sequence[str]
+) -> None:
     from matplotlib.ticker import MaxNLocator
 
     palette = colours(plan["contenders"])
@@ -255,7 +263,7 @@ def _draw_bars(axis: Axes, plan: Mapping[str, Any], by_name: Mapping[str, Mappin
     summaries = [summarise(list(by_name[name].values())) for name in names]
     means, halves = [s.mean for s in summaries], [s.half or 0.0 for s in summaries]
     axis.barh(
-        names,
+        labels,
         means,
         xerr=halves if any(halves) else None,
         color=[palette[n] for n in names],
@@ -305,14 +313,14 @@ def _line_and_band(
 def _draw_references(axis: Axes, results: Results, task: str, metric: str) -> None:
     """Lines of the reference rows; those far above all contenders would only squeeze what there is to see."""
     highest = axis.dataLim.y1
-    for name in REFERENCES:
+    for name in results.references(task):
         values = list(results.values(task, name, metric).values())
         if values and sum(values) / len(values) <= FAR * highest:
             axis.axhline(
                 sum(values) / len(values),
                 color="#777777",
                 linewidth=1.2,
-                linestyle=_LINES[name],
+                linestyle=_LINES.get(name, "--"),
                 label=name,
                 zorder=1,
             )

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from flowbench.core.launch import without_launcher
 from flowbench.processes import die_with_parent
 
-__all__ = ["last_line", "start_process", "stop_processes"]
+__all__ = ["start_process", "stop_processes"]
 
 
 def start_process(
@@ -26,7 +27,7 @@ def start_process(
     Args:
         arguments: the command line.
         log: file the output is appended to.
-        environment: added to this process's environment.
+        environment: added to this process's environment, of which a launcher's variables are left out.
         title: heading written to the log.
 
     Raises:
@@ -42,7 +43,7 @@ def start_process(
                 stdin=subprocess.DEVNULL,
                 stdout=handle,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **environment},
+                env={**without_launcher(os.environ), **environment},
                 start_new_session=True,
                 preexec_fn=die_with_parent(),
             )
@@ -76,16 +77,3 @@ def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> N
             os.killpg(process.pid, number)
         except ProcessLookupError:
             pass
-
-
-def last_line(log: Path, limit: int = 300) -> str:
-    """The last line of a log that says something, shortened to ``limit`` characters."""
-    try:
-        with log.open("rb") as handle:
-            handle.seek(0, os.SEEK_END)
-            handle.seek(max(0, handle.tell() - 8192))
-            text = handle.read().decode("utf-8", errors="replace")
-    except OSError:
-        return ""
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("=== ")]
-    return lines[-1][:limit] if lines else ""

@@ -9,8 +9,14 @@ from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 __all__ = ["Display", "LiveDisplay", "PlainDisplay", "make_display"]
+
+TRAINING = 0.75
+"""Share of a cell that its training is taken for, in the bar of all cells."""
+_WIDE = 100  # columns of a terminal from which on there is room for bars
+_BAR = 24
 
 
 class Display(Protocol):
@@ -61,19 +67,23 @@ class PlainDisplay:
 
 
 class LiveDisplay:
-    """Rich progress bars: one for the bench and one per running cell."""
+    """Rich progress bars: one for the bench and one per running cell, cut to the width of the terminal."""
 
     def __init__(self, console: Console) -> None:
+        # Whatever a person or a library wrote is text, not markup.
         self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[detail]}"),
-            TimeElapsedColumn(),
+            TextColumn("{task.description}", markup=False, table_column=_column(ratio=3)),
+            *([BarColumn(bar_width=_BAR)] if console.width >= _WIDE else []),
+            TextColumn("{task.percentage:>3.0f}%", markup=False, table_column=_column(min_width=4)),
+            TextColumn("{task.fields[detail]}", markup=False, table_column=_column(ratio=4)),
+            TimeElapsedColumn(table_column=_column(min_width=7)),
             console=console,
             transient=True,
+            expand=True,
         )
-        self.overall = self.progress.add_task("[bold]all cells", total=1.0, detail="")
+        fixed = 4 + 7 + 3 + (_BAR + 1 if console.width >= _WIDE else 0)  # share, time, gaps, bar
+        self._longest = max(10, (console.width - fixed) * 3 // 7)
+        self.overall = self.progress.add_task("all cells", total=1.0, detail="")
         self.bars: dict[str, TaskID] = {}
 
     def say(self, line: str) -> None:
@@ -84,11 +94,11 @@ class LiveDisplay:
         """Move the bars."""
         for label in [label for label in self.bars if label not in running]:
             self.progress.remove_task(self.bars.pop(label))
-        parts = done + sum(_fraction(progress) for progress in running.values())
+        parts = done + sum(_share(progress) for progress in running.values())
         self.progress.update(self.overall, total=max(1, total), completed=parts, detail=f"{done}/{total}")
         for label, progress in running.items():
             if label not in self.bars:
-                self.bars[label] = self.progress.add_task(label, total=1.0, detail="")
+                self.bars[label] = self.progress.add_task(_shortened(label, self._longest), total=1.0, detail="")
             self.progress.update(self.bars[label], completed=_fraction(progress), detail=_detail(progress))
 
     def __enter__(self) -> LiveDisplay:
@@ -99,19 +109,42 @@ class LiveDisplay:
         self.progress.stop()
 
 
+def _shortened(label: str, longest: int) -> str:
+    """A label without its middle: cells differ in the end of theirs, by the seed."""
+    end = max(8, longest // 2)
+    return label if len(label) <= longest else f"{label[: longest - end - 1]}…{label[-end:]}"
+
+
+def _column(ratio: int | None = None, min_width: int | None = None) -> Column:
+    """A column that is cut rather than wrapped."""
+    return Column(no_wrap=True, overflow="ellipsis", ratio=ratio, min_width=min_width)
+
+
 def _fraction(progress: Mapping[str, Any]) -> float:
+    """How far a cell is in its phase."""
     value = progress.get("fraction")
     return min(1.0, max(0.0, float(value))) if isinstance(value, (int, float)) else 0.0
 
 
+def _share(progress: Mapping[str, Any]) -> float:
+    """How much of a whole cell is done: measuring follows training, and no bar may go back."""
+    phase, fraction = progress.get("phase"), _fraction(progress)
+    if phase == "fit":
+        return TRAINING * fraction
+    if phase == "test":
+        return TRAINING + (1 - TRAINING) * fraction
+    if phase == "reference":  # nobody trains
+        return fraction
+    return 1.0 if phase == "done" else 0.0
+
+
 def _detail(progress: Mapping[str, Any]) -> str:
-    parts = [str(progress.get("phase") or "starting")]
-    if progress.get("phase") == "fit":
-        if isinstance(progress.get("step"), int):
-            parts.append(f"step {progress['step']}")
-        if isinstance(progress.get("loss"), (int, float)):
-            parts.append(f"loss {progress['loss']:.4g}")
-    return " ".join(parts)
+    phase = str(progress.get("phase") or "starting")
+    if phase == "fit":
+        step = f" step {progress['step']}" if isinstance(progress.get("step"), int) else ""
+        loss = f" loss {progress['loss']:.4g}" if isinstance(progress.get("loss"), (int, float)) else ""
+        return f"{phase}{step}{loss}"
+    return f"{phase}: {progress['what']}" if progress.get("what") else phase
 
 
 def _summary(progress: Mapping[str, Any]) -> str:

@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flowbench.bench.claims import Verdict, judge, parse_claim
-from flowbench.bench.notes import sample_size_notes
+from flowbench.bench.claims import Verdict, VerdictName, judge, parse_claim
+from flowbench.bench.notes import reading_notes
 from flowbench.bench.pictures import draw_samples, draw_strips, draw_trajectories
 from flowbench.bench.plots import plot_bars, plot_evaluations, plot_guidance, plot_training
 from flowbench.bench.provenance import provenance_lines
-from flowbench.bench.store import Results, load_plan, load_rows
+from flowbench.bench.store import UNFINISHED, Results, load_plan, load_rows
 from flowbench.bench.tables import difference_table, metric_table, seed_table
 from flowbench.bench.vocabulary import GROUPS, info
 from flowbench.storage import write_text
@@ -44,7 +44,7 @@ def build_report(bench_dir: str | Path) -> Path:
     """
     directory = Path(bench_dir)
     plan = load_plan(directory)
-    results = Results(load_rows(directory))
+    results = Results.of_bench(plan, load_rows(directory))
     parts = [
         f"# {plan['name']}",
         plan["question"],
@@ -64,12 +64,14 @@ def print_summary(bench_dir: str | Path, console: Console) -> None:
     """Print the quality and transport tables, the claims and the failures of a bench."""
     directory = Path(bench_dir)
     plan = load_plan(directory)
-    results = Results(load_rows(directory))
+    results = Results.of_bench(plan, load_rows(directory))
     for task in plan["tasks"]:
         for group in GROUPS[:2]:
             table = metric_table(plan, results, task, group)
             if table is not None:
                 table.print(console)
+    for note in _notes(plan, results):
+        console.print(note, markup=False, highlight=False)
     verdicts = _verdicts(plan, results)
     if verdicts:
         console.print(_claims_rich(verdicts))
@@ -93,7 +95,7 @@ def _claims_rich(verdicts: list[Verdict]) -> Table:
     table = Table(title="Claims", title_justify="left")
     for name in ("claim", "task", "verdict", "why"):
         table.add_column(name, overflow="fold")
-    styles = {"holds": "green", "fails": "red", "undecided": "yellow"}
+    styles: dict[VerdictName, str] = {"holds": "green", "fails": "red", "equal": "cyan", "undecided": "yellow"}
     for v in verdicts:
         table.add_row(Text(v.claim.text), Text(v.task), Text(v.verdict, style=styles[v.verdict]), Text(v.reason))
     return table
@@ -128,10 +130,8 @@ def _failures(plan: Mapping[str, Any], results: Results) -> str:
         f"{row.provenance['message']} Log: `{row.provenance['log']}`"
         for row in failed
     ]
-    seen = {(row.task, row.contender, row.seed) for row in results.rows if row.status != "failed"}
     fits = [c for c in plan["cells"] if c["kind"] != "reference"]
-    gone = {(row.task, row.contender, row.seed) for row in failed}
-    missing = [c for c in fits if (c["task"], c["contender"], c["seed"]) not in seen | gone]
+    missing = [c for c in fits if results.lost_seeds(c["task"], c["contender"]).get(c["seed"]) == UNFINISHED]
     if missing:
         lines.append(f"- {len(missing)} of {len(fits)} cells are not finished; run the bench again to continue.")
     return "\n".join(["> **Incomplete.** The tables below hold what is finished.", "", *lines]) if lines else ""
@@ -145,10 +145,14 @@ def _result_sections(plan: Mapping[str, Any], results: Results) -> list[str]:
         for table in tables:
             if table is not None:
                 parts += [f"### {table.title}", table.to_markdown()]
-    notes = [*results.notes, *sample_size_notes(results.rows)]
+    notes = _notes(plan, results)
     if notes:
         parts.append("\n".join(f"- {note}" for note in notes))
     return parts
+
+
+def _notes(plan: Mapping[str, Any], results: Results) -> list[str]:
+    return [*results.notes, *(note for task in plan["tasks"] for note in reading_notes(results, task))]
 
 
 def _reading_guide(plan: Mapping[str, Any]) -> str:
@@ -161,7 +165,7 @@ def _reading_guide(plan: Mapping[str, Any]) -> str:
         f"{spread} Arrows point to the better value; bold: the best contender and those whose paired "
         "difference to it cannot be told from 0. `≤`: an upper bound. _floor_: held-out real data scored as "
         "if generated; _noise_: the source; _gaussian_, _gmm_: classical baselines fitted on the same split; other "
-        "names in italics: images that other code made. "
+        "names in italics: images that other code made. †: a planned seed is missing. "
         "Differences are paired by seed; bold: the interval excludes 0."
     )
 

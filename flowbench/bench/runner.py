@@ -8,25 +8,21 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from flowbench.bench.causes import explain, was_killed
+from flowbench.bench.kept import adopt, check_rows, rename
 from flowbench.bench.plan import Cell, Plan
-from flowbench.bench.process import last_line, start_process, stop_processes
+from flowbench.bench.preparation import Preparations
+from flowbench.bench.process import start_process, stop_processes
 from flowbench.bench.progress import Display
-from flowbench.bench.status import (
-    Status,
-    lock_is_held,
-    move_aside,
-    read_progress,
-    read_status,
-    write_status,
-)
-from flowbench.bench.store import cell_rows, collect
+from flowbench.bench.status import Status, lock_is_held, read_progress, read_status, write_status
+from flowbench.bench.store import collect
 from flowbench.storage import write_text
 
 __all__ = ["PROGRAM", "Interrupted", "Runner"]
@@ -74,8 +70,9 @@ class Runner:
         self.display = display
         self.program = tuple(program)
         self.running: dict[Path, _Attempt] = {}
-        self.preparing: subprocess.Popen[bytes] | None = None
+        self.again: set[Path] = set()
         self.finished = 0
+        self.preparations = Preparations(plan, self.program, display.say, self._show)
 
     def run(self) -> bool:
         """Run what is not finished; True when every cell is DONE.
@@ -85,9 +82,10 @@ class Runner:
             ValueError: when the program does not exist.
             OSError: when the bench's own files cannot be written.
         """
-        everything = [*self.plan.references, *self.plan.cells]
+        everything = self.plan.everything
         with _signals():
             try:
+                adopt(self.plan, self.display.say)
                 todo = deque(cell for cell in everything if not self._settle(cell))
                 self.finished = len(everything) - len(todo)
                 if self.finished:
@@ -103,17 +101,10 @@ class Runner:
         """Make the cell's directory fit the plan; True when the cell is finished."""
         status = read_status(cell.directory)
         held = lock_is_held(cell.directory)
-        if status.is_stale(cell.config_hash) and held:
-            raise ValueError(
-                f"{cell.label}: a process still runs an older experiment in {cell.directory}; wait for it or end it"
-            )
-        if status.is_stale(cell.config_hash):
-            aside = move_aside(cell.directory)
-            self.display.say(f"{cell.label}: its experiment changed; the old results are kept in {aside}")
-            status = Status()
-        elif status.is_done(cell.config_hash):
-            return self._has_rows(cell)
-        elif status.state == "RUNNING" and not held and self._ended_well(cell, status):
+        if status.is_done(cell.config_hash) and self._has_rows(cell):
+            rename(cell)
+            return True
+        if status.state == "RUNNING" and not held and self._ended_well(cell, status):
             self._mark(cell, replace(status, state="DONE", exit_code=0))
             return True
         if not held:
@@ -124,15 +115,11 @@ class Runner:
     def _has_rows(self, cell: Cell) -> bool:
         """Whether a DONE cell still has its rows; one whose files were damaged or deleted is run again."""
         try:
-            self._check_rows(cell)
+            check_rows(cell, cell.directory, self.plan.bench.name)
         except ValueError as error:
             self.display.say(f"{cell.label}: {error}; it is run again")
             return False
         return True
-
-    def _check_rows(self, cell: Cell) -> None:
-        entry = {"kind": cell.kind, "task": cell.task, "contender": cell.contender, "seed": cell.seed}
-        cell_rows(cell.directory, entry, self.plan.bench.name)
 
     def _ended_well(self, cell: Cell, status: Status) -> bool:
         """Whether a cell whose bench died finished on its own: done, with rows younger than its start."""
@@ -142,39 +129,18 @@ class Runner:
         if rows.stat().st_mtime < (status.started or 0.0):
             return False
         try:
-            self._check_rows(cell)
+            check_rows(cell, cell.directory, self.plan.bench.name)
         except ValueError:
             return False
         return True
 
     def _prepare(self, todo: deque[Cell]) -> deque[Cell]:
-        """Train what the cells share, once, before they run; cells without their prerequisites fail."""
-        groups: dict[str, list[Cell]] = {}
+        """Make what the cells share before they run; cells without their prerequisites fail."""
+        failed = self.preparations.run(todo)
         for cell in todo:
-            if cell.preparation:
-                groups.setdefault(cell.preparation, []).append(cell)
-        failed: set[str] = set()
-        for number, (key, cells) in enumerate(groups.items(), start=1):
-            first = cells[0]
-            log = self.plan.directory / "prepare" / f"{'-'.join(filter(None, (first.task, first.contender)))}.log"
-            self.display.say(f"preparing {number}/{len(groups)}: data, feature network, prerequisites of {first.label}")
-            code = self._prepare_one(first, log)
-            if code != 0:
-                failed.add(key)
-                message = last_line(log)
-                self.display.say(f"preparation failed (exit {code}): {message} (log: {log})")
-                for cell in cells:
-                    self._fail(cell, f"preparation: {message}", code, str(log))
-        return deque(cell for cell in todo if cell.preparation not in failed)
-
-    def _prepare_one(self, cell: Cell, log: Path) -> int:
-        arguments = [*self.program, "prepare", "-c", str(cell.config_path)]
-        self.preparing = start_process(arguments, log, self.plan.policy.environment, f"prepare {cell.label}")
-        while (code := self.preparing.poll()) is None:
-            self.display.update({f"prepare {cell.label}": {"phase": "preparing"}}, self.finished, self._total)
-            time.sleep(_POLL_SECONDS)
-        self.preparing = None
-        return code
+            if (failure := failed.get(cell.directory)) is not None:
+                self._fail(cell, f"preparation: {failure.message}", failure.code, str(failure.log))
+        return deque(cell for cell in todo if cell.directory not in failed)
 
     def _fail(self, cell: Cell, message: str, code: int | None = None, log: str = "log.txt") -> None:
         """A cell that cannot start."""
@@ -184,25 +150,32 @@ class Runner:
 
     @property
     def _total(self) -> int:
-        return len(self.plan.references) + len(self.plan.cells)
+        return len(self.plan.everything)
+
+    def _show(self, running: Mapping[str, Mapping[str, Any]]) -> None:
+        self.display.update(running, self.finished, self._total)
 
     def _run_pool(self, todo: deque[Cell]) -> None:
         while todo or self.running:
             while len(self.running) < self.plan.policy.jobs and (cell := self._next(todo)) is not None:
                 self._start(cell)
             for attempt in list(self.running.values()):
-                if self._poll(attempt):
+                if self._poll(attempt, todo):
                     collect(self.plan.directory)
-            shown = {a.cell.label: read_progress(a.cell.directory) for a in self.running.values()}
-            self.display.update(shown, self.finished, self._total)
+            self._show({a.cell.label: read_progress(a.cell.directory) for a in self.running.values()})
             if self.running:
                 time.sleep(_POLL_SECONDS)
 
     def _next(self, todo: deque[Cell]) -> Cell | None:
-        """Take the first cell whose weights are there; those whose training failed fail with it."""
+        """Take the first cell whose weights are there; those whose training failed fail with it.
+
+        One that was killed before runs alone: others beside it may have taken the memory.
+        """
+        if self.again & self.running.keys():
+            return None
         waiting = {cell.directory for cell in todo} | self.running.keys()
         for cell in list(todo):
-            if cell.trained in waiting:
+            if cell.trained in waiting or (cell.directory in self.again and self.running):
                 continue
             todo.remove(cell)
             if cell.trained is None or read_status(cell.trained).state == "DONE":
@@ -222,7 +195,14 @@ class Runner:
         policy = self.plan.policy
         self._mark(
             cell,
-            Status("RUNNING", attempts=attempts, started=started, jobs=policy.jobs, threads=policy.threads),
+            Status(
+                "RUNNING",
+                attempts=attempts,
+                started=started,
+                jobs=policy.jobs,
+                threads=policy.threads,
+                names=[self.plan.bench.name, cell.task, cell.contender],
+            ),
         )
         arguments = [*self.program, cell.kind, "-c", str(cell.config_path)]
         if cell.kind == "fit":
@@ -235,8 +215,8 @@ class Runner:
         again = "" if attempts == 1 else f" (attempt {attempts})"
         self.display.say(f"start {cell.label}{again}")
 
-    def _poll(self, attempt: _Attempt) -> bool:
-        """Whether the attempt has ended; its status is written then."""
+    def _poll(self, attempt: _Attempt, todo: deque[Cell]) -> bool:
+        """Whether the attempt has ended; its status is written then, and what was killed is tried once more."""
         if attempt.process is None:
             return self._poll_adopted(attempt)
         code = attempt.process.poll()
@@ -244,6 +224,11 @@ class Runner:
             return False
         del self.running[attempt.cell.directory]
         self._finish(attempt, code)
+        if was_killed(code) and attempt.cell.directory not in self.again:
+            self.again.add(attempt.cell.directory)
+            self.finished -= 1
+            todo.append(attempt.cell)
+            self.display.say(f"{attempt.cell.label} is tried once more, alone; it goes on from its checkpoint")
         return True
 
     def _poll_adopted(self, attempt: _Attempt) -> bool:
@@ -260,10 +245,10 @@ class Runner:
     def _finish(self, attempt: _Attempt, code: int) -> None:
         cell, seconds = attempt.cell, time.time() - attempt.started
         log = cell.directory / "log.txt"
-        message = "" if code == 0 else last_line(log)
+        message = "" if code == 0 else explain(code, log)
         if code == 0:
             try:
-                self._check_rows(cell)
+                check_rows(cell, cell.directory, self.plan.bench.name)
             except ValueError as error:
                 message = str(error)
         state: Any = "FAILED" if code or message else "DONE"
@@ -273,7 +258,7 @@ class Runner:
         if state == "DONE":
             self.display.say(f"done  {cell.label} in {seconds:.0f} s")
         else:
-            self.display.say(f"FAILED {cell.label} after {seconds:.0f} s ({_ending(code)}): {message} (log: {log})")
+            self.display.say(f"FAILED {cell.label} after {seconds:.0f} s: {message} (log: {log})")
 
     def _mark(self, cell: Cell, status: Status) -> None:
         write_status(cell.directory, replace(status, config_hash=cell.config_hash))
@@ -281,18 +266,9 @@ class Runner:
     def _stop(self) -> None:
         """End all children; their cells continue from their checkpoints next time."""
         children = [a.process for a in self.running.values() if a.process is not None]
-        if self.preparing is not None:
-            children.append(self.preparing)
+        if self.preparations.process is not None:
+            children.append(self.preparations.process)
         stop_processes(children)
-
-
-def _ending(code: int) -> str:
-    if code >= 0:
-        return f"exit {code}"
-    try:
-        return f"ended by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"ended by signal {-code}"
 
 
 @contextmanager

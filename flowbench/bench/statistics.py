@@ -13,10 +13,14 @@ from typing import Literal
 
 from scipy.special import stdtrit
 
-__all__ = ["Goal", "Summary", "best_and_ties", "paired_difference", "summarise"]
+__all__ = ["ROUNDING", "Goal", "Summary", "best_and_ties", "difference", "paired_difference", "summarise"]
 
 Goal = Literal["lower", "higher", "zero", "none"]
 """Which value of a metric is better; ``zero``: the smaller magnitude."""
+
+ROUNDING = 1e-9
+"""Numbers that differ by less than this share of the larger one are equal: sums in float64 round at 1e-16, and no
+measured difference that matters is as small."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,16 @@ class Summary:
     def is_tie(self) -> bool | None:
         """Whether the interval contains 0; None without an interval."""
         return None if self.half is None else abs(self.mean) <= self.half
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether every value is 0: as a difference, that both sides are equal."""
+        return self.mean == 0 and not self.sd
+
+
+def difference(left: float, right: float) -> float:
+    """``left - right``; 0 where the two differ by rounding alone (see ``ROUNDING``)."""
+    return 0.0 if math.isclose(left, right, rel_tol=ROUNDING) else left - right
 
 
 def summarise(values: Sequence[float], level: float = 0.95) -> Summary:
@@ -57,9 +71,9 @@ def summarise(values: Sequence[float], level: float = 0.95) -> Summary:
 
 
 def paired_difference(left: Mapping[int, float], right: Mapping[int, float]) -> Summary | None:
-    """Summary of left - right over the seeds that both have; None when they share no seed."""
+    """Summary of left - right, up to rounding, over the seeds that both have; None when they share no seed."""
     seeds = sorted(left.keys() & right.keys())
-    return summarise([left[seed] - right[seed] for seed in seeds]) if seeds else None
+    return summarise([difference(left[seed], right[seed]) for seed in seeds]) if seeds else None
 
 
 def best_and_ties(values: Mapping[str, Mapping[int, float]], goal: Goal) -> set[str]:
@@ -78,10 +92,10 @@ def best_and_ties(values: Mapping[str, Mapping[int, float]], goal: Goal) -> set[
         return set()
     means = {name: summarise(list(by_seed.values())).mean for name, by_seed in present.items()}
     best = min(means, key=lambda name: means[name])
-    winners = {best} | {name for name in means if means[name] == means[best]}
+    winners = {best} | {name for name in means if difference(means[name], means[best]) == 0}
     for name, by_seed in present.items():
-        difference = paired_difference(by_seed, present[best])
-        if difference is not None and difference.is_tie:
+        paired = paired_difference(by_seed, present[best])
+        if paired is not None and paired.is_tie:
             winners.add(name)
     return winners
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from flowbench.storage import write_text
 
-__all__ = ["State", "Status", "lock_is_held", "move_aside", "read_progress", "read_status", "write_status"]
+__all__ = ["State", "Status", "lock_is_held", "move_aside", "read_json", "read_progress", "read_status", "write_status"]
 
 State = Literal["PENDING", "RUNNING", "DONE", "FAILED"]
 
@@ -35,6 +35,8 @@ class Status:
         message: last line of the log of a failed attempt.
         jobs: cells that ran at once.
         threads: threads of the cell.
+        names: bench, task and contender that its rows are written under; None where no attempt noted them. Whoever
+            reads the rows gives them the names of today.
     """
 
     state: State = "PENDING"
@@ -47,6 +49,7 @@ class Status:
     message: str = ""
     jobs: int | None = None
     threads: int | None = None
+    names: list[str] | None = None
 
     def is_done(self, config_hash: str) -> bool:
         """Whether the cell is finished for this experiment."""
@@ -59,7 +62,7 @@ class Status:
 
 def read_status(directory: Path) -> Status:
     """The cell's status; a fresh PENDING one when there is none or it is damaged."""
-    record = _read_json(directory / "status.json")
+    record = read_json(directory / "status.json")
     known = {key: value for key, value in record.items() if key in Status.__dataclass_fields__}
     return Status(**known)
 
@@ -71,7 +74,7 @@ def write_status(directory: Path, status: Status) -> None:
 
 def read_progress(directory: Path) -> dict[str, Any]:
     """The cell's progress.json, empty when there is none yet."""
-    return _read_json(directory / "progress.json")
+    return read_json(directory / "progress.json")
 
 
 def lock_is_held(directory: Path) -> bool:
@@ -98,7 +101,8 @@ def move_aside(directory: Path) -> Path:
     return target
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file; empty where there is none, or it is damaged."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -6,37 +6,50 @@ import csv
 import io
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from flowbench.bench.status import read_status
-from flowbench.rows import Row, read_rows, write_rows
+from flowbench.rows import FLOOR_FILE, Row, read_rows, write_rows
 from flowbench.storage import write_text
 
 __all__ = [
     "EXTERNAL",
+    "REFERENCE",
     "REFERENCES",
+    "UNFINISHED",
     "Results",
     "SweepAxis",
     "cell_rows",
     "collect",
     "csv_text",
+    "is_failure",
     "load_plan",
     "load_rows",
+    "planned_seeds",
 ]
 
 REFERENCES = ("floor", "noise", "gaussian", "gmm")
 """Contenders that nobody trains: held-out data, noise, and two classical baselines."""
 
+REFERENCE = "reference"
+"""Family of their rows."""
+
 EXTERNAL = "external"
 """Folder of a bench with the rows of images that other code made, and the family of those rows."""
+
+CELL = "cell"
+"""Metric of the row of a failed cell."""
 
 SweepAxis = Literal["network_evaluations", "guidance"]
 """What a sweep imposes on the samplers."""
 
+UNFINISHED = "not finished"
+
 _MARK: dict[SweepAxis, str] = {"network_evaluations": "sweep", "guidance": "sweep-guidance"}
+_SHORT = 80  # characters of a failed cell's message where it is mentioned; the report lists it in full
 _WEIGHT_ORDER = {"ema": 0, "none": 1, "raw": 2}
 
 
@@ -56,20 +69,30 @@ def load_plan(directory: Path) -> dict[str, Any]:
     return dict(plan)
 
 
+def planned_seeds(directory: Path) -> dict[str, list[int]]:
+    """The seeds that each contender of a bench should have; empty for the directory of a run."""
+    if not (directory / "plan.json").is_file():
+        return {}
+    plan = load_plan(directory)
+    return {name: list(plan["seeds"]) for name in plan["contenders"]}
+
+
 def load_rows(directory: Path) -> list[Row]:
-    """The rows of a bench directory (results.jsonl) or of one run (rows.jsonl).
+    """The rows of a bench directory (results.jsonl) or of one run (rows.jsonl, and the floor's beside them).
 
     Raises:
         ValueError: when there are none or a line is not a row.
     """
-    for name in ("results.jsonl", "rows.jsonl"):
-        if (directory / name).is_file():
-            return read_rows(directory / name)
+    if (directory / "results.jsonl").is_file():
+        return read_rows(directory / "results.jsonl")
+    if (directory / "rows.jsonl").is_file():
+        rows, floor = read_rows(directory / "rows.jsonl"), directory / FLOOR_FILE
+        return [*rows, *(read_rows(floor) if floor.is_file() else [])]
     raise ValueError(f"{directory} holds neither results.jsonl nor rows.jsonl; give the directory of a run or a bench")
 
 
 def cell_rows(directory: Path, cell: Mapping[str, Any], bench: str) -> list[Row]:
-    """The rows that one finished cell wrote.
+    """The rows that one finished cell wrote, under the names of today.
 
     Args:
         directory: the cell's run directory.
@@ -84,16 +107,23 @@ def cell_rows(directory: Path, cell: Mapping[str, Any], bench: str) -> list[Row]
     if not rows:
         raise ValueError(f"{path} is empty; the cell measured nothing")
     reference = cell["kind"] == "reference"
+    names = (bench, cell["task"], *([] if reference else [cell["contender"]]))
+    written = read_status(directory).names or _names(rows[0], reference)
     for number, row in enumerate(rows, start=1):
-        got = (row.bench, row.task, row.contender)
-        names = REFERENCES if reference else (cell["contender"],)
-        wanted = (bench, cell["task"], row.contender if row.contender in names else cell["contender"])
-        if got != wanted or (not reference and row.seed != cell["seed"]):
+        got = _names(row, reference)
+        mine = got in (names, tuple(written[: len(names)])) and reference == (row.family == REFERENCE)
+        if not mine or (not reference and row.seed != cell["seed"]):
+            found = "/".join(filter(None, (row.bench, row.task, row.contender)))
+            wanted = "/".join(filter(None, (bench, cell["task"], cell["contender"])))
             raise ValueError(
-                f"{path}, row {number}: belongs to {'/'.join(filter(None, got))} seed {row.seed}, "
-                f"expected {'/'.join(filter(None, wanted))} seed {cell['seed']}"
+                f"{path}, row {number}: belongs to {found} seed {row.seed}, expected {wanted} seed {cell['seed']}"
             )
-    return rows
+    return [replace(row, **dict(zip(("bench", "task", "contender"), names, strict=False))) for row in rows]
+
+
+def _names(row: Row, reference: bool) -> tuple[str, ...]:
+    """Bench, task and contender of a row; reference rows are of four contenders."""
+    return (row.bench, row.task) if reference else (row.bench, row.task, row.contender)
 
 
 def collect(directory: Path) -> list[Row]:
@@ -115,10 +145,18 @@ def collect(directory: Path) -> list[Row]:
         elif status.state == "FAILED":
             rows.append(_failed_row(plan["name"], cell, folder))
     for path in sorted((directory / EXTERNAL).glob("*/rows.jsonl")):
-        rows += read_rows(path)
+        rows += [_external_row(plan, row) for row in read_rows(path)]
     write_rows(directory / "results.jsonl", rows)
     write_text(directory / "results.csv", csv_text(rows))
     return rows
+
+
+def _external_row(plan: Mapping[str, Any], row: Row) -> Row:
+    """A row of somebody else's images under the bench's names of today; nobody's name is given to two."""
+    taken = row.contender in (*plan["contenders"], *REFERENCES)
+    (task,) = plan["tasks"] if len(plan["tasks"]) == 1 else (row.task,)
+    name = f"{row.contender} ({EXTERNAL})" if taken else row.contender
+    return replace(row, bench=plan["name"], task=task, contender=name)
 
 
 def _failed_row(bench: str, cell: Mapping[str, Any], folder: Path) -> Row:
@@ -136,7 +174,7 @@ def _failed_row(bench: str, cell: Mapping[str, Any], folder: Path) -> Row:
         family="",
         dataset="",
         seed=cell["seed"],
-        metric="cell",
+        metric=CELL,
         value=None,
         n=None,
         protocol="",
@@ -168,19 +206,35 @@ class Results:
 
     Rows of EMA weights are preferred over raw ones. Where a metric was measured under several protocols, the
     first in alphabetical order is shown and the others are named in ``notes``.
+
+    Args:
+        rows: of all cells.
+        seeds: training seeds that each contender should have, by name; one that is not named should have those of
+            its own rows.
     """
 
-    def __init__(self, rows: Iterable[Row]) -> None:
+    def __init__(self, rows: Iterable[Row], seeds: Mapping[str, Sequence[int]] | None = None) -> None:
         self.rows = list(rows)
+        self.seeds = dict(seeds or {})
         self.notes: list[str] = []
         self._main: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
         self._swept: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
+        self._ended: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)  # seed -> why its cell failed, or ""
+        self._members: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)  # task and family -> names
         for row in self.rows:
-            if row.status == "failed":
+            self._members[row.task, row.family][row.contender] = None
+            failed = is_failure(row)
+            self._ended[row.task, row.contender].setdefault(row.seed, _failure(row) if failed else "")
+            if failed:
                 continue
             table = self._swept if "sweep" in row.protocol else self._main
             table[row.task, row.contender, row.metric].append(row)
         self._main = {key: self._prefer(key, group) for key, group in self._main.items()}
+
+    @classmethod
+    def of_bench(cls, plan: Mapping[str, Any], rows: Iterable[Row]) -> Results:
+        """The results of a bench, whose plan says which seeds there should be."""
+        return cls(rows, {name: plan["seeds"] for name in plan["contenders"]})
 
     def _prefer(self, key: tuple[str, str, str], group: list[Row]) -> list[Row]:
         group = _preferred_weights(group)
@@ -195,11 +249,32 @@ class Results:
 
     def contenders(self, task: str) -> list[str]:
         """Contenders that have rows in a task, in order of appearance."""
-        return list(dict.fromkeys(row.contender for row in self.rows if row.task == task and row.status != "failed"))
+        return list(dict.fromkeys(row.contender for row in self.rows if row.task == task and not is_failure(row)))
 
     def external(self, task: str) -> list[str]:
         """Names of the samples in a task that other code made."""
-        return list(dict.fromkeys(row.contender for row in self.rows if (row.task, row.family) == (task, EXTERNAL)))
+        return list(self._members.get((task, EXTERNAL), ()))
+
+    def references(self, task: str) -> list[str]:
+        """Names of the reference rows of a task, the known ones in the order of ``REFERENCES``."""
+        found = self._members.get((task, REFERENCE), {})
+        return [*(name for name in REFERENCES if name in found), *(name for name in found if name not in REFERENCES)]
+
+    def lines(self, task: str, contenders: Iterable[str]) -> list[str]:
+        """Who stands in the tables of a task, in their order, everybody once.
+
+        Args:
+            task: task name.
+            contenders: those of the plan.
+
+        Returns:
+            The contenders, then what other code made, then the references.
+        """
+        return list(dict.fromkeys([*contenders, *self.external(task), *self.references(task)]))
+
+    def is_reference(self, task: str, contender: str) -> bool:
+        """Whether a name is that of reference rows, which are computed once and count as constants."""
+        return contender in self.references(task)
 
     def metrics(self, task: str, contender: str | None = None) -> list[str]:
         """Metrics measured in a task, in order of appearance."""
@@ -235,6 +310,11 @@ class Results:
         rows = self.main_rows(task, contender, metric)
         return {row.seed: row.value for row in rows if row.value is not None}
 
+    def mean(self, task: str, contender: str, metric: str) -> float | None:
+        """Mean of the finite values outside any sweep; None where there are none."""
+        values = self.values(task, contender, metric)
+        return sum(values.values()) / len(values) if values else None
+
     def sweep(
         self, task: str, contender: str, metric: str, axis: SweepAxis = "network_evaluations"
     ) -> dict[float, dict[int, float]]:
@@ -242,9 +322,48 @@ class Results:
         out: dict[float, dict[int, float]] = defaultdict(dict)
         for row in _preferred_weights(self._swept.get((task, contender, metric), [])):
             point = getattr(row, axis)
-            if row.value is not None and point is not None and _MARK[axis] in row.protocol.split("/"):
+            if row.value is not None and point is not None and _is_at(row, point, axis):
                 out[float(point)][row.seed] = row.value
         return dict(sorted(out.items()))
+
+    def gaps(
+        self,
+        task: str,
+        contender: str,
+        metric: str,
+        at: float | None = None,
+        axis: SweepAxis = "network_evaluations",
+    ) -> dict[int, str]:
+        """Seeds that a contender should have a finite number of, and has not, with the reason of each.
+
+        The arguments are those of :meth:`values`. What nobody trains, references and external samples, has no seeds
+        and no gaps.
+        """
+        if contender not in self.seeds and contender in (*self.references(task), *self.external(task)):
+            return {}
+        present = self.values(task, contender, metric, at, axis)
+        ended = self._ended.get((task, contender), {})
+        return {
+            seed: ended.get(seed, UNFINISHED) or self._why_missing(task, contender, metric, at, axis, seed)
+            for seed in self.seeds.get(contender, sorted(ended))
+            if seed not in present
+        }
+
+    def lost_seeds(self, task: str, contender: str) -> dict[int, str]:
+        """Seeds whose cell failed or is not finished, with the reason of each: those that lack every number."""
+        ended = self._ended.get((task, contender), {})
+        lost = {seed: ended.get(seed, UNFINISHED) for seed in self.seeds.get(contender, sorted(ended))}
+        return {seed: reason for seed, reason in lost.items() if reason}
+
+    def _why_missing(self, task: str, contender: str, metric: str, at: float | None, axis: SweepAxis, seed: int) -> str:
+        """Why a finished cell has no number of a metric."""
+        named = (task, contender, metric, seed)
+        found = [r for r in self.rows if (r.task, r.contender, r.metric, r.seed) == named and _is_at(r, at, axis)]
+        empty = [row for row in found if row.value is None]
+        if empty:
+            message = empty[0].provenance.get("message")
+            return "not finite" if empty[0].status == "nonfinite" else str(message or empty[0].status)
+        return "measured with other weights or under another protocol" if found else "not measured"
 
     def protocol(self, task: str, contender: str, metric: str) -> str:
         """Protocol of a metric's main rows, empty when there are none."""
@@ -272,7 +391,25 @@ class Results:
 
     def failures(self) -> list[Row]:
         """Rows of failed cells."""
-        return [row for row in self.rows if row.status == "failed"]
+        return [row for row in self.rows if is_failure(row)]
+
+
+def _is_at(row: Row, at: float | None, axis: SweepAxis) -> bool:
+    """Whether a row was measured at a point of a sweep; None: outside any sweep."""
+    if at is None:
+        return "sweep" not in row.protocol
+    return _MARK[axis] in row.protocol.split("/") and getattr(row, axis) == at
+
+
+def is_failure(row: Row) -> bool:
+    """Whether a row stands for a cell that failed, and for no number."""
+    return row.status == "failed" and row.metric == CELL
+
+
+def _failure(row: Row) -> str:
+    message = " ".join(str(row.provenance.get("message") or "").split())
+    short = f"{message[:_SHORT]}..." if len(message) > _SHORT else message
+    return f"failed ({short})" if short else "failed"
 
 
 def _preferred_weights(rows: list[Row]) -> list[Row]:

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flowbench.bench.statistics import Summary, best_and_ties, paired_difference, summarise
-from flowbench.bench.store import REFERENCES, Results
+from flowbench.bench.statistics import ROUNDING, Summary, best_and_ties, paired_difference, summarise
+from flowbench.bench.store import Results
 from flowbench.bench.vocabulary import GROUPS, Group, heading, info, order_metrics
 
 __all__ = [
@@ -26,6 +26,8 @@ __all__ = [
 ]
 
 _NOTHING = "–"
+_MARK = " †"
+"""Stands at what lacks a planned seed; a note below the table says which, and why."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,8 @@ def format_summary(summary: Summary, seeds: int | None = None) -> str:
         seeds: how many seeds the reader expects; None says nothing about n.
     """
     count = f" (n={summary.n})" if seeds is not None and summary.n != seeds else ""
-    if not summary.half:  # one seed, or a number that training does not change
+    # One seed, or a number that training does not change.
+    if not summary.half or summary.half <= ROUNDING * abs(summary.mean):
         return f"{_number(summary.mean, None)}{count}"
     decimals = _decimals(summary.mean, summary.half)
     return f"{_number(summary.mean, decimals)} ± {_number(summary.half, decimals)}{count}"
@@ -142,20 +145,56 @@ def metric_table(plan: Mapping[str, Any], results: Results, task: str, group: Gr
     table = TextTable(_title(group, task), ["contender", *(heading(m, results.unit(task, m)) for m in metrics)])
     entered = plan["tasks"].get(task, [])
     winners = {m: _winners(results, task, entered, m) for m in metrics}
-    for name in plan["contenders"]:
-        if name not in entered:
+    for name in results.lines(task, plan["contenders"]):
+        planned = name in plan["contenders"]
+        if planned and name not in entered:
             reason = Entry(f"not applicable: {plan['reasons'].get(task, '')}")
             table.rows.append([Entry(name), reason, *[Entry("")] * (len(metrics) - 1)])
             continue
-        seeds = len(plan["seeds"])
+        seeds = len(plan["seeds"]) if planned else None
         cells = [_entry(results, task, name, m, name in winners[m], seeds) for m in metrics]
-        table.rows.append([Entry(name), *cells])
-    for name in (*results.external(task), *REFERENCES):
-        cells = [_entry(results, task, name, m, False, None) for m in metrics]
-        if any(cell.text != _NOTHING for cell in cells):
-            table.rows.append([Entry(name, italic=True), *cells])
+        if planned or any(cell.text != _NOTHING for cell in cells):
+            mark = _MARK if results.lost_seeds(task, name) and planned else ""
+            table.rows.append([Entry(name + mark, italic=not planned), *cells])
     table.notes = [note for metric in metrics if (note := _unit_note(results, task, metric))]
+    table.notes += _gap_notes(results, task, entered, metrics)
     return table
+
+
+def _gap_notes(results: Results, task: str, entered: Sequence[str], metrics: Sequence[str]) -> list[str]:
+    """A line for all contenders that lack a number of a planned seed; empty where nobody does."""
+    parts: list[str] = []
+    for name in entered:
+        lost = results.lost_seeds(task, name)
+        parts += [f"{name} {_seeds(numbers)} {reason}" for reason, numbers in _by_reason(lost).items()]
+        for metric in metrics:
+            if not _has_rows(results, task, name, metric):
+                continue
+            gaps = {s: reason for s, reason in results.gaps(task, name, metric).items() if s not in lost}
+            parts += [f"{name} {_seeds(numbers)} {metric} {reason}" for reason, numbers in _by_reason(gaps).items()]
+    if not parts:
+        return []
+    return [f"†: over fewer seeds than planned, so never marked as best or as different: {'; '.join(parts)}."]
+
+
+def _by_reason(gaps: Mapping[int, str]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for seed, reason in gaps.items():
+        found.setdefault(reason, []).append(seed)
+    return found
+
+
+def _seeds(numbers: Sequence[int]) -> str:
+    return f"seed{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
+
+
+def _has_rows(results: Results, task: str, name: str, metric: str) -> bool:
+    """Whether a contender was measured by a metric, be it without success."""
+    return bool(results.main_rows(task, name, metric))
+
+
+def _is_complete(results: Results, task: str, name: str, metric: str) -> bool:
+    return not results.gaps(task, name, metric)
 
 
 def _unit_note(results: Results, task: str, metric: str) -> str:
@@ -179,7 +218,9 @@ def _title(group: Group, task: str) -> str:
 def _winners(results: Results, task: str, entered: Sequence[str], metric: str) -> set[str]:
     if len(results.units(task, metric)) > 1:
         return set()
-    by_contender = {name: results.values(task, name, metric) for name in entered}
+    # A contender must not win by the seeds that it lost.
+    complete = [name for name in entered if _is_complete(results, task, name, metric)]
+    by_contender = {name: results.values(task, name, metric) for name in complete}
     return best_and_ties(by_contender, info(metric).goal)
 
 
@@ -189,7 +230,9 @@ def _entry(results: Results, task: str, name: str, metric: str, bold: bool, seed
     if not values:
         return Entry("not finite" if any(row.status == "nonfinite" for row in rows) else _NOTHING)
     bound = "≤ " if results.protocol(task, name, metric).startswith("bound") else ""
-    return Entry(bound + format_summary(summarise(list(values.values())), seeds), bold)
+    lost = results.lost_seeds(task, name)
+    mark = _MARK if results.gaps(task, name, metric).keys() - lost.keys() else ""
+    return Entry(bound + format_summary(summarise(list(values.values())), seeds) + mark, bold)
 
 
 def difference_table(plan: Mapping[str, Any], results: Results, task: str) -> TextTable | None:
@@ -203,34 +246,41 @@ def difference_table(plan: Mapping[str, Any], results: Results, task: str) -> Te
     title = f"Differences to {first}" + (f": {task}" if task else "")
     table = TextTable(title, ["metric", *(f"{name} − {first}" for name in others)])
     for metric in metrics:
-        base = results.values(task, first, metric)
         if len(results.units(task, metric)) > 1:
             continue
-        cells = [_difference_entry(results.values(task, name, metric), base) for name in others]
+        cells = [_difference_entry(results, task, (name, first), metric, len(plan["seeds"])) for name in others]
         if any(cell.text != _NOTHING for cell in cells):
             table.rows.append([Entry(heading(metric, results.unit(task, metric))), *cells])
+    table.notes = _gap_notes(results, task, entered, metrics)
     return table if table.rows else None
 
 
-def _difference_entry(left: Mapping[int, float], right: Mapping[int, float]) -> Entry:
-    difference = paired_difference(left, right)
-    if difference is None:
+def _difference_entry(results: Results, task: str, pair: tuple[str, str], metric: str, seeds: int) -> Entry:
+    """The difference of a pair of contenders; what lacks a planned seed is marked, and never bold."""
+    paired = paired_difference(*(results.values(task, name, metric) for name in pair))
+    if paired is None:
         return Entry(_NOTHING)
-    sign = "+" if difference.mean > 0 else ""
-    tie = {True: " (tie)", False: "", None: " (n=1)"}[difference.is_tie]
-    return Entry(f"{sign}{format_summary(difference)}{tie}", bold=difference.is_tie is False)
+    sign = "+" if paired.mean > 0 else ""
+    complete = all(_is_complete(results, task, name, metric) for name in pair)
+    word = " (equal)" if paired.is_zero else " (tie)" if paired.is_tie else ""
+    count = " (n=1)" if paired.is_tie is None and seeds == 1 else ""  # else the number says it
+    text = f"{sign}{format_summary(paired, seeds)}{word}{count}"
+    return Entry(text if complete else text + _MARK, bold=complete and paired.is_tie is False)
 
 
 def seed_table(plan: Mapping[str, Any], results: Results, task: str) -> TextTable | None:
-    """Every value of every seed, main rows only."""
+    """Every value of every seed, main rows only, and what became of the seeds without one."""
     metrics = [m for m in results.metrics(task) if _has_main(results, task, m)]
     if not metrics:
         return None
     table = TextTable(f"Per seed{f': {task}' if task else ''}", ["contender", "seed", *metrics])
-    names = [*plan["tasks"].get(task, []), *REFERENCES]
-    for name in names:
-        by_metric = {metric: results.values(task, name, metric) for metric in metrics}
-        for seed in sorted({seed for values in by_metric.values() for seed in values}):
-            cells = [Entry(f"{v[seed]:.6g}" if seed in v else _NOTHING) for v in by_metric.values()]
+    for name in results.lines(task, plan["tasks"].get(task, [])):
+        values = {metric: results.values(task, name, metric) for metric in metrics}
+        gaps = {m: results.gaps(task, name, m) if _has_rows(results, task, name, m) else {} for m in metrics}
+        lost = results.lost_seeds(task, name)
+        seeds = {seed for m in metrics for seed in (*values[m], *gaps[m])}
+        for seed in sorted(seeds | lost.keys()):
+            reasons = {m: gaps[m].get(seed, _NOTHING).partition(" (")[0] for m in metrics}
+            cells = [Entry(f"{values[m][seed]:.6g}" if seed in values[m] else reasons[m]) for m in metrics]
             table.rows.append([Entry(name), Entry(str(seed)), *cells])
     return table

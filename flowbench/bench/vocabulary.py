@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from flowbench.bench.statistics import Goal
 
-__all__ = ["GROUPS", "Group", "MetricInfo", "heading", "info", "is_known", "nearest", "order_metrics", "quality_metric"]
+__all__ = ["GROUPS", "Group", "MetricInfo", "heading", "info", "order_metrics", "quality_metric"]
 
 Group = Literal["quality", "transport", "cost"]
 GROUPS: tuple[Group, ...] = ("quality", "transport", "cost")
@@ -31,6 +30,11 @@ _INFO: dict[str, MetricInfo] = {
     "fid_infinity_low": MetricInfo("quality", "none"),
     "fid_infinity_high": MetricInfo("quality", "none"),
     "fd": MetricInfo("quality", "lower"),
+    "fd_low": MetricInfo("quality", "none"),
+    "fd_high": MetricInfo("quality", "none"),
+    "fd_infinity": MetricInfo("quality", "lower"),
+    "fd_infinity_low": MetricInfo("quality", "none"),
+    "fd_infinity_high": MetricInfo("quality", "none"),
     "kid": MetricInfo("quality", "lower"),
     "w2": MetricInfo("quality", "lower"),
     "sliced_w2": MetricInfo("quality", "lower"),
@@ -94,16 +98,6 @@ _QUALITY_FIRST = ("fd", "fid", "w2", "sliced_w2", "mmd", "kid", "failure_rate", 
 def info(metric: str) -> MetricInfo:
     """Table and direction of ``metric``; a metric unknown here is shown under quality without a direction."""
     return _INFO.get(_base(metric), MetricInfo("quality", "none"))
-
-
-def is_known(metric: str) -> bool:
-    """Whether one of flowbench's own metrics has this name."""
-    return _base(metric) in _INFO
-
-
-def nearest(metric: str) -> str | None:
-    """The known name most like ``metric``, if any is."""
-    return next(iter(difflib.get_close_matches(_base(metric), _ORDER, n=1)), None)
 
 
 def order_metrics(metrics: Iterable[str], group: Group) -> list[str]:

@@ -71,8 +71,8 @@ COMMANDS = {
     "bench": Command(
         "run a comparison: every contender, every seed, one report; the same command again continues",
         (
-            "flowbench bench -c experiments/starflow_vs_wcfm.yaml",
-            "flowbench bench -c experiments/toy_2d.yaml seeds=[0,1] budget.train_flops=1e12 --jobs 2",
+            "flowbench bench -c flowbench:starflow_vs_wcfm.yaml",
+            "flowbench bench -c flowbench:toy_2d.yaml seeds=[0,1] budget.train_flops=1e12 --jobs 2",
         ),
         _bench_options,
         _bench,

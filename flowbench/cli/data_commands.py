@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from flowbench.cli.output import answer
 from flowbench.cli.parser import Command, Parser, UsageError, count, path
 from flowbench.cli.summaries import measured_facts, show, statistics_facts
+
+if TYPE_CHECKING:
+    from flowbench.data import FlowDataModule
 
 __all__ = ["COMMANDS"]
 
@@ -20,6 +24,9 @@ def _dataset_options(parser: Parser, required: bool) -> None:
     parser.add_argument("--data", metavar="NAME", required=required, help="dataset of the catalogue, e.g. cifar10")
     parser.add_argument("--path", metavar="PATH", help="your data, with --data npz, npy, pt or image_folder")
     parser.add_argument("--image-size", type=count, metavar="PIXELS", help="with --data image_folder")
+    parser.add_argument("--levels", type=count, metavar="K", help="your data are integers 0..K-1")
+    parser.add_argument("--value-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of your float images")
+    parser.add_argument("--standardize", choices=("true", "false"), help="shift and scale your vectors, or not")
     parser.add_argument(
         "--train-on-val", action="store_true", help="take the whole canonical training set as the split train"
     )
@@ -74,19 +81,34 @@ def _data(arguments: argparse.Namespace) -> int:
         return 0
     if not arguments.names:
         raise UsageError("data get needs the name of a dataset; see flowbench data list")
+    from flowbench.core.places import data_root
     from flowbench.data.inventory import get
-    from flowbench.data.store import data_root
 
     for name in arguments.names:
-        get(name, data_root())
+        get(name, data_root(name))
     return 0
+
+
+def _open(arguments: argparse.Namespace) -> FlowDataModule:
+    """The data that the options name."""
+    from flowbench.scoring import open_data
+
+    return open_data(
+        arguments.data,
+        arguments.path,
+        arguments.image_size,
+        arguments.train_on_val,
+        levels=arguments.levels,
+        value_range=None if arguments.value_range is None else tuple(arguments.value_range),
+        standardize=None if arguments.standardize is None else arguments.standardize == "true",
+    )
 
 
 def _stats(arguments: argparse.Namespace) -> int:
     from flowbench import scoring
 
     file = scoring.stats(
-        scoring.open_data(arguments.data, arguments.path, arguments.image_size, arguments.train_on_val),
+        _open(arguments),
         arguments.output,
         features=arguments.features,
         split=arguments.split,
@@ -109,7 +131,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from flowbench import scoring
 
     if arguments.data is not None:
-        data = scoring.open_data(arguments.data, arguments.path, arguments.image_size, arguments.train_on_val)
+        data = _open(arguments)
         features = arguments.features or ["inception"]
         evaluator = scoring.image_evaluator(features, arguments.reference or "train", arguments.num_reference)
     elif arguments.files is not None:
@@ -126,7 +148,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def _refuse_unused(arguments: argparse.Namespace, place: str) -> None:
     """Options that say how to measure go with --data alone: a file or a bench says it already."""
-    for option in ("path", "image_size", "train_on_val", "features", "num_reference", "reference"):
+    own = ("path", "image_size", "levels", "value_range", "standardize")
+    for option in (*own, "train_on_val", "features", "num_reference", "reference"):
         if place != "--data" and getattr(arguments, option):
             raise UsageError(f"--{option.replace('_', '-')} goes with --data; with {place} the experiment says it")
     if place != "-c" and arguments.overrides:
@@ -140,7 +163,7 @@ COMMANDS = {
         "score images that any code made, with the evaluator and the rows of everybody else",
         (
             "flowbench evaluate --samples samples.npz --data cifar10 --num-reference 10000",
-            "flowbench evaluate --samples folder -c experiments/cifar10/tiny/cfm.yaml --name stranger",
+            "flowbench evaluate --samples folder -c flowbench:cifar10/tiny/cfm.yaml --name stranger",
             "flowbench evaluate --samples folder --bench runs/families_cifar10 --name stranger",
         ),
         _evaluate_options,

@@ -65,11 +65,11 @@ def class_list(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def _experiment(arguments: argparse.Namespace, trains: bool = False) -> Experiment | None:
-    """The validated experiment; None when the command only had to print."""
+def _experiment(arguments: argparse.Namespace, trains: bool = False, identify: bool = True) -> Experiment | None:
+    """The validated experiment; None when the command only had to print. ``identify`` is that of ``compose``."""
     from flowbench.config import Experiment, compose, to_yaml
 
-    composed = compose(arguments.files, arguments.overrides)
+    composed = compose(arguments.files, arguments.overrides, identify=identify)
     if arguments.print_config:
         answer(to_yaml(composed.resolved).rstrip("\n"))
         return None
@@ -132,7 +132,7 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _count(arguments: argparse.Namespace) -> int:
-    experiment = _experiment(arguments)
+    experiment = _experiment(arguments, identify=False)  # the shape is declared; the data may be large
     if experiment is not None:
         from flowbench.counting import count as count_model
 
@@ -144,9 +144,9 @@ COMMANDS = {
     "fit": Command(
         "train one experiment",
         (
-            "flowbench fit -c experiments/digits/wcfm.yaml",
-            "flowbench fit -c experiments/digits/wcfm.yaml trainer.max_steps=500 seed=1 --test",
-            "flowbench fit -c experiments/digits/wcfm.yaml -c mine.yaml --dry-run",
+            "flowbench fit -c flowbench:digits/wcfm.yaml",
+            "flowbench fit -c flowbench:digits/wcfm.yaml trainer.max_steps=500 seed=1 --test",
+            "flowbench fit -c flowbench:digits/wcfm.yaml -c mine.yaml --dry-run",
             "flowbench fit -c runs/wcfm/config.yaml run.name=again",
         ),
         _fit_options,
@@ -154,7 +154,7 @@ COMMANDS = {
     ),
     "validate": Command(
         "measure a checkpoint on the validation split",
-        ("flowbench validate -c experiments/digits/wcfm.yaml --ckpt runs/wcfm/checkpoints/last.ckpt",),
+        ("flowbench validate -c flowbench:digits/wcfm.yaml --ckpt runs/wcfm/checkpoints/last.ckpt",),
         _checkpoint_options,
         _run(_validate),
     ),
@@ -162,7 +162,7 @@ COMMANDS = {
         "measure a checkpoint on the test split",
         (
             "flowbench test -c runs/wcfm/config.yaml",
-            "flowbench test -c experiments/digits/wcfm.yaml --ckpt last.ckpt evaluator.num_samples=1000",
+            "flowbench test -c flowbench:digits/wcfm.yaml --ckpt last.ckpt evaluator.num_samples=1000",
         ),
         _checkpoint_options,
         _run(_test),
@@ -181,21 +181,21 @@ COMMANDS = {
     ),
     "reference": Command(
         "write the rows that no contender owns: floor, noise, gaussian, gmm",
-        ("flowbench reference -c experiments/digits/wcfm.yaml",),
+        ("flowbench reference -c flowbench:digits/wcfm.yaml",),
         config_options,
         _run(_reference),
     ),
     "prepare": Command(
         "train what an experiment requires (autoencoder, feature network) into the cache",
-        ("flowbench prepare -c experiments/digits/starflow.yaml",),
+        ("flowbench prepare -c flowbench:digits/starflow.yaml",),
         config_options,
         _run(_prepare),
     ),
     "count": Command(
         "count parameters, operations, cache and memory of a model; reads no data, allocates no weights",
         (
-            "flowbench count -c experiments/large/starflow_imagenet256.yaml",
-            "flowbench count -c experiments/cifar10/gpu/tarflow.yaml model.init_args.width=512",
+            "flowbench count -c flowbench:large/starflow_imagenet256.yaml",
+            "flowbench count -c flowbench:cifar10/gpu/tarflow.yaml model.init_args.width=512",
         ),
         config_options,
         _count,

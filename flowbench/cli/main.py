@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from flowbench.cli import bench_commands, data_commands, experiment_commands
 from flowbench.cli.output import answer, safe_streams
 from flowbench.cli.parser import UsageError, make_parser, plain_overrides
+from flowbench.core.endings import describe, is_expected, keep_details, note
+from flowbench.core.launch import is_first_process
+from flowbench.core.stopping import reason_of_exit, stops_on_signals
 from flowbench.core.terminal import command_lines, wrapped
 
 __all__ = ["COMMANDS", "main"]
@@ -23,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after ``flowbench``; None reads ``sys.argv``.
 
     Returns:
-        Exit status: 0 done, 2 a user's mistake, 1 a failure, 130 interrupted.
+        Exit status: 0 done, 2 a user's mistake, 1 a failure, 128 + number ended by a signal.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     with safe_streams():
@@ -32,30 +35,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     try:
-        return _dispatch(words)
-    except KeyboardInterrupt:
-        return _report("interrupted; the same command continues", 130)
-    except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning turns an interrupt into exit(1)
-            return _report("interrupted; the same command continues", 130)
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except Exception as error:
-        if "--debug" in words or not _is_expected(error):
+        with stops_on_signals():
+            return _dispatch(words)
+    except BaseException as error:
+        if "--debug" in words and isinstance(error, Exception):
             raise
-        return _report(f"error: {error}", 2 if _is_user_mistake(error) else 1)
+        return _end(reason_of_exit(error) if isinstance(error, SystemExit) else error)
+
+
+def _end(error: BaseException) -> int:
+    """Say in one line what ended the command; the traceback of what nobody expects goes to a log."""
+    if isinstance(error, SystemExit):
+        return _report(f"error: {error.code}", 1) if isinstance(error.code, str) else int(error.code or 0)
+    if not is_expected(error):
+        keep_details(error)
+        note(error, "--debug shows the traceback")
+    return _report(*describe(error))
 
 
 def _report(message: str, status: int) -> int:
-    print(f"flowbench: {' '.join(message.split())}", file=sys.stderr)
+    if is_first_process():  # the others fail for the same reason, or because this one did
+        print(f"flowbench: {' '.join(message.split())}", file=sys.stderr)
     return status
-
-
-def _is_user_mistake(error: Exception) -> bool:
-    return isinstance(error, ValueError) or type(error).__name__ == "MisconfigurationException"  # Lightning's
-
-
-def _is_expected(error: Exception) -> bool:
-    return _is_user_mistake(error) or isinstance(error, (OSError, FloatingPointError))
 
 
 def _dispatch(words: list[str]) -> int:
@@ -92,8 +93,8 @@ def _overview() -> str:
             *lines,
             "",
             "examples:",
-            command_lines("flowbench fit -c experiments/digits/wcfm.yaml trainer.max_steps=500 --test"),
-            command_lines("flowbench bench -c experiments/starflow_vs_wcfm.yaml"),
+            command_lines("flowbench fit -c flowbench:digits/wcfm.yaml trainer.max_steps=500 --test"),
+            command_lines("flowbench bench -c flowbench:starflow_vs_wcfm.yaml"),
             command_lines("flowbench COMMAND --help"),
         ]
     )

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from flowbench.cli.output import answer
-from flowbench.core.paths import expand
+from flowbench.core.checks import MOST
+from flowbench.core.places import expand
 from flowbench.core.terminal import command_lines, wrapped
 
 __all__ = [
@@ -87,8 +88,8 @@ def plain_overrides(parser: Parser, words: list[str]) -> list[str]:
 
 def count(text: str) -> int:
     """A whole number of at least 1, as an option's type."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got '{text}'")
+    if not text.isdecimal() or not 1 <= int(text) <= MOST:
+        raise argparse.ArgumentTypeError(f"expected a whole number in [1, {MOST:g}], got '{text}'")
     return int(text)
 
 

@@ -6,11 +6,11 @@ The last line is the folder or file alone, for scripts.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from flowbench.core.launch import is_first_process
 from flowbench.core.terminal import wrapped
 
 __all__ = [
@@ -41,7 +41,7 @@ def show(facts: Facts, place: Path | None = None, table: Path | None = None) -> 
         place: the folder or file that holds the result, alone in the last line.
         table: a run whose measurements are printed first.
     """
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if not is_first_process():
         return
     if table is not None:
         from flowbench.bench import compare

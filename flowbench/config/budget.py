@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from flowbench.config.errors import ConfigError, suggestion
+from flowbench.core.checks import LARGEST_BUDGET, check_number
 
-__all__ = ["KINDS", "check_trainer", "read_budget"]
+__all__ = ["KINDS", "read_budget"]
 
 KINDS = ("train_flops", "train_seconds", "steps", "samples_seen", "epochs")
 _WHOLE = frozenset({"steps", "samples_seen"})
-_ELSEWHERE = {"callbacks": "callbacks", "callback": "callbacks", "logger": "loggers", "loggers": "loggers"}
-
-
-def check_trainer(trainer: Mapping[str, Any]) -> None:
-    """Refuse the Trainer arguments that have another place in an experiment file.
-
-    Raises:
-        ConfigError: callbacks or loggers (they are named mappings at the top level), or a count of epochs.
-    """
-    for name in trainer:
-        if name in _ELSEWHERE:
-            section = _ELSEWHERE[name]
-            raise ConfigError(
-                f"trainer.{name} is not read; name each one at the top level: "
-                f"{section}: {{my_name: {{class_path: ..., init_args: {{...}}}}}}"
-            )
-    epochs = trainer.get("max_epochs")
-    if epochs not in (None, -1):
-        raise ConfigError(
-            f"trainer.max_epochs={epochs} has no meaning here, the training loader is endless; "
-            f"say budget.epochs={epochs} or trainer.max_steps=N"
-        )
 
 
 def read_budget(budget: Any, trainer: Mapping[str, Any]) -> dict[str, float] | None:
@@ -61,8 +39,9 @@ def read_budget(budget: Any, trainer: Mapping[str, Any]) -> dict[str, float] | N
 def _check_amount(kind: str, amount: Any) -> None:
     if kind not in KINDS:
         raise ConfigError(f"budget: unknown kind '{kind}'{suggestion(kind, KINDS)}")
-    whole = kind in _WHOLE
-    number = isinstance(amount, (int, float)) and not isinstance(amount, bool)
-    if not number or not 0 < amount < math.inf or (whole and amount != int(amount)):
-        wanted = "whole number" if whole else "number"
-        raise ConfigError(f"budget.{kind} must be a {wanted} > 0, got {amount!r}")
+    try:
+        check_number(f"budget.{kind}", amount, above=0, at_most=LARGEST_BUDGET)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if kind in _WHOLE and amount != int(amount):
+        raise ConfigError(f"budget.{kind} must be a whole number > 0, got {amount!r}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import inspect
 import re
 import typing
@@ -49,15 +50,30 @@ class Arguments:
         self.key = key
         self.given = _mapping(key, arguments)
         _check_arguments(key, cls, self.given, 0)
-        self._parser = _parser()
-        self._parser.add_class_arguments(cls, "object", instantiate=False, fail_untyped=False)
+        self._parser = _arguments_parser(cls)
         self._cls = cls
         self._config = _parse(self._parser, {"object": self.given}, key, cls)
 
+    @property
+    def parsed(self) -> dict[str, Any]:
+        """The given arguments in their types, objects among them not built."""
+        return self._as_given(self._config.object)
+
     def values(self) -> dict[str, Any]:
         """The given arguments, with the objects among them built; defaults are left to the class."""
-        built = self._parser.instantiate(self._config)
-        return {name: getattr(built.object, name) for name in self.given}
+        return self._as_given(self._parser.instantiate(self._config).object)
+
+    def _as_given(self, found: Any) -> dict[str, Any]:
+        """Whole numbers stay whole where an argument takes fractions too: to Lightning 1 is a batch and 1.0 are all.
+
+        Which of the two jsonargparse tries first depends on what was imported before.
+        """
+        values = {name: getattr(found, name) for name in self.given}
+        whole = {name: given for name, given in self.given.items() if type(given) is int and self._takes_whole(name)}
+        return {**values, **whole}
+
+    def _takes_whole(self, name: str) -> bool:
+        return int in options_of(constructor_hints(self._cls).get(name))
 
     def build(self) -> Any:
         """Construct the class."""
@@ -81,8 +97,7 @@ class Object:
             raise ConfigError(f"{key} must be a mapping with class_path and init_args, got {_shown(spec)}")
         self.cls = _check_spec(key, spec, arity_of(hint))
         self._check_base(key, hint)
-        self._parser = _parser()
-        self._parser.add_argument("--object", type=hint, required=True)
+        self._parser = _object_parser(hint)
         self._config = _parse(self._parser, {"object": spec}, key, self.cls)
 
     def _check_base(self, key: str, hint: Any) -> None:
@@ -107,11 +122,37 @@ class Object:
 
 def accepted_names(cls: type) -> list[str]:
     """Names of the arguments that a class accepts, those it forwards to a parent included."""
-    return _parser().add_class_arguments(cls, fail_untyped=False)
+    return _names_parser(cls, 0)[1]
+
+
+# ---- parsers: made once, since reading a signature takes longer than all the rest; parsing leaves them as they are --
 
 
 def _parser() -> ArgumentParser:
     return ArgumentParser(exit_on_error=False, add_help=False)
+
+
+@functools.cache
+def _names_parser(cls: type, skip: int) -> tuple[ArgumentParser, list[str]]:
+    """A parser of a class's arguments but for the first ``skip``, and their names."""
+    parser = _parser()
+    return parser, parser.add_class_arguments(cls, fail_untyped=False, skip={skip} if skip else None)
+
+
+@functools.cache
+def _arguments_parser(cls: type) -> ArgumentParser:
+    """A parser of a class's arguments under the key ``object``."""
+    parser = _parser()
+    parser.add_class_arguments(cls, "object", instantiate=False, fail_untyped=False)
+    return parser
+
+
+@functools.cache
+def _object_parser(hint: Any) -> ArgumentParser:
+    """A parser of an object or a factory under the key ``object``."""
+    parser = _parser()
+    parser.add_argument("--object", type=hint, required=True)
+    return parser
 
 
 def _parse(parser: ArgumentParser, tree: dict[str, Any], key: str, cls: type) -> Namespace:
@@ -150,8 +191,7 @@ def _check_arguments(key: str, cls: type, arguments: dict[str, Any], arity: int 
 
     ``arity`` is how many leading arguments the caller passes, None when the annotation does not tell.
     """
-    parser = _parser()
-    accepted = parser.add_class_arguments(cls, fail_untyped=False, skip={arity} if arity else None)
+    parser, accepted = _names_parser(cls, arity or 0)
     for name in arguments:
         if name not in accepted:
             passed = name in accepted_names(cls)

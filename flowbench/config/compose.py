@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from flowbench.config.errors import ConfigError, one_line, suggestion
+from flowbench.config.files import identify_files, names_files, with_contents
 from flowbench.config.interpolation import escape, resolve
 from flowbench.config.merge import Layer, merge, set_key, split_key, without_marks
 from flowbench.config.overrides import parse_override
-from flowbench.config.text import Tree, kind, plain, read_yaml, write_yaml
-from flowbench.core.paths import expand
+from flowbench.config.text import Tree, kind, plain, read_yaml, shown, write_yaml
+from flowbench.core.places import expand
+from flowbench.core.resources import PREFIX, find_experiment, shipped_like
 
-__all__ = ["Composed", "compose", "compose_tree", "fingerprint", "read_mapping", "to_yaml"]
+__all__ = ["Composed", "compose", "compose_tree", "fingerprint", "read_mapping", "significant", "to_yaml"]
 
 NAMED = (("callbacks",), ("loggers",), ("requires",), ("evaluator", "metrics"))
 # Keys that move files, threads or lines on a screen, but no number.
@@ -49,8 +51,9 @@ class Composed:
     """One configuration, before and after interpolation.
 
     Attributes:
-        source: the merged tree with its interpolations; ``requires`` holds absolute paths.
-        resolved: plain containers; ``requires`` holds the required experiments' resolved configurations.
+        source: the merged tree with its interpolations; ``requires`` holds absolute paths and names of shipped files.
+        resolved: plain containers; ``requires`` holds the required experiments' resolved configurations, ``files`` what
+            the user's own files hold.
         files: the ``-c`` files, absolute.
     """
 
@@ -64,12 +67,14 @@ class Composed:
         return write_yaml(self.source)
 
 
-def compose(files: Sequence[str | Path], overrides: Iterable[str] = ()) -> Composed:
+def compose(files: Sequence[str | Path], overrides: Iterable[str] = (), *, identify: bool = True) -> Composed:
     """Merge files and overrides into one configuration.
 
     Args:
-        files: YAML files, later ones win. Relative paths inside a file start at that file.
+        files: YAML files, later ones win. Relative paths inside a file start at that file; ``flowbench:`` before a name
+            means a file that ships.
         overrides: ``key=value`` texts, applied in order after the files.
+        identify: record what the user's own files hold, which reads them; False leaves the section ``files`` out.
 
     Returns:
         The configuration, unresolved and resolved.
@@ -78,7 +83,7 @@ def compose(files: Sequence[str | Path], overrides: Iterable[str] = ()) -> Compo
         ConfigError: no file, a missing or malformed file, a cycle, a malformed override, an interpolation
             that cannot be resolved. One line.
     """
-    return _compose([Path(f) if str(f) else None for f in files], list(overrides), ())
+    return _compose([Path(f) if str(f) else None for f in files], list(overrides), (), {} if identify else None)
 
 
 def compose_tree(tree: Mapping[str, Any], name: str, directory: Path) -> Composed:
@@ -93,23 +98,32 @@ def compose_tree(tree: Mapping[str, Any], name: str, directory: Path) -> Compose
         ConfigError: as :func:`compose`.
     """
     source = _expand(copy.deepcopy(dict(tree)), name, directory, ()).tree
-    return Composed(source, _finish(resolve(source), ()), ())
+    return Composed(source, _finish(resolve(source), (), {}), ())
 
 
 def fingerprint(resolved: Mapping[str, Any]) -> str:
     """Twelve hex digits that name the result a configuration leads to.
 
     Run directory, loggers, worker processes and progress display are left out; a required experiment enters
-    by its own fingerprint.
+    by its own fingerprint, a file by what it holds.
     """
-    kept = {k: v for k, v in plain(resolved).items() if k not in NEUTRAL_SECTIONS}
-    for section, keys in NEUTRAL.items():
-        if isinstance(kept.get(section), Mapping):
-            kept[section] = {k: v for k, v in kept[section].items() if k not in keys}
+    resolved = plain(resolved)
+    files = resolved.get("files") or {}
+    kept = {k: v if k == "requires" else with_contents(v, files) for k, v in resolved.items() if k != "files"}
+    kept = significant(kept)
     if isinstance(kept.get("requires"), Mapping):
         kept["requires"] = {k: fingerprint(v) for k, v in kept["requires"].items()}
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def significant(resolved: Mapping[str, Any]) -> Tree:
+    """A copy of a configuration without what changes no number."""
+    kept = {k: v for k, v in resolved.items() if k not in NEUTRAL_SECTIONS}
+    for section, keys in NEUTRAL.items():
+        if isinstance(kept.get(section), Mapping):
+            kept[section] = {k: v for k, v in kept[section].items() if k not in keys}
+    return kept
 
 
 def to_yaml(resolved: Mapping[str, Any]) -> str:
@@ -141,30 +155,46 @@ def _reason(error: Exception) -> str:
     return one_line((isinstance(error, OSError) and error.strerror) or error)
 
 
-def _compose(files: Sequence[Path | None], overrides: list[str], chain: Chain) -> Composed:
+def _compose(
+    files: Sequence[Path | None], overrides: list[str], chain: Chain, known: Mapping[str, str] | None = None
+) -> Composed:
     if not files:
         raise ConfigError("no configuration given; add -c FILE.yaml")
     layer = Layer({})
     paths: list[Path] = []
+    identified = True
     for file in files:
         if file is None:
             raise ConfigError("-c got an empty file name; write -c FILE.yaml")
         paths.append(_locate(file, Path.cwd(), None))
-        layer = _merge(layer, _load(paths[-1], chain))
+        loaded = _load(paths[-1], chain)
+        identified = identified and not _is_older_run(paths[-1], loaded.tree)
+        layer = _merge(layer, loaded)
     source = _override(layer.tree, [parse_override(text) for text in overrides], chain)
-    return Composed(source, _finish(resolve(source), chain + tuple(paths)), tuple(paths))
+    resolved = _finish(resolve(source), chain + tuple(paths), known if identified else None)
+    return Composed(source, resolved, tuple(paths))
+
+
+def _is_older_run(path: Path, tree: Tree) -> bool:
+    """Whether a file was saved by a run before contents were recorded: its fingerprint must stay what it was."""
+    saved = path.name == "config.yaml" and path.with_name("config.source.yaml").is_file()
+    return saved and "files" not in tree and names_files(tree)
 
 
 def _locate(file: Path, directory: Path, named_in: str | None) -> Path:
     where = f" (named in {named_in})" if named_in else ""
     try:
-        path = (directory / expand(file)).resolve()
+        path = find_experiment(str(file)) or directory / expand(file)
+    except ValueError as error:
+        raise ConfigError(f"{error}{where}") from error
+    try:
+        path = path.resolve()
         if path.is_file():
             return path
         fault = "is a directory, not a YAML file" if path.is_dir() else "is no regular file"
         if not path.exists():
             beside = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-            fault = f"does not exist{suggestion(path.name, beside) if beside else ''}"
+            fault = f"does not exist{shipped_like(file) or (suggestion(path.name, beside) if beside else '')}"
     except (OSError, RuntimeError, ValueError) as error:  # a name too long, links in a circle, a null byte
         fault = f"cannot be read: {_reason(error)}"
     fault, semicolon, hint = fault.partition(";")
@@ -195,7 +225,7 @@ def _expand(node: Tree, name: str, directory: Path, chain: Chain) -> Layer:
 
 
 def _anchor(value: Any, name: str, directory: Path, chain: Chain) -> Any:
-    if isinstance(value, str) and not value.startswith("${"):
+    if isinstance(value, str) and not value.startswith(("${", PREFIX)):
         return str(directory / expand(value))
     return _expand(value, name, directory, chain).tree if isinstance(value, dict) else value
 
@@ -235,7 +265,7 @@ def _override(tree: Tree, pairs: list[tuple[str, Any]], chain: Chain) -> Tree:
         required = tree.get("requires")
         if isinstance(required, dict) and isinstance(required.get(name), str):
             # An override reaches into the required file: inline it first.
-            required[name] = _compose([_locate(Path(required[name]), Path.cwd(), None)], [], chain).resolved
+            required[name] = _compose([_locate(Path(required[name]), Path.cwd(), None)], [], chain, None).resolved
     for key, _ in pairs:
         _cut_required_budget(tree, split_key(key))
     for key, value in pairs:
@@ -263,19 +293,35 @@ def _drop_nulls(tree: Tree, names: tuple[str, ...]) -> None:
         parent[names[-1]] = {k: v for k, v in parent[names[-1]].items() if v is not None}
 
 
-def _finish(tree: Tree, chain: Chain) -> Tree:
-    """Drop removed entries and inline the required experiments, to any depth."""
+def _finish(tree: Tree, chain: Chain, known: Mapping[str, str] | None) -> Tree:
+    """Drop removed entries, inline the required experiments, to any depth, and record what files hold.
+
+    ``known`` are contents that an outer experiment recorded; None leaves files as they are.
+    """
     for names in NAMED:
         _drop_nulls(tree, names)
+    recorded = _recorded(tree, known)
     requires = tree.get("requires") or {}
     if not isinstance(requires, dict):
         raise ConfigError(f"requires must be 'name: experiment.yaml' lines, got {plain(requires)!r}")
     for name, value in requires.items():
         if isinstance(value, str):
-            requires[name] = _compose([_locate(Path(value), Path.cwd(), None)], [], chain).resolved
+            requires[name] = _compose([_locate(Path(value), Path.cwd(), None)], [], chain, recorded).resolved
         elif isinstance(value, dict):
-            requires[name] = _finish(value, chain)
+            requires[name] = _finish(value, chain, recorded)
         else:
             raise ConfigError(f"requires.{name} must be an experiment file or a mapping, got {plain(value)!r}")
         requires[name].pop("evaluator", None)  # it is trained here, not measured: its metrics name no other result
+    if recorded is not None:
+        inner = {text: content for value in requires.values() for text, content in (value.get("files") or {}).items()}
+        if files := identify_files(tree, {**inner, **recorded}):
+            tree["files"] = files
     return tree
+
+
+def _recorded(tree: Tree, known: Mapping[str, str] | None) -> Mapping[str, str] | None:
+    """Contents that were recorded before, those of the outer experiment first; None where none shall be."""
+    own = tree.pop("files", None) or {}
+    if not isinstance(own, dict) or not all(isinstance(v, str) for pair in own.items() for v in pair):
+        raise ConfigError(f"files must hold 'name: content' lines, as runs save them, got {shown(own)}")
+    return None if known is None else {**own, **known}

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowbench.config.annotations import constructor_hints, takes_path
-from flowbench.config.budget import check_trainer, read_budget
+from flowbench.config.budget import read_budget
 from flowbench.config.classes import Arguments, Object, accepted_names
 from flowbench.config.compose import Composed, compose, fingerprint, to_yaml
 from flowbench.config.errors import ConfigError, suggestion
+from flowbench.config.files import check_files
 from flowbench.config.fitting import fit_experiment
 from flowbench.config.imports import import_class
 from flowbench.config.text import shown
-from flowbench.core.paths import expand
+from flowbench.config.trainer import check_trainer, check_trainer_numbers
+from flowbench.core.checks import check_seed
+from flowbench.core.places import expand
 from flowbench.core.terminal import wrapped
+from flowbench.storage import write_text
 
 if TYPE_CHECKING:
     from lightning import Callback, LightningModule
@@ -39,6 +42,7 @@ SECTIONS = (
     "loggers",
     "requires",
     "run",
+    "files",
 )
 RUN_KEYS = ("dir", "name", "bench", "task", "contender")
 _RUN_FILES = ("config", "config.source")
@@ -79,6 +83,7 @@ class Experiment:
         run_dir: ``run.dir``, else ``runs/<run.name>``, else ``runs/<file>-<fingerprint>``: the same
             configuration is the same run.
         requirements: experiments whose checkpoints the model needs, by the name of the model's argument.
+        home: folder of the run whose saved configuration was read; None for other files.
     """
 
     resolved: dict[str, Any]
@@ -88,6 +93,7 @@ class Experiment:
     run_dir: Path
     requirements: dict[str, Experiment]
     _parts: _Parts = field(repr=False, compare=False)
+    home: Path | None = None
 
     @classmethod
     def from_files(cls, files: Sequence[str | Path], overrides: Iterable[str] = ()) -> Experiment:
@@ -110,11 +116,13 @@ class Experiment:
             ConfigError: one line about the first thing that is wrong.
         """
         file = composed.files[0]
-        stem = file.parent.name if file.stem in _RUN_FILES else file.stem
-        return cls._from_resolved(composed.resolved, composed.source_yaml, stem)
+        home = file.parent if file.stem in _RUN_FILES else None
+        return cls._from_resolved(composed.resolved, composed.source_yaml, home.name if home else file.stem, home)
 
     @classmethod
-    def _from_resolved(cls, resolved: dict[str, Any], source_yaml: str, stem: str) -> Experiment:
+    def _from_resolved(
+        cls, resolved: dict[str, Any], source_yaml: str, stem: str, home: Path | None = None
+    ) -> Experiment:
         _check_sections(resolved)
         resolved = fit_experiment(resolved)
         name = fingerprint(resolved)
@@ -122,7 +130,17 @@ class Experiment:
         run_dir = _run_dir(resolved.get("run"), stem, name)
         requirements = {k: _requirement(k, v) for k, v in (resolved.get("requires") or {}).items()}
         parts = _Parts.validate(resolved, seed, run_dir, tuple(requirements))
-        return cls(resolved, source_yaml, name, seed, run_dir, requirements, parts)
+        return cls(resolved, source_yaml, name, seed, run_dir, requirements, parts, home)
+
+    def at(self, run_dir: Path) -> Experiment:
+        """The same experiment, whose run lies in another folder."""
+        run = {**(self.resolved.get("run") or {}), "dir": str(run_dir)}
+        return self._from_resolved({**self.resolved, "run": run}, self.source_yaml, run_dir.name, self.home)
+
+    @property
+    def model_class(self) -> type:
+        """The class of the model; nothing is built."""
+        return self._parts.model.cls
 
     @property
     def budget(self) -> dict[str, float] | None:
@@ -157,16 +175,28 @@ class Experiment:
 
     def save(self, run_dir: Path) -> None:
         """Write ``config.source.yaml`` and ``config.yaml``, each atomically; call it on one process."""
-        run_dir.mkdir(parents=True, exist_ok=True)
-        _write(run_dir / "config.source.yaml", self.source_yaml)
+        write_text(run_dir / "config.source.yaml", self.source_yaml)
         self.write(run_dir / "config.yaml")
 
     def write(self, path: Path) -> None:
         """Write the resolved configuration to a file, atomically."""
-        _write(path, to_yaml(self.resolved))
+        write_text(path, to_yaml(self.resolved))
+
+    def check_files(self) -> None:
+        """Check that the user's own files hold what they held when the experiment was configured.
+
+        Raises:
+            ConfigError: one that does not, with the remedy.
+        """
+        check_files(self.resolved)
 
     def build_data(self) -> FlowDataModule:
-        """The datamodule alone, seeded with the run's seed; it draws nothing from the global generators."""
+        """The datamodule alone, seeded with the run's seed; it draws nothing from the global generators.
+
+        Raises:
+            ConfigError: see :meth:`check_files`.
+        """
+        self.check_files()
         return self._parts.data.build()
 
     def build_model(self, spec: DataSpec, **required: LightningModule) -> LightningModule:
@@ -193,12 +223,14 @@ class Experiment:
                 required model is built without it.
 
         Raises:
-            ConfigError: a required checkpoint is not given, or one is given that nothing requires.
+            ConfigError: a required checkpoint is not given, or one is given that nothing requires; see also
+                :meth:`check_files`.
             ValueError: what a class says about its arguments.
         """
         given = {k: Path(v) for k, v in (checkpoints or {}).items()}
         for name in self.requirements.keys() - given.keys():
             raise ConfigError(f"requires.{name} has no checkpoint yet; run: flowbench prepare -c FILE")
+        self.check_files()
         return self._parts.build(self._checkpoints(given))
 
     def _checkpoints(self, given: Mapping[str, Path]) -> dict[str, _Checkpoint]:
@@ -264,11 +296,13 @@ class _Parts:
         data_arguments = Arguments("data", FlowDataModule, data)
         model = Object("model", Callable[[DataSpec], LightningModule], resolved["model"])
         _check_required(model.cls, resolved["model"], required)
+        trainer_arguments = Arguments("trainer", Trainer, trainer)
+        check_trainer_numbers(trainer_arguments.parsed)
         return cls(
             seed=seed,
             model=model,
             data=data_arguments,
-            trainer=Arguments("trainer", Trainer, trainer),
+            trainer=trainer_arguments,
             evaluator=_evaluator(resolved.get("evaluator")),
             callbacks=_named(resolved, "callbacks", Callback, {}),
             loggers=_named(resolved, "loggers", Logger, {"save_dir": str(run_dir)}),
@@ -314,7 +348,7 @@ def _check_sections(resolved: Mapping[str, Any]) -> None:
             raise ConfigError(f"unknown key '{key}' in the experiment{suggestion(str(key), SECTIONS)}")
     for key in ("data", "model"):
         if not resolved.get(key):
-            raise ConfigError(f"the experiment has no '{key}'; see the files in experiments/ for the form")
+            raise ConfigError(f"the experiment has no '{key}'; see flowbench list experiments")
     run = resolved.get("run") or {}
     if not isinstance(run, Mapping):
         raise ConfigError(f"run must hold dir and name, got {shown(run)}")
@@ -324,9 +358,11 @@ def _check_sections(resolved: Mapping[str, Any]) -> None:
 
 
 def _seed(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ConfigError(f"seed must be a whole number >= 0, got {shown(value)}")
-    return value
+    try:
+        check_seed("seed", value)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return int(value)
 
 
 def _run_dir(run: Mapping[str, Any] | None, stem: str, name: str) -> Path:
@@ -397,12 +433,3 @@ def _named(resolved: Mapping[str, Any], key: str, base: type, defaults: Mapping[
             spec = {**spec, "init_args": {**fill, **given}}
         parts[str(name)] = Object(f"{key}.{name}", base, spec)
     return parts
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

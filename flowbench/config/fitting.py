@@ -23,7 +23,7 @@ from flowbench.config.annotations import (
 from flowbench.config.errors import ConfigError
 from flowbench.config.imports import import_class
 from flowbench.config.text import Tree, Word, plain, text_of
-from flowbench.core.paths import expand
+from flowbench.core.places import expand
 
 __all__ = ["fit_experiment"]
 
@@ -56,6 +56,8 @@ def fit_experiment(resolved: Mapping[str, Any]) -> Tree:
             out[key] = {k: fit_experiment(v) if isinstance(v, Mapping) else plain(v) for k, v in value.items()}
         elif key == "run" and isinstance(value, Mapping):
             out[key] = {k: _fit(v, str) for k, v in value.items()}
+        elif key == "files" and isinstance(value, Mapping):  # under the names that the classes' paths have now
+            out[key] = {**value, **{str(expand(name)): content for name, content in value.items()}}
         else:
             out[key] = _fit(value, None)
     return out

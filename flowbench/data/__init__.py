@@ -10,10 +10,11 @@ if TYPE_CHECKING:
     from flowbench.data.batch import Batch
     from flowbench.data.catalogue import get, list_datasets, register
     from flowbench.data.datamodule import FlowDataModule
+    from flowbench.data.declaration import Declaration
     from flowbench.data.densities import DENSITIES, Density2D, get_density
     from flowbench.data.entry import DatasetEntry
     from flowbench.data.samplers import BatchIndex, EndlessSampler, ShardedSampler
-    from flowbench.data.spec import DataSpec
+    from flowbench.data.spec import DataSpec, Units
     from flowbench.data.split import SPLITS, Split
     from flowbench.data.user_formats import USER_FORMATS
 
@@ -25,11 +26,13 @@ __all__ = [
     "BatchIndex",
     "DataSpec",
     "DatasetEntry",
+    "Declaration",
     "Density2D",
     "EndlessSampler",
     "FlowDataModule",
     "ShardedSampler",
     "Split",
+    "Units",
     "get",
     "get_density",
     "list_datasets",

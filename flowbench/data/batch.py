@@ -6,7 +6,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["Batch"]
+from flowbench.core.checks import LARGEST_SEED, check_count
+
+__all__ = ["Batch", "check_position"]
+
+
+def check_position(position: int | None) -> None:
+    """Refuse what is no place in the training stream: a whole number >= 0, or None."""
+    check_count("position", position, at_least=0, at_most=LARGEST_SEED, or_none=True)
 
 
 @dataclass
@@ -20,7 +27,7 @@ class Batch:
         label: class ids, int64, shape (B,), or None for unlabelled data.
         condition: any other conditioning, first dimension B, or None.
         index: position of every sample in its split, int64, shape (B,).
-        position: samples drawn by all processes before this (global) batch; None in evaluation. Keys the
+        position: samples drawn by all processes before this (global) batch, >= 0; None in evaluation. Keys the
             dequantisation of training batches.
     """
 
@@ -29,6 +36,9 @@ class Batch:
     condition: Tensor | None = None
     index: Tensor | None = None
     position: int | None = None
+
+    def __post_init__(self) -> None:
+        check_position(self.position)
 
     def __len__(self) -> int:
         """Number of samples of this process's part of the batch."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-from flowbench.core.paths import expand
+from flowbench.core.checks import check_count, check_counts
+from flowbench.core.places import expand
 from flowbench.data.chi_arcs import CHI_ARCS
+from flowbench.data.declaration import Declaration
 from flowbench.data.densities import DENSITIES, density_entry
 from flowbench.data.digits import DIGITS
 from flowbench.data.entry import DatasetEntry
@@ -43,7 +45,13 @@ def list_datasets() -> list[DatasetEntry]:
     return [_entries[name] for name in sorted(_entries)]
 
 
-def check(name: str, path: str | Path | None = None, image_size: int | None = None, random_flip: bool = False) -> None:
+def check(
+    name: str,
+    path: str | Path | None = None,
+    image_size: int | None = None,
+    random_flip: bool = False,
+    declared: Declaration | None = None,
+) -> None:
     """Refuse a request that :func:`get` could not serve, without reading data.
 
     Args:
@@ -51,6 +59,7 @@ def check(name: str, path: str | Path | None = None, image_size: int | None = No
         path: the user's file or folder.
         image_size: see :func:`flowbench.data.image_folder.read_image_folder`.
         random_flip: whether training images shall be mirrored. (What the user's own data allow, the user knows.)
+        declared: what the user says of the values of own data.
 
     Raises:
         ValueError: for an unknown name, a missing path, or an option that the dataset does not use.
@@ -61,14 +70,16 @@ def check(name: str, path: str | Path | None = None, image_size: int | None = No
         raise ValueError(f"path: the dataset {name!r} takes none, got {str(path)!r}; remove it")
     if name in USER_FORMATS and path is None:
         raise ValueError(f"path: the dataset {name!r} is your own data; set path to your {USER_FORMATS[name]}")
-    if path is not None and not Path(path).exists():
+    if path is not None and not expand(path).exists():
         raise ValueError(f"path: {str(path)!r} does not exist (working directory {str(Path.cwd())!r})")
     if path is not None and not (path.is_file() or path.is_dir()):
         raise ValueError(f"path: {str(path)!r} is neither a file nor a folder")
     if image_size is not None and name != "image_folder":
         raise ValueError(f"image_size: only 'image_folder' resizes, {name!r} does not; remove it")
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"image_size: must be at least 1 pixel, got {image_size}")
+    if declared is not None and declared.given and name in _entries:
+        option = declared.given[0]
+        raise ValueError(f"{option}: the catalogue knows the values of {name!r}; remove {option}")
+    check_count("image_size", image_size, at_most=2**16, or_none=True, hint="pixels a side")
     if random_flip and name in _entries:
         _check_flips(_entries[name])
 
@@ -85,22 +96,28 @@ def check_declaration(name: str, shape: tuple[int, ...] | None = None, num_class
         ValueError: for a declaration that says nothing, or too little.
     """
     _check_name(name)
+    if shape is not None:
+        check_counts("shape", shape, at_most=10**6, hint="of one sample, (d,) or (C, H, W)")
+    check_count("num_classes", num_classes, at_most=10**6, or_none=True)
     if name in _entries and (shape is not None or num_classes is not None):
         raise ValueError(f"shape: the catalogue knows shape and classes of {name!r}; remove shape and num_classes")
     if shape is None and num_classes is not None:
         raise ValueError(f"num_classes: declared as {num_classes} without shape; declare both")
 
 
-def declared_spec(name: str, shape: tuple[int, ...] | None = None, num_classes: int | None = None) -> DataSpec:
+def declared_spec(
+    name: str, shape: tuple[int, ...] | None = None, num_classes: int | None = None, levels: int | None = None
+) -> DataSpec:
     """What is known of a dataset before any of it is read.
 
     Args:
         name: as in :func:`check_declaration`.
         shape: as in :func:`check_declaration`.
         num_classes: as in :func:`check_declaration`.
+        levels: of the grid of a user's own data; None is 256 for images, no grid for vectors.
 
     Returns:
-        The catalogue's entry; for a user's own data what is declared, images on the grid of 256 levels.
+        The catalogue's entry; for a user's own data what is declared.
 
     Raises:
         ValueError: for a user's own data without a declared shape, and as :func:`check_declaration`.
@@ -113,7 +130,7 @@ def declared_spec(name: str, shape: tuple[int, ...] | None = None, num_classes: 
             f"data.shape: the shape of {name!r} is known only once it is read; declare it, e.g. "
             "data.shape=[3,64,64], and data.num_classes where it is labelled"
         )
-    return DataSpec(name, "declared", tuple(shape), num_classes, 256 if len(shape) == 3 else None)
+    return DataSpec(name, "declared", tuple(shape), num_classes, levels or (256 if len(shape) == 3 else None))
 
 
 def _check_name(name: str) -> None:
@@ -134,7 +151,11 @@ def _check_flips(entry: DatasetEntry) -> None:
 
 
 def get(
-    name: str, path: str | Path | None = None, image_size: int | None = None, random_flip: bool = False
+    name: str,
+    path: str | Path | None = None,
+    image_size: int | None = None,
+    random_flip: bool = False,
+    declared: Declaration | None = None,
 ) -> DatasetEntry:
     """The entry of a dataset; a user's own data are read and checked here.
 
@@ -143,6 +164,7 @@ def get(
         path: the user's file or folder, only with those four.
         image_size: side of the square images in pixels, only with ``image_folder``.
         random_flip: see :func:`check`.
+        declared: see :func:`check`.
 
     Returns:
         The entry.
@@ -151,12 +173,12 @@ def get(
         ValueError: see :func:`check`, and :func:`flowbench.data.user_data.open_user_data` for what data may
             hold.
     """
-    check(name, path, image_size, random_flip)
+    check(name, path, image_size, random_flip, declared)
     if path is None:
         return _entries[name]
     from flowbench.data.user_data import open_user_data  # reads files with libraries that a list does not need
 
-    entry = open_user_data(name, expand(path), image_size)
+    entry = open_user_data(name, expand(path), image_size, declared)
     if random_flip:
         _check_flips(entry)
     return entry

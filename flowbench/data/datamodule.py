@@ -16,14 +16,17 @@ ensure_importable()
 
 from lightning import LightningDataModule  # noqa: E402
 
+from flowbench.core.checks import check_count, check_number, check_seed  # noqa: E402
+from flowbench.core.places import data_root  # noqa: E402
+from flowbench.core.remarks import say_once  # noqa: E402
 from flowbench.data import catalogue  # noqa: E402
 from flowbench.data.batch import Batch  # noqa: E402
+from flowbench.data.declaration import Declaration  # noqa: E402
 from flowbench.data.entry import DatasetEntry  # noqa: E402
 from flowbench.data.samplers import BatchIndex, EndlessSampler, ShardedSampler  # noqa: E402
 from flowbench.data.spec import DataSpec  # noqa: E402
 from flowbench.data.split import SPLITS, Split  # noqa: E402
 from flowbench.data.split_dataset import SplitDataset  # noqa: E402
-from flowbench.data.store import data_root  # noqa: E402
 from flowbench.seeds import generator  # noqa: E402
 
 __all__ = ["FlowDataModule"]
@@ -42,15 +45,20 @@ class FlowDataModule(LightningDataModule):
         dataset: a name of the catalogue, or ``npz``, ``npy``, ``pt``, ``image_folder`` for your own data at
             ``path``.
         path: your file or folder.
-        image_size: ``image_folder`` only: shorter side scaled to this many pixels, centre square kept.
+        image_size: ``image_folder`` only: shorter side scaled to this many pixels, 1 to 65,536, centre square kept.
         shape: of one sample of your own data, (d,) or (C, H, W), where you know it beforehand: data of another shape
             are refused, and ``flowbench count`` needs no data.
         num_classes: of your own data, declared together with ``shape``; None declares them unlabelled.
-        batch_size: samples per training batch over all processes.
-        eval_batch_size: most samples per evaluation batch and process; does not change a metric. (The training
+        levels: of your own data: the values are integers 0..levels-1, 2 to 256; None is 256 for uint8 images.
+        value_range: of your own float images: [low, high], which becomes [-1, 1].
+        standardize: of your own vectors: shift and scale every dimension so that the training split has mean 0 and
+            standard deviation 1. Likelihoods and written samples stay in the file's units. False takes the values as
+            they are; None asks where they are far from that.
+        batch_size: samples per training batch over all processes, >= 1.
+        eval_batch_size: most samples per evaluation batch and process, >= 1; does not change a metric. (The training
             objective on the validation split draws its noise and its pairs by the batch, so ``val/loss`` depends on
             this and on the number of processes.)
-        num_workers: worker processes per loader; does not change batches.
+        num_workers: worker processes per loader, 0 to 1,000; does not change batches.
         train_on_val: train on the training and the validation split together, as published recipes do: the whole
             canonical training set of MNIST or CIFAR-10. ``val`` stays, but is then a part of the training data and
             only a look.
@@ -62,7 +70,7 @@ class FlowDataModule(LightningDataModule):
         label_noise: share of training labels replaced by labels drawn uniformly from all classes, in [0, 1], keyed by
             (seed, sample): what classifier-free guidance is put to the test with. Everything that is measured keeps
             the true labels.
-        seed: keys the order, the dequantisation and the noise of labels; None means 0.
+        seed: keys the order, the dequantisation and the noise of labels, >= 0; None means 0.
 
     Raises:
         ValueError: for an unknown dataset or an option out of range.
@@ -75,6 +83,9 @@ class FlowDataModule(LightningDataModule):
         image_size: int | None = None,
         shape: tuple[int, ...] | None = None,
         num_classes: int | None = None,
+        levels: int | None = None,
+        value_range: tuple[float, float] | None = None,
+        standardize: bool | None = None,
         batch_size: int = 128,
         eval_batch_size: int = 512,
         num_workers: int = 0,
@@ -85,19 +96,21 @@ class FlowDataModule(LightningDataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        catalogue.check(dataset, path, image_size, random_flip)
+        values = Declaration(levels, value_range, standardize)
+        catalogue.check(dataset, path, image_size, random_flip, values)
         catalogue.check_declaration(dataset, shape, num_classes)
-        _check_least("batch_size", batch_size, 1)
-        _check_least("eval_batch_size", eval_batch_size, 1)
-        _check_least("num_workers", num_workers, 0)
+        check_count("batch_size", batch_size)
+        check_count("eval_batch_size", eval_batch_size)
+        check_count("num_workers", num_workers, at_least=0, at_most=1000)
+        check_number("label_noise", label_noise, at_least=0, at_most=1, hint="0.3 replaces 30 % of the labels")
+        check_seed("seed", seed, or_none=True)
         if dequantize not in ("uniform", "none"):
             raise ValueError(f"dequantize: must be 'uniform' or 'none', got {dequantize!r}")
-        if not 0 <= label_noise <= 1:
-            raise ValueError(f"label_noise: must lie in [0, 1], got {label_noise}; 0.3 replaces 30 % of the labels")
         self.dataset = dataset
         self.path = path
         self.image_size = image_size
         self.declared = None if shape is None else (tuple(shape), num_classes)
+        self.declared_values = values
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
@@ -111,14 +124,16 @@ class FlowDataModule(LightningDataModule):
 
     @cached_property
     def entry(self) -> DatasetEntry:
-        """The dataset's entry; the user's own data are read at the first access."""
-        entry = catalogue.get(self.dataset, self.path, self.image_size, self.random_flip)
+        """The dataset's entry; the user's own data are read at the first access, and what they are is printed."""
+        entry = catalogue.get(self.dataset, self.path, self.image_size, self.random_flip, self.declared_values)
         found = (entry.spec.shape, entry.spec.num_classes)
         if self.declared not in (None, found):
             raise ValueError(
                 f"{self.path}: holds samples of shape {found[0]} in {found[1]} classes, but data.shape and "
                 f"data.num_classes declare {self.declared[0]} and {self.declared[1]}; make them agree"
             )
+        if entry.understood:
+            say_once(f"data: {entry.understood}")
         return entry
 
     @property
@@ -128,7 +143,7 @@ class FlowDataModule(LightningDataModule):
 
     @cached_property
     def _splits(self) -> dict[str, Split]:
-        splits = self.entry.load(data_root())
+        splits = self.entry.load(data_root(self.dataset))
         return {**splits, "train": splits["train"].join(splits["val"])} if self.train_on_val else splits
 
     def split(self, name: str) -> Split:
@@ -278,8 +293,3 @@ class FlowDataModule(LightningDataModule):
     def _loader(self, dataset: SplitDataset, sampler: EndlessSampler | ShardedSampler) -> DataLoader[Batch]:
         # batch_size=None: the sampler yields whole batches and the dataset gathers them, nothing is collated.
         return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers)
-
-
-def _check_least(option: str, value: int, least: int) -> None:
-    if value < least:
-        raise ValueError(f"{option}: must be at least {least}, got {value}")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from flowbench.core.checks import check_count, check_number
 from flowbench.data.spec import DataSpec
 from flowbench.data.split import Split
 
@@ -26,12 +27,14 @@ class DatasetEntry:
         citation: whom to cite.
         load: given the folder for downloads, returns the splits ``train``, ``val`` and ``test``; fetches what is
             missing unless FLOWBENCH_OFFLINE is set.
-        num_samples: samples per split, known without loading; empty for a user's own data.
-        download_mb: size of the download in megabytes (10^6 bytes); 0 when the data ship or are generated.
+        num_samples: samples per split, >= 0, known without loading; empty for a user's own data.
+        download_mb: size of the download in megabytes (10^6 bytes), in [0, 1e12]; 0 when the data ship or are
+            generated.
         is_present: given the folder for downloads, whether :attr:`load` needs no download.
         flips: a horizontal mirror image is a sample of the same distribution.
         fetch: given the folder for downloads and a report, fetches what is missing and verifies what is there; None
             when there is nothing to fetch.
+        understood: of a user's own data, one line of what they were taken for.
     """
 
     spec: DataSpec
@@ -44,6 +47,12 @@ class DatasetEntry:
     is_present: Callable[[Path], bool] = lambda root: True
     flips: bool = False
     fetch: Callable[[Path, Report], None] | None = None
+    understood: str = ""
+
+    def __post_init__(self) -> None:
+        for split, num in self.num_samples.items():
+            check_count(f"num_samples[{split}]", num, at_least=0)
+        check_number("download_mb", self.download_mb, at_least=0)
 
     @property
     def name(self) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flowbench.core.lazy import lazy_module
+from flowbench.core.resources import resource
 from flowbench.data.entry import DatasetEntry, Report
 from flowbench.data.real_images import FASHION_MNIST, canonical_splits
 from flowbench.data.spec import DataSpec
@@ -65,7 +66,7 @@ def load_mini(root: Path) -> dict[str, Split]:
     """The slice, cut into 1,750 training, 250 validation and 500 test images, each with classes in equal shares.
 
     Args:
-        root: folder of datasets; the file is looked for there, then in the checkout that holds this package.
+        root: folder of datasets; the file is looked for there, then where it ships.
 
     Returns:
         Splits of grey levels 0..255, uint8, shape (N, 1, 28, 28), with labels 0..9.
@@ -106,8 +107,7 @@ def _tensor(array: np.ndarray) -> Tensor:
 
 
 def _find(root: Path) -> Path | None:
-    checkout = Path(__file__).resolve().parents[2] / "data"
-    return next((path for path in (root / FILE, checkout / FILE) if path.is_file()), None)
+    return next((path for path in (root / FILE, resource(f"data/{FILE}")) if path.is_file()), None)
 
 
 def _fetch(root: Path, report: Report) -> None:

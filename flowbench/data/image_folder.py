@@ -3,35 +3,54 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torch import Tensor
 
-__all__ = ["SUFFIXES", "read_image", "read_image_folder"]
+from flowbench.core.folders import CLASS_FOLDERS, IMAGE_SUFFIXES, list_folder, printable
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
+__all__ = ["FoundImages", "read_image", "read_image_folder"]
 
 _GREY = {"1", "L", "LA", "La"}
 # Pillow's names of deep pixels: modes I, I;16, F and raw modes such as RGB;16B (but BGR;16 is 5-6-5 bits).
 _DEEP = re.compile(r";(16|32)[A-Z]|^[IF]")
 
 
-def read_image_folder(path: Path, image_size: int | None = None) -> tuple[Tensor, Tensor | None]:
+@dataclass(frozen=True)
+class FoundImages:
+    """The images of a folder.
+
+    Attributes:
+        values: uint8 (N, C, H, W).
+        label: int64 (N,), or None without class folders.
+        remark: what was left out of the folder, or is there twice; see
+            :class:`flowbench.core.folders.FolderContents`.
+    """
+
+    values: np.ndarray
+    label: np.ndarray | None
+    remark: str
+
+
+def read_image_folder(path: Path, image_size: int | None = None) -> FoundImages:
     """Read all images of a folder into one array, decoding one image at a time.
 
     Subfolders are classes, numbered in the order of their names; a folder without subfolders gives unlabelled images.
     Files are taken in the order of their names. What becomes of the odd ones:
 
-    - hidden files and folders, and files without an image suffix: passed over;
+    - hidden files and folders, and files without an image suffix: left out and counted;
+    - links to files and folders: followed; links that lead nowhere or back: refused;
     - grey among colour: all become RGB; the result is grey when every image is;
     - transparency (RGBA, LA, palettes): laid over white, as a viewer shows it on paper;
     - CMYK, palettes, other colour spaces: converted to RGB by Pillow, without colour profiles;
     - several frames: the first; EXIF rotation: applied;
     - more than 8 bits per channel, truncated or unreadable files, empty classes, images beside class folders, folders
-      inside class folders, several sizes without ``image_size``: refused, because guessing would change the data.
+      inside class folders, class folders whose names differ in case alone, several sizes without ``image_size``:
+      refused, because guessing would change the data.
 
     Args:
         path: the folder.
@@ -40,14 +59,15 @@ def read_image_folder(path: Path, image_size: int | None = None) -> tuple[Tensor
             None: images are taken as they are and must have one size.
 
     Returns:
-        uint8 (N, C, H, W) and labels int64 (N,) or None.
+        The images.
 
     Raises:
         ValueError: one line that names the file, for whatever is refused.
     """
     if not path.is_dir():
-        raise ValueError(f"{path}: expected a folder of images, got a file")
-    files, label = _list_images(path)
+        raise ValueError(f"{printable(path)}: expected a folder of images, got a file")
+    contents = list_folder(path, depth=CLASS_FOLDERS)
+    files, label = contents.files, _labels(path, contents.files, contents.folders)
     # The headers say which mode all images share, so that no more than one decoded image is held besides the array.
     mode = "L" if all(_is_grey(file) for file in files) else "RGB"
     first = read_image(files[0], mode, image_size)
@@ -55,45 +75,56 @@ def read_image_folder(path: Path, image_size: int | None = None) -> tuple[Tensor
     for row, file in zip(values, files, strict=True):
         image = read_image(file, mode, image_size)
         if image.size != first.size:
-            raise ValueError(f"{file}: is {_size(image)} pixels, but {files[0].name} is {_size(first)}; set image_size")
+            raise ValueError(
+                f"{printable(file)}: is {_size(image)} pixels, but {printable(files[0].name)} is {_size(first)}; "
+                "set image_size"
+            )
         row[:] = np.asarray(image) if mode == "L" else np.asarray(image).transpose(2, 0, 1)
-    return torch.from_numpy(values), None if label is None else torch.tensor(label)
+    return FoundImages(values, None if label is None else np.array(label), contents.remark())
 
 
 def _size(image: Image.Image) -> str:
     return f"{image.width}x{image.height}"
 
 
-def _list_images(path: Path) -> tuple[list[Path], list[int] | None]:
-    """Image files and their class ids."""
-    loose, classes = _contents(path)
+def _labels(path: Path, files: Sequence[Path], folders: Sequence[Path]) -> list[int] | None:
+    """The class of each image by the folder it lies in; None without class folders."""
+    kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+    classes = [folder for folder in folders if folder.parent == path]
     if not classes:
-        if not loose:
-            raise ValueError(f"{path}: holds no images ({', '.join(sorted(SUFFIXES))})")
-        return loose, None
-    if loose:
-        raise ValueError(f"{path}: holds both images ({loose[0].name}) and subfolders ({classes[0].name}); sort them")
-    files: list[Path] = []
-    label: list[int] = []
-    for number, folder in enumerate(classes):
-        found, nested = _contents(folder)
-        if not found:
-            raise ValueError(f"{folder}: class folder holds no images ({', '.join(sorted(SUFFIXES))})")
-        if nested:
-            raise ValueError(f"{folder}: class folder holds a folder ({nested[0].name}); move its images up")
-        files += found
-        label += [number] * len(found)
-    return files, label
+        if not files:
+            raise ValueError(f"{printable(path)}: holds no images ({kinds})")
+        return None
+    loose = next((file for file in files if file.parent == path), None)
+    if loose is not None:
+        raise ValueError(
+            f"{printable(path)}: holds both images ({printable(loose.name)}) and subfolders "
+            f"({printable(classes[0].name)}); sort them"
+        )
+    _check_names(path, classes)
+    held = {file.parent for file in files}
+    for folder in classes:
+        if folder not in held:
+            raise ValueError(f"{printable(folder)}: class folder holds no images ({kinds})")
+    nested = next((folder for folder in folders if folder.parent != path), None)
+    if nested is not None:
+        raise ValueError(
+            f"{printable(nested.parent)}: class folder holds a folder ({printable(nested.name)}); move its images up"
+        )
+    number = {folder: index for index, folder in enumerate(classes)}
+    return [number[file.parent] for file in files]
 
 
-def _contents(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Visible images and subfolders, each in the order of their names."""
-    try:
-        visible = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-    except OSError as error:
-        raise ValueError(f"{folder}: folder cannot be read ({error.strerror}); change its permissions") from error
-    images = [p for p in visible if p.is_file() and p.suffix.lower() in SUFFIXES]
-    return images, [p for p in visible if p.is_dir()]
+def _check_names(path: Path, classes: Sequence[Path]) -> None:
+    """Refuse classes that are one folder on other machines, where names ignore case or accents are composed."""
+    seen: dict[str, str] = {}
+    for name in (folder.name for folder in classes):
+        other = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        if other != name:
+            raise ValueError(
+                f"{printable(path)}: class folders {printable(other)} and {printable(name)} differ only in how they "
+                "are written; rename or merge one"
+            )
 
 
 def _is_grey(file: Path) -> bool:
@@ -125,16 +156,18 @@ def read_image(file: Path, mode: str = "RGB", image_size: int | None = None) -> 
     except Exception as error:  # Decoders raise nearly anything on broken bytes.
         raise _unreadable(file, error) from error
     if any(_DEEP.search(text) for text in stored):
-        raise ValueError(f"{file}: has more than 8 bits per channel (mode {stored[0]}); convert it to 8 bits")
+        raise ValueError(
+            f"{printable(file)}: has more than 8 bits per channel (mode {stored[0]}); convert it to 8 bits"
+        )
     image = _opaque(image).convert(mode)
     return image if image_size is None else _square(image, image_size)
 
 
 def _unreadable(file: Path, error: Exception) -> ValueError:
     if isinstance(error, PermissionError):
-        return ValueError(f"{file}: image cannot be read ({error.strerror}); change its permissions")
+        return ValueError(f"{printable(file)}: image cannot be read ({error.strerror}); change its permissions")
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return ValueError(f"{file}: image cannot be read ({reason}); repair or remove it")
+    return ValueError(f"{printable(file)}: image cannot be read ({reason}); repair or remove it")
 
 
 def _opaque(image: Image.Image) -> Image.Image:

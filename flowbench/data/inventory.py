@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from flowbench.core.places import data_root
 from flowbench.data import catalogue
 from flowbench.data.entry import DatasetEntry, Report
 from flowbench.data.user_formats import USER_FORMATS
@@ -24,6 +25,7 @@ class InventoryRow:
         download_mb: megabytes (10^6 bytes) to download; 0 when the data ship or are generated.
         licence: terms of use.
         present: whether no download is needed.
+        folder: that holds the downloaded set; None where there is none.
     """
 
     name: str
@@ -33,21 +35,23 @@ class InventoryRow:
     download_mb: float
     licence: str
     present: bool
+    folder: Path | None
 
 
-def inventory(root: Path) -> list[InventoryRow]:
+def inventory(root: Path | None = None) -> list[InventoryRow]:
     """Every dataset of the catalogue, by name.
 
     Args:
-        root: folder of downloads, see :func:`flowbench.data.store.data_root`.
+        root: folder of downloads; None looks where each set lies, see :func:`flowbench.core.places.data_root`.
 
     Returns:
         One row each; nothing is loaded or fetched.
     """
-    return [_row(entry, root) for entry in catalogue.list_datasets()]
+    return [_row(entry, root or data_root(entry.name)) for entry in catalogue.list_datasets()]
 
 
 def _row(entry: DatasetEntry, root: Path) -> InventoryRow:
+    present = entry.is_present(root)
     return InventoryRow(
         entry.name,
         entry.spec.shape,
@@ -55,7 +59,8 @@ def _row(entry: DatasetEntry, root: Path) -> InventoryRow:
         dict(entry.num_samples),
         entry.download_mb,
         entry.licence,
-        entry.is_present(root),
+        present,
+        root / entry.name if present and entry.download_mb else None,
     )
 
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from flowbench.core.checks import check_count, check_seed
+from flowbench.data.batch import check_position
 from flowbench.seeds import generator
 
 __all__ = ["BatchIndex", "EndlessSampler", "ShardedSampler"]
@@ -25,11 +27,14 @@ class BatchIndex:
 
     Attributes:
         indices: positions in the split, int64, shape (B,).
-        position: place of the global batch in the stream, in samples; None in evaluation.
+        position: place of the global batch in the stream, in samples, >= 0; None in evaluation.
     """
 
     indices: Tensor
     position: int | None = None
+
+    def __post_init__(self) -> None:
+        check_position(self.position)
 
 
 @lru_cache(maxsize=4)
@@ -39,8 +44,8 @@ def _epoch_order(num_samples: int, seed: int, epoch: int) -> Tensor:
 
 
 def _check_rank(rank: int, world_size: int) -> None:
-    if not 0 <= rank < world_size:
-        raise ValueError(f"sampler: rank must be in 0..{world_size - 1}, got {rank}")
+    check_count("world_size", world_size)
+    check_count("rank", rank, at_least=0, at_most=world_size - 1, hint=f"there are {world_size} processes")
 
 
 class EndlessSampler(Sampler[BatchIndex]):
@@ -50,11 +55,11 @@ class EndlessSampler(Sampler[BatchIndex]):
     does not change which samples form a batch, and a run resumed at a position sees what it would have seen.
 
     Args:
-        num_samples: size of the split.
-        batch_size: size of the global batch, over all processes.
-        seed: seed of the order.
-        rank: this process.
-        world_size: number of processes.
+        num_samples: size of the split, >= 1.
+        batch_size: size of the global batch, >= 1, over all processes.
+        seed: seed of the order, >= 0.
+        rank: this process, >= 0.
+        world_size: number of processes, >= 1.
         start: gives the position (samples drawn by all processes so far) when an iteration begins.
 
     Raises:
@@ -71,9 +76,10 @@ class EndlessSampler(Sampler[BatchIndex]):
         start: Callable[[], int] = int,
     ) -> None:
         _check_rank(rank, world_size)
-        if num_samples < 1:
-            raise ValueError(f"sampler: the training split is empty ({num_samples} samples)")
-        if batch_size < 1 or batch_size % world_size:
+        check_count("num_samples", num_samples, hint="the size of the training split")
+        check_count("batch_size", batch_size)
+        check_seed("seed", seed)
+        if batch_size % world_size:
             raise ValueError(
                 f"batch_size: {batch_size} (over all processes) must be a positive multiple of the "
                 f"{world_size} processes; change batch_size or trainer.devices"
@@ -115,9 +121,9 @@ class ShardedSampler(Sampler[BatchIndex]):
 
     Args:
         num_samples: size of the split.
-        batch_size: largest number of samples of one process in one batch.
-        rank: this process.
-        world_size: number of processes W.
+        batch_size: largest number of samples of one process in one batch, >= 1.
+        rank: this process, >= 0.
+        world_size: number of processes W, >= 1.
 
     Raises:
         ValueError: for fewer samples than processes, or a batch size below one.
@@ -125,11 +131,11 @@ class ShardedSampler(Sampler[BatchIndex]):
 
     def __init__(self, num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         _check_rank(rank, world_size)
-        if batch_size < 1:
-            raise ValueError(f"eval_batch_size: must be at least 1, got {batch_size}")
+        check_count("batch_size", batch_size)
+        check_count("num_samples", num_samples, at_least=0)
         if num_samples < world_size:
             raise ValueError(
-                f"sampler: {num_samples} samples are too few for {world_size} processes; use fewer devices"
+                f"sampler: num_samples={num_samples} are too few for {world_size} processes; use fewer devices"
             )
         self.indices = torch.arange(rank, num_samples, world_size)
         largest = math.ceil(num_samples / world_size)

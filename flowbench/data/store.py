@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -20,6 +18,7 @@ from filelock import FileLock, Timeout
 from numpy.lib import format as npy_format
 
 from flowbench.core.lazy import lazy_module
+from flowbench.core.places import writable
 from flowbench.data.entry import Report
 from flowbench.data.split import Split
 from flowbench.storage import write_atomic, write_text
@@ -29,20 +28,13 @@ if TYPE_CHECKING:
 else:
     torch = lazy_module("torch")
 
-__all__ = ["NO_ROOM", "Arrays", "ImageStore", "Part", "array_sha256", "data_root"]
+__all__ = ["Arrays", "ImageStore", "Part", "array_sha256"]
 
 Arrays = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """Per part: images uint8 (N, C, H, W) and labels uint8 (N,), in the canonical order."""
 
 _FORMAT = 1
 _METADATA = "metadata.json"
-NO_ROOM = {errno.EROFS, errno.ENOSPC, errno.EDQUOT}
-"""Errors of a disk that is full or read-only."""
-
-
-def data_root() -> Path:
-    """Where datasets are kept: $FLOWBENCH_DATA, or ``data`` in the working directory."""
-    return Path(os.environ.get("FLOWBENCH_DATA") or "data")
 
 
 def array_sha256(array: np.ndarray) -> str:
@@ -165,6 +157,21 @@ class ImageStore:
                         f"the decoded {part} {kind} have sha256 {found[:16]}..., expected {digest[:16]}..."
                     )
 
+    def refuse_others_files(self, root: Path) -> None:
+        """Somebody's own folder may have the data set's name; :meth:`write` would replace it.
+
+        Raises:
+            ValueError: names what lies there.
+        """
+        folder = self.folder(root)
+        own = {_METADATA, *(self._file(root, part, kind).name for part in self.parts for kind in ("images", "labels"))}
+        others = sorted(path.name for path in folder.iterdir() if path.name not in own) if folder.is_dir() else []
+        if others:
+            raise ValueError(
+                f"{folder}: holds files that are not of the data set ({', '.join(others[:3])}); move them, or set "
+                "FLOWBENCH_DATA to another folder"
+            )
+
     def write(self, root: Path, arrays: Arrays, source: str) -> None:
         """Write checked arrays, in place of what lies there; call it under :meth:`locked`.
 
@@ -192,7 +199,7 @@ class ImageStore:
     @contextmanager
     def scratch(self, root: Path) -> Iterator[Path]:
         """A folder in the same file system that is gone afterwards; a full or read-only disk becomes one line."""
-        with _explained(root):
+        with writable(root, "FLOWBENCH_DATA"):
             root.mkdir(parents=True, exist_ok=True)
             path = Path(tempfile.mkdtemp(dir=root, prefix=f".{self.name}-"))
             try:
@@ -203,7 +210,7 @@ class ImageStore:
     @contextmanager
     def locked(self, root: Path, report: Report) -> Iterator[None]:
         """One process at a time; the others wait, and say so."""
-        with _explained(root):
+        with writable(root, "FLOWBENCH_DATA"):
             root.mkdir(parents=True, exist_ok=True)
             lock = FileLock(root / f".{self.name}.lock")
             try:
@@ -261,17 +268,3 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-@contextmanager
-def _explained(root: Path) -> Iterator[None]:
-    """Turn a full or read-only disk into one line; other faults pass."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in NO_ROOM | {errno.EACCES, errno.EPERM}:
-            raise
-        where = error.filename or root
-        raise ValueError(
-            f"{where}: cannot be written ({error.strerror}); make room or set FLOWBENCH_DATA to a folder you can write"
-        ) from error

@@ -4,6 +4,8 @@ from flowbench.torchvision_guard import ensure_importable
 
 ensure_importable()
 
+from flowbench.core.places import cache_dir  # noqa: E402
+from flowbench.evaluation.auto_features import planned_features, resolve_features  # noqa: E402
 from flowbench.evaluation.conditions import ConditionAgreement  # noqa: E402
 from flowbench.evaluation.evaluator import Evaluator  # noqa: E402
 from flowbench.evaluation.extractors import get_extractor  # noqa: E402
@@ -35,7 +37,6 @@ from flowbench.evaluation.reconstruction import Reconstruction  # noqa: E402
 from flowbench.evaluation.records import Identity  # noqa: E402
 from flowbench.evaluation.samples import SampleSet  # noqa: E402
 from flowbench.evaluation.subject import Cost, Measurement, Subject  # noqa: E402
-from flowbench.metrics.weights import cache_dir  # noqa: E402
 
 __all__ = [
     "ClassAccuracy",
@@ -68,4 +69,6 @@ __all__ = [
     "Wasserstein2",
     "cache_dir",
     "get_extractor",
+    "planned_features",
+    "resolve_features",
 ]

@@ -17,7 +17,7 @@ __all__ = ["save_pictures", "save_samples", "save_trajectories"]
 
 
 def save_samples(run_dir: Path, samples: Tensor, spec: DataSpec, num_images: int) -> None:
-    """Write samples.npz: `x` as uint8 images (N, C, H, W), or float32 points (N, D).
+    """Write samples.npz: `x` as uint8 images (N, C, H, W), or points (N, D) as the data's file holds them.
 
     Args:
         run_dir: the run's folder.
@@ -28,12 +28,12 @@ def save_samples(run_dir: Path, samples: Tensor, spec: DataSpec, num_images: int
     if spec.modality == "image":
         values = spec.to_uint8(samples[:num_images].cpu().nan_to_num(-1.0)).numpy()
     else:
-        values = samples.cpu().numpy()
+        values = spec.to_data(samples.cpu() if spec.levels is None else samples.cpu().nan_to_num(-1.0)).numpy()
     write_atomic(run_dir / "samples.npz", lambda file: np.savez_compressed(file, x=values))
 
 
 def save_trajectories(run_dir: Path, states: Tensor, times: Tensor) -> None:
-    """Write trajectories.npz: `states` float32 (T, B, *D) in data space, and `times` (T,)."""
+    """Write trajectories.npz: `states` float32 (T, B, *D) in model space, as paths are measured, and `times` (T,)."""
     shown, grid = states.float().cpu().numpy(), times.cpu().numpy()
     write_atomic(run_dir / "trajectories.npz", lambda file: np.savez_compressed(file, states=shown, times=grid))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import check_count
 from flowbench.evaluation.gather import gather_by_index, shard
 from flowbench.evaluation.metric import Metric
 from flowbench.evaluation.subject import Measurement, Subject
@@ -17,6 +18,7 @@ from flowbench.families.conditioning.base import SpatialCondition
 
 if TYPE_CHECKING:
     from flowbench.evaluation.drawing import Drawing
+    from flowbench.evaluation.prospect import Prospect
 
 __all__ = [
     "ConditionAgreement",
@@ -106,7 +108,7 @@ def draw_condition_scores(drawing: Drawing, labels: Tensor | None, num: int) -> 
     drawn: dict[str, list[Tensor]] = {}
     floor: dict[str, list[Tensor]] = {}
     units: dict[str, str] = {}
-    for chunk in index.split(drawing.batch_size):
+    for chunk in drawing.batches(index):
         condition = condition_at(drawing, chunk)
         assert condition is not None, "this flow has a conditioner"
         # Without the original nothing is pasted: known pixels would agree however bad the flow is.
@@ -139,21 +141,29 @@ class ConditionAgreement(Metric):
     without such conditions have no such rows.
 
     Args:
-        num_samples: how many samples, counted from the first; None takes as many as the evaluator draws.
+        num_samples: how many samples, >= 1, counted from the first; None takes as many as the evaluator draws.
 
     Raises:
         ValueError: for a number below 1.
     """
 
     def __init__(self, num_samples: int | None = None) -> None:
-        if num_samples is not None and num_samples < 1:
-            raise ValueError(f"num_samples must be >= 1, got {num_samples}")
+        check_count("num_samples", num_samples, or_none=True)
         self._num_samples = num_samples
 
     @property
     def num_samples(self) -> int | None:
         """How many samples it looks at."""
         return self._num_samples
+
+    def declares(self, who: Prospect) -> tuple[str, ...] | None:
+        """See :meth:`Metric.declares`: what the flow's conditioner measures, of an autoencoder's images too."""
+        if who.flow is None or who.flow.conditioner is None:
+            return ()
+        names = who.flow.conditioner.score_names(who.spec)
+        if names is None or not who.is_latent:
+            return names
+        return (*names, *(f"reconstruction_{name}" for name in names))
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """Means over samples."""

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import LARGEST, check_numbers
 from flowbench.data import FlowDataModule
 from flowbench.evaluation.conditions import condition_labels, given_condition
 from flowbench.evaluation.gather import gather_by_index, shard
 from flowbench.evaluation.samples import Collector, DrawnSet
+from flowbench.evaluation.stages import Steps, uncounted
 from flowbench.evaluation.subject import SweptName
 from flowbench.families import FlowModule, Samples, Trajectory
 from flowbench.metrics import FeatureExtractor, PathGeometry, block_geometry, path_geometry
 from flowbench.seeds import derive_seed
 
-__all__ = ["Drawing", "Imposed", "Paths", "draw_paths", "draw_samples", "labels_of"]
+__all__ = [
+    "Drawing",
+    "Imposed",
+    "Paths",
+    "draw_paths",
+    "draw_samples",
+    "labels_of",
+    "space_name",
+    "sweep_points",
+]
 
 
 @dataclass(frozen=True)
@@ -32,12 +43,32 @@ class Imposed:
     network_evaluations: int | None = None
     guidance: float | None = None
 
+    def __str__(self) -> str:
+        """What it is, for people."""
+        return f"guidance {self.guidance:g}" if self.guidance is not None else f"{self.network_evaluations} evaluations"
+
     @property
     def swept(self) -> SweptName:
         """Which of the two is imposed."""
         if self.guidance is not None:
             return "guidance"
         return "" if self.network_evaluations is None else "network_evaluations"
+
+
+def sweep_points(sweep: Mapping[str, list[float]]) -> list[Imposed]:
+    """The points of a sweep; ValueError for an unknown name or a number that cannot be imposed."""
+    if set(sweep) - {"network_evaluations", "guidance"}:
+        raise ValueError(f"evaluator.sweep goes over network_evaluations and guidance, got {', '.join(sweep)}")
+    points = []
+    for name, most in (("network_evaluations", 10**6), ("guidance", LARGEST)):
+        if sweep.get(name):
+            check_numbers(f"evaluator.sweep.{name}", sweep[name], at_least=1, at_most=most)
+    for budget in sweep.get("network_evaluations") or []:
+        if budget != int(budget):
+            raise ValueError(f"evaluator.sweep.network_evaluations must be whole numbers >= 1, got {budget!r}")
+        points.append(Imposed(network_evaluations=int(budget)))
+    points += [Imposed(guidance=float(scale)) for scale in sweep.get("guidance") or []]
+    return points
 
 
 @dataclass(frozen=True)
@@ -54,6 +85,7 @@ class Drawing:
         rank: this process.
         world_size: number of processes.
         condition_split: split whose images make the conditions of a flow that takes more than labels.
+        report: is told how many samples of how many are done.
     """
 
     flow: FlowModule
@@ -65,6 +97,15 @@ class Drawing:
     rank: int = 0
     world_size: int = 1
     condition_split: str = "test"
+    report: Steps = uncounted
+
+    def batches(self, index: Tensor) -> Iterator[Tensor]:
+        """Indices of `batch_size` samples at a time, and a report after each of these batches."""
+        done = 0
+        for chunk in index.split(self.batch_size):
+            yield chunk
+            done += len(chunk)
+            self.report(done, len(index))
 
     def sample(self, index: Tensor, labels: Tensor | None, imposed: Imposed | None = None) -> Samples:
         """The samples at some indices; the same for any batch and any number of processes."""
@@ -115,7 +156,7 @@ def draw_samples(
     collector = Collector(drawing.data.spec, extractors, counts, num_shown)
     drawing.sample(index[:2], labels, imposed)  # the first call allocates and compiles: no part of the rate
     costs, seconds = [], 0.0
-    for chunk in index.split(drawing.batch_size):
+    for chunk in drawing.batches(index):
         drawn = drawing.sample(chunk, labels, imposed)
         collector.add(chunk, drawn.x)
         # An adaptive solver's cost differs from batch to batch.
@@ -159,7 +200,7 @@ def draw_paths(drawing: Drawing, num_paths: int, num_points: int, num_shown: int
     labels, flow = labels_of(drawing), drawing.flow
     geometries, states = [], []
     times = torch.empty(0)
-    for chunk in index.split(drawing.batch_size):
+    for chunk in drawing.batches(index):
         row = chunk % drawing.num_samples  # paths beyond the samples take their labels and conditions again
         condition = labels[row].to(flow.device) if labels is not None else None
         noise, given = flow.draw_noise(chunk, drawing.seed), given_condition(drawing, row)
@@ -184,3 +225,10 @@ def _geometry(path: Trajectory) -> PathGeometry:
     if finite:
         return measured
     return PathGeometry(**{name: torch.full_like(value, torch.nan) for name, value in measured.tensors.items()})
+
+
+def space_name(flow: FlowModule) -> str:
+    """Where paths run, for their protocol: `data`, `model` where that has other units, or `latent` with its shape."""
+    if flow.likelihood != "bound":
+        return flow.spec.unit_name
+    return "latent " + "x".join(str(size) for size in flow.flow_shape)

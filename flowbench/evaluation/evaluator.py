@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,30 +13,48 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from flowbench.core.checks import check_count, check_seed
 from flowbench.data import FlowDataModule
 from flowbench.evaluation.artifacts import save_pictures, save_samples, save_trajectories
+from flowbench.evaluation.auto_features import resolve_features
 from flowbench.evaluation.conditions import measured_conditions
-from flowbench.evaluation.drawing import Drawing, Imposed, Paths, draw_paths, draw_samples, labels_of
+from flowbench.evaluation.drawing import (
+    Drawing,
+    Imposed,
+    Paths,
+    draw_paths,
+    draw_samples,
+    labels_of,
+    space_name,
+    sweep_points,
+)
+from flowbench.evaluation.earlier import set_aside
 from flowbench.evaluation.extractors import get_extractor
 from flowbench.evaluation.flow_metrics import PathStraightness, TrainingPairs
-from flowbench.evaluation.frechet_metrics import FrechetDistance, FrechetInfinity
 from flowbench.evaluation.gather import gather_by_index
 from flowbench.evaluation.latent_bound import measured_bound
 from flowbench.evaluation.memorization import Memorization
 from flowbench.evaluation.metric import Metric
 from flowbench.evaluation.pictures import log_hyperparameters, log_pictures, log_samples
-from flowbench.evaluation.provenance import environment, peak_memory_mb
+from flowbench.evaluation.prepared import Prepared
+from flowbench.evaluation.provenance import cost_of, environment
 from flowbench.evaluation.reconstruction import Reconstruction, Reconstructions, draw_reconstructions
 from flowbench.evaluation.records import Curve, Identity, make_row
-from flowbench.evaluation.reference import reference_subjects, score
+from flowbench.evaluation.reference import REFERENCE_NAMES, reference_subjects, score
 from flowbench.evaluation.samples import Collector, DrawnSet, Images, RealSet, SampleSet
-from flowbench.evaluation.subject import Cost, Subject
+from flowbench.evaluation.stages import Report, Stages, silent
+from flowbench.evaluation.subject import Subject
+from flowbench.evaluation.trainer_parts import data_of as _data
+from flowbench.evaluation.trainer_parts import flow_of as _flow
 from flowbench.evaluation.transport_cost import transport_cost
 from flowbench.families import Budget, FlowModule, LatentSpace
 from flowbench.metrics import FeatureExtractor
-from flowbench.rows import Row, write_rows
+from flowbench.rows import FLOOR_FILE, Row, write_rows
 
 __all__ = ["Evaluator"]
+
+# The parts of a measurement, as its progress names them; a sweep comes before the scores.
+LIKELIHOOD, SAMPLES, PATHS, HELD_OUT, SCORES = "likelihood", "samples", "paths", "held-out data", "scores"
 
 
 class Evaluator(L.Callback):
@@ -48,24 +65,25 @@ class Evaluator(L.Callback):
 
     Args:
         metrics: what to measure, by any name.
-        num_samples: samples to draw for the sample metrics.
-        batch_size: samples drawn at a time by one process; changes results only of adaptive solvers, whose steps
+        num_samples: samples to draw for the sample metrics, >= 1.
+        batch_size: samples drawn at a time by one process, >= 1; changes results only of adaptive solvers, whose steps
             follow their batch.
         reference: split that samples are compared with.
         held_out: split that the row `floor` scores as if it were generated.
-        seed: the evaluation seed.
+        seed: the evaluation seed, >= 0.
         weights: `ema` for the averaged weights, `raw` for the live ones; a flow that keeps no average is measured,
             and its rows are marked, `raw`.
-        sweep: `{network_evaluations: [1, 2, 4, ...]}` and `{guidance: [1, 2, 4, ...]}`: budgets and guidance scales to
-            sample with from the same weights, one at a time, for families that can choose.
+        sweep: `{network_evaluations: [1, 2, 4, ...]}` and `{guidance: [1, 2, 4, ...]}`: budgets, whole numbers from 1
+            to 1e6, and guidance scales, from 1 to 1e12, to sample with from the same weights, one at a time, for
+            families that can choose.
         curve: names of metrics to measure at every validation during training, with the same weights.
-        num_trajectories: paths for the geometry metrics.
-        trajectory_points: states along each path of a continuous flow.
-        num_pictures: samples to keep for pictures.
-        num_likelihood: test samples whose likelihood is measured, counted from the first; None takes all.
+        num_trajectories: paths for the geometry metrics, >= 1.
+        trajectory_points: states along each path of a continuous flow, 2 to 1e6.
+        num_pictures: samples to keep for pictures, >= 1.
+        num_likelihood: test samples whose likelihood is measured, >= 1, counted from the first; None takes all.
 
     Raises:
-        ValueError: for counts below 1, or a curve of a metric that is not there.
+        ValueError: for a number out of range, or a curve of a metric that is not there.
     """
 
     def __init__(
@@ -85,23 +103,20 @@ class Evaluator(L.Callback):
         num_pictures: int = 64,
         num_likelihood: int | None = None,
     ) -> None:
-        for name, value in (
-            ("num_samples", num_samples),
-            ("batch_size", batch_size),
-            ("num_pictures", num_pictures),
-            ("num_trajectories", num_trajectories),
-            ("num_likelihood", num_likelihood),
-        ):
-            if value is not None and value < 1:
-                raise ValueError(f"evaluator.{name} must be >= 1, got {value}")
-        if trajectory_points < 2:
-            raise ValueError(f"evaluator.trajectory_points must be >= 2, got {trajectory_points}")
+        check_count("evaluator.num_samples", num_samples)
+        check_count("evaluator.batch_size", batch_size)
+        check_seed("evaluator.seed", seed)
+        check_count("evaluator.num_trajectories", num_trajectories)
+        check_count("evaluator.trajectory_points", trajectory_points, at_least=2, at_most=10**6)
+        check_count("evaluator.num_pictures", num_pictures)
+        check_count("evaluator.num_likelihood", num_likelihood, or_none=True, hint="null is all")
         if reference != "train" and any(isinstance(metric, Memorization) for metric in (metrics or {}).values()):
             raise ValueError(f"evaluator.reference is {reference}, but memorization needs train; remove that metric")
         if reference == held_out:
             raise ValueError(f"evaluator.reference and held_out are both {reference}: the floor would be zero")
-        self.sweep = _sweep(sweep or {})
-        self.metrics: dict[str, Metric] = dict(metrics or {})
+        self.sweep = sweep_points(sweep or {})
+        self._given: dict[str, Metric] = dict(metrics or {})
+        self.metrics = self._given  # `features: auto` is named once the data are known
         self.curve = list(curve or [])
         for name in self.curve:
             if name not in self.metrics:
@@ -114,16 +129,25 @@ class Evaluator(L.Callback):
         self.num_likelihood = num_likelihood
         self.identity = Identity()
         self.budget: Budget | None = None
+        self.report: Report = silent
+        self._stages = Stages()
+        # A step of the training whose point of the curve the next validation measures, outside of the training.
+        self.missing_step: int | None = None
         self.rows: list[Row] = []
         self._stack = ExitStack()
         self._log_prob: list[tuple[Tensor, Tensor]] = []
-        self._prepared: _Prepared | None = None
+        self._prepared: Prepared | None = None
+        self._named_for: FlowDataModule | None = None
 
     # ---- hooks ----------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        """Tell the datamodule how many test samples are asked for."""
-        _data(trainer).num_test = self.num_likelihood
+        """Tell the datamodule how many test samples are asked for, and name the extractors that suit it."""
+        data = _data(trainer)
+        data.num_test = self.num_likelihood
+        # Process 0 decides for all: weights may reach it and not another one.
+        names = self._resolved(data) if trainer.is_global_zero else {}
+        self._name_features(data, trainer.strategy.broadcast(names))
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Refuse before the training, not after it, what cannot be measured.
@@ -135,7 +159,7 @@ class Evaluator(L.Callback):
         drawing = self._drawing(flow, trainer)
         labels = labels_of(drawing)
         with torch.no_grad(), flow.evaluating(self.weights):
-            for imposed in self._imposed(flow):
+            for imposed in self.imposed(flow):
                 drawing.sample(torch.zeros(1, dtype=torch.int64), labels, imposed)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -143,30 +167,29 @@ class Evaluator(L.Callback):
         # `flowbench validate` runs this hook too, and must not touch the curve of the training.
         training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         if training and self.curve:
-            self._measure_curve(trainer, _flow(module))
+            self._measure_curve(trainer, _flow(module), trainer.global_step)
+        elif self.missing_step is not None:
+            self._measure_curve(trainer, _flow(module), self.missing_step)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Make up for the point that a run killed between its checkpoint and its validation has lost."""
-        step, every = trainer.global_step, trainer.val_check_batch
-        due = trainer.enable_validation and every and step and step * trainer.accumulate_grad_batches % every == 0
-        missing = bool(due and self.curve) and step not in Curve(trainer.default_root_dir).steps()
         # Process 0 decides for all: it may have written the file before another one reads it.
-        if trainer.strategy.broadcast(missing):
-            self._measure_curve(trainer, _flow(module))
+        if trainer.strategy.broadcast(bool(self.curve) and Curve.of(trainer).lacks(trainer, trainer.global_step)):
+            self._measure_curve(trainer, _flow(module), trainer.global_step)
 
-    def _measure_curve(self, trainer: L.Trainer, module: FlowModule) -> None:
+    def _measure_curve(self, trainer: L.Trainer, module: FlowModule, step: int) -> None:
         chosen = {name: self.metrics[name] for name in self.curve}
         with torch.no_grad(), module.evaluating(self.weights):
             samples, evaluations, _ = self._draw(module, trainer, chosen)
             if trainer.is_global_zero:
                 subject = self._subject(_data(trainer), samples, evaluations)
                 measured = list(score(subject, chosen))
-                Curve(trainer.default_root_dir).append(trainer.global_step, self.budget, measured)
+                Curve.of(trainer).append(step, self.budget, measured)
                 if trainer.logger is not None:
                     values: Mapping[str, float] = {f"val/{m.metric}": m.value for m in measured}
-                    trainer.logger.log_metrics(dict(values), step=trainer.global_step)
+                    trainer.logger.log_metrics(dict(values), step=step)
                 shown = samples.shown[: self.num_pictures]
-                log_samples(trainer, shown, module.spec, "val/samples", trainer.global_step)
+                log_samples(trainer, shown, module.spec, "val/samples", step)
         trainer.strategy.barrier("flowbench.curve")
 
     def on_test_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -178,8 +201,10 @@ class Evaluator(L.Callback):
         if torch.is_inference_mode_enabled():
             raise ValueError("likelihoods of continuous flows need gradients: set trainer.inference_mode=false")
         self._stack = ExitStack()
-        self._stack.enter_context(_flow(module).evaluating(self.weights))
+        flow = _flow(module)
+        self._stack.enter_context(flow.evaluating(self.weights))
         self._log_prob = []
+        self._stages = Stages(self._stage_names(flow), self.report if trainer.is_global_zero else silent)
 
     def on_test_batch_end(
         self,
@@ -192,6 +217,7 @@ class Evaluator(L.Callback):
     ) -> None:
         """Keep the log-densities of the batch."""
         self._log_prob.append((outputs["index"].cpu(), outputs["log_prob"].cpu()))
+        self._stages(LIKELIHOOD, batch_idx + 1, int(sum(trainer.num_test_batches)))
 
     def on_test_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Draw, measure, write."""
@@ -213,14 +239,15 @@ class Evaluator(L.Callback):
     def _evaluate(self, trainer: L.Trainer, flow: FlowModule) -> None:
         index = torch.cat([i for i, _ in self._log_prob])
         log_prob = gather_by_index(index, torch.cat([v for _, v in self._log_prob]))
-        samples, evaluations, rate = self._draw(flow, trainer, self.metrics)
+        samples, evaluations, rate = self._draw(flow, trainer, self.metrics, stage=SAMPLES)
         paths = self._paths(flow, trainer)
         reconstructions = self._reconstructions(flow, trainer)
-        drawing = self._drawing(flow, trainer)
+        drawing = self._drawing(flow, trainer, stage=HELD_OUT)
         conditions = measured_conditions(drawing, labels_of(drawing), self.metrics.values())
         bound = measured_bound(drawing, self.held_out, self.metrics.values())
         in_sweep = {name: metric for name, metric in self.metrics.items() if metric.in_sweep}
-        sweep = [(point, *self._draw(flow, trainer, in_sweep, point)[:2]) for point in self._imposed(flow)]
+        points = zip(self.imposed(flow), self._sweep_stages(flow), strict=True)
+        sweep = [(point, *self._draw(flow, trainer, in_sweep, point, stage)[:2]) for point, stage in points]
         if not trainer.is_global_zero:
             return
         data = _data(trainer)
@@ -228,10 +255,10 @@ class Evaluator(L.Callback):
         main.log_prob, main.likelihood, main.likelihood_method = log_prob, flow.likelihood, flow.likelihood_method
         main.in_bits, main.given_label = flow.in_bits, flow.num_classes is not None
         main.dequantize = data.dequantize
-        main.geometry, main.space = paths.geometry if paths else None, _space_name(flow)
+        main.geometry, main.space = paths.geometry if paths else None, space_name(flow)
         main.transport_cost, main.transport_origin = transport_cost(flow, _data(trainer), self.seed)
         main.training_pairs = self._training_pairs(flow, trainer)
-        main.cost, main.reconstructions = self._cost(flow, rate), reconstructions
+        main.cost, main.reconstructions = cost_of(flow, self.budget, rate), reconstructions
         main.condition_scores, main.bound_terms = conditions, bound
         main.guidance, main.sampler = flow.guidance_scale, flow.sampler_name
         subjects = [main]
@@ -242,7 +269,7 @@ class Evaluator(L.Callback):
             subjects.append(subject)
         provenance = {**self._provenance(trainer), **asdict(main.cost)}
         weights = self.weights if flow.ema else "raw"
-        self.rows = self._rows(self.identity.contender, type(flow).__name__, subjects, weights, provenance)
+        self.rows = self._rows(self.identity.contender, type(flow).__name__, subjects, weights, provenance, SCORES)
         self._write(trainer, flow, main, samples, paths)
 
     def _write(
@@ -250,6 +277,9 @@ class Evaluator(L.Callback):
     ) -> None:
         """Leave rows and pictures in the run's folder and in TensorBoard."""
         run_dir = Path(trainer.default_root_dir)
+        set_aside(run_dir, self.rows)
+        if not self.identity.bench:  # which has its own
+            write_rows(run_dir / FLOOR_FILE, self.floor_rows(_data(trainer)))
         write_rows(run_dir / "rows.jsonl", self.rows)
         save_samples(run_dir, samples.shown, flow.spec, self.num_pictures)
         if paths is not None:
@@ -263,7 +293,15 @@ class Evaluator(L.Callback):
         log_pictures(trainer, pictures, "test", step)
         log_hyperparameters(trainer, self.rows, asdict(self.identity))
 
-    def _drawing(self, flow: FlowModule, trainer: L.Trainer) -> Drawing:
+    def _stage_names(self, flow: FlowModule) -> list[str]:
+        """The parts of a measurement, in their order; one that this flow does not have is passed over at once."""
+        return [LIKELIHOOD, SAMPLES, PATHS, HELD_OUT, *self._sweep_stages(flow), SCORES]
+
+    def _sweep_stages(self, flow: FlowModule) -> list[str]:
+        points = self.imposed(flow)
+        return [f"sweep {number}/{len(points)}, {point}," for number, point in enumerate(points, start=1)]
+
+    def _drawing(self, flow: FlowModule, trainer: L.Trainer, stage: str = "") -> Drawing:
         return Drawing(
             flow,
             _data(trainer),
@@ -274,17 +312,23 @@ class Evaluator(L.Callback):
             trainer.global_rank,
             trainer.world_size,
             self.held_out,
+            self._stages.of(stage),
         )
 
     def _draw(
-        self, flow: FlowModule, trainer: L.Trainer, metrics: Mapping[str, Metric], imposed: Imposed | None = None
+        self,
+        flow: FlowModule,
+        trainer: L.Trainer,
+        metrics: Mapping[str, Metric],
+        imposed: Imposed | None = None,
+        stage: str = "",
     ) -> tuple[DrawnSet, float, float]:
         """Samples as those metrics need them, mean evaluations per sample, samples per second of this process."""
         extractors = self.extractors(_data(trainer), flow.device)
         counts = self._counts(metrics)
-        return draw_samples(self._drawing(flow, trainer), extractors, counts, self.num_pictures, imposed)
+        return draw_samples(self._drawing(flow, trainer, stage), extractors, counts, self.num_pictures, imposed)
 
-    def _imposed(self, flow: FlowModule) -> list[Imposed]:
+    def imposed(self, flow: FlowModule) -> list[Imposed]:
         """The points of the sweep that this flow can choose."""
         can = {"network_evaluations": flow.sweeps, "guidance": flow.guidance_scale is not None}
         return [point for point in self.sweep if can[point.swept]]
@@ -293,7 +337,7 @@ class Evaluator(L.Callback):
         if not any(isinstance(metric, PathStraightness) for metric in self.metrics.values()):
             return None
         shown = min(self.num_pictures, self.num_trajectories)
-        return draw_paths(self._drawing(flow, trainer), self.num_trajectories, self.trajectory_points, shown)
+        return draw_paths(self._drawing(flow, trainer, PATHS), self.num_trajectories, self.trajectory_points, shown)
 
     def _reconstructions(self, flow: FlowModule, trainer: L.Trainer) -> Reconstructions | None:
         """What the autoencoder of a latent flow makes of held-out images, where a metric asks for it."""
@@ -301,7 +345,7 @@ class Evaluator(L.Callback):
         if not wanted or not isinstance(flow.space, LatentSpace):
             return None
         extractors, counts = self.extractors(_data(trainer), flow.device), self._counts(wanted)
-        return draw_reconstructions(self._drawing(flow, trainer), self.held_out, extractors, counts)
+        return draw_reconstructions(self._drawing(flow, trainer, HELD_OUT), self.held_out, extractors, counts)
 
     def _counts(self, metrics: Mapping[str, Metric]) -> dict[str, int]:
         """Samples that each extractor is asked for by these metrics."""
@@ -323,15 +367,26 @@ class Evaluator(L.Callback):
             held_out=known.held_out,
         )
 
-    def _prepare(self, data: FlowDataModule, device: torch.device | str = "cpu") -> _Prepared:
+    def _resolved(self, data: FlowDataModule) -> dict[str, str]:
+        """What the names of the metrics' extractors stand for."""
+        names = sorted({metric.features for metric in self._given.values() if metric.features is not None})
+        return {name: resolve_features(name, data.dataset, data.spec) for name in names}
+
+    def _name_features(self, data: FlowDataModule, names: Mapping[str, str]) -> None:
+        self.metrics = {name: metric.with_features(names) for name, metric in self._given.items()}
+        self._named_for = data
+
+    def _prepare(self, data: FlowDataModule, device: torch.device | str = "cpu") -> Prepared:
         """Load the reference and the feature networks once per datamodule, not once per point of a sweep."""
         if data.train_on_val and "val" in (self.reference, self.held_out):
             raise ValueError("evaluator.reference or held_out is val, but data.train_on_val trains on it: take test")
+        if self._named_for is not data:
+            self._name_features(data, self._resolved(data))
         if self._prepared is None or self._prepared.data is not data:
             names = {metric.features for metric in self.metrics.values() if metric.features is not None}
             extractors = {name: get_extractor(name, data, device) for name in sorted(names)}
             reference, held_out = RealSet(data, self.reference), RealSet(data, self.held_out)
-            self._prepared = _Prepared(data, reference, held_out, extractors)
+            self._prepared = Prepared(data, reference, held_out, extractors)
         return self._prepared
 
     def extractors(self, data: FlowDataModule, device: torch.device | str = "cpu") -> dict[str, FeatureExtractor]:
@@ -340,32 +395,12 @@ class Evaluator(L.Callback):
 
     def prepare(self, data: FlowDataModule, device: torch.device | str = "cpu") -> None:
         """Put into the cache what all contenders share: feature networks, and the reference split's features."""
-        known = self._prepare(data, device)
-        wanted = [m for m in self.metrics.values() if m.features is not None and m.num_reference != 0]
-        # The largest first: the smaller ones are its beginning.
-        for metric in sorted(wanted, key=lambda m: -(m.num_reference or len(known.reference))):
-            if data.spec.modality == "image" and metric.features is not None:
-                extractor = known.extractors[metric.features]
-                known.reference.features(extractor, metric.num_reference)
-                if isinstance(metric, FrechetDistance | FrechetInfinity):
-                    known.reference.statistics(extractor, metric.num_reference)
+        self._prepare(data, device).fill_cache(self.metrics.values())
 
     def _training_pairs(self, flow: FlowModule, trainer: L.Trainer) -> dict[str, float] | None:
         """What the pairs of training look like, where a metric asks for it."""
         wanted = [metric.num_pairs for metric in self.metrics.values() if isinstance(metric, TrainingPairs)]
         return flow.training_pairs(_data(trainer), max(wanted), self.seed) if wanted else None
-
-    def _cost(self, flow: FlowModule, rate: float) -> Cost:
-        budget = self.budget
-        return Cost(
-            parameters=sum(p.numel() for p in flow.parameters() if p.requires_grad),
-            train_seconds=budget.train_seconds if budget else 0.0,
-            train_flops=budget.train_flops if budget else 0.0,
-            samples_seen=budget.samples_seen if budget else 0,
-            peak_memory_mb=peak_memory_mb(flow.device),
-            samples_per_second=rate,
-            steps=budget.steps if budget else 0,
-        )
 
     # ---- records --------------------------------------------------------------------------------------
 
@@ -388,20 +423,41 @@ class Evaluator(L.Callback):
         }
 
     def _rows(
-        self, contender: str, family: str, subjects: Iterable[Subject], weights: str, provenance: Mapping[str, Any]
+        self,
+        contender: str,
+        family: str,
+        subjects: Sequence[Subject],
+        weights: str,
+        provenance: Mapping[str, Any],
+        stage: str = "",
     ) -> list[Row]:
+        begin = self._stages.counter(stage, len(subjects) * len(self.metrics))
         return [
             make_row(
                 self.identity, subject, m, contender=contender, family=family, weights=weights, provenance=provenance
             )
             for subject in subjects
-            for m in score(subject, self.metrics)
+            for m in score(subject, self.metrics, begin)
         ]
 
     def reference_rows(self, data: FlowDataModule) -> Iterator[Row]:
         """Rows of `floor`, `noise`, `gaussian` and `gmm`: they belong to the data, not to a contender or a seed."""
-        known, provenance = self._prepare(data), self._data_provenance(data)
-        subjects = reference_subjects(
+        subjects, provenance = self._references(data), self._data_provenance(data)
+        self._stages = Stages(REFERENCE_NAMES, self.report)
+        for name in REFERENCE_NAMES:
+            self._stages(name)  # drawing, and fitting what it is drawn from
+            found, subject = next(subjects)
+            assert found == name, "reference_subjects yields them in this order"
+            yield from self._rows(name, "reference", [subject], "none", provenance, name)
+
+    def floor_rows(self, data: FlowDataModule) -> list[Row]:
+        """Rows of `floor` alone, which a single run can afford beside its own: nothing is drawn or fitted for it."""
+        name, subject = next(self._references(data))
+        return self._rows(name, "reference", [subject], "none", self._data_provenance(data))
+
+    def _references(self, data: FlowDataModule) -> Iterator[tuple[str, Subject]]:
+        known = self._prepare(data)
+        return reference_subjects(
             data,
             known.extractors,
             self._counts(self.metrics),
@@ -411,8 +467,6 @@ class Evaluator(L.Callback):
             seed=self.seed,
             num_likelihood=self.num_likelihood,
         )
-        for name, subject in subjects:
-            yield from self._rows(name, "reference", [subject], "none", provenance)
 
     def external_rows(
         self, data: FlowDataModule, batches: Iterable[tuple[Tensor, Tensor]], images: Images
@@ -432,50 +486,6 @@ class Evaluator(L.Callback):
         for index, pictures in batches:
             collector.add_images(index, pictures)
         subject = self._subject(data, collector.gathered("generated", images), None)
-        rows = self._rows(self.identity.contender, "external", [subject], "none", self._data_provenance(data))
+        provenance = {**self._data_provenance(data), "config_hash": self.identity.config_hash}
+        rows = self._rows(self.identity.contender, "external", [subject], "none", provenance)
         return rows, {name: p for metric in self.metrics.values() for name, p in metric.pictures(subject).items()}
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """What is loaded once per datamodule."""
-
-    data: FlowDataModule
-    reference: RealSet
-    held_out: RealSet
-    extractors: dict[str, FeatureExtractor]
-
-
-def _sweep(sweep: Mapping[str, list[float]]) -> list[Imposed]:
-    """The points of a sweep; ValueError for an unknown name or a number that cannot be imposed."""
-    if set(sweep) - {"network_evaluations", "guidance"}:
-        raise ValueError(f"evaluator.sweep goes over network_evaluations and guidance, got {', '.join(sweep)}")
-    points = []
-    for budget in sweep.get("network_evaluations", []):
-        if isinstance(budget, bool) or budget != int(budget) or budget < 1:
-            raise ValueError(f"evaluator.sweep.network_evaluations must be whole numbers >= 1, got {budget!r}")
-        points.append(Imposed(network_evaluations=int(budget)))
-    for scale in sweep.get("guidance", []):
-        if isinstance(scale, bool) or not 1 <= scale < math.inf:
-            raise ValueError(f"evaluator.sweep.guidance must be numbers >= 1 (1 is none), got {scale!r}")
-        points.append(Imposed(guidance=float(scale)))
-    return points
-
-
-def _flow(module: L.LightningModule) -> FlowModule:
-    if not isinstance(module, FlowModule):
-        raise ValueError(f"the evaluator measures flows, got {type(module).__name__}: remove the section evaluator")
-    return module
-
-
-def _data(trainer: L.Trainer) -> FlowDataModule:
-    data = getattr(trainer, "datamodule", None)
-    if not isinstance(data, FlowDataModule):
-        raise ValueError("the evaluator needs a FlowDataModule: pass datamodule=FlowDataModule(...) to the trainer")
-    return data
-
-
-def _space_name(flow: FlowModule) -> str:
-    if flow.likelihood != "bound":
-        return "data"
-    return "latent " + "x".join(str(size) for size in flow.flow_shape)

@@ -9,8 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowbench.core.contents import content_of
+from flowbench.core.folders import IMAGE_SUFFIXES, list_folder, printable
 from flowbench.data import DataSpec
-from flowbench.data.image_folder import SUFFIXES, read_image
+from flowbench.data.array_files import ArrayFile
+from flowbench.data.image_folder import read_image
 
 __all__ = ["ExternalImages"]
 
@@ -20,16 +23,20 @@ CHUNK = 256
 
 
 class ExternalImages:
-    """Images in a folder (searched with its subfolders), or in an .npz or .npy file.
+    """Images in a folder or in an .npz or .npy file.
 
-    They are taken as they are: a resize would change every metric, so images of another size are refused. Arrays are
-    uint8, channels first or last. Files of a colour dataset may be grey and are replicated; files of a grey dataset
-    may be colour pictures whose channels agree.
+    A folder is searched with its subfolders, see :func:`flowbench.core.folders.list_folder`. The images are taken as
+    they are: a resize would change every metric, so images of another size are refused. Arrays are uint8, channels
+    first or last. Files of a colour dataset may be grey and are replicated; files of a grey dataset may be colour
+    pictures whose channels agree.
 
     Args:
         path: folder or file.
         spec: the data that they will be compared with.
         limit: take the first so many, in the order of the file or of the names; None takes all.
+
+    Attributes:
+        remark: one line of what was left out of a folder, or is there twice; empty where there is nothing to tell.
 
     Raises:
         ValueError: for anything else, in one line.
@@ -41,16 +48,25 @@ class ExternalImages:
         if not path.exists():
             raise ValueError(f"--samples: {str(path)!r} does not exist (working directory {str(Path.cwd())!r})")
         self.path, self.spec = path, spec
-        self._files = _list_images(path) if path.is_dir() else None
+        contents = list_folder(path) if path.is_dir() else None
+        self._files = None if contents is None else contents.files
         self._array = None if path.is_dir() else _read_array(path, spec)
         total = len(self._array) if self._array is not None else len(self._files or ())
         self._count = total if limit is None else min(limit, total)
+        remark = "" if contents is None else contents.remark()
         if self._count < 2:
-            raise ValueError(f"{path}: holds {total} images; at least 2 are needed for a distance")
+            left_out = f" ({remark})" if remark else ""
+            raise ValueError(f"{printable(path)}: holds {total} images{left_out}; at least 2 are needed for a distance")
+        self.remark = f"{printable(path)}: {total:,} images; {remark}" if remark else ""
 
     def __len__(self) -> int:
         """Number of images."""
         return self._count
+
+    @property
+    def content(self) -> str:
+        """The identity of what the folder or file holds, see :func:`flowbench.core.contents.content_of`."""
+        return content_of(self.path, IMAGE_SUFFIXES)
 
     def at(self, indices: Tensor) -> Tensor:
         """The images at some indices, uint8, shape (M, C, H, W)."""
@@ -68,46 +84,31 @@ class ExternalImages:
         image = torch.from_numpy(np.array(read_image(file))).permute(2, 0, 1)
         if self.spec.shape[0] == 1:
             if not (torch.equal(image[0], image[1]) and torch.equal(image[0], image[2])):
-                raise ValueError(f"{file}: is a colour image, but {self.spec.name} is grey; convert it")
+                raise ValueError(f"{printable(file)}: is a colour image, but {self.spec.name} is grey; convert it")
             image = image[:1]
         if tuple(image.shape) != self.spec.shape:
-            raise ValueError(f"{file}: {_not_the_shape(tuple(image.shape), self.spec)}")
+            raise ValueError(f"{printable(file)}: {_not_the_shape(tuple(image.shape), self.spec)}")
         return image
-
-
-def _list_images(folder: Path) -> list[Path]:
-    """Visible image files of a folder and its subfolders, in the order of their paths."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def _read_array(path: Path, spec: DataSpec) -> np.ndarray:
     """The array of a file as uint8 (N, C, H, W)."""
-    several, names = False, [""]
-    try:
-        loaded = np.load(path, allow_pickle=False, mmap_mode="r")
-        if isinstance(loaded, np.ndarray):
-            array = loaded
-        else:
-            with loaded:
-                names = [key for key in KEYS if key in loaded.files] or loaded.files
-                several = names[0] not in KEYS and len(names) > 1
-                array = np.empty(0) if several else loaded[names[0]]
-    except Exception as error:  # broken files make NumPy and zipfile raise nearly anything
-        raise ValueError(
-            f"{path}: cannot be read as .npz or .npy ({type(error).__name__}); save uint8 images"
-        ) from None
-    if several:
-        raise ValueError(f"{path}: holds the arrays {', '.join(names)}; call the images 'x'")
+    file = ArrayFile.open("npz", path, mapped=True)
+    names = [key for key in KEYS if key in file.names] or list(file.names)
+    if not names:
+        raise ValueError(f"{printable(path)}: holds no arrays; save uint8 images")
+    if names[0] not in KEYS and len(names) > 1:
+        raise ValueError(f"{printable(path)}: holds the arrays {', '.join(names)}; call the images 'x'")
+    array = file.array(names[0], "save uint8 images")
     if array.dtype != np.uint8:
-        raise ValueError(f"{path}: holds {array.dtype} of shape {array.shape}; save uint8 images, 0 to 255")
+        raise ValueError(f"{printable(path)}: holds {array.dtype} of shape {array.shape}; save uint8 images, 0 to 255")
     channels, height, width = spec.shape
     if array.shape[1:] == (height, width) and channels == 1:
         return array[:, None]
     if array.shape[1:] == (height, width, channels) and array.shape[1:] != spec.shape:
         return np.ascontiguousarray(array.transpose(0, 3, 1, 2))
     if array.shape[1:] != spec.shape:
-        raise ValueError(f"{path}: {_not_the_shape(array.shape[1:], spec)}")
+        raise ValueError(f"{printable(path)}: {_not_the_shape(array.shape[1:], spec)}")
     return array
 
 

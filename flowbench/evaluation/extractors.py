@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from collections.abc import Callable
 from functools import partial
 
 import torch
-from filelock import FileLock
 
-from flowbench.data import FlowDataModule
+from flowbench.core.places import cached, locked
+from flowbench.core.progress import note_progress
+from flowbench.data import DataSpec, FlowDataModule
+from flowbench.evaluation.auto_features import resolve_features
 from flowbench.metrics import (
     FIDELITY_DIMENSIONS,
     ClassifierFeatures,
+    ClassifierSettings,
     EfficientNetFeatures,
     FeatureExtractor,
     FidelityFeatures,
@@ -26,7 +31,6 @@ from flowbench.metrics import (
     train_classifier,
 )
 from flowbench.metrics.features import NormFeatures
-from flowbench.metrics.weights import cache_dir
 from flowbench.seeds import derive_seed
 
 __all__ = ["get_extractor"]
@@ -49,7 +53,8 @@ def get_extractor(name: str, data: FlowDataModule, device: Device = "cpu") -> Fe
     `identity` is the raw pixels or coordinates, `norm` their root mean square. Images also have `<dataset>-cnn`, a
     small classifier trained deterministically on the training split, once per machine, and pretrained networks:
     `inception` (the FID's), `inception-bf16`, `inception-logits` (the Inception score's), `efficientnet-lite0`,
-    `dinov2-vit-s-14`, `clip-vit-b-32`.
+    `dinov2-vit-s-14`, `clip-vit-b-32`. `auto` is the one of them that
+    :func:`~flowbench.evaluation.auto_features.resolve_features` chooses.
 
     Args:
         name: as in `fd[name]`.
@@ -60,6 +65,7 @@ def get_extractor(name: str, data: FlowDataModule, device: Device = "cpu") -> Fe
         ValueError: for an unknown name, pictures that are neither grey nor RGB, a classifier of data without labels,
             or weights that cannot be had.
     """
+    name = resolve_features(name, data.dataset, data.spec)
     if name == "identity":
         return IdentityFeatures(data.spec.num_dims)
     if name == "norm":
@@ -71,27 +77,34 @@ def get_extractor(name: str, data: FlowDataModule, device: Device = "cpu") -> Fe
         if data.spec.shape[0] not in (1, 3):
             raise ValueError(f"{name} takes images of 1 or 3 channels, {data.dataset} has {data.spec.shape[0]}")
         return PRETRAINED[name](device=device)
-    known = ", ".join(["identity", "norm", *([f"{data.dataset}-cnn", *PRETRAINED] if is_image else [])])
+    known = ", ".join(["auto", "identity", "norm", *([f"{data.dataset}-cnn", *PRETRAINED] if is_image else [])])
     raise ValueError(f"no feature extractor {name!r} for the dataset {data.dataset}: use {known}")
+
+
+def _classifier_file(name: str, spec: DataSpec, count: int, settings: ClassifierSettings) -> str:
+    """A name for all that a classifier depends on: data, training images, architecture and training."""
+    identity = {**spec.identity, "classifier": name, "count": count, "version": settings.version, **settings.options}
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{name}-{spec.version}-{key}-v{settings.version}.pt"
 
 
 def _classifier(name: str, data: FlowDataModule, device: Device) -> ClassifierFeatures:
     labels, test_labels, classes = data.split("train").label, data.split("test").label, data.spec.num_classes
     if labels is None or test_labels is None or classes is None:
-        raise ValueError(f"{name} is a classifier, but {data.dataset} has no labels: use features: identity")
+        raise ValueError(f"{name} is a classifier, but {data.dataset} has no labels: use features: auto")
     # What the flow is trained on must not change the features that it is measured with.
     count = len(labels) - (len(data.split("val")) if data.train_on_val else 0)
     settings = classifier_settings(data.spec.shape, count)
-    path = cache_dir() / f"{name}-{data.spec.version}-v{settings.version}.pt"
+    path = cached(_classifier_file(name, data.spec, count, settings))
     if path.is_file():  # files appear whole; a cache that is there may be read-only
         return ClassifierFeatures(load_classifier(path).to(device), name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
+    with locked(path):
         if not path.is_file():
             print(f"training the classifier {name} once", file=sys.stderr, flush=True)
             seed = derive_seed(settings.version, name) % 2**31
             images = data.uint8_images("train", slice(count))
-            model = train_classifier(images, labels[:count], classes, seed, **settings.options)
+            report = partial(note_progress, f"training the classifier {name}")
+            model = train_classifier(images, labels[:count], classes, seed, report=report, **settings.options)
             model.test_accuracy = classification_accuracy(model, data.uint8_images("test"), test_labels)
             print(f"{name} recognises {model.test_accuracy:.1%} of the test images", file=sys.stderr, flush=True)
             save_classifier(path, model)

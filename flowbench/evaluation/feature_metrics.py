@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import abstractmethod
-from collections.abc import Iterable
-from typing import ClassVar
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Self
 
 from torch import Tensor
 
 from flowbench import metrics as pure
+from flowbench.core.checks import check_count
 from flowbench.evaluation.metric import Metric, distance
 from flowbench.evaluation.subject import Measurement, Subject
+
+if TYPE_CHECKING:
+    from flowbench.evaluation.prospect import Prospect
 
 __all__ = [
     "ClassAccuracy",
@@ -28,25 +33,42 @@ class FeatureMetric(Metric):
     """A metric on the features of a named extractor.
 
     Args:
-        features: name of the extractor: `inception`, `efficientnet-lite0`, `<dataset>-cnn`, `identity` (raw pixels or
-            coordinates) or another one of `flowbench.evaluation.get_extractor`.
-        num_samples: how many samples to look at, counted from the first; None takes all that were drawn.
-        num_reference: how many samples of the reference split; None takes all.
+        features: name of the extractor: `auto` (what suits the data, see
+            :func:`flowbench.evaluation.resolve_features`), `inception`, `efficientnet-lite0`, `<dataset>-cnn`,
+            `identity` (raw pixels or coordinates) or another one of `flowbench.evaluation.get_extractor`.
+        num_samples: how many samples to look at, >= 2, counted from the first; None takes all that were drawn.
+        num_reference: how many samples of the reference split, >= 2; None takes all.
 
     Raises:
         ValueError: for counts below 2.
     """
 
     def __init__(self, features: str, num_samples: int | None = None, num_reference: int | None = None) -> None:
-        for name, count in (("num_samples", num_samples), ("num_reference", num_reference)):
-            if count is not None and count < 2:
-                raise ValueError(f"{name} must be at least 2 or null for all, got {count}")
+        check_count("num_samples", num_samples, at_least=2, or_none=True, hint="null is all")
+        check_count("num_reference", num_reference, at_least=2, or_none=True, hint="null is all")
         self._features, self._num_samples, self._num_reference = features, num_samples, num_reference
+
+    bases: tuple[str, ...] = ()
+    """Names of its measurements without the extractor's."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those of its measurements, with the extractor's."""
+        return tuple(map(self.label, self.bases))
 
     @property
     def features(self) -> str:
         """Name of the feature extractor."""
         return self._features
+
+    def with_features(self, names: Mapping[str, str]) -> Self:
+        """See :meth:`Metric.with_features`."""
+        found = names.get(self._features, self._features)
+        if found == self._features:
+            return self
+        renamed = copy.copy(self)
+        renamed._features = found
+        return renamed
 
     @property
     def num_samples(self) -> int | None:
@@ -88,15 +110,14 @@ class _NeighbourMetric(FeatureMetric):
 
     Args:
         features: name of the extractor.
-        k: neighbours that make a ball.
+        k: neighbours that make a ball, >= 1.
         num_samples: see :class:`FeatureMetric`.
         num_reference: see :class:`FeatureMetric`.
     """
 
-    names: ClassVar[tuple[str, str]]
-
     def __init__(self, features: str, k: int, num_samples: int | None = None, num_reference: int | None = None) -> None:
         super().__init__(features, num_samples, num_reference)
+        check_count("k", k)
         self.k = k
 
     def counts(self, subject: Subject) -> tuple[int, int]:
@@ -106,11 +127,11 @@ class _NeighbourMetric(FeatureMetric):
 
     @abstractmethod
     def compute(self, real: Tensor, generated: Tensor) -> tuple[float, float]:
-        """The two numbers, in the order of `names`."""
+        """The two numbers, in the order of `bases`."""
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """Two numbers; NaN where a sample diverged or a point lacks `k` neighbours, which costs these rows alone."""
-        counts, names = self.counts(subject), self.names
+        counts, names = self.counts(subject), self.bases
         values: Iterable[float] = [math.nan] * len(names)
         if subject.samples.is_finite and counts[0] > self.k:
             generated, real = self.pair(subject)
@@ -121,6 +142,8 @@ class _NeighbourMetric(FeatureMetric):
 
 class KernelDistance(FeatureMetric):
     """Kernel distance, unbiased on the full sets (Binkowski et al., 2018, arXiv 1801.01401)."""
+
+    bases = ("kid",)
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """`kid[features]`, lower is better; may be below 0."""
@@ -133,12 +156,12 @@ class PrecisionRecall(_NeighbourMetric):
 
     Args:
         features: name of the extractor.
-        k: neighbours that make a ball.
+        k: neighbours that make a ball, >= 1.
         num_samples: see :class:`FeatureMetric`.
         num_reference: see :class:`FeatureMetric`.
     """
 
-    names = ("precision", "recall")
+    bases = ("precision", "recall")
 
     def __init__(
         self, features: str, k: int = 3, num_samples: int | None = None, num_reference: int | None = None
@@ -155,12 +178,12 @@ class DensityCoverage(_NeighbourMetric):
 
     Args:
         features: name of the extractor.
-        k: neighbours that make a ball.
+        k: neighbours that make a ball, >= 1.
         num_samples: see :class:`FeatureMetric`.
         num_reference: see :class:`FeatureMetric`.
     """
 
-    names = ("density", "coverage")
+    bases = ("density", "coverage")
 
     def __init__(
         self, features: str, k: int = 5, num_samples: int | None = None, num_reference: int | None = None
@@ -176,23 +199,28 @@ class InceptionScore(FeatureMetric):
     """Inception score (Salimans et al., 2016, arXiv 1606.03498); it knows nothing of real data.
 
     Args:
-        splits: equal parts whose scores are averaged; published values use 10.
+        splits: equal parts, >= 1, whose scores are averaged; published values use 10.
         num_samples: see :class:`FeatureMetric`.
 
     Raises:
         ValueError: for fewer than one split.
     """
 
+    bases = ("inception_score",)
+
     def __init__(self, splits: int = 10, num_samples: int | None = None) -> None:
         super().__init__("inception-logits", num_samples)
-        if splits < 1:
-            raise ValueError(f"splits must be at least 1, got {splits}")
+        check_count("splits", splits)
         self.splits = splits
 
     @property
     def num_reference(self) -> int | None:
         """None of the reference split is needed."""
         return 0
+
+    def label(self, name: str) -> str:
+        """The name alone: there is one extractor."""
+        return name
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """`inception_score`, from 1 to the number of classes, higher is better."""
@@ -214,6 +242,7 @@ class MeanNorm(FeatureMetric):
     """
 
     in_sweep = True
+    bases = ("mean_norm_ratio",)
 
     def __init__(self, num_samples: int | None = None, num_reference: int | None = None) -> None:
         super().__init__("norm", num_samples, num_reference)
@@ -239,11 +268,12 @@ class ClassAccuracy(FeatureMetric):
     Guidance raises it, beyond the share of real images even, and pays in recall.
 
     Args:
-        features: the classifier, `<dataset>-cnn`.
+        features: the classifier, `<dataset>-cnn` or `auto`.
         num_samples: see :class:`FeatureMetric`.
     """
 
     in_sweep = True
+    bases = ("class_accuracy",)
 
     def __init__(self, features: str, num_samples: int | None = None) -> None:
         super().__init__(features, num_samples)
@@ -253,6 +283,10 @@ class ClassAccuracy(FeatureMetric):
         """None of the reference split is needed."""
         return 0
 
+    def declares(self, who: Prospect) -> tuple[str, ...]:
+        """See :meth:`Metric.declares`; samples without labels have none."""
+        return self.names if who.has_labels else ()
+
     def measure(self, subject: Subject) -> list[Measurement]:
         """`class_accuracy[features]` in [0, 1], higher is better; none for samples that have no label.
 
@@ -260,10 +294,10 @@ class ClassAccuracy(FeatureMetric):
             ValueError: when the extractor is no classifier of this data set.
         """
         extractor, (n, _), label = subject.extractors[self.features], self.counts(subject), subject.samples.label
-        if not isinstance(extractor, pure.ClassifierFeatures):
-            raise ValueError(f"class_accuracy needs a classifier of the data set, {self.features} is none: use *-cnn")
         if label is None:
             return []
+        if not isinstance(extractor, pure.ClassifierFeatures):
+            raise ValueError(f"class_accuracy needs a classifier of the data set, {self.features} is none: use *-cnn")
         value = math.nan
         if subject.samples.is_finite:
             found = extractor.classify(subject.samples.features(extractor, n))

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from flowbench import metrics as pure
+from flowbench.core.checks import check_count
 from flowbench.evaluation.metric import Metric
 from flowbench.evaluation.subject import Measurement, Subject
 from flowbench.flows import bits_per_dim
+
+if TYPE_CHECKING:
+    from flowbench.evaluation.prospect import Prospect
 
 __all__ = ["CostReport", "NegativeLogLikelihood", "PathStraightness", "TrainingPairs"]
 
@@ -13,9 +19,19 @@ __all__ = ["CostReport", "NegativeLogLikelihood", "PathStraightness", "TrainingP
 class NegativeLogLikelihood(Metric):
     """Mean negative log-likelihood of the test split, with its kind in the protocol."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """`nll`."""
+        return ("nll",)
+
+    def declares(self, who: Prospect) -> tuple[str, ...]:
+        """See :meth:`Metric.declares`; held-out data and noise have none."""
+        return self.names if who.has_density else ()
+
     def measure(self, subject: Subject) -> list[Measurement]:
         """`nll`: bits/dim of uniformly dequantised data (an upper bound on the discrete one), else nats.
 
+        The density of continuous data is that in the units of their file, see :attr:`flowbench.data.DataSpec.units`.
         The density of noisy data is in nats/dim: it is no code length, and the unit keeps it from being compared.
         """
         if subject.log_prob is None:
@@ -23,7 +39,7 @@ class NegativeLogLikelihood(Metric):
         log_prob, n = subject.log_prob.double(), len(subject.log_prob)
         protocol = self._protocol(subject, n)
         if subject.spec.levels is None:
-            return [Measurement("nll", float(-log_prob.mean()), n, protocol, "nats")]
+            return [Measurement("nll", float(-log_prob.mean()) + subject.spec.log_volume, n, protocol, "nats")]
         if not subject.in_bits:
             return [Measurement("nll", float(-log_prob.mean()) / subject.spec.num_dims, n, protocol, "nats/dim")]
         value = bits_per_dim(log_prob.mean(), subject.spec.num_dims, subject.spec.bin_width)
@@ -37,11 +53,26 @@ class NegativeLogLikelihood(Metric):
         if subject.spec.levels is not None:
             place = "uniform-dequantisation" if subject.dequantize == "uniform" else "bin-centres"
             parts.append(f"{place}-{subject.spec.levels}-levels")
+        if subject.spec.units is not None:
+            parts.append("data-units")
         return "/".join([*parts, subject.likelihood_method] if subject.likelihood_method else parts)
 
 
 class PathStraightness(Metric):
     """Straightness, curvature, path energy and its split, normalised path energy and path length ratio."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those that paths of every flow have."""
+        return ("straightness", "path_energy", "displacement", "path_length_ratio")
+
+    def declares(self, who: Prospect) -> tuple[str, ...]:
+        """See :meth:`Metric.declares`; :meth:`measure` tells what does not apply."""
+        if who.flow is None:
+            return ()
+        fields = ("curvature", "one_step_error") if who.flow.is_continuous else ()
+        transport = ("npe", "npe_curvature", "npe_coupling") if who.spec.modality == "vector" else ()
+        return (*self.names, *fields, *transport)
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """Means over paths; squared data units summed over dimensions, except the pure ratios.
@@ -76,16 +107,19 @@ class TrainingPairs(Metric):
     describe the training objective: samples are not looked at.
 
     Args:
-        num_pairs: pairs to draw, as in training, at a fixed seed.
+        num_pairs: pairs to draw, >= 2, as in training, at a fixed seed.
 
     Raises:
         ValueError: for fewer than two pairs.
     """
 
     def __init__(self, num_pairs: int = 4096) -> None:
-        if num_pairs < 2:
-            raise ValueError(f"num_pairs must be at least 2, got {num_pairs}")
+        check_count("num_pairs", num_pairs, at_least=2)
         self.num_pairs = num_pairs
+
+    def declares(self, who: Prospect) -> tuple[str, ...] | None:
+        """See :meth:`Metric.declares`: what the family says of its pairs."""
+        return () if who.flow is None else who.flow.training_pair_names
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """One row for each number of the family's; none where it has nothing to say of its pairs."""
@@ -96,6 +130,16 @@ class TrainingPairs(Metric):
 
 class CostReport(Metric):
     """What training and sampling cost on this machine."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those of every flow."""
+        named = ("parameters", "train_flops", "train_seconds", "samples_seen", "peak_memory", "samples_per_second")
+        return (*named, "network_evaluations")
+
+    def declares(self, who: Prospect) -> tuple[str, ...]:
+        """See :meth:`Metric.declares`; what nobody trains costs nothing."""
+        return () if who.flow is None else (*self.names, "step_milliseconds")
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """Parameters, operations, seconds (in all and a step), memory, evaluations per sample, samples per second."""

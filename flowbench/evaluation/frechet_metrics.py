@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from flowbench import metrics as pure
-from flowbench.core.paths import expand
+from flowbench.core.places import expand
+from flowbench.core.remarks import say_once
 from flowbench.evaluation.feature_metrics import FeatureMetric
 from flowbench.evaluation.metric import distance
 from flowbench.evaluation.subject import Measurement, Subject
-from flowbench.metrics import Moments
+from flowbench.metrics import FeatureExtractor, Moments
 from flowbench.packages import sha256_of
+from flowbench.sample_size import sample_size_warning
 from flowbench.seeds import generator
+
+if TYPE_CHECKING:
+    from flowbench.evaluation.prospect import Prospect
 
 __all__ = ["FrechetDistance", "FrechetInfinity"]
 
@@ -48,27 +56,32 @@ class _FrechetMetric(FeatureMetric):
         """None of the reference split where a file takes its place."""
         return super().num_reference if self.statistics is None else 0
 
-    def _moments(self, subject: Subject) -> Moments:
+    def _moments(self, subject: Subject) -> Tensor | Moments:
         extractor = subject.extractors[self.features]
         if self.statistics is None:
-            return subject.reference.statistics(extractor, self.counts(subject)[1])
+            return subject.reference.moments(extractor, self.counts(subject)[1])
+        return self._of_file(self.statistics, extractor)[0]
+
+    def _of_file(self, path: str, extractor: FeatureExtractor) -> tuple[Moments, str]:
+        """A file's moments and hash."""
         if self._loaded is None:
             expected = {"extractor": extractor.name, "checksum": extractor.checksum, "protocol": extractor.protocol}
-            moments = pure.load_moments(self.statistics, extractor.dimension, expected)
-            self._loaded = moments, sha256_of(self.statistics)[:8]
-        return self._loaded[0]
+            self._loaded = pure.load_moments(path, extractor.dimension, expected), sha256_of(path)[:8]
+        return self._loaded
 
     def _against(self, subject: Subject) -> str:
         """What the samples are compared with, for the protocol."""
         if self.statistics is None:
             return f"{subject.reference.name}-{self.counts(subject)[1]}"
-        count = self._moments(subject).count or "foreign-unknown-N"
-        assert self._loaded is not None, "the moments were just loaded"
+        moments, digest = self._of_file(self.statistics, subject.extractors[self.features])
         # The file's hash, because its name says nothing about what it holds.
-        return f"statistics-{self._loaded[1]}-{count}"
+        return f"statistics-{digest}-{moments.count or 'foreign-unknown-N'}"
 
     def _result(self, subject: Subject, name: str, value: float, extra: str = "") -> Measurement:
-        n, _ = self.counts(subject)
+        n, m = self.counts(subject)
+        dimension = subject.extractors[self.features].dimension
+        if (count := n if self.statistics else min(n, m)) <= dimension:
+            say_once(f"{self.label('fd')}: {sample_size_warning(count, dimension)}")
         protocol = f"{subject.extractors[self.features].protocol}/{self._against(subject)}/{n}{extra}"
         return Measurement(self.label(name), value, n, f"{protocol}{subject.sweep_suffix}")
 
@@ -99,6 +112,15 @@ class FrechetDistance(_FrechetMetric):
         super().__init__(features, num_samples, num_reference, statistics)
         self.in_sweep = sweep
         self.interval = interval
+
+    @property
+    def bases(self) -> tuple[str, ...]:  # type: ignore[override]
+        """With the ends of the interval where it is asked for."""
+        return tuple(name for name, _ in self._names()) if self.interval else ("fd",)
+
+    def declares(self, who: Prospect) -> tuple[str, ...]:
+        """See :meth:`Metric.declares`; the interval is left out of a sweep."""
+        return self.names[:1] if who.swept else self.names
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """`fd[features]`, or `fid`; lower is better."""
@@ -137,6 +159,8 @@ class FrechetInfinity(_FrechetMetric):
         statistics: see :class:`FrechetDistance`.
     """
 
+    bases = ("fd_infinity", "fd_infinity_low", "fd_infinity_high")
+
     def measure(self, subject: Subject) -> list[Measurement]:
         """`fd_infinity[features]`, or `fid_infinity`, and the ends of its 95 % interval."""
         n, _ = self.counts(subject)
@@ -147,5 +171,4 @@ class FrechetInfinity(_FrechetMetric):
             found = pure.frechet_infinity(features, self._moments(subject), generator(0, "frechet-infinity"))
             half = 1.96 * found.standard_error
             values = (found.value, found.value - half, found.value + half)
-        names = ("fd_infinity", "fd_infinity_low", "fd_infinity_high")
-        return [self._result(subject, name, value) for name, value in zip(names, values, strict=True)]
+        return [self._result(subject, name, value) for name, value in zip(self.bases, values, strict=True)]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import check_count
 from flowbench.data.split_dataset import indexed_uniform
 from flowbench.evaluation.drawing import Drawing
 from flowbench.evaluation.gather import gather_by_index, shard
@@ -15,6 +17,9 @@ from flowbench.evaluation.metric import Metric
 from flowbench.evaluation.subject import Measurement, Subject
 from flowbench.families import FlowMatching, FlowModule, LatentSpace, SpatialCondition
 from flowbench.flows import UniformWeight
+
+if TYPE_CHECKING:
+    from flowbench.evaluation.prospect import Prospect
 
 __all__ = ["BoundTerms", "LatentBound", "draw_bound_terms", "held_out_loss", "measured_bound"]
 
@@ -56,23 +61,33 @@ class LatentBound(Metric):
     of the term up to Monte-Carlo error.
 
     Args:
-        num_samples: how many held-out images, counted from the first; None takes as many as the evaluator draws.
-        num_times: times per image, one in each of as many equal parts of the path.
+        num_samples: how many held-out images, >= 1, counted from the first; None takes as many as the evaluator draws.
+        num_times: times per image, >= 1, one in each of as many equal parts of the path.
 
     Raises:
         ValueError: for a number below 1.
     """
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The term that every latent flow has."""
+        return ("w2_bound_reconstruction",)
+
     def __init__(self, num_samples: int | None = None, num_times: int = 8) -> None:
-        for name, value in (("num_samples", num_samples), ("num_times", num_times)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be >= 1, got {value}")
+        check_count("num_samples", num_samples, or_none=True)
+        check_count("num_times", num_times)
         self._num_samples, self.num_times = num_samples, num_times
 
     @property
     def num_samples(self) -> int | None:
         """How many images it looks at."""
         return self._num_samples
+
+    def declares(self, who: Prospect) -> tuple[str, ...]:
+        """See :meth:`Metric.declares`; flows in data space have none."""
+        if who.flow is None or not who.is_latent:
+            return ()
+        return (*self.names, "w2_bound_flow_loss") if regresses_velocities(who.flow) else self.names
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """`w2_bound_reconstruction` and `w2_bound_flow_loss`; flows in data space have neither."""
@@ -86,7 +101,7 @@ class LatentBound(Metric):
                 float(terms.reconstruction.mean()),
                 n,
                 f"{protocol}/posterior mean",
-                "squared data units",
+                f"squared {subject.spec.unit_name} units",
             )
         ]
         if terms.flow_loss is not None:
@@ -95,6 +110,13 @@ class LatentBound(Metric):
             value = float(terms.flow_loss.mean())
             rows.append(Measurement("w2_bound_flow_loss", value, n, described, "squared latent units"))
         return rows
+
+
+def regresses_velocities(flow: FlowModule) -> TypeGuard[FlowMatching]:
+    """Whether a flow was trained by regression on independent, equally weighted pairs that one index can key."""
+    if not isinstance(flow, FlowMatching) or not flow.pairs_independently:
+        return False
+    return isinstance(flow.weight, UniformWeight) and not flow.path.needs_generator
 
 
 @torch.no_grad()
@@ -123,9 +145,7 @@ def held_out_loss(
         and where pairs are coupled, weighted, or joined by noise: those cannot be keyed by one index, and a loss on
         other pairs is not theirs.
     """
-    if not isinstance(flow, FlowMatching) or not flow.pairs_independently:
-        return None
-    if not isinstance(flow.weight, UniformWeight) or flow.path.needs_generator:
+    if not regresses_velocities(flow):
         return None
     flow.check_spatial(spatial, len(x))
     z = flow.space.encode_indexed(x, index, seed)
@@ -167,7 +187,7 @@ def draw_bound_terms(drawing: Drawing, split: str, num: int, num_times: int) -> 
     index = shard(num, drawing.rank, drawing.world_size)
     reconstruction, losses = [torch.empty(0, dtype=torch.float64)], [torch.empty(0, dtype=torch.float64)]
     known = True
-    for chunk in index.split(drawing.batch_size):
+    for chunk in drawing.batches(index):
         x = data.model_values(split, chunk).to(flow.device)
         label = None if flow.num_classes is None or source.label is None else source.label[chunk].to(flow.device)
         difference = (x - flow.space.reconstruct(x)).double()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flowbench import metrics as pure
+from flowbench.core.checks import check_count
 from flowbench.evaluation.feature_metrics import FeatureMetric
 from flowbench.evaluation.pictures import image_grid
 from flowbench.evaluation.subject import Measurement, Subject
@@ -23,7 +24,7 @@ class Memorization(FeatureMetric):
         num_samples: see :class:`FeatureMetric`.
         num_reference: training samples to search, counted from the first; None searches all. Copies of the others
             are not found.
-        num_pairs: closest pairs to show in the picture.
+        num_pairs: closest pairs to show in the picture, >= 1.
 
     Raises:
         ValueError: for fewer than one pair.
@@ -33,6 +34,8 @@ class Memorization(FeatureMetric):
         (data copying).
     """
 
+    bases = ("authenticity", "data_copying", "neighbour_distance_ratio")
+
     def __init__(
         self,
         features: str,
@@ -41,8 +44,7 @@ class Memorization(FeatureMetric):
         num_pairs: int = 16,
     ) -> None:
         super().__init__(features, num_samples, num_reference)
-        if num_pairs < 1:
-            raise ValueError(f"num_pairs must be at least 1, got {num_pairs}")
+        check_count("num_pairs", num_pairs)
         self.num_pairs = num_pairs
 
     def measure(self, subject: Subject) -> list[Measurement]:

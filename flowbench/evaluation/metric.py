@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Self
 
 from torch import Tensor
 
 from flowbench.evaluation.subject import Measurement, Subject
+
+if TYPE_CHECKING:
+    from flowbench.evaluation.prospect import Prospect
 
 __all__ = ["Metric", "distance"]
 
@@ -23,9 +27,29 @@ class Metric(ABC):
         """Measurements of the subject; none when it lacks what the metric looks at."""
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Names of its measurements, as far as they do not depend on who is measured; empty where all do."""
+        return ()
+
+    def declares(self, who: Prospect) -> tuple[str, ...] | None:
+        """Names of the measurements that somebody will have, so that a claim on any other is refused before training.
+
+        Args:
+            who: a flow or a reference row, before it is measured.
+
+        Returns:
+            The names; None where the metric does not declare them, and a claim may name anything.
+        """
+        return self.names or None
+
+    @property
     def features(self) -> str | None:
         """Name of the feature extractor it needs, if any."""
         return None
+
+    def with_features(self, names: Mapping[str, str]) -> Self:
+        """The same metric with another extractor, where `names` has one for the name that it was given."""
+        return self
 
     @property
     def num_samples(self) -> int | None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import check_scale
 from flowbench.evaluation.metric import Metric, distance
 from flowbench.evaluation.samples import RealSet
 from flowbench.evaluation.subject import Measurement, Subject
 from flowbench.metrics.modes import average_minimum_distance, failure_rate, mode_discrepancy, mode_matched_w2
+
+if TYPE_CHECKING:
+    from flowbench.evaluation.prospect import Prospect
 
 __all__ = ["ModeRecovery", "NearestData"]
 
@@ -17,17 +23,21 @@ class NearestData(Metric):
     """How far samples are from the nearest data point, and how many are too far.
 
     Args:
-        radius: a sample farther than this from every data point is a failure, data units, > 0.
+        radius: a sample farther than this from every data point is a failure, data units, in [1e-12, 1e12].
 
     Raises:
-        ValueError: for a radius that is not positive.
+        ValueError: for a radius out of range.
     """
 
     in_sweep = True
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Both distances to the data."""
+        return ("average_minimum_distance", "failure_rate")
+
     def __init__(self, radius: float) -> None:
-        if not radius > 0:
-            raise ValueError(f"radius must be positive, got {radius}: give a distance in data units")
+        check_scale("radius", radius, hint="give a distance in data units")
         self.radius = radius
 
     def measure(self, subject: Subject) -> list[Measurement]:
@@ -37,7 +47,7 @@ class NearestData(Metric):
         far = distance(subject, lambda: failure_rate(generated, reference, self.radius))
         protocol, n = _protocol(subject), len(generated)
         return [
-            Measurement("average_minimum_distance", near, n, protocol, "data units"),
+            Measurement("average_minimum_distance", near, n, protocol, f"{subject.spec.unit_name} units"),
             Measurement("failure_rate", far, n, f"{protocol}/radius-{self.radius:g}", "%"),
         ]
 
@@ -46,6 +56,15 @@ class ModeRecovery(Metric):
     """Whether the modes have their shares, and how well each is covered; a mode is the mean of a class of the data."""
 
     in_sweep = True
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Both sides of a mode's recovery."""
+        return ("mode_discrepancy", "mode_matched_w2")
+
+    def declares(self, who: Prospect) -> tuple[str, ...]:
+        """See :meth:`Metric.declares`; data without labels have no modes."""
+        return () if who.spec.num_classes is None else self.names
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """`mode_discrepancy` in nats and `mode_matched_w2` in data units; nothing for data without labels."""
@@ -58,7 +77,7 @@ class ModeRecovery(Metric):
         protocol, n = f"{_protocol(subject)}/{len(modes)}-class-means", len(generated)
         return [
             Measurement("mode_discrepancy", shares, n, protocol, "nats"),
-            Measurement("mode_matched_w2", within, n, protocol, "data units"),
+            Measurement("mode_matched_w2", within, n, protocol, f"{subject.spec.unit_name} units"),
         ]
 
 

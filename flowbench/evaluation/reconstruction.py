@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from flowbench.evaluation.samples import Collector, DrawnSet
 from flowbench.evaluation.subject import Measurement, Subject
 from flowbench.families import LatentSpace
 from flowbench.metrics import FeatureExtractor, psnr
+
+if TYPE_CHECKING:
+    from flowbench.evaluation.prospect import Prospect
 
 __all__ = ["Reconstruction", "Reconstructions", "draw_reconstructions"]
 
@@ -48,6 +52,15 @@ class Reconstruction(FrechetDistance):
     def __init__(self, features: str, num_samples: int | None = None, num_reference: int | None = None) -> None:
         super().__init__(features, num_samples, num_reference, sweep=False)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """`reconstruction_fd[features]` and `reconstruction_psnr`."""
+        return (*(f"reconstruction_{name}" for name in super().names), "reconstruction_psnr")
+
+    def declares(self, who: Prospect) -> tuple[str, ...]:
+        """See :meth:`Metric.declares`; flows in data space have none."""
+        return self.names if who.is_latent else ()
+
     def measure(self, subject: Subject) -> list[Measurement]:
         """`reconstruction_fd[features]` (`reconstruction_fid` for Inception) and `reconstruction_psnr`."""
         found = subject.reconstructions
@@ -79,7 +92,7 @@ def draw_reconstructions(
     index = shard(num, drawing.rank, drawing.world_size)
     collector = Collector(data.spec, extractors, {name: min(n, num) for name, n in counts.items()}, 0)
     values = [torch.empty(0, dtype=torch.float64)]
-    for chunk in index.split(drawing.batch_size):
+    for chunk in drawing.batches(index):
         x = data.model_values(split, chunk).to(flow.device)
         label = None if flow.num_classes is None or source.label is None else source.label[chunk].to(flow.device)
         x_hat = flow.space.reconstruct(

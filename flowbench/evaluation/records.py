@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning as L
+
+from flowbench.core.checks import check_seed
 from flowbench.evaluation.subject import Measurement, Subject
 from flowbench.families import Budget
 from flowbench.rows import Row
@@ -24,7 +27,7 @@ class Identity:
         bench: name of the bench, or empty.
         task: name of the task, or empty.
         contender: name of the contender.
-        seed: training seed.
+        seed: training seed, >= 0.
         config_hash: fingerprint of the resolved configuration.
     """
 
@@ -33,6 +36,9 @@ class Identity:
     contender: str = ""
     seed: int = 0
     config_hash: str = ""
+
+    def __post_init__(self) -> None:
+        check_seed("seed", self.seed)
 
 
 def make_row(
@@ -86,9 +92,21 @@ class Curve:
     def __init__(self, run_dir: str | Path) -> None:
         self.path = Path(run_dir) / "curve.jsonl"
 
+    @classmethod
+    def of(cls, trainer: L.Trainer) -> Curve:
+        """The curve of a trainer's run."""
+        return cls(trainer.default_root_dir)
+
     def steps(self) -> set[int]:
         """Steps that have a point."""
         return {json.loads(line)["step"] for line in self._lines()}
+
+    def lacks(self, trainer: L.Trainer, step: int) -> bool:
+        """Whether the validation that was due at a step of the training has left no point."""
+        every = trainer.val_check_interval  # in batches; other kinds follow no step
+        if not (step and trainer.limit_val_batches and isinstance(every, int)):
+            return False
+        return step * trainer.accumulate_grad_batches % every == 0 and step not in self.steps()
 
     def append(self, step: int, budget: Budget | None, measured: Sequence[Measurement]) -> None:
         """Add the point at `step`; a resumed run drops what lies beyond its checkpoint."""

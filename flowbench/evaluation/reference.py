@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
+from flowbench.core.checks import check_counts, check_seed
+from flowbench.core.remarks import say_once
 from flowbench.data import FlowDataModule
 from flowbench.evaluation.metric import Metric
 from flowbench.evaluation.samples import CHUNK, Collector, RealSet, SampleSet
@@ -16,7 +20,10 @@ from flowbench.evaluation.subject import Measurement, Subject
 from flowbench.metrics import FeatureExtractor
 from flowbench.seeds import derive_seed, generator, indexed_normal
 
-__all__ = ["fit_mixture", "reference_subjects", "score"]
+__all__ = ["REFERENCE_NAMES", "fit_mixture", "reference_subjects", "score"]
+
+REFERENCE_NAMES = ("floor", "noise", "gaussian", "gmm")
+"""The reference rows, in the order in which they are made."""
 
 # Size and floor of the covariances are chosen on the validation split; full covariances throughout.
 MIXTURE_SIZES = (1, 5, 10, 20, 40)
@@ -27,11 +34,22 @@ MIXTURE_POINTS = 10_000
 # Multiplications of one step of expectation maximisation: above the first, the floor is chosen with one component
 # instead of with each size; above the second, a size is left out. Images of 28x28 try five components, of 32x32x3 one.
 MIXTURE_GRID_WORK, MIXTURE_WORK = 1e9, 4e10
+# Above it, 64x64 pixels in colour, a covariance takes gigabytes several times over, and its root many minutes.
+MOST_DIMENSIONS = 12_288
 
 
-def score(subject: Subject, metrics: Mapping[str, Metric]) -> Iterator[Measurement]:
-    """All measurements of a subject; in a sweep, those of the metrics that are swept."""
-    for metric in metrics.values():
+def score(
+    subject: Subject, metrics: Mapping[str, Metric], begin: Callable[[str], None] = lambda name: None
+) -> Iterator[Measurement]:
+    """All measurements of a subject; in a sweep, those of the metrics that are swept.
+
+    Args:
+        subject: who is measured.
+        metrics: by name.
+        begin: is told the name of each metric before it is computed.
+    """
+    for name, metric in metrics.items():
+        begin(name)
         if metric.in_sweep or not subject.swept:
             yield from metric.measure(subject)
 
@@ -49,6 +67,8 @@ def reference_subjects(
     num_likelihood: int | None = None,
 ) -> Iterator[tuple[str, Subject]]:
     """The reference rows' subjects: `floor`, `noise`, `gaussian`, `gmm`.
+
+    The last two are left out, and a line says so, for data of more dimensions than their covariance has room for.
 
     Args:
         data: the data.
@@ -79,6 +99,12 @@ def reference_subjects(
 
     yield "floor", subject(RealSet(data, held_out.name, num_samples))
     yield "noise", subject(drawn(lambda index: indexed_normal(index, data.spec.shape, seed, "sample")))
+    if data.spec.num_dims > MOST_DIMENSIONS:
+        size = f"{data.spec.num_dims:,} dimensions takes {8 * data.spec.num_dims**2 / 2**30:,.0f} GiB"
+        say_once(
+            f"gaussian, gmm: left out, because a covariance of {size}; smaller images have these rows (data.image_size)"
+        )
+        return
     train, val = (_flat(data.model_values(split, slice(MIXTURE_POINTS))) for split in ("train", "val"))
     test = _flat(data.model_values("test", slice(num_likelihood)))
     for name, sizes in (("gaussian", (1,)), ("gmm", MIXTURE_SIZES)):
@@ -98,19 +124,23 @@ def fit_mixture(train: np.ndarray, val: np.ndarray, sizes: Sequence[int], seed: 
     Args:
         train: points, shape (N, D); the first 10,000 are used.
         val: validation points, shape (M, D).
-        sizes: numbers of components to try; those with fewer than ten points a component, or whose fit would take
+        sizes: numbers of components to try, >= 1; those with fewer than ten points a component, or whose fit would take
             minutes in this dimension, are left out.
         seed: keys the initial assignment.
 
     Returns:
-        A fitted scikit-learn mixture.
+        A fitted scikit-learn mixture. A warning says where it has not converged.
     """
+    check_counts("sizes", sizes)
+    check_seed("seed", seed)
     train = train[:MIXTURE_POINTS]
     state = derive_seed(seed, "mixture") % 2**31
     work = train.size * train.shape[1]
 
     def fit(size: int, floor: float) -> GaussianMixture:
-        return GaussianMixture(size, covariance_type="full", reg_covar=floor, random_state=state).fit(train)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # of those that are not chosen nobody need know
+            return GaussianMixture(size, covariance_type="full", reg_covar=floor, random_state=state).fit(train)
 
     def best(models: Iterable[GaussianMixture]) -> GaussianMixture:
         return max(models, key=lambda model: model.score(val))
@@ -119,7 +149,14 @@ def fit_mixture(train: np.ndarray, val: np.ndarray, sizes: Sequence[int], seed: 
     floors: Sequence[float] = COVARIANCE_FLOORS
     if max(sizes) * work > MIXTURE_GRID_WORK:
         floors = [best(fit(1, floor) for floor in COVARIANCE_FLOORS).reg_covar]
-    return best(fit(size, floor) for size in sizes for floor in floors)
+    chosen = best(fit(size, floor) for size in sizes for floor in floors)
+    if not chosen.converged_:
+        warnings.warn(
+            f"the reference mixture of {chosen.n_components} Gaussians has not converged after {chosen.n_iter_} steps:"
+            " its rows are those of its last step, and a better mixture may exist",
+            stacklevel=2,
+        )
+    return chosen
 
 
 class _Sampler:

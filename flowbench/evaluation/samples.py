@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from filelock import FileLock
 from torch import Tensor
 
+from flowbench.core.checks import check_count
+from flowbench.core.places import cached, locked
+from flowbench.core.progress import note_progress
 from flowbench.data import DataSpec, FlowDataModule
 from flowbench.evaluation.gather import gather_by_index
-from flowbench.metrics import FeatureExtractor, FeatureStatistics, extract, load_statistics, save_statistics
-from flowbench.metrics.weights import cache_dir
+from flowbench.metrics import FeatureExtractor, FeatureStatistics, Moments, extract, load_statistics, save_statistics
 from flowbench.storage import write_atomic
 
 __all__ = ["Collector", "DrawnSet", "Images", "RealSet", "SampleSet"]
@@ -38,7 +39,7 @@ class SampleSet(ABC):
     Args:
         spec: the data's shape and value grid.
         name: what they are, for the protocol: a split's name or `generated`.
-        count: number of samples N.
+        count: number of samples N, >= 0.
 
     Attributes:
         is_finite: whether no sample diverged to NaN or infinity; a distance to samples that did has no value.
@@ -49,6 +50,7 @@ class SampleSet(ABC):
     label: Tensor | None = None
 
     def __init__(self, spec: DataSpec, name: str, count: int) -> None:
+        check_count("count", count, at_least=0)
         self.spec = spec
         self.name = name
         self._count = count
@@ -76,6 +78,10 @@ class SampleSet(ABC):
         if key not in self._statistics:
             self._statistics[key] = self._sums(extractor, key[1])
         return self._statistics[key]
+
+    def moments(self, extractor: FeatureExtractor, count: int) -> Tensor | Moments:
+        """What a Frechet distance to the first `count` samples is taken from: their sums, or their features."""
+        return self.statistics(extractor, count)
 
     def _sums(self, extractor: FeatureExtractor, count: int) -> FeatureStatistics:
         return FeatureStatistics.from_features(self.features(extractor, count))
@@ -231,6 +237,7 @@ class RealSet(SampleSet):
     """
 
     def __init__(self, data: FlowDataModule, split: str, count: int | None = None) -> None:
+        check_count("count", count, at_least=0, or_none=True)
         total = len(data.split(split))
         super().__init__(data.spec, split, total if count is None else min(count, total))
         self.data = data
@@ -258,8 +265,7 @@ class RealSet(SampleSet):
     def metadata(self, extractor: FeatureExtractor, count: int) -> dict[str, Any]:
         """What the features of the first `count` samples depend on, as JSON values."""
         return {
-            "dataset": self.data.spec.name,
-            "version": self.data.spec.version,
+            **self.data.spec.identity,
             "split": self.name,
             "split_size": len(self.data.split(self.name)),
             "transform": "uint8",
@@ -269,6 +275,11 @@ class RealSet(SampleSet):
             "count": count,
         }
 
+    def moments(self, extractor: FeatureExtractor, count: int) -> Tensor | Moments:
+        """See :meth:`SampleSet.moments`; fewer pixels-as-features than there are of them need no D x D matrix."""
+        few = count < extractor.dimension and not self._is_cached(extractor)
+        return self.features(extractor, count) if few else self.statistics(extractor, count)
+
     def _is_cached(self, extractor: FeatureExtractor) -> bool:
         """Points, raw pixels and their norms are cheaper to take than to keep."""
         return self.spec.modality == "image" and extractor.name not in ("identity", "norm")
@@ -277,16 +288,15 @@ class RealSet(SampleSet):
         text = json.dumps({**self.metadata(extractor, count), "count": None}, sort_keys=True)
         key = hashlib.sha256(text.encode()).hexdigest()[:12]
         dataset = re.sub(r"[^\w.-]", "-", self.data.spec.name)
-        return cache_dir() / "features" / f"{dataset}-{self.name}-{extractor.name}-{kind}-{key}-{count}.npz"
+        return cached("features", f"{dataset}-{self.name}-{extractor.name}-{kind}-{key}-{count}.npz")
 
     def _cached(self, extractor: FeatureExtractor, count: int) -> Tensor:
         found = self._found(extractor, count)
         if found is not None:  # before the lock, which a read-only cache does not allow
             return found
         path = self._file("features", extractor, count)
-        path.parent.mkdir(parents=True, exist_ok=True)
         # One process computes, the others wait and read.
-        with FileLock(path.parent / f"{path.name}.lock"):
+        with locked(path):
             found = self._found(extractor, count)
             if found is None:
                 found = self._extract(extractor, count)
@@ -308,12 +318,20 @@ class RealSet(SampleSet):
         path, metadata = self._file("statistics", extractor, count), self.metadata(extractor, count)
         if path.is_file():
             return load_statistics(path, metadata)[0]
-        statistics = super()._sums(extractor, count)
-        save_statistics(path, statistics, metadata)
-        return statistics
+        with locked(path):
+            if path.is_file():
+                return load_statistics(path, metadata)[0]
+            statistics = super()._sums(extractor, count)
+            save_statistics(path, statistics, metadata)
+            return statistics
 
     def _extract(self, extractor: FeatureExtractor, count: int) -> Tensor:
-        return torch.cat([extract(extractor, part) for part in self._chunks(count)])
+        found, done = [], 0
+        for part in self._chunks(count):
+            found.append(extract(extractor, part))
+            done += len(part)
+            note_progress(f"{extractor.name} features of {done}/{count} images", done, count)
+        return torch.cat(found)
 
     def _chunks(self, count: int) -> Iterable[Tensor]:
         if self.spec.modality == "vector":

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flowbench.core.checks import check_count, check_counts
+
 __all__ = ["Architecture", "deep_shallow_layers", "flow_sizes", "parse_architecture"]
 
 SHALLOW_LAYERS = 2
@@ -52,6 +54,8 @@ def parse_architecture(text: str) -> Architecture:
             f"architecture {text!r} is not understood: give patch-width-blocks-layers as in 2-768-8-8 (TARFlow), "
             "or deep(blocks) as in 18(6) (STARFlow), all at least 1"
         )
+    for number in numbers:
+        check_count(f"every number of architecture {text!r}", number, at_most=2**16)
     if tarflow:
         patch_size, width, blocks, layers = numbers
         return Architecture((layers,) * blocks, width, patch_size)
@@ -69,9 +73,9 @@ def flow_sizes(
 
     Args:
         architecture: see :func:`parse_architecture`, or None.
-        layers: layers of each block, or None: the architecture's, else [2, 2, 2, 2].
-        width: channels, one number or one for each block, or None: the architecture's, else 128.
-        patch_size: side of a patch, or None: the architecture's, else 1.
+        layers: layers of each block, 1 to 1,000, or None: the architecture's, else [2, 2, 2, 2].
+        width: channels, 1 to 65,536, one number or one for each block, or None: the architecture's, else 128.
+        patch_size: side of a patch, >= 1, or None: the architecture's, else 1.
 
     Returns:
         Layers of each block, channels of each block, and the patch size.
@@ -79,16 +83,21 @@ def flow_sizes(
     Raises:
         ValueError: when an argument contradicts the architecture, or is empty or of another length.
     """
+    if layers is not None:
+        check_counts("layers", layers, at_most=1000, hint="one for each block, e.g. [2, 2, 2, 2]")
+    if isinstance(width, Sequence):
+        check_counts("width", width, at_most=2**16)
+    else:
+        check_count("width", width, at_most=2**16, or_none=True)
+    check_count("patch_size", patch_size, or_none=True)
     named = Architecture(DEFAULT_LAYERS) if architecture is None else parse_architecture(architecture)
     if architecture is not None:
         _check_agreement("layers", layers, named.layers, architecture)
         _check_agreement("width", width, named.width, architecture)
         _check_agreement("patch_size", patch_size, named.patch_size, architecture)
     depths = list(named.layers if layers is None else layers)
-    if not depths:
-        raise ValueError("layers must name at least one block, got none: e.g. [2, 2, 2, 2]")
     channels = next(size for size in (width, named.width, DEFAULT_WIDTH) if size is not None)
-    widths = [channels] * len(depths) if isinstance(channels, int) else list(channels)
+    widths = list(channels) if isinstance(channels, Sequence) else [channels] * len(depths)
     if len(widths) != len(depths):
         raise ValueError(f"width must be one number or one for each of {len(depths)} blocks, got {len(widths)}")
     return depths, widths, named.patch_size or 1 if patch_size is None else patch_size
@@ -111,13 +120,17 @@ def deep_shallow_layers(
 
     Args:
         architecture: in STARFlow's notation, ``18(6)``, or None.
-        deep_layers: layers of the block nearest the noise, or None: the architecture's, else 6.
-        shallow_blocks: blocks near the data, or None: the architecture's, else 2.
-        shallow_layers: layers of each of them, or None: 2.
+        deep_layers: layers of the block nearest the noise, 1 to 1,000, or None: the architecture's, else 6.
+        shallow_blocks: blocks near the data, 1 to 1,000, or None: the architecture's, else 2.
+        shallow_layers: layers of each of them, 1 to 1,000, or None: 2.
 
     Raises:
         ValueError: for TARFlow's notation, a contradiction, or no shallow block.
     """
+    check_count("deep_layers", deep_layers, at_most=1000, or_none=True)
+    mixing = "one order alone cannot mix the tokens"
+    check_count("shallow_blocks", shallow_blocks, at_most=1000, or_none=True, hint=mixing)
+    check_count("shallow_layers", shallow_layers, at_most=1000, or_none=True)
     named = Architecture((SHALLOW_LAYERS,) * 2 + (6,)) if architecture is None else parse_architecture(architecture)
     if named.width is not None:
         raise ValueError(f"architecture {architecture} is TARFlow's notation: STARFlow's names layers, as in 18(6)")

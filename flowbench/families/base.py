@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from flowbench.core.checks import check_number
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families.conditioning.base import Conditioner, SpatialCondition
 from flowbench.families.latents.space import LatentSpace, PixelSpace, Space
@@ -103,6 +104,7 @@ class FlowModule(TrainingModule):
     """
 
     density: ClassVar[Literal["exact", "ode"]]
+    sampling_arguments = TrainingModule.sampling_arguments | {"sampling_source"}
 
     def __init__(
         self,
@@ -119,8 +121,7 @@ class FlowModule(TrainingModule):
         super().__init__(spec, optimizer=optimizer, ema_decay=ema_decay, compile=compile)
         if conditional and spec.num_classes is None:
             raise ValueError(f"conditional=true, but {spec.name} has no labels: set conditional=false")
-        if not 0.0 <= label_dropout < 1.0:
-            raise ValueError(f"label_dropout must lie in [0, 1), got {label_dropout}")
+        check_number("label_dropout", label_dropout, at_least=0, below=1)
         self.space: Space = space or PixelSpace(spec.shape)
         self.source: Source = GaussianSource()
         self.sampling_source = sampling_source
@@ -137,6 +138,11 @@ class FlowModule(TrainingModule):
     def likelihood(self) -> LikelihoodKind:
         """What :meth:`log_prob` is: exact, through an ODE solver, or a lower bound through an autoencoder."""
         return "bound" if isinstance(self.space, LatentSpace) else self.density
+
+    @property
+    def is_continuous(self) -> bool:
+        """Whether :meth:`trajectory` gives velocities, which have a curvature: block flows give none."""
+        return self.density == "ode"
 
     @property
     def likelihood_method(self) -> str:
@@ -221,6 +227,11 @@ class FlowModule(TrainingModule):
             seed: the evaluation seed.
         """
         return None
+
+    @property
+    def training_pair_names(self) -> tuple[str, ...] | None:
+        """Names of what :meth:`training_pairs` tells; None where a family of the user's does not say."""
+        return () if type(self).training_pairs is FlowModule.training_pairs else None
 
     @property
     def encoding_evaluations(self) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+from flowbench.core.checks import LARGEST_BUDGET, check_count, check_number
 
 __all__ = ["Budget", "BudgetKind", "BudgetLimit", "count_flops"]
 
@@ -43,11 +44,25 @@ class BudgetLimit:
     Attributes:
         kind: floating-point operations, seconds inside training steps, optimiser steps, samples or passes over the
             training split.
-        amount: how much, > 0.
+        amount: how much, in (0, 1e30].
+
+    Raises:
+        ValueError: for an unknown kind, or an amount out of range.
     """
 
     kind: BudgetKind
     amount: float
+
+    def __post_init__(self) -> None:
+        """Check kind and amount.
+
+        Raises:
+            ValueError: for an unknown kind, or an amount that is not positive or has no end.
+        """
+        if self.kind not in get_args(BudgetKind):
+            raise ValueError(f"budget must be one of {', '.join(get_args(BudgetKind))}, got {self.kind!r}")
+        check_number(f"budget.{self.kind}", self.amount, above=0, at_most=LARGEST_BUDGET)
+        object.__setattr__(self, "amount", float(self.amount))
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, float]) -> BudgetLimit:
@@ -60,9 +75,7 @@ class BudgetLimit:
         if len(mapping) != 1 or next(iter(mapping)) not in kinds:
             raise ValueError(f"budget must name exactly one of {', '.join(kinds)}, got {dict(mapping)}")
         kind, amount = next(iter(mapping.items()))
-        if not isinstance(amount, int | float) or not amount > 0 or math.isinf(amount):
-            raise ValueError(f"budget.{kind} must be a positive number, got {amount!r}")
-        return cls(kind, float(amount))  # type: ignore[arg-type]
+        return cls(kind, amount)  # type: ignore[arg-type]
 
     def max_steps(self, flops_per_step: int, batch_size: int, num_train: int) -> int | None:
         """The limit in optimiser steps; None for a limit in seconds.
@@ -95,12 +108,19 @@ class BudgetLimit:
 class Budget(L.Callback):
     """Meters training and stops it when the limit is reached; its state travels in the checkpoint.
 
+    Attributes:
+        ended_early: a callback of the experiment ended the training before the limit, as early stopping does.
+        changed_from: the limit that a loaded checkpoint was trained under, where it was another one.
+
     Args:
         limit: what may be spent.
-        flops_per_step: operations of one optimiser step over the global batch.
-        samples_per_step: samples of one optimiser step over all processes.
-        max_steps: the limit in steps, or None when it is one of time.
+        flops_per_step: operations of one optimiser step over the global batch, >= 0.
+        samples_per_step: samples of one optimiser step over all processes, >= 1.
+        max_steps: the limit in steps, >= 1, or None when it is one of time.
         clock: seconds, monotonic; tests pass their own.
+
+    Raises:
+        ValueError: for a number out of range.
     """
 
     def __init__(
@@ -112,12 +132,17 @@ class Budget(L.Callback):
         max_steps: int | None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        check_count("flops_per_step", flops_per_step, at_least=0, at_most=LARGEST_BUDGET)
+        check_count("samples_per_step", samples_per_step)
+        check_count("max_steps", max_steps, at_most=LARGEST_BUDGET, or_none=True)
         self.limit = limit
         self.flops_per_step = flops_per_step
         self.samples_per_step = samples_per_step
         self.max_steps = max_steps
         self.steps = 0
         self.train_seconds = 0.0
+        self.ended_early = False
+        self.changed_from: BudgetLimit | None = None
         self._clock = clock
         self._batch_start = 0.0
 
@@ -150,6 +175,25 @@ class Budget(L.Callback):
         """Whether nothing is left."""
         return self.progress >= 1.0
 
+    @property
+    def overspent(self) -> bool:
+        """Whether more is spent than the limit gives, because it was lowered afterwards."""
+        if self.max_steps is not None:
+            return self.steps > self.max_steps
+        return self.changed_from is not None and self.train_seconds > self.limit.amount
+
+    @property
+    def finished(self) -> bool:
+        """Whether training has ended as the experiment says: by the limit, or by one of its callbacks."""
+        return self.exhausted or self.ended_early
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Under a changed limit the next step's learning rate is not the one in the checkpoint."""
+        if self.changed_from is not None:
+            for config in trainer.lr_scheduler_configs:
+                scheduler: Any = config.scheduler
+                scheduler.step()
+
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         """Start the clock; validation and checkpoints in between do not count."""
         self._batch_start = self._clock()
@@ -175,9 +219,13 @@ class Budget(L.Callback):
             "train_seconds": self.train_seconds,
             "kind": self.limit.kind,
             "amount": self.limit.amount,
+            "ended_early": self.ended_early,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint; what ended training early under another limit does not end it under this one."""
         self.steps = int(state_dict["steps"])
         self.train_seconds = float(state_dict["train_seconds"])
+        before = BudgetLimit(state_dict["kind"], state_dict["amount"])
+        self.changed_from = None if before == self.limit else before
+        self.ended_early = before == self.limit and bool(state_dict.get("ended_early", False))

@@ -9,7 +9,7 @@ from typing import IO, Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from flowbench.core.paths import expand
+from flowbench.core.places import expand
 from flowbench.families.training import TrainingModule
 from flowbench.storage import write_atomic
 
@@ -21,7 +21,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     Lightning's own writer collects the file in the system's temporary folder; where that is another file system, the
     final move is a copy, and a process killed in the middle of it leaves half a checkpoint.
+
+    Attributes:
+        step: optimiser steps behind the checkpoint that was written last; None before the first.
     """
+
+    step: int | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write the checkpoint.
@@ -36,6 +41,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             file.write(content.getbuffer())
 
         write_atomic(path, write)
+        self.step = checkpoint.get("global_step")
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

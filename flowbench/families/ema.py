@@ -10,9 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from flowbench.core.checks import check_number
 from flowbench.families.parallel import full_tensor, local_tensor, sharded_like
 
-__all__ = ["ExponentialMovingAverage"]
+__all__ = ["ExponentialMovingAverage", "check_ema_decay"]
+
+
+def check_ema_decay(decay: float) -> None:
+    """Refuse a decay outside of [0, 1)."""
+    check_number("ema_decay", decay, at_least=0, below=1, hint="try 0.999, or 0 for none")
 
 
 class ExponentialMovingAverage:
@@ -30,8 +36,7 @@ class ExponentialMovingAverage:
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
-        if not 0.0 <= decay < 1.0:
-            raise ValueError(f"ema_decay must lie in [0, 1), got {decay}: try 0.999, or 0 for none")
+        check_ema_decay(decay)
         self.decay = decay
         self.num_updates = 0
         self._module = module

@@ -17,7 +17,7 @@ from flowbench.families.latents.space import LatentSpace, Space
 from flowbench.families.network_evaluations import CountedNetwork, fixed_cost, single_evaluation, with_evaluations
 from flowbench.families.optimization import OptimizerConfig
 from flowbench.families.pairing.batch import BatchPairing, Pairing
-from flowbench.families.pairing.description import describe_pairs
+from flowbench.families.pairing.description import describe_pairs, names_of_pairs
 from flowbench.families.pairing.stream import StreamPairing
 from flowbench.families.training import Loss
 from flowbench.flows import (
@@ -99,6 +99,13 @@ class FlowMatching(FlowModule):
     """
 
     density = "ode"
+    sampling_arguments = FlowModule.sampling_arguments | {
+        "divergence",
+        "guidance",
+        "likelihood_solver",
+        "sampling_path",
+        "solver",
+    }
 
     def __init__(
         self,
@@ -292,6 +299,11 @@ class FlowMatching(FlowModule):
         label = data.split("train").label if self.num_classes is not None else None
         rng = generator(seed, "training-pairs")
         return describe_pairs(self, points, label if label is None else label[:num], data.batch_size, rng)
+
+    @property
+    def training_pair_names(self) -> tuple[str, ...]:
+        """See :func:`~flowbench.families.pairing.description.names_of_pairs`."""
+        return names_of_pairs(self)
 
     # ---- field and solver -----------------------------------------------------------------------------
 

@@ -23,8 +23,8 @@ class LatentCFM(FlowMatching):
         spec: the data's shape, classes and value grid.
         network: builds the velocity network from the latents' shape.
         autoencoder: trained; an experiment file names it under ``requires``.
-        noise_std: standard deviation of Gaussian noise on scaled latents in training, >= 0; samples keep it, so above 0
-            the autoencoder's decoder should be fine-tuned for it.
+        noise_std: standard deviation of Gaussian noise on scaled latents in training, in [0, 1e12]; samples keep it, so
+            above 0 the autoencoder's decoder should be fine-tuned for it.
         cache_latents: keep the training split's latents on disk instead of encoding every batch.
         options: the other axes of :class:`FlowMatching`.
     """

@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from flowbench.core.checks import check_number, check_numbers
+
 __all__ = ["OptimizerConfig", "learning_rate_factor", "parameter_groups"]
 
 
@@ -18,10 +20,10 @@ class OptimizerConfig:
     """AdamW with a warm-up and a schedule over the whole budget (Loshchilov & Hutter, 2019, arXiv 1711.05101).
 
     Attributes:
-        lr: peak learning rate, > 0.
+        lr: peak learning rate, in (0, 1000].
         betas: decay rates of the two moments, each in [0, 1).
-        weight_decay: decoupled decay of matrices; biases, norms and embeddings are never decayed.
-        eps: added to the root of the second moment.
+        weight_decay: decoupled decay of matrices, in [0, 1000]; biases, norms and embeddings are never decayed.
+        eps: added to the root of the second moment, in (0, 1]: without it a gradient of zero is divided by zero.
         warmup_fraction: share of the budget with a linearly rising rate, in [0, 1).
         schedule: `cosine` falls to `final_fraction * lr` at the end of the budget, `constant` stays.
         final_fraction: where the cosine ends, as a share of `lr`, in [0, 1].
@@ -41,12 +43,12 @@ class OptimizerConfig:
         Raises:
             ValueError: when a value is out of its range.
         """
-        if self.lr <= 0:
-            raise ValueError(f"optimizer.lr must be > 0, got {self.lr}: try 1e-3")
-        if not 0 <= self.warmup_fraction < 1:
-            raise ValueError(f"optimizer.warmup_fraction must lie in [0, 1), got {self.warmup_fraction}")
-        if not 0 <= self.final_fraction <= 1:
-            raise ValueError(f"optimizer.final_fraction must lie in [0, 1], got {self.final_fraction}")
+        check_number("optimizer.lr", self.lr, above=0, at_most=1000, hint="try 1e-3")
+        check_numbers("optimizer.betas", self.betas, length=2, at_least=0, below=1, hint="try [0.9, 0.95]")
+        check_number("optimizer.weight_decay", self.weight_decay, at_least=0, at_most=1000, hint="0 is none")
+        check_number("optimizer.eps", self.eps, above=0, at_most=1, hint="try 1e-8")
+        check_number("optimizer.warmup_fraction", self.warmup_fraction, at_least=0, below=1, hint="0 is none")
+        check_number("optimizer.final_fraction", self.final_fraction, at_least=0, at_most=1)
         if self.schedule not in ("cosine", "constant"):
             raise ValueError(f"optimizer.schedule must be cosine or constant, got {self.schedule!r}")
 

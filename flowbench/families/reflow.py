@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import check_count, check_number, check_seed
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.data.samplers import EndlessSampler
 from flowbench.families.base import Drawn, FlowModule, NetworkFactory
@@ -58,10 +59,10 @@ class ReflowPairing(Pairing):
         solver: Solver | None = None,
         guidance: float | None = None,
     ) -> None:
-        if num_pairs < 2:
-            raise ValueError(f"num_pairs must be at least 2, got {num_pairs}: one to train on and one to hold out")
-        if not 0.0 < hold_out < 1.0:
-            raise ValueError(f"hold_out must lie in (0, 1), got {hold_out}: validation needs pairs of its own")
+        check_count("num_pairs", num_pairs, at_least=2, hint="one to train on and one to hold out")
+        check_number("hold_out", hold_out, above=0, below=1, hint="validation needs pairs of its own")
+        check_seed("pair_seed", seed)
+        check_number("pair_guidance", guidance, at_least=0, or_none=True, hint="1 is none")
         self.teacher = teacher.requires_grad_(False).eval()
         if solver is not None:
             if not isinstance(teacher, FlowMatching):
@@ -111,7 +112,7 @@ class ReflowPairing(Pairing):
             "source": repr(teacher.source),
             "sampler": f"{type(teacher).__name__} {teacher.sampler_name}",
             "guidance": teacher.guidance_scale if self.guidance is None else self.guidance,
-            "labels": [data.spec.name, data.spec.version, len(data.split("train"))] if labelled else None,
+            "labels": {**data.spec.identity, "num": len(data.split("train"))} if labelled else None,
         }
 
     def _labels(self, data: FlowDataModule, num_pairs: int) -> Tensor | None:
@@ -187,9 +188,9 @@ class Reflow(FlowMatching):
         teacher: trained, of the same data; an experiment file names it under ``requires``.
         num_pairs: pairs to make, at least 2.
         hold_out: share of the pairs for validation, in (0, 1).
-        pair_seed: keys the pairs' noise and labels; runs with other seeds share the pairs.
+        pair_seed: keys the pairs' noise and labels, >= 0; runs with other seeds share the pairs.
         pair_solver: integrates the pairs; None is the teacher's own sampler.
-        pair_guidance: scale of the teacher's guidance; None is the teacher's own.
+        pair_guidance: scale of the teacher's guidance, in [0, 1e12]; None is the teacher's own.
         initialise_from_teacher: start from the teacher's weights; it must have the same network.
         space: where the student lives; None is beside the teacher: its autoencoder's latents, or the data space.
         source: None is the teacher's.

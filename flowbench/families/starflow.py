@@ -28,9 +28,9 @@ class STARFlow(TARFlow):
         autoencoder: trained; an experiment file names it under ``requires``.
         architecture: the paper's notation: ``18(6)`` is a deep block of 18 layers and six blocks in all, the shallow
             ones of 2 layers; `width` is named apart. None: as below.
-        deep_layers: layers of the block nearest the noise; None is 6.
-        shallow_blocks: number of blocks near the data, >= 1; None is 2.
-        shallow_layers: layers of each of them; None is 2.
+        deep_layers: layers of the block nearest the noise, 1 to 1,000; None is 6.
+        shallow_blocks: number of blocks near the data, 1 to 1,000; None is 2.
+        shallow_layers: layers of each of them, 1 to 1,000; None is 2.
         augmentation: noise of the latents, in units of their standard deviation (0.3 in the paper); None is none.
         cache_latents: keep the training split's latents on disk instead of encoding every batch.
         options: width, patch size, conditioning, sampling and training as in :class:`TARFlow`.

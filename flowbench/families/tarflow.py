@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from flowbench.core.checks import check_number
 from flowbench.data import DataSpec
 from flowbench.families.architecture import flow_sizes
 from flowbench.families.base import Drawn, FlowModule, Trajectory
@@ -68,17 +69,20 @@ class TARFlow(FlowModule):
         spec: the data's shape, classes and value grid.
         architecture: sizes in the notation of the papers, see
             :func:`~flowbench.families.architecture.parse_architecture`: ``2-768-8-8``, or ``18(6)``; None: as below.
-        layers: transformer layers of each block, from the data end to the noise end; None is [2, 2, 2, 2].
-        width: channels of the transformers, a multiple of `head_dim`: one number, or one for each block; None is 128.
-        patch_size: side of a patch; must divide the height and width of images; None is 1, the only one for points.
-        head_dim: channels of one attention head.
-        mlp_ratio: hidden channels of the MLPs over `width`.
+        layers: transformer layers of each block, 1 to 1,000, from the data end to the noise end; None is [2, 2, 2, 2].
+        width: channels of the transformers, a multiple of `head_dim`, up to 65,536: one number, or one for each block;
+            None is 128.
+        patch_size: side of a patch, >= 1; must divide the height and width of images; None is 1, the only one for
+            points.
+        head_dim: channels of one attention head, >= 1.
+        mlp_ratio: hidden channels of the MLPs over `width`, in [1 / width, 1000].
         position: rotary (2-D on images) or learned positions.
-        extent: side that 2-D rotary positions span whatever the number of tokens (STARFlow); None: one unit per token.
+        extent: side in [1e-12, 1e12] that 2-D rotary positions span whatever the number of tokens (STARFlow); None: one
+            unit per token.
         start: `zero` copies the first token of each block (TARFlow), `learned` transforms it too (STARFlow).
         final_norm: normalise before the output layer of each transformer (STARFlow's large models).
         scale: `exp` (TARFlow) or `softplus` (STARFlow) parametrisation of the standard deviation.
-        soft_clip: bound of means and raw scales, or None for none.
+        soft_clip: bound of means and raw scales, in [1e-12, 1e12], or None for none.
         last_order: token order of the block nearest the noise, None is `flip`; its neighbours alternate between it and
             its reverse.
         permutations: token order of every block, from the data end to the noise end, in place of `last_order`.
@@ -89,9 +93,9 @@ class TARFlow(FlowModule):
         augmentation: noise of the training points; None is uniform dequantisation.
         denoiser: takes the noise out of samples; None leaves it in. :meth:`log_prob` remains that of the flow: of data
             with :class:`~flowbench.families.noise.augmentation.GaussianNoise` it is the density of noisy data.
-        latent_norm: weight of the mean squares of the states between the blocks, summed over them, >= 0 (STARFlow:
-            1e-4). Together with a denoiser that learns it costs a second pass backward.
-        checkpoint_every: activation checkpointing of every n-th transformer layer in training; 0 is none.
+        latent_norm: weight of the mean squares of the states between the blocks, summed over them, in [0, 1e12]
+            (STARFlow: 1e-4). Together with a denoiser that learns it costs a second pass backward.
+        checkpoint_every: activation checkpointing of every n-th transformer layer in training, 0 to 1,000; 0 is none.
         space: where the flow lives; None means the data space.
         sampling_source: where samples start, in place of the standard normal of the training; None is that.
         conditional: condition on class labels.
@@ -102,6 +106,7 @@ class TARFlow(FlowModule):
     """
 
     density = "exact"
+    sampling_arguments = FlowModule.sampling_arguments | {"checkpoint_every", "denoiser", "guidance", "inverse"}
 
     def __init__(
         self,
@@ -166,8 +171,7 @@ class TARFlow(FlowModule):
     # ---- construction ---------------------------------------------------------------------------------
 
     def _check_noise(self) -> None:
-        if not 0 <= self.latent_norm < math.inf:
-            raise ValueError(f"latent_norm must be finite and >= 0, got {self.latent_norm}: 0 is no regulariser")
+        check_number("latent_norm", self.latent_norm, at_least=0, hint="0 is no regulariser")
         if self.space.noise_std != self.augmentation.noise_std:
             raise ValueError(
                 f"the space adds noise of {self.space.noise_std:g}, the augmentation says "

@@ -6,7 +6,7 @@ import contextlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from flowbench.data import Batch, DataSpec
 from flowbench.families.budget import Budget
-from flowbench.families.ema import ExponentialMovingAverage
+from flowbench.families.ema import ExponentialMovingAverage, check_ema_decay
 from flowbench.families.optimization import OptimizerConfig, build_optimizer, learning_rate_factor
 from flowbench.families.parallel import gathered, shard
 from flowbench.seeds import generator
@@ -56,6 +56,9 @@ class TrainingModule(L.LightningModule):
         compile: compile the networks with ``torch.compile`` before training.
     """
 
+    sampling_arguments: ClassVar[frozenset[str]] = frozenset({"compile"})
+    """Arguments that trained weights do not depend on: a run may be measured, or sampled, with others."""
+
     def __init__(
         self,
         spec: DataSpec,
@@ -65,8 +68,7 @@ class TrainingModule(L.LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
-        if not 0.0 <= ema_decay < 1.0:
-            raise ValueError(f"ema_decay must lie in [0, 1), got {ema_decay}: try 0.999, or 0 for none")
+        check_ema_decay(ema_decay)
         self.spec = spec
         self.optimizer_config = optimizer or OptimizerConfig()
         self.ema_decay = ema_decay

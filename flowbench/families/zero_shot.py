@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from scipy.stats import beta
 from torch import Tensor
 
+from flowbench.core.checks import check_count, check_number
 from flowbench.families.base import FlowModule
 from flowbench.families.latents.space import LatentSpace
 from flowbench.flows import GaussianSource
@@ -178,6 +179,7 @@ def edit(module: FlowModule, x: Tensor, label: Tensor | None, targets: Tensor, g
         ValueError: for an unconditional flow, no target, or guidance that it was not trained for.
     """
     require_classes(module, "edit")
+    check_number("guidance", guidance, at_least=0, hint="1 is none")
     module.check_guidance(guidance)
     if not len(targets):
         raise ValueError("edit decodes under one class at least, got none: name targets")
@@ -246,8 +248,7 @@ def interpolate(module: FlowModule, first: Tensor, second: Tensor, steps: int) -
     Raises:
         ValueError: for fewer steps, a source that is not Gaussian, or a conditional flow without a trained null label.
     """
-    if steps < 2:
-        raise ValueError(f"interpolation has its two ends at least: steps must be >= 2, got {steps}")
+    check_count("steps", steps, at_least=2, hint="interpolation has its two ends at least")
     if not isinstance(module.source, GaussianSource):
         raise ValueError(f"great circles suit Gaussian noise, but this flow starts from {module.source!r}")
     if module.num_classes is not None and module.label_dropout == 0.0:
@@ -309,8 +310,7 @@ def inpaint(
     Raises:
         ValueError: for rounds below 1.
     """
-    if rounds < 1:
-        raise ValueError(f"rounds must be >= 1, got {rounds}")
+    check_count("rounds", rounds)
     index = torch.arange(len(x)) if index is None else index
     mask = mask.to(x.device)
     condition = module.check_condition(label, len(x))
@@ -413,10 +413,14 @@ def clopper_pearson(successes: int, trials: int, level: float = 0.95) -> tuple[f
     Args:
         successes: 0..trials.
         trials: independent trials, >= 1.
-        level: coverage, at least this much.
+        level: coverage, at least this much, in (0, 1).
+
+    Raises:
+        ValueError: for a number out of range.
     """
-    if not 0 <= successes <= trials or trials < 1:
-        raise ValueError(f"expected 0 <= successes <= trials and trials >= 1, got {successes} of {trials}")
+    check_count("trials", trials)
+    check_count("successes", successes, at_least=0, at_most=trials)
+    check_number("level", level, above=0, below=1)
     tail = (1 - level) / 2
     low = beta.ppf(tail, successes, trials - successes + 1) if successes else 0.0
     high = beta.ppf(1 - tail, successes + 1, trials - successes) if successes < trials else 1.0

@@ -8,7 +8,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-__all__ = ["LogitNormalTimes", "PointTimes", "TimeDistribution", "UShapedTimes", "UniformTimes"]
+from flowbench.core.checks import SMALLEST, check_number, check_scale
+
+__all__ = ["LogitNormalTimes", "PointTimes", "TimeDistribution", "UShapedTimes", "UniformTimes", "check_logit_mean"]
 
 
 class TimeDistribution(ABC):
@@ -46,19 +48,17 @@ class LogitNormalTimes(TimeDistribution):
     """``log(t / (1 - t))`` is normal: times in the middle count more, both ends hardly at all.
 
     Args:
-        mean: of the logit; above 0 favours the data end, below 0 the source end (the sign is the other way round where
-            papers run time from data to noise).
-        std: of the logit, > 0. Above sqrt(2), at mean 0, the density has two peaks.
+        mean: of the logit, in [-20, 20]; above 0 favours the data end, below 0 the source end (the sign is the other
+            way round where papers run time from data to noise).
+        std: of the logit, in [1e-12, 1e12]. Above sqrt(2), at mean 0, the density has two peaks.
 
     References:
         Esser et al. 2024, arXiv 2403.03206, section 3.1.
     """
 
     def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
-        if not math.isfinite(mean):
-            raise ValueError(f"mean must be finite, got {mean}: it is the mean of the logit of t")
-        if not (std > 0 and math.isfinite(std)):
-            raise ValueError(f"std must be positive and finite, got {std}: for one single time use PointTimes")
+        check_logit_mean(mean)
+        check_scale("std", std, hint="for one single time use PointTimes")
         self.mean = mean
         self.std = std
 
@@ -81,15 +81,14 @@ class UShapedTimes(TimeDistribution):
     """Density proportional to ``exp(a t) + exp(a (1 - t))``: both ends count more, for training on reflow pairs.
 
     Args:
-        sharpness: a, in (0, 100]; towards 0 the times become uniform.
+        sharpness: a, in [1e-12, 100]; towards 0 the times become uniform.
 
     References:
         Lee, Lin and Fanti 2024, arXiv 2405.20320 (improved training of rectified flows).
     """
 
     def __init__(self, sharpness: float = 4.0) -> None:
-        if not 0 < sharpness <= 100:
-            raise ValueError(f"sharpness must be in (0, 100], got {sharpness}: for equal times use UniformTimes")
+        check_number("sharpness", sharpness, at_least=SMALLEST, at_most=100, hint="for equal times use UniformTimes")
         self.sharpness = sharpness
 
     def sample(self, num: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
@@ -116,8 +115,7 @@ class PointTimes(TimeDistribution):
     """
 
     def __init__(self, t: float = 0.0) -> None:
-        if not 0 <= t <= 1:
-            raise ValueError(f"t must be in [0, 1], got {t}: 0 is the source, 1 the data")
+        check_number("t", t, at_least=0, at_most=1, hint="0 is the source, 1 the data")
         self.t = t
 
     def sample(self, num: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
@@ -130,6 +128,15 @@ class PointTimes(TimeDistribution):
 
     def __repr__(self) -> str:
         return f"PointTimes(t={self.t:g})"
+
+
+def check_logit_mean(mean: float) -> None:
+    """Refuse a mean of ``log(t / (1 - t))`` at which all times are 0 or 1 in float32.
+
+    Raises:
+        ValueError: for a number outside of [-20, 20].
+    """
+    check_number("mean", mean, at_least=-20, at_most=20, hint="it is the mean of the logit of t")
 
 
 def _uniform(num: int, generator: torch.Generator) -> Tensor:

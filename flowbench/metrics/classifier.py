@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowbench.core.paths import expand
+from flowbench.core.checks import check_count, check_counts, check_number, check_seed
+from flowbench.core.places import expand
 from flowbench.seeds import generator
 from flowbench.storage import write_atomic
 
@@ -38,16 +39,25 @@ class ClassifierSettings:
     """Architecture and training of a classifier; a part of what its features are.
 
     Attributes:
-        version: goes into names and seeds: raise it when these settings or the training change.
-        num_steps: optimiser steps.
-        width: channels of the first convolution.
+        version: goes into names and seeds, >= 1: raise it when these settings or the training change.
+        num_steps: optimiser steps, >= 1.
+        width: channels of the first convolution, 1 to 65,536.
         stages: see :class:`DigitsCNN`.
+
+    Raises:
+        ValueError: for a number out of range.
     """
 
     version: int
     num_steps: int
     width: int
     stages: int
+
+    def __post_init__(self) -> None:
+        check_count("version", self.version)
+        check_count("num_steps", self.num_steps)
+        check_count("width", self.width, at_most=2**16)
+        check_count("stages", self.stages, at_most=16)
 
     @property
     def options(self) -> dict[str, int]:
@@ -62,8 +72,13 @@ def classifier_settings(shape: tuple[int, ...], num_samples: int) -> ClassifierS
 
     Args:
         shape: (C, H, W).
-        num_samples: training images; few are shown 30 times at most, in 400 steps at least.
+        num_samples: training images, >= 1; few are shown 30 times at most, in 400 steps at least.
+
+    Raises:
+        ValueError: for a number out of range.
     """
+    check_counts("shape", shape, length=3, hint="(C, H, W)")
+    check_count("num_samples", num_samples)
     if min(shape[1:]) < 16:
         return ClassifierSettings(version=1, num_steps=400, width=32, stages=1)
     most = max(400, 30 * num_samples // 128)
@@ -77,29 +92,30 @@ class DigitsCNN(nn.Module):
 
     Args:
         shape: (C, H, W) of the images.
-        num_classes: number of classes.
-        dimension: width of the penultimate layer, the feature dimension.
-        width: channels of the first convolution.
-        stages: how often the resolution is halved and the width doubled. More than one brings normalisation of
+        num_classes: number of classes, >= 2.
+        dimension: width of the penultimate layer, the feature dimension, 1 to 65,536.
+        width: channels of the first convolution, 1 to 65,536.
+        stages: 1 to 16, how often the resolution is halved and the width doubled. More than one brings normalisation of
             batches, and pictures of more than 32 pixels a side are averaged down to 32.
 
     Attributes:
         test_accuracy: share of test images whose label it finds, where it was measured; kept in its file.
 
     Raises:
-        ValueError: a shape that is not (C, H, W) with sides of at least 4, fewer than two classes, or no stage.
+        ValueError: a shape that is not (C, H, W) with sides of at least 4, or a size out of range.
     """
 
     def __init__(
         self, shape: tuple[int, int, int], num_classes: int, *, dimension: int = 64, width: int = 32, stages: int = 1
     ) -> None:
         super().__init__()
-        if len(shape) != 3 or shape[0] < 1 or min(shape[1:]) < 4:
+        check_counts("shape", shape, length=3, hint="(C, H, W)")
+        if min(shape[1:]) < 4:
             raise ValueError(f"shape must be (C, H, W) with H, W >= 4, got {tuple(shape)}; resize the images")
-        if num_classes < 2:
-            raise ValueError(f"num_classes must be at least 2, got {num_classes}; features need a labelled data set")
-        if stages < 1:
-            raise ValueError(f"stages must be at least 1, got {stages}")
+        check_count("num_classes", num_classes, at_least=2, hint="features need a labelled data set")
+        check_count("dimension", dimension, at_most=2**16)
+        check_count("width", width, at_most=2**16)
+        check_count("stages", stages, at_most=16)
         self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
         self.num_classes = num_classes
         self.dimension = dimension
@@ -171,6 +187,7 @@ def train_classifier(
     dimension: int = 64,
     width: int = 32,
     stages: int = 1,
+    report: Callable[[int, int], None] = lambda done, total: None,
 ) -> DigitsCNN:
     """Train :class:`DigitsCNN` with AdamW and a cosine schedule; the same arguments give the same weights.
 
@@ -181,24 +198,28 @@ def train_classifier(
         images: uint8 (N, C, H, W) in 0..255; the training split only. May be a view of a memory map: only the
             batches become floats.
         labels: integers in 0..num_classes - 1, shape (N,).
-        num_classes: number of classes.
-        seed: seed of initialisation and order.
-        num_steps: optimiser steps.
-        batch_size: samples in a step.
-        learning_rate: of the first step; falls to 0.
-        dimension: width of the feature layer.
-        width: channels of the first convolution.
+        num_classes: number of classes, >= 2.
+        seed: seed of initialisation and order, >= 0.
+        num_steps: optimiser steps, >= 1.
+        batch_size: samples in a step, >= 1.
+        learning_rate: of the first step, in [0, 1000]; falls to 0. 0 leaves the drawn weights.
+        dimension: width of the feature layer, 1 to 65,536.
+        width: channels of the first convolution, 1 to 65,536.
         stages: see :class:`DigitsCNN`.
+        report: is told after every step how many of how many are done.
 
     Returns:
         The trained module on the CPU, in evaluation mode, its parameters without gradient.
 
     Raises:
-        ValueError: images that are not uint8 (N, C, H, W), labels that do not fit, or counts below 1.
+        ValueError: images that are not uint8 (N, C, H, W), labels that do not fit, or a number out of range.
     """
+    check_count("num_classes", num_classes, at_least=2, hint="features need a labelled data set")
+    check_seed("seed", seed)
+    check_count("num_steps", num_steps)
+    check_count("batch_size", batch_size)
+    check_number("learning_rate", learning_rate, at_least=0, at_most=1000)
     _check_labelled_images(images, labels, num_classes)
-    if min(num_steps, batch_size) < 1:
-        raise ValueError(f"num_steps and batch_size must be at least 1, got {num_steps} and {batch_size}")
     with _reproducible():
         # A clone, because tensors made in the caller's inference mode take no part in autograd.
         images, labels = images.cpu(), labels.cpu().long().clone()
@@ -209,17 +230,19 @@ def train_classifier(
         optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
         draw = generator(seed, "classifier", "order")
-        for _ in range(num_steps):
+        for step in range(num_steps):
             index = torch.randint(len(images), (batch_size,), generator=draw)
             optimizer.zero_grad(set_to_none=True)
             F.cross_entropy(model(images[index]), labels[index], label_smoothing=0.05).backward()
             optimizer.step()
             schedule.step()
+            report(step + 1, num_steps)
     return model.eval().requires_grad_(False)
 
 
 def classification_accuracy(model: DigitsCNN, images: Tensor, labels: Tensor, batch_size: int = 512) -> float:
     """Share of uint8 images (N, C, H, W) whose label (N,) the classifier finds."""
+    check_count("batch_size", batch_size)
     device = model.head.weight.device
     with torch.no_grad():
         predicted = [model(part.to(device)).argmax(dim=1).cpu() for part in images.split(batch_size)]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from flowbench.core.checks import check_count
 from flowbench.metrics.classifier import DigitsCNN, weights_checksum
 
 __all__ = [
@@ -92,13 +93,12 @@ class IdentityFeatures:
     """Raw coordinates: for vectors and 2-D points (or pixels, flattened).
 
     Args:
-        dimension: number of coordinates of a sample.
+        dimension: number of coordinates of a sample, >= 1.
         name: shown in rows.
     """
 
     def __init__(self, dimension: int, name: str = "identity") -> None:
-        if dimension < 1:
-            raise ValueError(f"dimension must be at least 1, got {dimension}")
+        check_count("dimension", dimension)
         self.name = self.protocol = name
         self.dimension = dimension
         self.checksum = hashlib.sha256(f"identity-{dimension}".encode()).hexdigest()
@@ -218,7 +218,7 @@ def extract(extractor: FeatureExtractor, images: Tensor, batch_size: int = 512) 
     Args:
         extractor: the feature extractor.
         images: samples as the extractor takes them, N first.
-        batch_size: samples at a time.
+        batch_size: samples at a time, >= 1.
 
     Returns:
         float32 (N, dimension) on the CPU.
@@ -226,8 +226,9 @@ def extract(extractor: FeatureExtractor, images: Tensor, batch_size: int = 512) 
     Raises:
         ValueError: no samples, a batch size below 1, or an extractor whose output is not (N, dimension).
     """
-    if not len(images) or batch_size < 1:
-        raise ValueError(f"extract needs samples and batch_size >= 1, got {len(images)} and {batch_size}")
+    check_count("batch_size", batch_size)
+    if not len(images):
+        raise ValueError("extract needs samples, got none: draw some first")
     features = torch.cat([extractor(part).float().cpu() for part in images.split(batch_size)])
     if features.shape != (len(images), extractor.dimension):
         raise ValueError(

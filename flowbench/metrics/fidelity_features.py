@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from flowbench.core.paths import expand
+from flowbench.core.places import expand
 from flowbench.metrics.classifier import weights_checksum
 from flowbench.metrics.features import as_rgb, in_batches
 from flowbench.packages import sha256_of

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from flowbench.core.checks import check_count
 from flowbench.metrics.checks import as_table
 
 __all__ = [
@@ -17,11 +19,16 @@ __all__ = [
     "GaussianStatistics",
     "Moments",
     "covariance_root",
+    "decomposed",
     "features_root",
     "frechet_distance",
     "frechet_distance_of_features",
     "gaussian_frechet_distance",
 ]
+
+
+# Eigenvalues of covariances in float32 files are off by less than this share of the largest.
+_INDEFINITE = 1e-3
 
 
 class FeatureStatistics:
@@ -31,16 +38,15 @@ class FeatureStatistics:
     depend on how the samples were split. The covariance divides by N - 1.
 
     Args:
-        dimension: D, the width of a feature vector.
+        dimension: D, the width of a feature vector, 1 to 1e6.
         device: where the sums lie; float64 is needed, so not ``mps``.
 
     Raises:
-        ValueError: ``dimension`` below 1.
+        ValueError: ``dimension`` out of range.
     """
 
     def __init__(self, dimension: int, device: torch.device | str = "cpu") -> None:
-        if dimension < 1:
-            raise ValueError(f"dimension must be at least 1, got {dimension}")
+        check_count("dimension", dimension, at_most=10**6)
         self.dimension = dimension
         self.count = 0
         self.sum = torch.zeros(dimension, dtype=torch.float64, device=device)
@@ -139,7 +145,7 @@ class GaussianStatistics:
     Args:
         mean: shape (D,).
         covariance: shape (D, D), symmetric.
-        count: samples that the moments were taken from; None where the file does not say.
+        count: samples that the moments were taken from, >= 1; None where the file does not say.
 
     Raises:
         ValueError: shapes that do not fit, values that are not finite, or a covariance that is not symmetric.
@@ -150,6 +156,7 @@ class GaussianStatistics:
     count: int | None = None
 
     def __post_init__(self) -> None:
+        check_count("count", self.count, or_none=True)
         mean, covariance = self.mean.to(torch.float64), self.covariance.to(torch.float64)
         if mean.ndim != 1 or not len(mean) or covariance.shape != (len(mean), len(mean)):
             raise ValueError(
@@ -254,20 +261,46 @@ def features_root(table: Tensor) -> Tensor:
 
 def _distance(mean_a: Tensor, root_a: Tensor, mean_b: Tensor, root_b: Tensor) -> float:
     mean_b, root_b = mean_b.to(mean_a.device), root_b.to(root_a.device)
-    cross = torch.linalg.svdvals(root_a @ root_b.T).sum()
+    cross = decomposed(torch.linalg.svdvals, root_a @ root_b.T).sum()
     traces = root_a.square().sum() + root_b.square().sum()
-    return max(0.0, float((mean_a - mean_b).square().sum() + traces - 2 * cross))
+    distance = float((mean_a - mean_b).square().sum() + traces - 2 * cross)
+    if not math.isfinite(distance):
+        raise ValueError("the covariance of the features overflows: scale the features down")
+    return max(0.0, distance)
+
+
+def decomposed(decompose: Callable[[Tensor], Any], matrix: Tensor) -> Any:
+    """Singular or eigenvalues of a matrix of covariances.
+
+    Raises:
+        ValueError: where it holds no finite numbers, or LAPACK's iteration does not converge.
+    """
+    if not bool(matrix.isfinite().all()):
+        raise ValueError("the covariance of the features overflows: scale the features down")
+    try:
+        return decompose(matrix)
+    except torch.linalg.LinAlgError as error:
+        reason = str(error).splitlines()[0][:120]
+        raise ValueError(f"the root of the covariances has not converged ({reason}): check the features") from None
 
 
 def _root(covariance: Tensor, rank: int) -> Tensor:
-    """F with F^T F = covariance; eigenvalues below 0, and those beyond the rank, are rounding and count as zero."""
+    """F with F^T F = covariance; eigenvalues below 0, and those beyond the rank, are rounding and count as zero.
+
+    Raises:
+        ValueError: for eigenvalues further below 0 than rounding: the matrix is no covariance.
+    """
     if rank == len(covariance):
         # Cholesky costs a tenth of the eigenvalues, and is as exact where no pivot is near rounding error.
         upper, failed = torch.linalg.cholesky_ex(covariance, upper=True)
         pivots = upper.diagonal().square()
         if not failed and pivots.min() > 1e-10 * pivots.max():
             return upper
-    values, vectors = torch.linalg.eigh(covariance)
+    values, vectors = decomposed(torch.linalg.eigh, covariance)
+    if values[0] < -_INDEFINITE * values[-1].abs():
+        raise ValueError(
+            f"this is no covariance, its eigenvalues go from {values[0]:.3g} to {values[-1]:.3g}: make it again"
+        )
     return (vectors * values.clamp(min=0).sqrt())[:, -rank:].T
 
 

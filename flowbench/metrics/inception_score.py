@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import check_count
 from flowbench.metrics.checks import as_table
 
 __all__ = ["InceptionScore", "inception_score"]
@@ -29,7 +30,7 @@ def inception_score(logits: Tensor, splits: int = 10, generator: torch.Generator
     Args:
         logits: shape (N, K). Published values use the 1008 outputs of the 2015 Inception network, and 50,000
             samples in 10 splits.
-        splits: parts of (nearly) equal size, N at least as many.
+        splits: parts of (nearly) equal size, >= 1, N at least as many.
         generator: CPU generator that shuffles before splitting; None keeps the order, which is right for
             samples that are drawn in random order.
 
@@ -42,8 +43,7 @@ def inception_score(logits: Tensor, splits: int = 10, generator: torch.Generator
     if logits.ndim != 2:
         raise ValueError(f"logits must have shape (N, K), got {tuple(logits.shape)}")
     table = as_table(logits, "logits")
-    if not 1 <= splits <= len(table):
-        raise ValueError(f"splits={splits} do not fit {len(table)} samples; use 1..{len(table)}")
+    check_count("splits", splits, at_most=len(table), hint=f"at most the {len(table)} samples")
     if generator is not None:
         table = table[torch.randperm(len(table), generator=generator).to(table.device)]
     log_p = table.log_softmax(dim=1)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import SMALLEST, check_count, check_number, check_numbers, check_scale
 from flowbench.metrics.checks import as_table, check_tables
 
 __all__ = ["KernelEstimate", "kernel_distance", "median_bandwidths", "mmd_rbf"]
@@ -46,23 +47,26 @@ def kernel_distance(
     Args:
         x: features, shape (N, *D).
         y: features, shape (M, *D); N and M may differ.
-        degree: at least 1.
-        gamma: None is 1 / D.
-        coef: the kernel's constant.
-        subset_size: None for all pairs, or the number of samples drawn without replacement from each side.
-        num_subsets: how many draws; used with ``subset_size``.
+        degree: 1 to 20.
+        gamma: in [1e-12, 1e12]; None is 1 / D.
+        coef: the kernel's constant, in [0, 1e12].
+        subset_size: None for all pairs, or the number of samples, >= 2, drawn without replacement from each side.
+        num_subsets: how many draws, >= 1; used with ``subset_size``.
         generator: CPU generator of the draws; needed with ``subset_size``.
 
     References:
         Demystifying MMD GANs (Binkowski et al., 2018), https://arxiv.org/abs/1801.01401.
 
     Raises:
-        ValueError: fewer than two samples, widths that differ, values that are not finite, a degree below 1,
-            a subset larger than a side, or subsets without a generator.
+        ValueError: fewer than two samples, widths that differ, values that are not finite, a number out of
+            range, a subset larger than a side, or subsets without a generator.
     """
+    check_count("degree", degree, at_most=20)
+    check_scale("gamma", gamma, or_none=True)
+    check_number("coef", coef, at_least=0)
+    check_count("subset_size", subset_size, at_least=2, or_none=True)
+    check_count("num_subsets", num_subsets)
     x, y = check_tables(x, y, minimum=2)
-    if degree < 1:
-        raise ValueError(f"degree must be at least 1, got {degree}")
     scale = 1.0 / x.shape[1] if gamma is None else gamma
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
@@ -72,11 +76,7 @@ def kernel_distance(
         return KernelEstimate(_unbiased_mmd(x, y, kernel), None)
     if generator is None:
         raise ValueError(f"subset_size={subset_size} draws subsets; pass a generator")
-    if not 2 <= subset_size <= min(len(x), len(y)) or num_subsets < 1:
-        raise ValueError(
-            f"subset_size={subset_size}, num_subsets={num_subsets} do not fit {len(x)} and {len(y)} samples; "
-            "use 2 <= subset_size <= the smaller set and num_subsets >= 1"
-        )
+    check_count("subset_size", subset_size, at_least=2, at_most=min(len(x), len(y)), hint="at most the smaller set")
     values = [
         _unbiased_mmd(_subset(x, subset_size, generator), _subset(y, subset_size, generator), kernel)
         for _ in range(num_subsets)
@@ -91,8 +91,8 @@ def mmd_rbf(x: Tensor, y: Tensor, bandwidths: Sequence[float] | None = None) -> 
     Args:
         x: samples, shape (N, *D), D small.
         y: reference samples, shape (M, *D).
-        bandwidths: the widths s, data units. None takes :func:`median_bandwidths` of ``y`` alone, so that all
-            contenders are measured with the same kernel.
+        bandwidths: the widths s, data units, in (0, 1e12]. None takes :func:`median_bandwidths` of ``y`` alone, so that
+            all contenders are measured with the same kernel.
 
     Returns:
         MMD^2 in units of the kernel (0 for equal distributions, below 2); unbiased, so it may be below 0.
@@ -101,13 +101,12 @@ def mmd_rbf(x: Tensor, y: Tensor, bandwidths: Sequence[float] | None = None) -> 
         A Kernel Two-Sample Test (Gretton et al., 2012), https://jmlr.org/papers/v13/gretton12a.html, Lemma 6.
 
     Raises:
-        ValueError: fewer than two samples, widths that differ, values that are not finite, or a bandwidth not
-            above 0.
+        ValueError: fewer than two samples, widths that differ, values that are not finite, or a bandwidth out
+            of range.
     """
     x, y = check_tables(x, y, minimum=2)
-    widths = median_bandwidths(y) if bandwidths is None else tuple(bandwidths)
-    if not widths or min(widths) <= 0:
-        raise ValueError(f"bandwidths must be above 0 and at least one, got {list(widths)}")
+    widths = median_bandwidths(y) if bandwidths is None else bandwidths
+    check_numbers("bandwidths", widths, above=0)
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         # Differences, not the expanded square: its rounding error would show in narrow kernels.
@@ -124,12 +123,15 @@ def median_bandwidths(
 
     Args:
         reference: samples, shape (N, *D).
-        factors: multiples of the median.
-        max_points: an evenly spaced subset of this size stands for a larger set (the pairs grow as N^2).
+        factors: multiples of the median, in [1e-12, 1e12].
+        max_points: >= 2; an evenly spaced subset of this size stands for a larger set (the pairs grow as N^2).
 
     Raises:
-        ValueError: fewer than two samples, or a median of 0 (at least half of the pairs coincide).
+        ValueError: fewer than two samples, a number out of range, or a median of 0 (at least half of the pairs
+            coincide).
     """
+    check_numbers("factors", factors, at_least=SMALLEST)
+    check_count("max_points", max_points, at_least=2)
     table = as_table(reference, "reference", minimum=2)
     table = table[:: -(-len(table) // max_points)]
     median = float(torch.pdist(table).median())

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import check_count
 from flowbench.metrics.checks import as_table, check_tables
 from flowbench.metrics.pairwise import Neighbours, distance_blocks
 
@@ -47,8 +48,8 @@ def nearest_neighbours(queries: Tensor, references: Tensor, k: int = 1, chunk_si
         queries: shape (N, *D).
         references: shape (M, *D), of any type; converted in slices, so a uint8 memory map of a whole training
             set serves.
-        k: how many.
-        chunk_size: queries at a time; does not change the result.
+        k: how many, >= 1.
+        chunk_size: queries at a time, >= 1; does not change the result.
 
     Returns:
         Distances and indices, both (N, k), nearest first; equal distances by index.
@@ -56,8 +57,10 @@ def nearest_neighbours(queries: Tensor, references: Tensor, k: int = 1, chunk_si
     Raises:
         ValueError: no queries, fewer than k references, widths that differ, or values that are not finite.
     """
-    if not 1 <= k <= len(references):
-        raise ValueError(f"k={k} neighbours need 1 <= k <= {len(references)} references; lower k or give more")
+    check_count("k", k, at_most=max(1, len(references)), hint="at most the number of references")
+    check_count("chunk_size", chunk_size)
+    if not len(references):
+        raise ValueError("references are empty, neighbours need at least one")
     table = as_table(queries, "queries")
     distance = table.new_empty(len(table), 0)
     index = torch.empty(len(table), 0, dtype=torch.int64, device=table.device)
@@ -135,14 +138,13 @@ def memorization(generated: Tensor, train: Tensor, heldout: Tensor, num_worst: i
         generated: features of generated samples, shape (M, *D).
         train: features of the training set, shape (N, *D), N at least 2.
         heldout: features of samples that the model never saw, shape (K, *D).
-        num_worst: how many pairs to return at most.
+        num_worst: how many pairs to return at most, >= 0.
 
     Raises:
         ValueError: an empty side, fewer than two training samples, widths that differ, values that are not
             finite, or ``num_worst`` below 0.
     """
-    if num_worst < 0:
-        raise ValueError(f"num_worst must be at least 0, got {num_worst}")
+    check_count("num_worst", num_worst, at_least=0)
     nearest = nearest_neighbours(generated, train)
     distance, index = nearest.distances[:, 0], nearest.indices[:, 0]
     own = _own_distance(train, index)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import check_scale
 from flowbench.metrics.checks import check_tables
 from flowbench.metrics.pairwise import distance_blocks
 
@@ -41,7 +42,7 @@ def failure_rate(generated: Tensor, reference: Tensor, radius: float) -> float:
     Args:
         generated: shape (N, *D).
         reference: shape (M, *D).
-        radius: data units, > 0.
+        radius: data units, in [1e-12, 1e12].
 
     Returns:
         Per cent, 0 to 100.
@@ -50,10 +51,9 @@ def failure_rate(generated: Tensor, reference: Tensor, radius: float) -> float:
         Lee, Kim, Lee (2025), arXiv 2512.18184, 2-D simulation: failure rate, at radius 1 in its units.
 
     Raises:
-        ValueError: as :func:`average_minimum_distance`, or a radius that is not positive.
+        ValueError: as :func:`average_minimum_distance`, or a radius out of range.
     """
-    if not radius > 0:
-        raise ValueError(f"radius must be positive, got {radius}")
+    check_scale("radius", radius)
     return 100.0 * float((_nearest_distance(generated, reference) > radius).double().mean())
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import check_count, check_numbers, check_seed
 from flowbench.metrics.features import FeatureExtractor
 from flowbench.metrics.frechet import FeatureStatistics, frechet_distance
 from flowbench.metrics.kernel import kernel_distance, mmd_rbf
@@ -171,10 +172,10 @@ class KernelDistance(SampleMetric):
 
     Args:
         extractor: the feature network.
-        degree: of the polynomial kernel.
-        subset_size: None for all pairs; or samples per subset.
-        num_subsets: subsets drawn, with ``subset_size``.
-        seed: of the subsets. Their members depend on the order of samples, hence on the number of processes;
+        degree: of the polynomial kernel, 1 to 20.
+        subset_size: None for all pairs; or samples per subset, >= 2.
+        num_subsets: subsets drawn, >= 1, with ``subset_size``.
+        seed: of the subsets, >= 0. Their members depend on the order of samples, hence on the number of processes;
             all pairs do not.
     """
 
@@ -187,6 +188,10 @@ class KernelDistance(SampleMetric):
         seed: int = 0,
     ) -> None:
         super().__init__(extractor)
+        check_count("degree", degree, at_most=20)
+        check_count("subset_size", subset_size, at_least=2, or_none=True)
+        check_count("num_subsets", num_subsets)
+        check_seed("seed", seed)
         self.degree, self.subset_size, self.num_subsets, self.seed = degree, subset_size, num_subsets, seed
 
     def measure(self, real: Tensor, generated: Tensor) -> float:
@@ -206,13 +211,14 @@ class PrecisionRecallMetric(SampleMetric):
 
     Args:
         extractor: the feature network.
-        k: neighbour that sets the radius.
+        k: neighbour that sets the radius, >= 1.
     """
 
     higher_is_better = True
 
     def __init__(self, extractor: FeatureExtractor, k: int = 3) -> None:
         super().__init__(extractor)
+        check_count("k", k)
         self.k = k
 
     def measure(self, real: Tensor, generated: Tensor) -> dict[str, float]:
@@ -225,13 +231,14 @@ class DensityCoverageMetric(SampleMetric):
 
     Args:
         extractor: the feature network.
-        k: neighbour that sets the radius.
+        k: neighbour that sets the radius, >= 1.
     """
 
     higher_is_better = True
 
     def __init__(self, extractor: FeatureExtractor, k: int = 5) -> None:
         super().__init__(extractor)
+        check_count("k", k)
         self.k = k
 
     def measure(self, real: Tensor, generated: Tensor) -> dict[str, float]:
@@ -252,12 +259,14 @@ class SlicedWasserstein2(SampleMetric):
 
     Args:
         extractor: the feature network, or identity.
-        num_projections: number of directions.
-        seed: of the directions.
+        num_projections: number of directions, >= 1.
+        seed: of the directions, >= 0.
     """
 
     def __init__(self, extractor: FeatureExtractor, num_projections: int = 256, seed: int = 0) -> None:
         super().__init__(extractor)
+        check_count("num_projections", num_projections)
+        check_seed("seed", seed)
         self.num_projections, self.seed = num_projections, seed
 
     def measure(self, real: Tensor, generated: Tensor) -> float:
@@ -270,11 +279,13 @@ class MaximumMeanDiscrepancy(SampleMetric):
 
     Args:
         extractor: identity, as a rule.
-        bandwidths: widths in data units; None: around the median distance of the real samples.
+        bandwidths: widths in data units, in (0, 1e12]; None: around the median distance of the real samples.
     """
 
     def __init__(self, extractor: FeatureExtractor, bandwidths: Sequence[float] | None = None) -> None:
         super().__init__(extractor)
+        if bandwidths is not None:
+            check_numbers("bandwidths", bandwidths, above=0)
         self.bandwidths = None if bandwidths is None else tuple(bandwidths)
 
     def measure(self, real: Tensor, generated: Tensor) -> float:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import check_count
 from flowbench.metrics.checks import check_tables
 from flowbench.metrics.pairwise import distance_blocks
 
@@ -37,8 +38,8 @@ def precision_recall(real: Tensor, generated: Tensor, k: int = 3, chunk_size: in
     Args:
         real: features of real samples, shape (N, *D).
         generated: features of generated samples, shape (M, *D).
-        k: which neighbour (not counting the sample itself) sets the radius.
-        chunk_size: rows of the distance matrix held at a time; does not change the result.
+        k: which neighbour, >= 1 (not counting the sample itself), sets the radius.
+        chunk_size: rows of the distance matrix held at a time, >= 1; does not change the result.
 
     References:
         Improved Precision and Recall Metric for Assessing Generative Models (Kynkaanniemi et al., 2019),
@@ -47,6 +48,7 @@ def precision_recall(real: Tensor, generated: Tensor, k: int = 3, chunk_size: in
     Raises:
         ValueError: a side with k or fewer samples, widths that differ, or values that are not finite.
     """
+    check_count("chunk_size", chunk_size)
     real, generated = _check(real, generated, k)
     real_radii, generated_radii = _radii(real, k, chunk_size), _radii(generated, k, chunk_size)
     precise = []
@@ -70,8 +72,8 @@ def density_coverage(real: Tensor, generated: Tensor, k: int = 5, chunk_size: in
     Args:
         real: features of real samples, shape (N, *D).
         generated: features of generated samples, shape (M, *D).
-        k: which neighbour (not counting the sample itself) sets the radius.
-        chunk_size: rows of the distance matrix held at a time; does not change the result.
+        k: which neighbour, >= 1 (not counting the sample itself), sets the radius.
+        chunk_size: rows of the distance matrix held at a time, >= 1; does not change the result.
 
     References:
         Reliable Fidelity and Diversity Metrics for Generative Models (Naeem et al., 2020),
@@ -80,6 +82,7 @@ def density_coverage(real: Tensor, generated: Tensor, k: int = 5, chunk_size: in
     Raises:
         ValueError: a side with k or fewer samples, widths that differ, or values that are not finite.
     """
+    check_count("chunk_size", chunk_size)
     real, generated = _check(real, generated, k)
     radii = _radii(real, k, chunk_size)
     balls = 0
@@ -92,8 +95,7 @@ def density_coverage(real: Tensor, generated: Tensor, k: int = 5, chunk_size: in
 
 
 def _check(real: Tensor, generated: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
+    check_count("k", k)
     return check_tables(real, generated, ("real", "generated"), minimum=k + 1)
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowbench.core.checks import check_count
 from flowbench.metrics.classifier import MAX_SIDE, DigitsCNN, load_classifier
 from flowbench.metrics.efficientnet import EfficientNetFeatures, EfficientNetLite0
 from flowbench.metrics.features import fold_normalisations
@@ -65,8 +66,8 @@ class PerceptualDistance:
         network: ``classifier`` (a file of :func:`flowbench.metrics.save_classifier`, for pictures of its shape),
             ``inception`` (FID's Inception-v3) or ``efficientnet-lite0``.
         weights: the file; needed for ``classifier``; None searches as :mod:`flowbench.metrics.weights` says.
-        side: pictures are scaled (bilinear) to this many pixels a side; None keeps their size where the network can
-            take it, else takes the next it can. Not for ``classifier``.
+        side: >= 1; pictures are scaled (bilinear) to this many pixels a side; None keeps their size where the network
+            can take it, else takes the next it can. Not for ``classifier``.
 
     Raises:
         ValueError: an unknown network, a classifier without its file, or a side that the network cannot take.
@@ -77,6 +78,7 @@ class PerceptualDistance:
             raise ValueError(f"perceptual network must be one of {', '.join(PERCEPTUAL_NETWORKS)}, got {network!r}")
         if network == "classifier" and (weights is None or side is not None):
             raise ValueError("the perceptual network classifier takes the path of its weights, and no side")
+        check_count("side", side, or_none=True)
         least = _least_side(network)
         if side is not None and side != _fitting(network, side):
             multiple = f" and a multiple of {EFFICIENTNET_MULTIPLE}" if network == "efficientnet-lite0" else ""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import check_scale
+
 __all__ = ["psnr"]
 
 
@@ -17,17 +19,16 @@ def psnr(x: Tensor, x_hat: Tensor, data_range: float = 2.0) -> Tensor:
     Args:
         x: originals, shape (B, *D).
         x_hat: reconstructions, same shape.
-        data_range: largest minus smallest possible value: 2 for model space [-1, 1].
+        data_range: largest minus smallest possible value, in [1e-12, 1e12]: 2 for model space [-1, 1].
 
     Returns:
         Decibels, float64, shape (B,); infinity where nothing differs.
 
     Raises:
-        ValueError: shapes that differ, or a range that is not positive.
+        ValueError: shapes that differ, or a range out of range.
     """
     if x.shape != x_hat.shape or x.ndim < 2:
         raise ValueError(f"psnr compares (B, *D) with the same shape, got {tuple(x.shape)} and {tuple(x_hat.shape)}")
-    if data_range <= 0:
-        raise ValueError(f"data_range must be > 0, got {data_range}: 2 for images in [-1, 1]")
+    check_scale("data_range", data_range, hint="2 for images in [-1, 1]")
     error = (x.double() - x_hat.double()).square().flatten(1).mean(1)
     return 10.0 * torch.log10(data_range**2 / error)

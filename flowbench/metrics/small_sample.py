@@ -16,10 +16,12 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
+from flowbench.core.checks import check_count, check_number
 from flowbench.metrics.checks import as_table
 from flowbench.metrics.frechet import (
     Moments,
     covariance_root,
+    decomposed,
     features_root,
     frechet_distance_of_features,
 )
@@ -83,11 +85,11 @@ def jackknife_interval(
     What it covers: the value that sets of N samples have on average. A bias that depends on N is not removed.
 
     Args:
-        count: N.
+        count: N, >= 4.
         statistic: the value for the samples at the given indices, shape (n,), int64.
         generator: CPU generator of the groups.
         level: coverage, in (0, 1).
-        num_groups: G; the statistic is computed G + 1 times.
+        num_groups: G, 2 to N; the statistic is computed G + 1 times.
 
     References:
         The Jackknife Estimate of Variance (Efron, Stein, 1981), https://doi.org/10.1214/aos/1176345462.
@@ -119,7 +121,7 @@ def frechet_interval(
         reference: features, shape (M, *D), or their statistics.
         generator: CPU generator of the groups.
         level: coverage, in (0, 1).
-        num_groups: groups to leave out, one at a time.
+        num_groups: groups to leave out, one at a time, 2 to N.
 
     Raises:
         ValueError: as :func:`jackknife_interval` and :func:`frechet_distance_of_features`.
@@ -151,9 +153,9 @@ def frechet_infinity(
         reference: features, shape (M, *D), or their statistics.
         generator: CPU generator of the subsets.
         num_sizes: points of the line, at least 3.
-        num_subsets: random subsets of each size; their mean is the point. N itself has one.
+        num_subsets: random subsets of each size, >= 1; their mean is the point. N itself has one.
         min_size: the smallest subset, above D; None is the larger of D + 1 and N / 2.
-        num_groups: of the jackknife for the standard error.
+        num_groups: of the jackknife for the standard error, 2 to N.
 
     References:
         Effectively Unbiased FID and Inception Score and Where to Find Them (Chong, Forsyth, 2020),
@@ -162,6 +164,10 @@ def frechet_infinity(
     Raises:
         ValueError: N below the floor, sizes that do not fit, or bad features.
     """
+    check_count("num_sizes", num_sizes, at_least=3)
+    check_count("num_subsets", num_subsets)
+    check_count("min_size", min_size, or_none=True)
+    check_count("num_groups", num_groups, at_least=2)
     subsets = _Subsets(generated, reference)
     count, dimension = subsets.count, subsets.dimension
     floor = max(20, math.ceil(2.5 * dimension))
@@ -171,10 +177,10 @@ def frechet_infinity(
             "compare distances at equal N"
         )
     smallest = max(dimension + 1, count // 2) if min_size is None else min_size
-    if num_sizes < 3 or num_subsets < 1 or not dimension < smallest <= count - num_sizes:
+    if not dimension < smallest <= count - num_sizes:
         raise ValueError(
-            f"num_sizes={num_sizes}, num_subsets={num_subsets}, min_size={smallest} do not fit {count} samples of "
-            f"{dimension} features; use at least 3 sizes, 1 subset, and {dimension} < min_size <= N - num_sizes"
+            f"num_sizes={num_sizes} and min_size={smallest} do not fit {count} samples of {dimension} features; use "
+            f"{dimension} < min_size <= N - num_sizes"
         )
     _check_interval(count, 0.95, num_groups)
     sizes = [round(float(size)) for size in torch.linspace(smallest, count, num_sizes, dtype=torch.float64)]
@@ -217,7 +223,7 @@ class _Subsets:
         product = self._gram(rows) if self._by_gram else self._scatter(rows)
         shift = self._x[rows].mean(dim=0).square().sum()
         trace = (self._squares[rows].sum() - n * shift) / (n - 1)
-        cross = torch.linalg.eigvalsh(product).clamp(min=0).sqrt().sum() / math.sqrt(n - 1)
+        cross = decomposed(torch.linalg.eigvalsh, product).clamp(min=0).sqrt().sum() / math.sqrt(n - 1)
         return float(shift + trace - 2 * cross) + self._trace
 
     def mean_distance(self, size: int, repeats: int, generator: torch.Generator) -> float:
@@ -275,7 +281,6 @@ def _line_at_zero(x: Sequence[float], y: Sequence[float]) -> tuple[float, float,
 
 
 def _check_interval(count: int, level: float, num_groups: int) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie in (0, 1), got {level}")
-    if not 2 <= num_groups <= count or count < 4:
-        raise ValueError(f"num_groups={num_groups} do not fit {count} samples; use N >= 4 and 2 <= num_groups <= N")
+    check_number("level", level, above=0, below=1)
+    check_count("count", count, at_least=4, hint="samples")
+    check_count("num_groups", num_groups, at_least=2, at_most=count, hint=f"at most the {count} samples")

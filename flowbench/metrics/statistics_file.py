@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowbench.core.paths import expand
+from flowbench.core.checks import check_count
+from flowbench.core.places import expand
 from flowbench.metrics.frechet import FeatureStatistics, GaussianStatistics
 from flowbench.storage import write_atomic
 
@@ -105,7 +106,7 @@ def load_moments(
 
     Args:
         path: the file; its content decides, not its name.
-        dimension: the D that is expected, if any.
+        dimension: the D >= 1 that is expected, if any.
         expected: metadata that must agree, in files of our own; others' hold none to compare with.
 
     Returns:
@@ -115,6 +116,7 @@ def load_moments(
         ValueError: a file that is missing, damaged, of another kind or dimension, or whose numbers cannot be
             moments, or metadata that are not the expected; one line.
     """
+    check_count("dimension", dimension, or_none=True)
     path = expand(path)
     _must_exist(path, "give the path of an .npz with mu and sigma, or of a torch-fidelity .pt")
     try:

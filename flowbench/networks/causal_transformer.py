@@ -5,7 +5,6 @@ Shape suffixes: B batch, N tokens, D token dimension, S slots (N, or N - 1 when 
 
 from __future__ import annotations
 
-import math
 from typing import Literal, cast
 
 import torch
@@ -13,10 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from flowbench.core.checks import check_counts, check_scale
 from flowbench.networks.attention import CausalBlock, LayerNorm, Temperature
 from flowbench.networks.cache import KeyValueCache
 from flowbench.networks.linear import Linear
 from flowbench.networks.rotary import RotaryTable, follow_weights
+from flowbench.networks.sizes import LARGEST_SIDE, check_layers
 from flowbench.networks.tokens import check_sizes, embed_tokens, label_table
 
 __all__ = ["CausalTransformer"]
@@ -41,21 +42,22 @@ class CausalTransformer(nn.Module):
         Gu et al. (2025), STARFlow, arXiv:2506.06276.
 
     Args:
-        num_tokens: sequence length N >= 1.
-        token_dim: token dimension D >= 1.
-        num_classes: number of classes; the null label is index ``num_classes``. None: unconditional.
-        width: channels W, a multiple of head_dim.
-        depth: number of transformer blocks >= 1.
+        num_tokens: sequence length N, 1 to 1e6.
+        token_dim: token dimension D, 1 to 1e6.
+        num_classes: number of classes, 1 to 1e6; the null label is index ``num_classes``. None: unconditional.
+        width: channels W, a multiple of head_dim, up to 65,536.
+        depth: number of transformer blocks, 1 to 1,000.
         head_dim: channels of one head (even; a multiple of 4 with ``grid``).
-        mlp_ratio: hidden channels of the MLPs over W.
+        mlp_ratio: hidden channels of the MLPs over W, in [1 / W, 1000].
         position: "rope" (rotary) or "learned" (a table added to the embedded tokens).
         grid: (rows, columns) of the token grid with rows * columns = N, for 2-D rotary positions; None: 1-D.
         start: "learned" or "zero", see above.
         final_norm: normalise before the output layer.
-        extent: side length that the grid's rotary positions span (:func:`~flowbench.networks.rotary.grid_positions`);
+        extent: side length in [1e-12, 1e12] that the grid's rotary positions span
+            (:func:`~flowbench.networks.rotary.grid_positions`);
             None: one unit per cell.
         checkpoint_every: activation checkpointing of every n-th transformer block in training: its activations are
-            computed again in the backward pass. 0: off, 1: all blocks.
+            computed again in the backward pass. 0: off, 1: all blocks; up to 1,000.
 
     Attributes:
         num_slots: one-token evaluations that a sequential pass needs, N or N - 1.
@@ -84,8 +86,7 @@ class CausalTransformer(nn.Module):
         super().__init__()
         check_sizes(num_tokens, token_dim, num_classes, width, depth, head_dim, mlp_ratio)
         _check_position(num_tokens, position, grid, extent, start)
-        if checkpoint_every < 0:
-            raise ValueError(f"checkpoint_every must be at least 0 (0 = off), got {checkpoint_every}")
+        check_layers("checkpoint_every", checkpoint_every, at_least=0, hint="0 is off")
         self.num_tokens, self.token_dim, self.num_classes = num_tokens, token_dim, num_classes
         self.head_dim, self.start, self.checkpoint_every = head_dim, start, checkpoint_every
         first_slot = 0 if start == "learned" else 1
@@ -296,8 +297,8 @@ def _check_temperature(temperature: Temperature, batch: int) -> None:
     if isinstance(temperature, Tensor):
         if temperature.shape != (batch,):
             raise ValueError(f"temperature must be one number or have shape ({batch},), got {tuple(temperature.shape)}")
-    elif not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be positive and finite (1 = none), got {temperature}")
+    else:
+        check_scale("temperature", temperature, hint="1 is none")
 
 
 def _check_position(
@@ -309,9 +310,10 @@ def _check_position(
         raise ValueError(f"start must be 'learned' or 'zero', got {start!r}")
     if grid is not None and position != "rope":
         raise ValueError(f"grid {grid} needs position='rope'; a learned table takes no grid")
-    if grid is not None and (grid[0] * grid[1] != num_tokens or min(grid) < 1):
+    if grid is not None:
+        check_counts("grid", grid, length=2, at_most=LARGEST_SIDE)
+    if grid is not None and grid[0] * grid[1] != num_tokens:
         raise ValueError(f"grid must have num_tokens {num_tokens} cells, got {grid[0]} x {grid[1]}")
+    check_scale("extent", extent, or_none=True)
     if extent is not None and grid is None:
         raise ValueError(f"extent {extent} rescales a grid of tokens; give grid, or leave extent out")
-    if extent is not None and not 0 < extent < math.inf:
-        raise ValueError(f"extent must be positive and finite, got {extent}")

@@ -7,7 +7,9 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
+from flowbench.core.checks import check_count
 from flowbench.networks.blocks import group_norm
+from flowbench.networks.sizes import check_shape, check_width
 
 __all__ = ["PatchDiscriminator", "hinge_discriminator_loss", "hinge_generator_loss"]
 
@@ -20,12 +22,12 @@ class PatchDiscriminator(nn.Module):
 
     Args:
         shape: (C, H, W) of the images.
-        width: channels of the first convolution; doubled per layer up to eight times.
-        num_layers: how often height and width are halved, >= 1; three see patches of 70 x 70 pixels, two of 34, one
+        width: channels of the first convolution, 1 to 65,536; doubled per layer up to eight times.
+        num_layers: how often height and width are halved, 1 to 16; three see patches of 70 x 70 pixels, two of 34, one
             of 16.
 
     Raises:
-        ValueError: a size that is not positive, or images too small for so many layers.
+        ValueError: a size out of range, or images too small for so many layers.
 
     References:
         Isola et al. (2017), Image-to-Image Translation with Conditional Adversarial Networks, arXiv 1611.07004, app. 6.
@@ -33,10 +35,11 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], *, width: int = 64, num_layers: int = 3) -> None:
         super().__init__()
-        if min(width, num_layers) < 1:
-            raise ValueError(f"width and num_layers of the discriminator are {width}, {num_layers}; give at least 1, 1")
+        check_shape(shape, 3)
+        check_width("width", width)
+        check_count("num_layers", num_layers, at_most=16)
         # Two convolutions of 4 pixels at stride 1 follow the halvings, and each takes one pixel away.
-        if len(shape) != 3 or min(shape[1:]) >> num_layers < 3:
+        if min(shape[1:]) >> num_layers < 3:
             raise ValueError(
                 f"a discriminator of {num_layers} layers needs (C, H, W) with sides of at least {3 << num_layers}, "
                 f"got {tuple(shape)}: lower num_layers"

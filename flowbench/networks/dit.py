@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, silu
 
+from flowbench.core.checks import check_count
 from flowbench.networks.blocks import SelfAttention, zeroed
 from flowbench.networks.embedding import grid_features
+from flowbench.networks.sizes import check_layers, check_mlp_ratio, check_width
 from flowbench.networks.velocity import VelocityNetwork
 
 __all__ = ["DiT"]
@@ -53,16 +55,16 @@ class DiT(VelocityNetwork):
 
     Args:
         shape: (C, H, W).
-        num_classes: number of labels, or None for an unconditional network.
-        width: token size, a multiple of 4.
-        depth: number of blocks.
-        num_heads: attention heads; divides ``width``.
-        patch_size: side of a square patch in pixels; divides H and W.
-        mlp_ratio: hidden size of the block's MLP over ``width``.
+        num_classes: number of labels, 1 to 1e6, or None for an unconditional network.
+        width: token size, a multiple of 4, up to 65,536.
+        depth: number of blocks, 1 to 1,000.
+        num_heads: attention heads, >= 1; divides ``width``.
+        patch_size: side of a square patch in pixels, >= 1; divides H and W.
+        mlp_ratio: hidden size of the block's MLP over ``width``, in [1 / width, 1000].
         condition_channels: channels of a condition on the grid of x, which widen the first layer alone; 0: none.
 
     Raises:
-        ValueError: ``shape`` is not (C, H, W), patch or heads do not divide, or a size is not positive.
+        ValueError: ``shape`` is not (C, H, W), patch or heads do not divide, or a size is out of range.
 
     References:
         Peebles and Xie (2022), "Scalable Diffusion Models with Transformers", arXiv:2212.09748, section 3.2.
@@ -82,16 +84,17 @@ class DiT(VelocityNetwork):
         mlp_ratio: float = 4.0,
         condition_channels: int = 0,
     ) -> None:
+        check_width("width", width)
+        check_layers("depth", depth)
+        check_count("num_heads", num_heads, at_most=width, hint=f"it must divide the width {width}")
+        check_mlp_ratio(mlp_ratio, width)
         super().__init__(shape, num_classes, embedding_width=width, condition_channels=condition_channels)
         if len(self.shape) != 3:
             raise ValueError(f"shape is {self.shape}; DiT takes images (C, H, W), use MLP for vectors")
         channels, height, image_width = self.shape
-        if patch_size < 1 or height % patch_size or image_width % patch_size:
+        check_count("patch_size", patch_size, at_most=min(height, image_width))
+        if height % patch_size or image_width % patch_size:
             raise ValueError(f"patch_size is {patch_size}; give a divisor of H = {height} and W = {image_width}")
-        if depth < 1 or mlp_ratio * width < 1:
-            raise ValueError(
-                f"depth is {depth} and mlp_ratio {mlp_ratio}; DiT needs at least 1 block and a positive MLP"
-            )
         self.patch_size = patch_size
         self.grid = (height // patch_size, image_width // patch_size)
         patch_dim = channels * patch_size**2

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from flowbench.networks.sizes import check_layers, check_width
 from flowbench.networks.velocity import VelocityNetwork
 
 __all__ = ["MLP"]
@@ -32,15 +33,15 @@ class MLP(VelocityNetwork):
     trajectory from the tail of the source starts.
 
     Args:
-        shape: (d,).
-        num_classes: number of labels, or None for an unconditional network.
-        width: hidden size.
-        depth: number of residual layers.
+        shape: (d,), up to 1e6.
+        num_classes: number of labels, 1 to 1e6, or None for an unconditional network.
+        width: hidden size, 1 to 65,536.
+        depth: number of residual layers, 1 to 1,000.
         zero_output: start with zero output weights, hence with zero velocity.
         condition_channels: coordinates of a condition, which widen the first layer alone; 0: none.
 
     Raises:
-        ValueError: ``shape`` is not (d,), or a size is not positive.
+        ValueError: ``shape`` is not (d,), or a size is out of range.
 
     References:
         He et al. (2015), "Deep Residual Learning", arXiv:1512.03385; pre-activation as in arXiv:1603.05027.
@@ -56,11 +57,11 @@ class MLP(VelocityNetwork):
         zero_output: bool = True,
         condition_channels: int = 0,
     ) -> None:
+        check_width("width", width)
+        check_layers("depth", depth)
         super().__init__(shape, num_classes, embedding_width=width, condition_channels=condition_channels)
         if len(self.shape) != 1:
             raise ValueError(f"shape is {self.shape}; MLP takes vectors (d,), use DiT or UNet for (C, H, W)")
-        if depth < 1:
-            raise ValueError(f"depth is {depth}; MLP needs at least 1 residual layer")
         self.input = nn.Linear(self.input_channels, width)
         self.layers = nn.ModuleList(ResidualLayer(width) for _ in range(depth))
         self.output = nn.Linear(width, self.shape[0])

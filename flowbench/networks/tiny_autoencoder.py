@@ -10,6 +10,7 @@ from torch.nn.functional import relu
 
 from flowbench.networks.autoencoder import GaussianAutoencoder
 from flowbench.networks.blocks import conv3x3
+from flowbench.networks.sizes import check_width
 
 __all__ = ["TinyAutoencoder"]
 
@@ -66,7 +67,7 @@ class TinyAutoencoder(GaussianAutoencoder):
 
     Args:
         shape: (3, H, W) of the images, H and W divisible by 8.
-        latent_channels: channels of the latent; TAEF2 has 32.
+        latent_channels: channels of the latent, 1 to 65,536; TAEF2 has 32.
         pooled: whether the blocks at the lowest resolution have the pointwise update; those of TAEF2 do.
 
     Raises:
@@ -78,12 +79,11 @@ class TinyAutoencoder(GaussianAutoencoder):
 
     def __init__(self, shape: tuple[int, ...], *, latent_channels: int = 32, pooled: bool = True) -> None:
         super().__init__(shape)
-        if len(self.shape) != 3 or self.shape[0] != 3 or any(side % DOWNSAMPLING for side in self.shape[1:]):
+        if self.shape[0] != 3 or any(side % DOWNSAMPLING for side in self.shape[1:]):
             raise ValueError(
                 f"shape is {self.shape}; the tiny autoencoder takes (3, H, W) with H and W divisible by {DOWNSAMPLING}"
             )
-        if latent_channels < 1:
-            raise ValueError(f"latent_channels must be at least 1, got {latent_channels}")
+        check_width("latent_channels", latent_channels)
         self.latent_channels = latent_channels
         self.encoder = _encoder(latent_channels, pooled)
         self.decoder = _decoder(latent_channels, pooled)

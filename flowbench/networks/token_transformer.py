@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowbench.core.checks import check_counts
 from flowbench.networks.attention import LayerNorm
 from flowbench.networks.blocks import zeroed
 from flowbench.networks.linear import Linear
 from flowbench.networks.rotary import RotaryTable, follow_weights, rotate
+from flowbench.networks.sizes import LARGEST_SIDE
 from flowbench.networks.tokens import check_sizes, embed_tokens, label_table
 
 __all__ = ["TokenTransformer"]
@@ -32,13 +34,13 @@ class TokenTransformer(nn.Module):
     The output layer starts at zero, weight and bias: a denoiser starts by leaving its input alone.
 
     Args:
-        num_tokens: sequence length N >= 1.
-        token_dim: token dimension D >= 1.
-        num_classes: number of classes; the null label is index ``num_classes``. None: unconditional.
-        width: channels W, a multiple of head_dim.
-        depth: number of transformer layers >= 1.
+        num_tokens: sequence length N, 1 to 1e6.
+        token_dim: token dimension D, 1 to 1e6.
+        num_classes: number of classes, 1 to 1e6; the null label is index ``num_classes``. None: unconditional.
+        width: channels W, a multiple of head_dim, up to 65,536.
+        depth: number of transformer layers, 1 to 1,000.
         head_dim: channels E of one head (even; a multiple of 4 with ``grid``).
-        mlp_ratio: hidden channels of the MLPs over W.
+        mlp_ratio: hidden channels of the MLPs over W, in [1 / W, 1000].
         grid: (rows, columns) of the token grid with rows * columns = N, for 2-D rotary positions; None: 1-D.
 
     Raises:
@@ -63,7 +65,9 @@ class TokenTransformer(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(num_tokens, token_dim, num_classes, width, depth, head_dim, mlp_ratio)
-        if grid is not None and (grid[0] * grid[1] != num_tokens or min(grid) < 1):
+        if grid is not None:
+            check_counts("grid", grid, length=2, at_most=LARGEST_SIDE)
+        if grid is not None and grid[0] * grid[1] != num_tokens:
             raise ValueError(f"grid must have num_tokens {num_tokens} cells, got {grid[0]} x {grid[1]}")
         self.num_tokens, self.token_dim, self.num_classes = num_tokens, token_dim, num_classes
         self.embed = Linear(token_dim, width)

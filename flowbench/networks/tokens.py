@@ -5,9 +5,10 @@ Shape suffixes: B batch, N tokens, D token dimension, W width.
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor, nn
+
+from flowbench.core.checks import check_count
+from flowbench.networks.sizes import LARGEST_SIDE, check_classes, check_layers, check_mlp_ratio, check_width
 
 __all__ = ["check_sizes", "embed_tokens", "label_table"]
 
@@ -22,22 +23,15 @@ def check_sizes(
     mlp_ratio: float,
 ) -> None:
     """Raise ValueError for sizes that make no transformer; the arguments are those of the networks."""
-    sizes = {
-        "num_tokens": num_tokens,
-        "token_dim": token_dim,
-        "width": width,
-        "depth": depth,
-        "head_dim": head_dim,
-    }
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
-    if num_classes is not None and num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, or None for an unconditional network, got {num_classes}")
+    check_count("num_tokens", num_tokens, at_most=LARGEST_SIDE)
+    check_count("token_dim", token_dim, at_most=LARGEST_SIDE)
+    check_classes(num_classes)
+    check_width("width", width)
+    check_layers("depth", depth)
+    check_width("head_dim", head_dim)
     if width % head_dim:
         raise ValueError(f"width must be a multiple of head_dim {head_dim}, got {width}")
-    if not 1 <= mlp_ratio * width < math.inf:
-        raise ValueError(f"mlp_ratio must be finite and at least 1 / width, got {mlp_ratio}")
+    check_mlp_ratio(mlp_ratio, width)
 
 
 def label_table(num_classes: int | None, width: int, std: float) -> nn.Embedding | None:

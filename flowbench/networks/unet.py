@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from flowbench.core.checks import check_counts, check_number
 from flowbench.networks.blocks import Resample, ResidualBlock, SpatialAttention, conv3x3, group_norm, zeroed
+from flowbench.networks.sizes import LARGEST_SIDE, check_layers, check_width
 from flowbench.networks.velocity import VelocityNetwork
 
 __all__ = ["UNet"]
@@ -85,12 +87,12 @@ class UNet(VelocityNetwork):
 
     Args:
         shape: (C, H, W); H and W are divisible by 2**(levels - 1).
-        num_classes: number of labels, or None for an unconditional network.
-        channels: base channels.
-        channel_multipliers: one per level.
-        num_res_blocks: residual blocks per level of the encoder; the decoder has one more.
+        num_classes: number of labels, 1 to 1e6, or None for an unconditional network.
+        channels: base channels, 1 to 65,536.
+        channel_multipliers: one per level, each 1 to 64.
+        num_res_blocks: residual blocks per level of the encoder, 1 to 1,000; the decoder has one more.
         attention_resolutions: heights H / 2**i of the levels that attend after every residual block.
-        num_heads: heads of every attention; divides the channels there.
+        num_heads: heads of every attention, >= 1; divides the channels there.
         dropout: dropout rate in [0, 1).
         condition_channels: channels of a condition on the grid of x, which widen the first layer alone; 0: none.
 
@@ -115,14 +117,17 @@ class UNet(VelocityNetwork):
         dropout: float = 0.0,
         condition_channels: int = 0,
     ) -> None:
+        check_width("channels", channels)
+        check_counts("channel_multipliers", channel_multipliers, at_most=64)
+        check_layers("num_res_blocks", num_res_blocks)
+        check_counts("attention_resolutions", attention_resolutions, or_empty=True, at_most=LARGEST_SIDE)
+        check_number("dropout", dropout, at_least=0, below=1)
         super().__init__(shape, num_classes, embedding_width=4 * channels, condition_channels=condition_channels)
-        _check_levels(self.shape, channel_multipliers, num_res_blocks)
+        _check_levels(self.shape, channel_multipliers)
         heights = [self.shape[1] >> level for level in range(len(channel_multipliers))]
         missing = [height for height in attention_resolutions if height not in heights]
         if missing:
             raise ValueError(f"attention_resolutions has {missing}; the levels have heights {heights}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout is {dropout}; give a rate in [0, 1)")
         levels: list[Level] = [
             (channels * multiplier, num_heads if height in attention_resolutions else None)
             for multiplier, height in zip(channel_multipliers, heights, strict=True)
@@ -152,13 +157,9 @@ class UNet(VelocityNetwork):
         return velocity
 
 
-def _check_levels(shape: tuple[int, ...], channel_multipliers: Sequence[int], num_res_blocks: int) -> None:
+def _check_levels(shape: tuple[int, ...], channel_multipliers: Sequence[int]) -> None:
     if len(shape) != 3:
         raise ValueError(f"shape is {shape}; UNet takes images (C, H, W), use MLP for vectors")
-    if not channel_multipliers or min(channel_multipliers) < 1:
-        raise ValueError(f"channel_multipliers is {channel_multipliers}; give a positive number per level")
-    if num_res_blocks < 1:
-        raise ValueError(f"num_res_blocks is {num_res_blocks}; UNet needs at least 1 per level")
     factor = 2 ** (len(channel_multipliers) - 1)
     if shape[1] % factor or shape[2] % factor:
         raise ValueError(

@@ -7,7 +7,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from flowbench.core.checks import check_count
 from flowbench.networks.embedding import TimeLabelEmbedding
+from flowbench.networks.sizes import MOST_CHANNELS, check_classes, check_shape
 
 __all__ = ["VelocityNetwork"]
 
@@ -19,30 +21,25 @@ class VelocityNetwork(nn.Module, ABC):
     (Dao et al., 2023, arXiv:2307.08698; Rombach et al., 2022, arXiv:2112.10752, section 3.3).
 
     Args:
-        shape: shape of one sample, (d,) or (C, H, W).
-        num_classes: number of labels, or None for an unconditional network.
-        embedding_width: size of the conditioning vector that ``velocity`` receives.
-        condition_channels: channels of the condition on the grid of x, >= 0; 0: there is none.
+        shape: shape of one sample, (d,) or (C, H, W), of sizes up to 1e6.
+        num_classes: number of labels, 1 to 1e6, or None for an unconditional network.
+        embedding_width: size of the conditioning vector that ``velocity`` receives, 1 to 262,144.
+        condition_channels: channels of the condition on the grid of x, 0 to 65,536; 0: there is none.
 
     Raises:
-        ValueError: a size in ``shape``, ``num_classes`` or ``embedding_width`` is not positive, or
-            ``condition_channels`` is negative.
+        ValueError: a size is out of range.
     """
 
     def __init__(
         self, shape: tuple[int, ...], num_classes: int | None, *, embedding_width: int, condition_channels: int = 0
     ) -> None:
         super().__init__()
+        check_shape(shape)
+        check_classes(num_classes)
+        check_count("embedding_width", embedding_width, at_most=4 * MOST_CHANNELS)
+        check_count("condition_channels", condition_channels, at_least=0, at_most=MOST_CHANNELS, hint="0 is none")
         self.shape = tuple(int(size) for size in shape)
         self.num_classes = num_classes
-        if not self.shape or min(self.shape) < 1:
-            raise ValueError(f"shape is {self.shape}; give the positive sizes of one sample, (d,) or (C, H, W)")
-        if num_classes is not None and num_classes < 1:
-            raise ValueError(f"num_classes is {num_classes}; give at least 1, or None for an unconditional network")
-        if embedding_width < 1:
-            raise ValueError(f"the width of {type(self).__name__} is {embedding_width}; give a positive number")
-        if condition_channels < 0:
-            raise ValueError(f"condition_channels is {condition_channels}; give a positive number, or 0 for none")
         self.condition_channels = condition_channels
         self.embedding = TimeLabelEmbedding(embedding_width, num_classes)
 

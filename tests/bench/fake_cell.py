@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -83,11 +84,26 @@ def meet() -> None:
         time.sleep(0.02)
 
 
+def die() -> None:
+    """End by a signal as often as the experiment says for this command: ``{fit: [SIGKILL, SIGSEGV]}`` is twice."""
+    signals = FAKE.get("die", {}).get(VERB, [])
+    file = Path(f"{os.environ['FAKE_CALLS']}-{VERB}-{CONFIG['run']['contender']}-{CONFIG['seed']}")
+    done = int(file.read_text()) if file.exists() else 0
+    file.write_text(str(done + 1))
+    if done < len(signals):
+        print(f"step {done}", flush=True)
+        if signals[done] < 0:
+            os.kill(os.getpid(), -signals[done])
+            signal.pause()
+        sys.exit(signals[done])
+
+
 def fit() -> None:
     with (RUN / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if "meet" in FAKE:
             meet()
+        die()
         resumed = train() if VERB == "fit" else int((Path(sys.argv[5]).parents[1] / "checkpoint").read_text())
         if "crash_unless" in FAKE and not Path(FAKE["crash_unless"]).exists():
             print("RuntimeError: loss is nan at step 7", file=sys.stderr)
@@ -110,9 +126,14 @@ RUN = Path(CONFIG["run"]["dir"])
 with Path(os.environ["FAKE_CALLS"]).open("a") as calls:
     calls.write(f"{VERB} {CONFIG['run']['contender']} {CONFIG['seed']}\n")
 if VERB == "prepare":
+    die()
+    for what, fraction in FAKE.get("prepare_notes", []):
+        Path(os.environ["FLOWBENCH_PROGRESS"]).write_text(json.dumps({"what": what, "fraction": fraction}))
+        time.sleep(0.4)
     if FAKE.get("prepare_fails"):
         sys.exit("autoencoder.yaml: no such dataset")
 elif VERB == "reference":
+    die()
     write_rows([record(contender=name, family="reference", weights="none") for name in ("floor", "noise")])
 else:
     fit()

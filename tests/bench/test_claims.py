@@ -71,7 +71,6 @@ def results(make_row, **contenders):
         ([2.0, 3.1, 3.9], [1.0, 2.0, 3.0], "<", "fails"),
         ([2.0, 3.1, 3.9], [1.0, 2.0, 3.0], ">", "holds"),
         ([1.0, 2.0, 3.0], [1.1, 1.8, 3.2], "<", "undecided"),
-        ([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], "<", "undecided"),
         ([1.0], [2.0], "<", "undecided"),
     ],
 )
@@ -178,3 +177,37 @@ def test_other_units_are_not_compared(make_row):
     (got,) = judge(parse_claim("a.straightness < b.straightness"), rows, TASKS)
     assert got.verdict == "undecided"
     assert got.reason == "not comparable: squared data units against squared latent units"
+
+
+@pytest.mark.parametrize("operator", ["<", ">"])
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ([0.1 + 0.2], [0.3]),
+        ([0.1 + 0.2, 5.0], [0.3, 5.0]),
+        ([0.1 + 0.2, 0.6, 0.3], [0.3, 0.3 + 0.3, 0.1 + 0.2]),  # rounding on both sides: it has a variance
+        ([40.0, 40.0, 40.0], [40.0, 40.0, 40.0]),
+        ([1e300 * (0.1 + 0.2)], [3e299]),
+        ([-1e-300, 0.0], [-1e-300, 0.0]),
+    ],
+)
+def test_what_differs_by_rounding_is_equal_on_whichever_side_and_of_whatever_size(make_row, left, right, operator):
+    rows = results(make_row, a=left, b=right)
+    for text in (f"a.nll {operator} b.nll", f"b.nll {operator} a.nll"):
+        (got,) = judge(parse_claim(text), rows, TASKS)
+        assert (got.verdict, got.difference.mean) == ("equal", 0.0)
+        assert got.reason.startswith("equal to a relative 1e-09")
+
+
+@pytest.mark.parametrize("operator", ["<", ">"])
+def test_constants_that_differ_by_rounding_are_equal(make_row, operator):
+    rows = results(make_row, noise=[0.1 + 0.2], a=[0.3, 0.1 + 0.2])
+    for text in (f"noise.nll {operator} 0.3", f"0.3 {operator} noise.nll", f"a.nll {operator} noise.nll"):
+        assert judge(parse_claim(text), rows, TASKS)[0].verdict == "equal"
+    assert judge(parse_claim(f"3 * noise.nll {operator} 0.9"), rows, TASKS)[0].verdict == "equal"
+
+
+def test_a_difference_beyond_rounding_is_one(make_row):
+    rows = results(make_row, a=[1.0, 2.0, 3.0], b=[1.0 + 1e-8, 2.0 + 1e-8, 3.0 + 1e-8], noise=[1.0])
+    assert judge(parse_claim("a.nll < b.nll"), rows, TASKS)[0].verdict == "holds"
+    assert judge(parse_claim("noise.nll < 1.00000001"), rows, TASKS)[0].verdict == "holds"

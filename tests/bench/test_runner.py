@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from flowbench.bench.plan import make_plan, plan_lines
+from flowbench.bench.plan import make_plan
+from flowbench.bench.preview import plan_lines
 from flowbench.bench.status import Status, lock_is_held, read_status, write_status
 from flowbench.bench.store import load_rows
 

@@ -80,14 +80,3 @@ def test_neither_data_nor_models_are_built(workshop, monkeypatch):
     for name in ("build", "build_data", "build_model", "build_evaluator"):
         monkeypatch.setattr(Experiment, name, build)
     assert main(["bench", "-c", str(bench_of(workshop, {"b": {f"{MODEL}.label_dropout": 0.2}})), "--dry-run"]) == 0
-
-
-def test_a_claim_on_a_metric_that_is_not_known_is_pointed_out(workshop, capsys):
-    other = {"b": {f"{MODEL}.label_dropout": 0.2}}
-    claims = ["b.straigtness < 1", "b.fd[my-net] < 2", "b.mine > 3"]
-    assert main(["bench", "-c", str(bench_of(workshop, other, claims=claims)), "--dry-run"]) == 0
-    said = [line for line in capsys.readouterr().out.splitlines() if "a claim names" in line]
-    rest = "undecided unless one of your own is called so"
-    assert said[0].startswith("a claim names 'mine', no metric of flowbench")
-    assert said[1] == f"a claim names 'straigtness', no metric of flowbench (nearest: straightness): {rest}"
-    assert len(said) == 2

@@ -12,6 +12,8 @@ ensure_importable()
 
 import cli_dummies  # noqa: E402
 
+import flowbench.evaluation  # noqa: E402, F401 - it must bind the true classes before a test replaces them
+
 EXPERIMENT = """
     seed: 3
     data: {dataset: digits, batch_size: 16}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import types
@@ -229,15 +230,120 @@ def test_lightnings_own_errors_and_exits(experiment_file, runs, capsys):
     assert "interrupted" in _one_line(capsys)
 
 
-def test_debug_shows_the_error_and_bugs_are_never_hidden(experiment_file, runs):
+class Foreign(Exception):
+    """An error of a library that nobody thought of."""
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("bug"), Foreign("two\nlines"), RuntimeError("shapes"), ImportError("none such"), TypeError()]
+)
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "reference", "prepare"])
+def test_what_nobody_expects_is_one_line_with_its_type_and_the_place_of_the_traceback(
+    experiment_file, runs, capsys, tmp_path, monkeypatch, command, error
+):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+
+    def bug(*_given, **_options):
+        raise error
+
+    setattr(runs.module, command, bug)
+    assert main([command, "-c", "wcfm.yaml"]) == 1
+    line = _one_line(capsys)
+    assert line.startswith(f"flowbench: error: {type(error).__name__}")
+    assert line.endswith("; --debug shows the traceback")
+    log = Path(re.search(r"details in (\S+);", line)[1])
+    text = log.read_text()
+    assert "Traceback (most recent call last)" in text
+    assert "in bug" in text
+
+
+def test_commands_without_a_run_end_the_same_way(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def bug(*_given):
+        raise ZeroDivisionError("division by zero")
+
+    for place, words in {
+        "flowbench.bench.compare": ["compare", "a", "b"],
+        "flowbench.bench.build_report": ["report", "a"],
+        "flowbench.bench.run_bench": ["bench", "-c", "b.yaml"],
+        "flowbench.listing.listing": ["list"],
+        "flowbench.listing.data_table": ["data", "list"],
+    }.items():
+        monkeypatch.setattr(place, bug)
+        assert main(words) == 1
+        assert _one_line(capsys).startswith("flowbench: error: ZeroDivisionError: division by zero; details in ")
+
+
+def test_debug_shows_every_traceback(experiment_file, runs):
     def bug(*_given, **_options):
         raise KeyError("bug")
 
     runs.module.fit = bug
     with pytest.raises(KeyError, match="bug"):
-        main(["fit", "-c", "wcfm.yaml"])
+        main(["fit", "-c", "wcfm.yaml", "--debug"])
     with pytest.raises(ValueError, match="has no value"):
         main(["fit", "-c", "wcfm.yaml", "seed", "--debug"])
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"])
+def test_a_signal_ends_a_command_with_one_line_and_the_status_of_shells(experiment_file, runs, capsys, name):
+    number = getattr(signal, name)
+
+    def work(*_given, **_options):
+        signal.raise_signal(number)
+        pytest.fail("went on")
+
+    before = signal.getsignal(number)
+    runs.module.fit = work
+    assert main(["fit", "-c", "wcfm.yaml"]) == 128 + number
+    said = "interrupted" if name == "SIGINT" else f"ended by {name}"
+    assert _one_line(capsys) == f"flowbench: {said}; the same command continues"
+    assert signal.getsignal(number) == before
+
+
+def test_what_is_ignored_stays_ignored(experiment_file, runs, monkeypatch):
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        runs.module.fit = lambda *_given, **_options: signal.raise_signal(signal.SIGHUP)
+        assert main(["fit", "-c", "wcfm.yaml"]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_lightnings_exit_at_sigterm_is_no_success(experiment_file, runs, capsys):
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    def ended(*_given, **_options):
+        raise SIGTERMException
+
+    runs.module.fit = ended
+    assert main(["fit", "-c", "wcfm.yaml"]) == 143
+    assert "ended by SIGTERM" in _one_line(capsys)
+
+
+def test_an_exit_with_a_text_shows_it(experiment_file, runs, capsys):
+    runs.module.fit = lambda *_given, **_options: sys.exit("no licence")
+    assert main(["fit", "-c", "wcfm.yaml"]) == 1
+    assert _one_line(capsys) == "flowbench: error: no licence"
+
+
+@pytest.mark.parametrize("variable", ["LOCAL_RANK", "RANK", "NODE_RANK", "SLURM_PROCID"])
+def test_of_several_processes_the_first_speaks(experiment_file, runs, capsys, monkeypatch, variable):
+    def fail(*_given, **_options):
+        raise ValueError("a mistake")
+
+    runs.module.fit = fail
+    if variable == "SLURM_PROCID":
+        monkeypatch.setenv("SLURM_STEP_ID", "0")
+    monkeypatch.setenv(variable, "1")
+    assert main(["fit", "-c", "wcfm.yaml"]) == 2
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv(variable, "0")
+    assert main(["fit", "-c", "wcfm.yaml"]) == 2
+    assert "a mistake" in _one_line(capsys)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -10,17 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from flowbench.core.places import data_root
 from flowbench.data import get
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session")
 def full_set() -> Callable[[str], Path]:
-    """The folder that holds a data set, fetched when need be; the test is skipped where it cannot be had."""
+    """The folder that holds a data set, fetched as a user would; the test is skipped where it cannot be had."""
 
     def have(name: str) -> Path:
-        root = Path(os.environ.get("FLOWBENCH_DATA") or REPOSITORY / "data")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("FLOWBENCH_CACHE", raising=False)  # the session's, which is thrown away
+            root = data_root(name)
         entry = get(name)
         try:
             if entry.fetch is not None and not entry.is_present(root):

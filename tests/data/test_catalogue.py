@@ -79,7 +79,7 @@ def test_register_extends_the_catalogue(monkeypatch: pytest.MonkeyPatch) -> None
         (("npz",), "set path to your .npz file"),
         (("npz", "/no/such.npz"), "path: '/no/such.npz' does not exist"),
         (("digits", None, 8), "image_size: only 'image_folder' resizes, 'digits' does not"),
-        (("image_folder", "/", 0), "image_size: must be at least 1 pixel, got 0"),
+        (("image_folder", "/", 0), "image_size must be a whole number in [1, 65536] or None, got 0"),
     ],
 )
 def test_bad_requests(arguments: tuple[str, ...], expected: str) -> None:

@@ -177,9 +177,9 @@ def test_batch_survives_pickling() -> None:
     ("options", "expected"),
     [
         ({"dataset": "digit"}, "did you mean 'digits'"),
-        ({"batch_size": 0}, "batch_size: must be at least 1, got 0"),
-        ({"eval_batch_size": -1}, "eval_batch_size: must be at least 1, got -1"),
-        ({"num_workers": -1}, "num_workers: must be at least 0"),
+        ({"batch_size": 0}, "batch_size must be a whole number in [1, 1e+09], got 0"),
+        ({"eval_batch_size": -1}, "eval_batch_size must be a whole number in [1, 1e+09], got -1"),
+        ({"num_workers": -1}, "num_workers must be a whole number in [0, 1000], got -1"),
         ({"dequantize": "variational"}, "dequantize: must be 'uniform' or 'none', got 'variational'"),
         ({"dataset": "npz"}, "set path"),
     ],

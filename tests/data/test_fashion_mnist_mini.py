@@ -51,12 +51,12 @@ def test_the_data_folder_comes_before_the_checkout(tmp_path: Path, monkeypatch: 
     np.savez(tmp_path / FILE, **arrays)
     assert message(lambda: load_mini(tmp_path)).startswith(f"{tmp_path / FILE}: 'test' has sha256 ")
     shutil.copy(SHIPPED, tmp_path / FILE)
-    monkeypatch.setattr(fashion_mnist_mini, "__file__", str(tmp_path / "a" / "b" / "c.py"))
+    monkeypatch.setattr(fashion_mnist_mini, "resource", lambda name: tmp_path / "nowhere" / name)
     assert len(load_mini(tmp_path)["test"]) == 500
 
 
 def test_nowhere_to_be_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fashion_mnist_mini, "__file__", str(tmp_path / "a" / "b" / "c.py"))
+    monkeypatch.setattr(fashion_mnist_mini, "resource", lambda name: tmp_path / "nowhere" / name)
     text = message(lambda: load_mini(tmp_path))
     assert text.startswith(f"{tmp_path / FILE}: is not there; copy it from data/ of the repository")
     assert not get("fashion_mnist_mini").is_present(tmp_path)
@@ -79,8 +79,8 @@ def test_drawn_anew_from_the_full_set_it_is_the_same(full_set: Callable[[str], P
 def test_get_draws_it_where_it_is_missing(
     full_set: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fashion_mnist_mini, "__file__", str(tmp_path / "a" / "b" / "c.py"))
-    (tmp_path / "fashion_mnist").symlink_to(full_set("fashion_mnist") / "fashion_mnist")
+    monkeypatch.setattr(fashion_mnist_mini, "resource", lambda name: tmp_path / "nowhere" / name)
+    (tmp_path / "fashion_mnist").symlink_to((full_set("fashion_mnist") / "fashion_mnist").resolve())
     get("fashion_mnist_mini").fetch(tmp_path, print)
     assert len(load_mini(tmp_path)["train"]) == 1_750
 

@@ -98,7 +98,7 @@ def test_flips_are_refused_where_a_mirror_image_is_no_sample(dataset: str) -> No
 def test_flips_of_vectors_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="random_flip: 'moons' holds vectors"):
         FlowDataModule("moons", random_flip=True)
-    np.savez(tmp_path / "v.npz", x=np.zeros((20, 3)))
+    np.savez(tmp_path / "v.npz", x=np.random.default_rng(0).normal(size=(20, 3)))
     with pytest.raises(ValueError, match="random_flip: 'npz:v' holds vectors"):
         _ = FlowDataModule("npz", path=str(tmp_path / "v.npz"), random_flip=True).entry
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from flowbench.data import get
 from flowbench.data.copies import first_copies, leaks
-from flowbench.data.image_folder import read_image_folder
+from flowbench.data.image_folder import read_image_folder as find_images
 
 RNG = np.random.default_rng(0)
 
@@ -37,6 +37,11 @@ def save(path: Path, mode: str = "RGB", seed: int = 0, **options: Any) -> np.nda
 
 def fill(folder: Path, num: int = 12, mode: str = "RGB") -> list[np.ndarray]:
     return [save(folder / f"{i:02}.png", mode, seed=100 + i) for i in range(num)]
+
+
+def read_image_folder(path: Path) -> tuple[torch.Tensor, torch.Tensor | None]:
+    found = find_images(path)
+    return torch.from_numpy(found.values), None if found.label is None else torch.from_numpy(found.label)
 
 
 def message(call: Callable[[], object]) -> str:

@@ -80,11 +80,14 @@ def test_shards_cover_exactly_once_in_step(num: int, batch: int, world: int) -> 
     ("call", "message"),
     [
         (lambda: EndlessSampler(10, 5, 0, 0, 2), "batch_size: 5 .* positive multiple of the 2 processes"),
-        (lambda: EndlessSampler(10, 0, 0), "batch_size: 0"),
-        (lambda: EndlessSampler(0, 5, 0), "the training split is empty"),
-        (lambda: EndlessSampler(10, 6, 0, 2, 2), "rank must be in 0..1, got 2"),
-        (lambda: ShardedSampler(10, 0), "eval_batch_size: must be at least 1"),
-        (lambda: ShardedSampler(2, 4, 0, 3), "2 samples are too few for 3 processes"),
+        (lambda: EndlessSampler(10, 0, 0), "batch_size must be a whole number in .*, got 0"),
+        (
+            lambda: EndlessSampler(0, 5, 0),
+            "num_samples must be a whole number in .*, got 0: the size of the training split",
+        ),
+        (lambda: EndlessSampler(10, 6, 0, 2, 2), r"rank must be a whole number in \[0, 1\], got 2"),
+        (lambda: ShardedSampler(10, 0), "batch_size must be a whole number in .*, got 0"),
+        (lambda: ShardedSampler(2, 4, 0, 3), "num_samples=2 are too few for 3 processes"),
     ],
 )
 def test_bad_arguments(call, message: str) -> None:

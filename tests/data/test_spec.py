@@ -77,13 +77,13 @@ def test_modality_and_sizes() -> None:
 
 @pytest.mark.parametrize("shape", [(), (3, 3), (0,), (1, 0, 8)])
 def test_bad_shape(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="shape must be"):
+    with pytest.raises(ValueError, match=r"shape(\[\d\])? must be"):
         spec(shape=shape)
 
 
 @pytest.mark.parametrize("levels", [0, 1, 257])
 def test_bad_levels(levels: int) -> None:
-    with pytest.raises(ValueError, match="levels must be 2 to 256"):
+    with pytest.raises(ValueError, match=r"levels must be a whole number in \[2, 256\] or None, got"):
         spec(levels)
 
 

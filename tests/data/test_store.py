@@ -16,7 +16,7 @@ import torch
 
 from flowbench.data.real_images import canonical_splits
 from flowbench.data.sources import Source, obtain
-from flowbench.data.store import Arrays, ImageStore, Part, array_sha256, data_root
+from flowbench.data.store import Arrays, ImageStore, Part, array_sha256
 
 
 def random_arrays(seed: int = 0) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -185,6 +185,16 @@ def test_concurrent_gets_fetch_once(tmp_path: Path) -> None:
     assert sum("verified" in line for line in said) == 3
 
 
+def test_a_folder_of_somebodys_own_is_not_replaced(tmp_path: Path) -> None:
+    """It may have the data set's name."""
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "holiday.png").write_bytes(b"mine")
+    source = Source("packages", "a test", lambda root, scratch: ARRAYS)
+    text = message(lambda: obtain(STORE, [source], tmp_path, lambda line: None))
+    assert "toy: holds files that are not of the data set (holiday.png); move them, or set FLOWBENCH_DATA" in text
+    assert visible(tmp_path / "toy") == ["holiday.png"]
+
+
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / ".toy-killed").mkdir()
     (tmp_path / ".toy-killed" / "half").write_text("half a file")
@@ -253,10 +263,3 @@ def test_a_store_in_a_read_only_folder_is_read(tmp_path: Path, unprivileged: Pat
     obtain(STORE, [], unprivileged, lines.append)
     assert lines == [f"toy: verified in {unprivileged / 'toy'}"]
     assert len(STORE.open(unprivileged)["train"]) == 12
-
-
-def test_where_data_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("FLOWBENCH_DATA", raising=False)
-    assert data_root() == Path("data")
-    monkeypatch.setenv("FLOWBENCH_DATA", "/somewhere")
-    assert data_root() == Path("/somewhere")

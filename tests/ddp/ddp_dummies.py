@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 
 from flowbench.families import Loss, TARFlow
 
@@ -16,3 +18,27 @@ class PoisonedTARFlow(TARFlow):
         if poisoned and self.trainer.global_step == 2 and self.global_rank == 1:
             return Loss(loss.total * float("nan"))
         return loss
+
+
+class EndingTARFlow(TARFlow):
+    """Ends one process in the way that the environment says: ``rank,step,how`` with a signal, `error` or `mistake`."""
+
+    def on_train_batch_start(self, batch, batch_idx):
+        self._end(self.trainer.global_step)
+
+    def on_test_batch_start(self, batch, batch_idx):
+        self._end("test")
+
+    def _end(self, step):
+        rank, when, how = os.environ.get("FLOWBENCH_TEST_END", "9,9,").split(",")
+        if str(step) != when:
+            return
+        if int(rank) != self.global_rank:
+            # Work without a word to the others, as drawing samples is.
+            time.sleep(float(os.environ.get("FLOWBENCH_TEST_WORK", "0")))
+        elif how == "error":
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+        elif how == "mistake":
+            raise ValueError("data.path holds something else here")
+        else:
+            os.kill(os.getpid(), getattr(signal, how))

@@ -44,8 +44,11 @@ def test_class_accuracy_is_that_of_the_whole_classifier():
 
 def test_class_accuracy_needs_labels_and_a_classifier():
     assert ClassAccuracy("digits-cnn").measure(classified(None, cloud(12, DIGITS, 4))[0]) == []
+    given = subject(DIGITS)
+    assert ClassAccuracy("identity").measure(given) == [], "without labels there is nothing to compare"
+    given.samples.label = torch.zeros(len(given.samples), dtype=torch.int64)
     with pytest.raises(ValueError, match="class_accuracy needs a classifier of the data set, identity is none"):
-        ClassAccuracy("identity").measure(subject(DIGITS))
+        ClassAccuracy("identity").measure(given)
 
 
 def test_real_images_bring_their_own_labels():

@@ -28,7 +28,7 @@ def test_what_cannot_be_guided_is_not_swept(tmp_path):
     assert not [row for row in rows if "sweep" in row.protocol]
     assert {row.guidance for row in rows} == {None}
     for wrong in ([0.5], [True]):
-        with pytest.raises(ValueError, match=r"sweep\.guidance must be numbers >= 1"):
+        with pytest.raises(ValueError, match=r"sweep\.guidance\[0\] must be a number in \[1, .*, got"):
             evaluator(sweep={"guidance": wrong})
 
 

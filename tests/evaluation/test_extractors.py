@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flowbench.data import FlowDataModule
-from flowbench.evaluation import cache_dir, extractors, get_extractor
+from flowbench.evaluation import extractors, get_extractor
 from flowbench.evaluation.samples import RealSet
 from flowbench.metrics import ClassifierFeatures, IdentityFeatures, classification_accuracy
 
@@ -110,16 +110,16 @@ def test_an_interrupted_training_leaves_no_half_a_file(cache, monkeypatch):
         (
             "digits",
             "vgg",
-            "no feature extractor 'vgg' for the dataset digits: use identity, norm, digits-cnn, inception, incep",
+            "no feature extractor 'vgg' for the dataset digits: use auto, identity, norm, digits-cnn, inception, incep",
         ),
         (
             "digits",
             "mnist-cnn",
-            "no feature extractor 'mnist-cnn' for the dataset digits: use identity, norm, digits-cnn",
+            "no feature extractor 'mnist-cnn' for the dataset digits: use auto, identity, norm, digits-cnn",
         ),
-        ("moons", "inception", "no feature extractor 'inception' for the dataset moons: use identity, norm$"),
-        ("moons", "moons-cnn", "no feature extractor 'moons-cnn' for the dataset moons: use identity, norm$"),
-        ("moons", "digits-cnn", "no feature extractor 'digits-cnn' for the dataset moons: use identity, norm$"),
+        ("moons", "inception", "no feature extractor 'inception' for the dataset moons: use auto, identity, norm$"),
+        ("moons", "moons-cnn", "no feature extractor 'moons-cnn' for the dataset moons: use auto, identity, norm$"),
+        ("moons", "digits-cnn", "no feature extractor 'digits-cnn' for the dataset moons: use auto, identity, norm$"),
     ],
 )
 def test_unknown_names(dataset, name, expected):
@@ -210,7 +210,7 @@ def test_a_users_own_labelled_images(cache, short_training, tmp_path, kind):
 
 
 def test_a_classifier_needs_labels(cache, short_training, tmp_path):
-    with pytest.raises(ValueError, match="npz-cnn is a classifier, but npz has no labels: use features: identity"):
+    with pytest.raises(ValueError, match="npz-cnn is a classifier, but npz has no labels: use features: auto"):
         get_extractor("npz-cnn", images(tmp_path, labelled=False))
     assert not short_training
 
@@ -222,13 +222,6 @@ def test_other_data_in_the_same_file_get_a_classifier_of_their_own(cache, short_
     second = get_extractor("npz-cnn", FlowDataModule("npz", str(tmp_path / "own.npz")))
     assert len(short_training) == 2
     assert first.checksum != second.checksum
-
-
-def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
-    monkeypatch.setenv("FLOWBENCH_CACHE", str(tmp_path))
-    assert cache_dir() == tmp_path
-    monkeypatch.delenv("FLOWBENCH_CACHE")
-    assert str(cache_dir()) == "data/cache"
 
 
 def test_norms_need_no_network(cache):

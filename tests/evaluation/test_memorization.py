@@ -31,7 +31,7 @@ def test_copies_are_found_and_shown():
     found = {m.metric: m for m in metric.measure(split_subject(copies, train, held_out, DIGITS))}
     plain = {m.metric: m for m in metric.measure(split_subject(fresh, train, held_out, DIGITS))}
     assert found["data_copying[identity]"].value < plain["data_copying[identity]"].value - 1
-    assert found["authenticity[identity]"].value == pytest.approx(plain["authenticity[identity]"].value, abs=7 / 20)
+    assert found["authenticity[identity]"].value == pytest.approx(plain["authenticity[identity]"].value, abs=7.5 / 20)
     assert found["authenticity[identity]"].value <= 13 / 20
     assert found["authenticity[identity]"].protocol == "identity/train-80/20/test-20"
     picture = metric.pictures(split_subject(copies, train, held_out, DIGITS))["nearest-identity"]

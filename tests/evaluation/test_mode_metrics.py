@@ -61,5 +61,5 @@ def test_data_without_labels_have_no_modes():
 
 
 def test_a_radius_is_positive():
-    with pytest.raises(ValueError, match="radius must be positive, got 0"):
+    with pytest.raises(ValueError, match=r"radius must be a number in .*, got 0"):
         NearestData(0.0)

@@ -6,6 +6,7 @@ import torch
 from scipy.stats import multivariate_normal
 from sklearn.mixture import GaussianMixture
 
+from flowbench.core.remarks import say_once
 from flowbench.data import FlowDataModule
 from flowbench.evaluation import Evaluator, FrechetDistance, NegativeLogLikelihood
 from flowbench.evaluation import reference as module
@@ -147,3 +148,27 @@ def test_rows_of_the_evaluator(digits):
     assert {r.protocol for r in rows if r.metric != "nll"} == {"identity/train-1077/50"}
     assert rows[0].provenance["dataset_version"] == digits.spec.version
     assert len(rows[0].provenance["extractors"]["identity"]) == 16
+
+
+def test_covariances_that_no_machine_has_room_for_are_left_out_with_a_word(tmp_path, monkeypatch, capsys):
+    """Photographs of 256 pixels a side have 196,608 dimensions: their covariance takes 288 GiB."""
+    monkeypatch.setattr(module, "MOST_DIMENSIONS", 63)
+    say_once.cache_clear()
+    assert list(subjects_of(FlowDataModule("digits"), 20, "val", 0)) == ["floor", "noise"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("gaussian, gmm: left out, because a covariance of 64 dimensions takes 0 GiB")
+    assert "data.image_size" in line
+
+
+def test_a_mixture_that_has_not_converged_says_so_once(monkeypatch):
+    fit = GaussianMixture.fit
+
+    def stopped(self, points):
+        self.max_iter = 1
+        return fit(self, points)
+
+    monkeypatch.setattr(GaussianMixture, "fit", stopped)
+    x = np.random.default_rng(0).standard_normal((300, 2))
+    with pytest.warns(UserWarning, match="mixture of 5 Gaussians has not converged after 1 steps") as told:
+        module.fit_mixture(x[:200], x[200:], (5,), seed=0)
+    assert len(told) == 1

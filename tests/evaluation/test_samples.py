@@ -145,7 +145,7 @@ def test_a_read_only_cache_is_read(cache):
 def test_finding_takes_no_lock(cache, monkeypatch):
     """So that a read-only cache serves; root, who runs some test machines, may write there all the same."""
     RealSet(FlowDataModule("digits"), "train").features(Counting(), 50)
-    monkeypatch.setattr(samples_module, "FileLock", None)
+    monkeypatch.setattr(samples_module, "locked", None)
     assert RealSet(FlowDataModule("digits"), "train").features(Counting(), 50).shape == (50, 8)
 
 

@@ -247,7 +247,7 @@ def test_agreement_counts_pixels():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SemanticConditioner(1), "two categories"),
+        (lambda: SemanticConditioner(1), r"categories must be a whole number in \[2, .*, got 1"),
         (lambda: SemanticConditioner(blur=2), "odd side"),
         (lambda: SemanticConditioner(maps="drawn"), "maps must be one of derived, given"),
         (lambda: SemanticConditioner().channels(PixelSpace((2,))), "the data are points"),

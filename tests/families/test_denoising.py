@@ -25,6 +25,7 @@ from flowbench.families import (
 from flowbench.families.noise.score_gradient import check_shared_backward, score, with_input_gradient
 from flowbench.families.optimization import build_optimizer
 
+from ..closeness import assert_near, magnitude
 from ..contract.builders import IMAGES, POINTS, autoencoder, batch_of, build
 
 NOISE = 0.4
@@ -152,8 +153,10 @@ def test_gradients_of_the_flow_are_those_of_a_plain_backward(name, spec, scale):
     batch = batch_of(spec, 16)
     (scale * module.training_loss(batch, rng()).total).backward()
     (scale * plain.training_loss(batch, rng()).total).backward()
+    # The bias of an attention's keys has no gradient but rounding.
+    least = 0.01 * magnitude(theirs.grad for theirs in plain.flow.parameters())
     for (key, mine), theirs in zip(module.flow.named_parameters(), plain.flow.parameters(), strict=True):
-        torch.testing.assert_close(mine.grad, theirs.grad, msg=key)
+        assert_near(mine.grad, theirs.grad, scale=least, label=key)
     x = module.space.encode(batch.x, rng())
     generator = rng()
     module.space.encode(batch.x, generator)
@@ -161,8 +164,9 @@ def test_gradients_of_the_flow_are_those_of_a_plain_backward(name, spec, scale):
     tokens = module._tokens(x)
     expected = module.denoiser.matching_loss(tokens, label, score(plain._log_density, tokens, label))
     wanted = torch.autograd.grad(scale * expected, list(module.denoiser.parameters()))
-    for parameter, gradient in zip(module.denoiser.parameters(), wanted, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-5 * scale)
+    least = 0.01 * magnitude(wanted)
+    for (key, parameter), gradient in zip(module.denoiser.named_parameters(), wanted, strict=True):
+        assert_near(parameter.grad, gradient, ulps=1024, scale=least, label=key)
 
 
 def test_the_target_does_not_depend_on_batch_accumulation_or_scaling():
@@ -265,7 +269,8 @@ def test_clipping_keeps_the_denoisers_gradient_out_of_the_flows():
     assert norms["flow"] > 1e-3
     for part in (module.flow, module.denoiser):
         clipped = torch.stack([p.grad.norm() for p in part.parameters()]).norm()
-        assert float(clipped) == pytest.approx(1e-3, rel=1e-3)
+        # torch divides by the norm plus 1e-6.
+        assert float(clipped) == pytest.approx(1e-3, rel=1e-2)
 
 
 # ---- flow-score matching ----------------------------------------------------------------------------------
@@ -359,12 +364,12 @@ def test_a_denoiser_belongs_to_one_flow():
 
 
 def test_values_out_of_range():
-    with pytest.raises(ValueError, match="Tweedie strength must be positive and finite"):
+    with pytest.raises(ValueError, match=r"Tweedie strength must be a number in .*, got"):
         Tweedie(strength=0.0)
-    with pytest.raises(ValueError, match="Tweedie batch_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"Tweedie batch_size must be a whole number in .*, got 0"):
         Tweedie(batch_size=0)
     for std in (0.0, -0.1, math.inf, math.nan):
-        with pytest.raises(ValueError, match="GaussianNoise std must be positive and finite"):
+        with pytest.raises(ValueError, match=r"GaussianNoise std must be a number in .*, got"):
             GaussianNoise(std)
 
 

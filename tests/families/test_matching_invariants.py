@@ -24,6 +24,7 @@ from flowbench.flows.weight.tilt import effective_share
 from flowbench.metrics import path_geometry
 from flowbench.networks import MLP
 from flowbench.seeds import generator
+from tests.closeness import assert_near
 
 from ..contract.builders import POINTS, perturb
 from .test_trained import matching, train
@@ -50,7 +51,7 @@ def trained_on(flow: FlowMatching, x1: Tensor, seed: int = 0) -> PathSample:
     (found,) = seen
     with torch.no_grad():
         error = (flow.network(found.xt, found.t, None) - found.velocity).square().mean()
-    torch.testing.assert_close(loss.total.detach(), error)
+    assert_near(loss.total.detach(), error)
     return found
 
 

@@ -147,9 +147,9 @@ def test_what_is_logged():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"oversample": 0}, "oversample must be at least 1, got 0"),
+        ({"oversample": 0}, "oversample must be a whole number in .*, got 0"),
         ({"ahead": -1}, "ahead must"),
-        ({"workers": 0}, r"workers must lie in \[1, ahead\], got workers=0 and ahead=1"),
+        ({"workers": 0}, r"workers must be a whole number in \[1, 1\], got 0: each needs one of the ahead=1 groups"),
         ({"workers": 3, "ahead": 2}, "workers must"),
     ],
 )

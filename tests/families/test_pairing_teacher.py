@@ -14,6 +14,7 @@ from flowbench.families.normalized_flow_matching import NormalizedFlowMatching
 from flowbench.families.pairing.teacher import TeacherPairing
 from flowbench.flows import GaussianSource
 from flowbench.networks import MLP, DiT
+from tests.closeness import assert_near
 
 from ..contract.builders import IMAGES, autoencoder, batch_of, build, perturb
 from .teachers import LABELLED, MEAN, PLANE, STD, gaussian_teacher
@@ -45,7 +46,7 @@ def normal(num: int = 64, seed: int = 0) -> torch.Tensor:
 def test_every_point_starts_where_an_affine_flow_maps_it():
     x = normal()
     pairs = pairs_of(student(gaussian_teacher()), Batch(x))
-    torch.testing.assert_close(pairs.x0, (x - MEAN) / STD, atol=1e-5, rtol=1e-5)
+    assert_near(pairs.x0, (x - MEAN) / STD)
     assert torch.equal(pairs.x1, x)
     found = pairs.diagnostics()
     independent = (pairs.x0.roll(1, 0) - x).square().sum()
@@ -57,7 +58,7 @@ def test_the_regression_target_of_an_affine_flow_is_a_function_of_the_point():
     """x1 - x0 = mean + (std - 1) x0: what makes one Euler step exact, and what independent pairs do not have."""
     x = normal()
     pairs = pairs_of(student(gaussian_teacher()), Batch(x))
-    torch.testing.assert_close(pairs.x1 - pairs.x0, MEAN + (STD - 1) * pairs.x0, atol=1e-5, rtol=1e-5)
+    assert_near(pairs.x1 - pairs.x0, MEAN + (STD - 1) * pairs.x0)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -67,7 +68,7 @@ def test_labels_are_those_of_the_data_or_null_where_the_teacher_knows_it_too(dro
     dropped = label.masked_fill(torch.arange(6) < 2, 2)
     pairs = pairs_of(flow, Batch(x, label), dropped)
     told = (dropped if dropout else label) % 2
-    torch.testing.assert_close(pairs.x0, (x - MEAN - told[:, None]) / STD, atol=1e-5, rtol=1e-5)
+    assert_near(pairs.x0, (x - MEAN - told[:, None]) / STD)
     assert torch.equal(pairs.label, dropped), "the network still does without"
 
 

@@ -20,6 +20,7 @@ from flowbench.families import (
 )
 from flowbench.families.optimization import build_optimizer
 from flowbench.flows import AutoregressiveGuidance, JacobiInverse, SequentialInverse
+from tests.closeness import assert_near
 
 from ..contract.builders import IMAGES, POINTS, batch_of, build, perturb
 
@@ -114,12 +115,12 @@ def test_samples_carry_the_certificate_of_their_inverse():
     plain = oblong().sample(noise)
     assert plain.residual is None
     assert plain.iterations.shape == (3, 3)
-    flow = oblong(inverse=JacobiInverse(1e-5))
+    flow = oblong(inverse=JacobiInverse(1e-2))  # coarse, so that the residual is more than rounding
     drawn = flow.sample(noise)
     z, _ = flow.flow(flow._tokens(drawn.x), None)
     residual = (z - flow._tokens(noise)).abs().flatten(1).amax(1)
-    assert float(drawn.residual.max()) <= 1e-5
-    torch.testing.assert_close(drawn.residual, residual.detach(), atol=5e-6, rtol=0.0)
+    assert 1e-4 < float(drawn.residual.max()) <= 1e-2
+    assert_near(drawn.residual, residual.detach(), scale=0.1 * float(noise.abs().max()))
 
 
 def test_the_sampler_has_a_name():
@@ -223,7 +224,7 @@ def test_the_latent_norm_is_that_of_the_states_between_the_blocks():
     assert float(losses[1].parts["latent_norm"]) == pytest.approx(expected, rel=1e-5)
     assert float((losses[1].total - losses[0].total).detach()) == pytest.approx(0.1 * expected, rel=1e-4)
     assert torch.equal(losses[0].parts["nll"], losses[1].parts["nll"])
-    with pytest.raises(ValueError, match=r"latent_norm must be finite and >= 0, got -1: 0 is no regulariser"):
+    with pytest.raises(ValueError, match=r"latent_norm must be a number in .*, got -1: 0 is no regulariser"):
         oblong(latent_norm=-1)
 
 
@@ -393,6 +394,6 @@ def test_spaces_and_augmentations_must_agree():
 def test_guidance_that_could_not_act_is_refused():
     with pytest.raises(ValueError, match=r"guidance of scale 2 needs labels"):
         oblong(guidance=AutoregressiveGuidance(2.0))
-    with pytest.raises(ValueError, match="guidance scale must be finite and at least 1"):
+    with pytest.raises(ValueError, match=r"guidance scale must be a number in \[1, .*, got"):
         oblong(conditional=True, guidance=0.5)
     oblong(guidance=AutoregressiveGuidance(2.0, temperature=0.5))

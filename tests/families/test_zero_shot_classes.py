@@ -79,5 +79,5 @@ def test_the_interval_of_a_proportion(successes, trials):
         assert stats.binom.sf(successes - 1, trials, low) == pytest.approx(0.025)
     if successes < trials:
         assert stats.binom.cdf(successes, trials, high) == pytest.approx(0.025)
-    with pytest.raises(ValueError, match="got 3 of 2"):
+    with pytest.raises(ValueError, match=r"successes must be a whole number in \[0, 2\], got 3"):
         clopper_pearson(3, 2)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from flowbench.metrics.weights import PretrainedWeights, efficientnet_weights, inception_weights
 
-KEPT = Path(__file__).parents[2] / "data" / "cache"
 
-
-def weights_or_skip(load, file: str) -> PretrainedWeights:
-    """From the repository's cache when they are there, else as a user would get them; a skip says why not."""
+def weights_or_skip(load) -> PretrainedWeights:
+    """From the user's cache, which gets them as a user would; a skip says why not."""
     with pytest.MonkeyPatch.context() as patch:
-        if (KEPT / "weights" / file).is_file():
-            patch.setenv("FLOWBENCH_CACHE", str(KEPT))
+        patch.delenv("FLOWBENCH_CACHE", raising=False)  # the session's, which is thrown away
         try:
             return load()
         except ValueError as error:
@@ -26,10 +21,10 @@ def weights_or_skip(load, file: str) -> PretrainedWeights:
 @pytest.fixture(scope="session")
 def inception_state() -> dict[str, torch.Tensor]:
     """FID's Inception, as torch-fidelity names its tensors."""
-    return weights_or_skip(inception_weights, "inception-2015-12-05.pth").state
+    return weights_or_skip(inception_weights).state
 
 
 @pytest.fixture(scope="session")
 def efficientnet_file() -> str:
     """The registry's file of EfficientNet-lite0."""
-    return weights_or_skip(efficientnet_weights, "efficientnet-lite0-57934424.pth").origin
+    return weights_or_skip(efficientnet_weights).origin

@@ -28,6 +28,7 @@ from flowbench.metrics import (
 )
 from flowbench.metrics.features import NormFeatures, as_rgb, exact_inference, fold_normalisations
 from flowbench.seeds import generator
+from tests.closeness import assert_near
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ def test_larger_pictures_get_a_deeper_network_with_normalisation():
     deep = DigitsCNN((3, 32, 80), 4, width=4, stages=2)
     reduced = nn.functional.adaptive_avg_pool2d(big / 127.5 - 1, (32, 32))
     torch.testing.assert_close(deep.eval().features(big), deep.trunk(reduced))
-    with pytest.raises(ValueError, match="stages must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"stages must be a whole number in \[1, 16\], got 0"):
         DigitsCNN((1, 8, 8), 10, stages=0)
 
 
@@ -165,9 +166,9 @@ def test_extraction_does_not_depend_on_batches(model, digits):
     assert whole.dtype == torch.float32
     assert not whole.requires_grad
     for size in (1, 7, 99):
-        torch.testing.assert_close(extract(extractor, images, batch_size=size), whole, rtol=1e-5, atol=1e-5)
+        assert_near(extract(extractor, images, batch_size=size), whole)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(extractor(images), whole, rtol=1e-5, atol=1e-5)
+        assert_near(extractor(images), whole)
 
 
 def test_identity_keeps_coordinates():
@@ -179,7 +180,7 @@ def test_identity_keeps_coordinates():
     assert IdentityFeatures(3).checksum != extractor.checksum
     with pytest.raises(ValueError, match="3 coordinates, expected 2"):
         extractor(torch.zeros(4, 3))
-    with pytest.raises(ValueError, match="got 0 and 512"):
+    with pytest.raises(ValueError, match="needs samples, got none"):
         extract(extractor, torch.zeros(0, 2))
 
 
@@ -239,7 +240,12 @@ def test_damaged_weights_are_refused(model, tmp_path):
         (torch.zeros(4, 1, 8, 8), torch.zeros(4).long(), 2, "must be uint8"),
         (torch.zeros(4, 1, 8, 8).byte(), torch.zeros(3).long(), 2, r"shape \(4,\)"),
         (torch.zeros(4, 1, 8, 8).byte(), torch.tensor([0, 1, 2, 3]), 3, r"0\.\.2, got 0\.\.3"),
-        (torch.zeros(4, 1, 8, 8).byte(), torch.zeros(4).long(), 1, "at least 2"),
+        (
+            torch.zeros(4, 1, 8, 8).byte(),
+            torch.zeros(4).long(),
+            1,
+            r"num_classes must be a whole number in \[2, .*, got 1",
+        ),
         (torch.zeros(4, 1, 2, 8).byte(), torch.zeros(4).long(), 2, "resize"),
     ],
 )
@@ -278,7 +284,7 @@ def test_folding_normalisations_keeps_what_a_network_computes():
     folded = fold_normalisations(network.train())
     assert not folded.training
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
-    torch.testing.assert_close(folded(x), expected, rtol=1e-5, atol=1e-6)
+    assert_near(folded(x), expected)
 
 
 def test_the_callers_precision_comes_back_even_after_an_error():
@@ -332,7 +338,7 @@ def test_clip_with_random_weights(tmp_path, monkeypatch):
     assert whole.dtype == torch.float32
     assert extractor.protocol == "clip-vit-b-32/bilinear-224"
     assert isinstance(extractor, FeatureExtractor)
-    torch.testing.assert_close(extract(extractor, pictures, batch_size=2), whole, rtol=1e-4, atol=1e-4)
+    assert_near(extract(extractor, pictures, batch_size=2), whole, ulps=1024)
     assert torch.equal(extractor(pictures[:, :1]), extractor(pictures[:, :1].repeat(1, 3, 1, 1)))
     assert extractor(pictures[:0]).shape == (0, 512)
 

@@ -106,11 +106,14 @@ def test_both_grow_with_distance():
         (lambda: kernel_distance(torch.ones(5, 2), torch.ones(5, 2), subset_size=3), "pass a generator"),
         (
             lambda: kernel_distance(torch.ones(5, 2), torch.ones(5, 2), subset_size=6, generator=torch.Generator()),
-            "subset_size=6",
+            r"subset_size must be a whole number in \[2, 5\], got 6",
         ),
         (lambda: kernel_distance(torch.ones(5, 2), torch.ones(5, 2), degree=0), "degree"),
         (lambda: mmd_rbf(torch.ones(5, 2), torch.ones(5, 2)), "median distance"),
-        (lambda: mmd_rbf(torch.ones(5, 2), torch.ones(5, 2), [-1.0]), "above 0"),
+        (
+            lambda: mmd_rbf(torch.ones(5, 2), torch.ones(5, 2), [-1.0]),
+            r"bandwidths\[0\] must be a number in \(0, .*, got -1",
+        ),
         (lambda: mmd_rbf(torch.full((5, 2), torch.inf), torch.ones(5, 2), [1.0]), "NaN or infinity"),
     ],
 )

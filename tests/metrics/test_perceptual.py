@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from flowbench.core.places import cached
 from flowbench.metrics import DigitsCNN, PerceptualDistance, feature_map_distance, save_classifier
 from flowbench.metrics.weights import EFFICIENTNET_MEMBER
 from flowbench.seeds import generator
@@ -92,11 +93,10 @@ def test_autocast_does_not_reach_the_features(classifier):
 @pytest.mark.parametrize("network", ["inception", "efficientnet-lite0"])
 def test_pretrained_networks_give_maps_and_gradients(network, monkeypatch):
     """Blur is farther than a small change of brightness, though its squared error is smaller."""
-    weights = Path("data/cache/weights")
+    monkeypatch.delenv("FLOWBENCH_CACHE", raising=False)  # the session's; the user's may hold the weights
     name = "inception-2015-12-05.pth" if network == "inception" else Path(EFFICIENTNET_MEMBER).name
-    if not (weights / name).is_file():
-        pytest.skip(f"the weights of {network} are not in {weights}")
-    monkeypatch.setenv("FLOWBENCH_CACHE", "data/cache")
+    if not cached("weights", name).is_file():
+        pytest.skip(f"the weights of {network} are not in {cached('weights')}")
     from sklearn.datasets import load_sample_images
 
     picture = torch.tensor(load_sample_images().images[0][100:228, 200:328].copy()).permute(2, 0, 1)[None]

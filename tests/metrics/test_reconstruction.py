@@ -23,7 +23,7 @@ def test_against_torchmetrics(data_range):
     x = torch.rand(5, 3, 6, 6, generator=rng, dtype=torch.float64)
     x_hat = x + 0.1 * torch.randn(x.shape, generator=rng, dtype=torch.float64)
     wanted = peak_signal_noise_ratio(x_hat, x, data_range=data_range, reduction="none", dim=(1, 2, 3))
-    torch.testing.assert_close(psnr(x, x_hat, data_range), wanted)
+    torch.testing.assert_close(psnr(x, x_hat, data_range), wanted, rtol=1e-6, atol=0)  # its constants are float32
 
 
 @given(st.floats(1e-3, 1.0))
@@ -44,5 +44,5 @@ def test_the_mean_over_images_is_at_least_the_ratio_of_the_mean_error():
 def test_user_errors_are_named():
     with pytest.raises(ValueError, match=r"got \(2, 3\) and \(2, 4\)"):
         psnr(torch.zeros(2, 3), torch.zeros(2, 4))
-    with pytest.raises(ValueError, match="data_range must be > 0"):
+    with pytest.raises(ValueError, match=r"data_range must be a number in .*, got 0"):
         psnr(torch.zeros(2, 3), torch.zeros(2, 3), 0.0)

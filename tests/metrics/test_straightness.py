@@ -306,7 +306,7 @@ def test_normalized_path_energy_splits(s, displacement, w2):
 def test_normalized_path_energy_is_signed_and_refuses_no_transport():
     assert normalized_path_energy(1.0, 2.0) == -0.5
     for w2 in (0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match="w2_squared must be finite and above 0"):
+        with pytest.raises(ValueError, match=r"w2_squared must be a number in \(0, .*, got"):
             normalized_path_energy(1.0, w2)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flowbench.networks import cache as cache_module
 from flowbench.networks.causal_transformer import CausalTransformer
+from tests.closeness import assert_near
 
 POSITIONS = [("rope", None), ("rope", (2, 5)), ("learned", None)]
 STARTS = ["learned", "zero"]
@@ -78,8 +79,8 @@ def test_pages_change_nothing(start, page, monkeypatch):
     cache = net.allocate_cache(3)
     assert len(cache.layers[0].pages) == -(-net.num_slots // page)
     assert cache.num_bytes == 2 * 2 * 3 * net.num_slots * 16 * 4
-    torch.testing.assert_close(stepwise(net, x, label), reference, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(in_runs(net, x, label, [2, 5, 1, 2]), reference, rtol=1e-5, atol=1e-6)
+    assert_near(stepwise(net, x, label), reference)
+    assert_near(in_runs(net, x, label, [2, 5, 1, 2]), reference)
     if page < net.num_slots:
         with pytest.raises(ValueError, match="needs a static cache"):
             net.step(x[:, 0], torch.tensor(1), cache, label)
@@ -222,7 +223,7 @@ def test_wrong_calls_are_named():
         net.extend(x[:, 0, 0], 1, cache)
     with pytest.raises(ValueError, match="tokens 8 to 10 are not within 0 to 9"):
         net.extend(x[:, :3], 8, cache)
-    with pytest.raises(ValueError, match="temperature must be positive and finite"):
+    with pytest.raises(ValueError, match="temperature must be a number in"):
         net(x, temperature=0.0)
     with pytest.raises(ValueError, match=r"temperature must be one number or have shape \(2,\), got \(3,\)"):
         net.extend(x, 0, cache, temperature=torch.ones(3))

@@ -260,20 +260,20 @@ def test_compiles_without_graph_breaks():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_tokens": 0}, "num_tokens must be at least 1, got 0"),
-        ({"num_classes": 0}, "num_classes must be at least 1"),
+        ({"num_tokens": 0}, "num_tokens must be a whole number in .*, got 0"),
+        ({"num_classes": 0}, "num_classes must be a whole number in"),
         ({"width": 30}, "width must be a multiple of head_dim 8, got 30"),
-        ({"depth": 0}, "depth must be at least 1"),
+        ({"depth": 0}, "depth must be a whole number in"),
         ({"head_dim": 1}, "head_dim must be a multiple of 2"),
         ({"grid": (2, 3), "head_dim": 2}, "head_dim must be a multiple of 4"),
         ({"grid": (2, 2)}, "grid must have num_tokens 6 cells, got 2 x 2"),
         ({"grid": (2, 3), "position": "learned"}, "needs position='rope'"),
         ({"position": "sinusoidal"}, "position must be 'rope' or 'learned', got 'sinusoidal'"),
         ({"start": "one"}, "start must be 'learned' or 'zero', got 'one'"),
-        ({"mlp_ratio": 0.0}, "mlp_ratio must be finite and at least 1 / width, got 0.0"),
-        ({"mlp_ratio": math.nan}, "mlp_ratio must be finite and at least 1 / width, got nan"),
-        ({"mlp_ratio": math.inf}, "mlp_ratio must be finite and at least 1 / width, got inf"),
-        ({"grid": (-2, -3)}, "grid must have num_tokens 6 cells, got -2 x -3"),
+        ({"mlp_ratio": 0.0}, "mlp_ratio must be a number in .*, got 0.0"),
+        ({"mlp_ratio": math.nan}, "mlp_ratio must be a number in .*, got nan"),
+        ({"mlp_ratio": math.inf}, "mlp_ratio must be a number in .*, got inf"),
+        ({"grid": (-2, -3)}, r"grid\[0\] must be .*, got -2"),
     ],
 )
 def test_impossible_options_are_named(options, message):

@@ -199,10 +199,12 @@ def test_distances_of_float32_points_match_differences(dim: int, offset: float):
     reference = (x0.double()[:, None] - x1.double()).square().sum(2)
     error = (squared_distances(x0, x1) - reference) / reference.mean()
     in_float32 = dim > 512 and offset < 1
-    assert error.abs().max() < (3e-7 if in_float32 else 1e-12)
+    # How rounding errors of a product add up is the processor's choice; they grow like the root of the dimension.
+    allowed = dim**0.5 * torch.finfo(torch.float32).eps if in_float32 else 1e-12
+    assert error.abs().max() < allowed
     # An assignment does not feel what a whole row or column is off by.
     felt = error - error.mean(0) - error.mean(1, keepdim=True) + error.mean()
-    assert felt.abs().max() < (2e-7 if in_float32 else 1e-12)
+    assert felt.abs().max() < allowed
 
 
 @pytest.mark.parametrize("dim", [3, 600])

@@ -79,5 +79,5 @@ def test_unequal_batches_draw_from_the_completed_plan():
 
 @pytest.mark.parametrize("mass", [0.0, -0.1, 1.1, float("nan")])
 def test_bad_masses_are_refused(mass: float):
-    with pytest.raises(ValueError, match=r"mass must lie in \(0, 1\]"):
+    with pytest.raises(ValueError, match=r"mass must be a number in"):
         PartialCoupling(mass)

@@ -18,6 +18,7 @@ from flowbench.flows.solver.diffusion import DDIM, DiffusionSolver, DPMSolverPlu
 from flowbench.flows.solver.fixed_step import Euler, Heun, Midpoint, RungeKutta4
 from flowbench.flows.solver.time_grid import EDMGrid, TimeGrid
 from flowbench.seeds import generator
+from tests.closeness import assert_near
 
 UNIT = torch.tensor([0.0, 1.0], dtype=torch.float64)
 INNER = torch.tensor([0.01, 0.99], dtype=torch.float64)
@@ -214,12 +215,12 @@ def test_noise_depends_on_the_sample_alone():
     x, path = points(9).float(), LinearPath()
     solver = EulerMaruyama(5)
     whole = end(solver, path, x)
-    assert torch.equal(end(solver, path, x[[4, 1]]), whole[[4, 1]])
+    assert_near(end(solver, path, x[[4, 1]]), whole[[4, 1]], ulps=16)
     assert torch.equal(end(solver, path, x), whole)
     torch.testing.assert_close(end(solver, path, x.double()).float(), whole, rtol=1e-4, atol=1e-4)
     assert not torch.equal(end(EulerMaruyama(5, seed=1), path, x), whole)
     twins = end(solver, path, x[[2, 2]])
-    assert torch.equal(twins[0], twins[1])
+    assert_near(twins[0], twins[1], ulps=16)
     with torch.inference_mode():
         assert torch.equal(end(solver, path, x + 0), whole)
 
@@ -296,9 +297,9 @@ def test_paths_and_uses_that_do_not_fit_are_refused(solver: DiffusionSolver):
 def test_bad_options_are_refused():
     with pytest.raises(ValueError, match="diffusion must be one of sigma, path, constant, got 'vp'"):
         EulerMaruyama(4, diffusion="vp")
-    with pytest.raises(ValueError, match="eta must be finite and >= 0, got -1"):
+    with pytest.raises(ValueError, match=r"eta must be a number in .*, got -1"):
         EulerMaruyama(4, eta=-1)
-    with pytest.raises(ValueError, match="source_std must be positive"):
+    with pytest.raises(ValueError, match="source_std must be a number in"):
         EulerMaruyama(4, source_std=0)
     with pytest.raises(ValueError, match=r'diffusion="path" is infinite at t = 0 of LinearPath\(\)'):
         end(EulerMaruyama(4, diffusion="path"), LinearPath(), points())

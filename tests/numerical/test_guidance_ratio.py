@@ -168,11 +168,14 @@ def test_the_decay_follows_the_ratios_of_a_model(squared: bool):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: RatioAwareGuidance(max_scale=0.5), "max_scale must be finite and >= 1, got 0.5"),
-        (lambda: RatioAwareGuidance(decay=-1), "decay must be finite and >= 0, got -1"),
+        (lambda: RatioAwareGuidance(max_scale=0.5), "max_scale must be a number in .*, got 0.5"),
+        (lambda: RatioAwareGuidance(decay=-1), "decay must be a number in .*, got -1"),
         (lambda: RatioAwareGuidance(reduce="mean"), "reduce must be one of sample, batch, got 'mean'"),
-        (lambda: RatioAwareGuidance().with_scale(0.0), "max_scale must be finite and >= 1"),
-        (lambda: RatioAwareGuidance().with_decay_from(RatioProfile(*torch.ones(3, 2)), 0), "strength must be positive"),
+        (lambda: RatioAwareGuidance().with_scale(0.0), "max_scale must be a number in"),
+        (
+            lambda: RatioAwareGuidance().with_decay_from(RatioProfile(*torch.ones(3, 2)), 0),
+            "strength must be a number in",
+        ),
         (
             lambda: RatioAwareGuidance().with_decay_from(RatioProfile(*torch.zeros(3, 2))),
             "the median ratio is 0: this model does not tell its labels apart",

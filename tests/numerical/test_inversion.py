@@ -12,6 +12,7 @@ from flowbench.flows import (
     JacobiInverse,
     SequentialInverse,
 )
+from tests.closeness import assert_near
 
 from .autoregressive_builders import make_flow, normal, starflow
 
@@ -79,13 +80,14 @@ def test_an_empty_batch_is_inverted(method):
     assert inversion.network_evaluations == 0
 
 
-def test_the_certificate_is_the_residual_of_the_flow():
-    flow, z, label = make_flow(3), normal(4, 6, 2), torch.tensor([0, 1, 2, 3])
-    low = flow.float()
-    inversion = low.invert(z.float(), label, method=SequentialInverse(certify=True))
-    expected = (low(inversion.x, label)[0] - z.float()).abs().amax((1, 2))
-    torch.testing.assert_close(inversion.residual, expected)
-    assert 0 < inversion.residual.max() < 1e-5
+@pytest.mark.parametrize(("dtype", "least", "most"), [(torch.float32, 0.0, 1e-5), (torch.bfloat16, 1e-3, 0.5)])
+def test_the_certificate_is_the_residual_of_the_flow(dtype, least, most):
+    """A bfloat16 network's, the same arithmetic step by step and at once, stands well above rounding of the state."""
+    flow, z, label = make_flow(3).to(dtype), normal(4, 6, 2).float(), torch.tensor([0, 1, 2, 3])
+    inversion = flow.invert(z, label, method=SequentialInverse(certify=True))
+    expected = (flow(inversion.x, label)[0] - z).abs().amax((1, 2))
+    assert_near(inversion.residual, expected, scale=z.abs().max().item(), ulps=16)
+    assert least < inversion.residual.max() < most
 
 
 def test_auto_chooses_by_the_batch_and_the_device():
@@ -140,20 +142,20 @@ def test_windows_may_come_in_any_sequence():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: SequentialInverse(0), "chunk must be at least 1, or None for the whole batch, got 0"),
-        (lambda: JacobiInverse(-1.0), "tolerance must be finite and >= 0"),
-        (lambda: JacobiInverse(float("nan")), "tolerance must be finite and >= 0"),
+        (lambda: SequentialInverse(0), "chunk must be a whole number in .*, got 0"),
+        (lambda: JacobiInverse(-1.0), "tolerance must be a number in"),
+        (lambda: JacobiInverse(float("nan")), "tolerance must be a number in"),
         (
             lambda: JacobiInverse(block_size=0),
-            "block_size must be a whole number of at least 1, None, or a list of these, got 0",
+            "block_size must be a whole number in .*, got 0",
         ),
         (lambda: JacobiInverse(block_size=2.0), "block_size must be .*, got 2.0"),
-        (lambda: JacobiInverse(block_size="12"), "block_size must be .*, got 12"),
-        (lambda: JacobiInverse(block_size=[2, 0]), "block_size must be"),
-        (lambda: JacobiInverse(block_size=[]), "block_size must be"),
-        (lambda: JacobiInverse(max_iterations=0), "max_iterations must be a whole number of at least 1"),
+        (lambda: JacobiInverse(block_size="12"), "block_size must be .*, got '12'"),
+        (lambda: JacobiInverse(block_size=[2, 0]), "block_size"),
+        (lambda: JacobiInverse(block_size=[]), "block_size"),
+        (lambda: JacobiInverse(max_iterations=0), "max_iterations must be a whole number in"),
         (lambda: JacobiInverse(max_iterations=2.5), "max_iterations must be .*, got 2.5"),
-        (lambda: AutoInverse(crossover=-1), "crossover must be a batch size >= 0"),
+        (lambda: AutoInverse(crossover=-1), "crossover must be a whole number in .*, got -1: a batch size"),
         (
             lambda: make_flow(2).inverse(normal(1, 6, 2), method=JacobiInverse(block_size=[1])),
             "one entry for each of 2 blocks, got 1",

@@ -188,7 +188,7 @@ def test_a_scalar_time_holds_for_every_sample(name):
     network = build(name)
     x, _, label = inputs(network)
     time = torch.tensor(0.3, dtype=torch.float64)
-    assert torch.equal(network(x, time, label), network(x, time.expand(len(x)), label))
+    torch.testing.assert_close(network(x, time, label), network(x, time.expand(len(x)), label))
 
 
 @every_network
@@ -251,7 +251,7 @@ def test_grid_features_by_hand(rows, columns, quarter):
                 for wave in (math.cos, math.sin)
                 for k in range(quarter)
             ]
-            torch.testing.assert_close(table[row * columns + column], torch.tensor(expected).double())
+            torch.testing.assert_close(table[row * columns + column], torch.tensor(expected, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("heads", [1, 2, 4])
@@ -381,22 +381,22 @@ def test_wrong_inputs_are_named(name):
     ("make", "message"),
     [
         (lambda: MLP((1, 8, 8), None), r"\(1, 8, 8\); MLP takes vectors"),
-        (lambda: MLP((2,), 0), "num_classes is 0"),
-        (lambda: MLP((2,), None, width=0), "width of MLP is 0"),
-        (lambda: MLP((2,), None, depth=0), "depth is 0"),
-        (lambda: MLP((), None), r"shape is \(\)"),
+        (lambda: MLP((2,), 0), r"num_classes must be .*, got 0"),
+        (lambda: MLP((2,), None, width=0), r"width must be .*, got 0"),
+        (lambda: MLP((2,), None, depth=0), r"depth must be .*, got 0"),
+        (lambda: MLP((), None), r"shape must be .*, got \(\)"),
         (lambda: DiT((2,), None), r"\(2,\); DiT takes images"),
         (lambda: DiT((1, 8, 8), None, patch_size=3), "patch_size is 3.*H = 8"),
         (lambda: DiT((1, 8, 6), None, patch_size=4), "patch_size is 4.*W = 6"),
         (lambda: DiT((1, 8, 8), None, width=30, num_heads=2), "width is 30.*multiple of 4"),
         (lambda: DiT((1, 8, 8), None, width=32, num_heads=5), "num_heads is 5.*32"),
-        (lambda: DiT((1, 8, 8), None, depth=0), "depth is 0"),
+        (lambda: DiT((1, 8, 8), None, depth=0), r"depth must be .*, got 0"),
         (lambda: UNet((2,), None), r"\(2,\); UNet takes images"),
         (lambda: UNet((1, 8, 8), None, channel_multipliers=(1, 1, 1, 1, 1)), "5 levels.*divisible by 16"),
         (lambda: UNet((1, 8, 8), None, channel_multipliers=()), "channel_multipliers"),
         (lambda: UNet((1, 8, 8), None, attention_resolutions=(16,)), r"\[16\].*\[8, 4\]"),
-        (lambda: UNet((1, 8, 8), None, num_res_blocks=0), "num_res_blocks is 0"),
-        (lambda: UNet((1, 8, 8), None, dropout=1.0), "dropout is 1.0"),
+        (lambda: UNet((1, 8, 8), None, num_res_blocks=0), r"num_res_blocks must be .*, got 0"),
+        (lambda: UNet((1, 8, 8), None, dropout=1.0), r"dropout must be .*, got 1.0"),
         (
             lambda: UNet((1, 8, 8), None, channels=6, num_heads=4, channel_multipliers=(1,)),
             "num_heads is 4.*6",

@@ -89,8 +89,7 @@ def test_lipmans_path_has_the_published_velocity_and_becomes_the_straight_line()
     torch.testing.assert_close(s.velocity, (x1 - 0.9 * s.xt) / (1 - 0.9 * time))
     torch.testing.assert_close(s.xt[-1], x1[-1] + 0.1 * x0[-1])
     line, limit = LinearPath().sample(x0, x1, t), TargetConditionalPath(0).sample(x0, x1, t)
-    assert torch.equal(line.xt, limit.xt)
-    assert torch.equal(line.velocity, limit.velocity)
+    torch.testing.assert_close((line.xt, line.velocity), (limit.xt, limit.velocity))
     assert TargetConditionalPath(0.1).needs_standard_normal
     assert not LinearPath().needs_standard_normal
 
@@ -222,11 +221,11 @@ def test_paths_with_noise_convert_nothing(path: Path):
     ("make", "message"),
     [
         (lambda: VariancePreservingPath(beta_min=0), "beta_min"),
-        (lambda: LinearPath(-0.1), "sigma must be finite and >= 0, got -0.1"),
-        (lambda: TargetConditionalPath(1.0), r"sigma_min must be in \[0, 1\), got 1.0"),
-        (lambda: SchrodingerBridgePath(0), "sigma must be positive and finite, got 0: sigma = 0 is OT-CFM"),
-        (lambda: SchrodingerBridgePath(float("nan")), "sigma must be positive and finite, got nan"),
-        (lambda: SchrodingerBridgePath(1.0, clip=0), r"clip must be in \(0, 0.5\), got 0"),
+        (lambda: LinearPath(-0.1), "sigma must be a number in .*, got -0.1"),
+        (lambda: TargetConditionalPath(1.0), r"sigma_min must be a number in .*, got 1.0"),
+        (lambda: SchrodingerBridgePath(0), "sigma must be a number in .*, got 0: sigma = 0 is OT-CFM"),
+        (lambda: SchrodingerBridgePath(float("nan")), "sigma must be a number in .*, got nan"),
+        (lambda: SchrodingerBridgePath(1.0, clip=0), r"clip must be a number in .*, got 0"),
         (
             lambda: LinearPath().velocity_to_score(*torch.ones(2, 3, 1), torch.full((3,), 0.5), 0.0),
             "source_std must be",

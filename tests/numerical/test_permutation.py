@@ -81,13 +81,16 @@ def test_alternating_orders_end_where_they_are_told():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: alternating(0, last="flip"), "num_blocks must be at least 1"),
+        (lambda: alternating(0, last="flip"), "num_blocks must be a whole number in"),
         (lambda: alternating(2, last="up"), "permutation must be 'identity', .* or 'transpose-flip', got 'up'"),
         (lambda: permute(torch.zeros(1, 6, 1), "up", (2, 3)), "permutation must be"),
         (lambda: permute(torch.zeros(1, 6, 1), "transpose"), r"needs the grid \(rows, columns\)"),
         (lambda: AffineBlock(make_network(), "transpose"), r"needs the grid \(rows, columns\)"),
         (lambda: AffineBlock(make_network(), "flip", grid=(2, 4)), "grid must hold 6 tokens, got 2 x 4"),
-        (lambda: AffineBlock(make_network(), "transpose", grid=(-2, -3)), "grid must hold 6 tokens, got -2 x -3"),
+        (
+            lambda: AffineBlock(make_network(), "transpose", grid=(-2, -3)),
+            r"grid\[0\] must be a whole number in .*, got -2",
+        ),
     ],
 )
 def test_mistakes_are_named(call, message):

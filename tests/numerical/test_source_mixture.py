@@ -7,6 +7,7 @@ import pytest
 import scipy.special
 import scipy.stats
 import torch
+from sklearn.mixture import GaussianMixture
 
 from flowbench.flows.source.mixture import GaussianMixtureSource
 from flowbench.seeds import generator
@@ -37,10 +38,23 @@ def _refit(x: torch.Tensor) -> GaussianMixtureSource:
     return source
 
 
+def test_a_mixture_that_has_not_converged_says_so(monkeypatch):
+    fit = GaussianMixture.fit
+
+    def stopped(self, points):
+        self.max_iter = 1
+        return fit(self, points)
+
+    monkeypatch.setattr(GaussianMixture, "fit", stopped)
+    with pytest.warns(UserWarning, match="of 3 components has not converged after 1 steps") as told:
+        _refit(data(300, (1, 2, 2)))
+    assert len(told) == 1
+
+
 def test_mistakes_are_one_line():
-    with pytest.raises(ValueError, match="num_components must be a whole number of at least 1"):
+    with pytest.raises(ValueError, match="num_components must be a whole number in"):
         GaussianMixtureSource(0)
-    with pytest.raises(ValueError, match="covariance_floor must be positive"):
+    with pytest.raises(ValueError, match="covariance_floor must be a number in"):
         GaussianMixtureSource(2, covariance_floor=0.0)
     with pytest.raises(ValueError, match="6 components need as many data points, got 5"):
         GaussianMixtureSource(6).fit(data(5), generator(0, "fit"))

@@ -69,10 +69,10 @@ def test_mistakes_are_one_line():
     for arguments, match in (
         ({"radius": "ring"}, "radius must be"),
         ({"radius": "data", "dof": 3.0}, "leave out dof=3"),
-        ({"dof": 0.0}, "dof must be positive"),
-        ({"scale": float("nan")}, "scale must be positive"),
+        ({"dof": 0.0}, "dof must be a number in"),
+        ({"scale": float("nan")}, "scale must be a number in"),
     ):
         with pytest.raises(ValueError, match=match):
             RadialSource(**arguments)
-    with pytest.raises(ValueError, match="ratio must be positive"):
+    with pytest.raises(ValueError, match="ratio must be a number in"):
         NormAlignedSource(0.0)

@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import normalize
 
 from flowbench.flows import GaussianSource
+from flowbench.flows.source import von_mises_fisher
 from flowbench.flows.source.von_mises_fisher import (
     VonMisesFisherSource,
     draw_von_mises_fisher,
@@ -134,13 +135,20 @@ def test_spherical_k_means_finds_clusters_and_a_local_optimum():
     torch.testing.assert_close(same, x[:1].repeat(3, 1))
 
 
+def test_clusters_that_still_change_are_told(monkeypatch):
+    x = normalize(torch.randn(400, 8, generator=generator(0, "points"), dtype=torch.float64))
+    monkeypatch.setattr(von_mises_fisher, "_MAX_ROUNDS", 1)
+    with pytest.warns(UserWarning, match="of 20 centroids still moves vectors after 1 rounds"):
+        spherical_k_means(x, 20, generator(0, "seeds"))
+
+
 def test_mistakes_are_one_line():
     for arguments, match in (
-        ({"concentration": -1.0}, "concentration must be at least 0"),
-        ({"concentration": math.inf}, "concentration must be at least 0"),
+        ({"concentration": -1.0}, "concentration must be a number in"),
+        ({"concentration": math.inf}, "concentration must be a number in"),
         ({"concentration": 1.0, "centres": 0}, "centres must be"),
         ({"concentration": 1.0, "centres": "means"}, "centres must be"),
-        ({"concentration": 1.0, "dof": -2.0}, "dof must be positive"),
+        ({"concentration": 1.0, "dof": -2.0}, "dof must be a number in"),
     ):
         with pytest.raises(ValueError, match=match):
             VonMisesFisherSource(**arguments)

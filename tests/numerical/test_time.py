@@ -82,10 +82,10 @@ def test_a_shallow_shape_is_uniform_and_a_sharp_one_sits_at_both_ends():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LogitNormalTimes(std=0), "std must be positive and finite, got 0"),
-        (lambda: LogitNormalTimes(mean=float("nan")), "mean must be finite, got nan"),
-        (lambda: UShapedTimes(0), r"sharpness must be in \(0, 100\], got 0"),
-        (lambda: PointTimes(1.5), r"t must be in \[0, 1\], got 1.5"),
+        (lambda: LogitNormalTimes(std=0), "std must be a number in .*, got 0"),
+        (lambda: LogitNormalTimes(mean=float("nan")), "mean must be a number in .*, got nan"),
+        (lambda: UShapedTimes(0), r"sharpness must be a number in .*, got 0"),
+        (lambda: PointTimes(1.5), r"t must be a number in .*, got 1.5"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(make, message: str):

@@ -111,12 +111,12 @@ def test_budgets_keep_the_grid_and_names_tell_it():
 def test_what_a_grid_cannot_do_is_refused():
     with pytest.raises(ValueError, match="cannot stop at 3 times: ask for the first and the last only"):
         Euler(4, CosineGrid()).solve(field, points(), torch.linspace(0, 1, 3))
-    with pytest.raises(ValueError, match=r"std=0.01\) must give 501 strictly increasing points"):
-        Euler(500, LogitNormalGrid(40.0, 0.01)).solve(field, points(), UNIT)
+    with pytest.raises(ValueError, match=r"std=1e-12\) must give 501 strictly increasing points"):
+        Euler(500, LogitNormalGrid(20.0, 1e-12)).solve(field, points(), UNIT)
     for arguments, message in (({"rho": 0}, "rho must be"), ({"sigma_min": 90}, "sigma_min < sigma_max")):
         with pytest.raises(ValueError, match=message):
             EDMGrid(**arguments)
-    with pytest.raises(ValueError, match="std must be positive and finite, got 0"):
+    with pytest.raises(ValueError, match=r"std must be a number in .*, got 0"):
         LogitNormalGrid(std=0)
-    with pytest.raises(ValueError, match="mean must be finite"):
+    with pytest.raises(ValueError, match="mean must be a number in"):
         LogitNormalGrid(mean=float("nan"))

@@ -15,6 +15,7 @@ from torch import distributed, multiprocessing
 
 from flowbench.flows import GibbsWeight, UniformWeight, WeightResult, transport_decomposition
 from flowbench.seeds import generator
+from tests.closeness import assert_near
 
 seeds = st.integers(0, 999)
 pytestmark = pytest.mark.filterwarnings("ignore:the Gibbs weight keeps")
@@ -139,7 +140,7 @@ def test_infinite_temperature_gives_the_gradient_of_flow_matching(normalization,
     net, weight = network(), GibbsWeight(1e6, "norm", normalization, correction=correction)
     weight.fit(*pairs(7), generator(0, "fit"), True)
     plain = gradient(net, x0, x1, UniformWeight()(x0, x1).weight)
-    torch.testing.assert_close(gradient(net, x0, x1, weight(x0, x1).weight), plain, rtol=1e-4, atol=1e-3)
+    assert_near(gradient(net, x0, x1, weight(x0, x1).weight), plain, ulps=1024)
 
 
 def test_splitting_a_batch_keeps_the_gradient_of_running_weights_but_not_of_batch_weights():
@@ -152,7 +153,7 @@ def test_splitting_a_batch_keeps_the_gradient_of_running_weights_but_not_of_batc
         halves = (slice(0, 32), slice(32, 64))
         return sum(gradient(net, x0[h], x1[h], weight(x0[h], x1[h]).weight) for h in halves)
 
-    torch.testing.assert_close(of_halves(running), gradient(net, x0, x1, running(x0, x1).weight), rtol=1e-4, atol=1e-3)
+    assert_near(of_halves(running), gradient(net, x0, x1, running(x0, x1).weight), ulps=1024)
     batch = GibbsWeight(0.3, normalization="batch")
     assert not torch.allclose(of_halves(batch), gradient(net, x0, x1, batch(x0, x1).weight), rtol=1e-2)
 
@@ -267,18 +268,18 @@ def test_states_of_plain_weights_are_two_numbers_as_ever():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kappa": 0}, "kappa must be positive"),
-        ({"kappa": math.nan}, "kappa must be positive"),
-        ({"epsilon": 0.0}, "epsilon must be positive and finite, got 0.0"),
-        ({"epsilon": -1.0}, "epsilon must be positive"),
-        ({"epsilon": math.inf}, "epsilon must be positive"),
+        ({"kappa": 0}, "kappa must be a number in"),
+        ({"kappa": math.nan}, "kappa must be a number in"),
+        ({"epsilon": 0.0}, "epsilon must be a number in .*, got 0.0"),
+        ({"epsilon": -1.0}, "epsilon must be a number in"),
+        ({"epsilon": math.inf}, "epsilon must be a number in"),
         ({"epsilon": "knee"}, "epsilon must be a number, \"elbow\" or an EpsilonRule, got 'knee'"),
         ({"kappa": 0.5, "epsilon": 5.0}, r"one of kappa and epsilon .* got kappa=0.5 and epsilon=5.0"),
         ({"correction": "both"}, "correction must be one of none, target, source, mixed, tilt-only, got 'both'"),
-        ({"num_reference": 0}, "num_reference must be at least 1"),
+        ({"num_reference": 0}, "num_reference must be a whole number in"),
         ({"cost": "l1"}, "cost must be"),
         ({"normalization": "none"}, "normalization must be"),
-        ({"decay": 1.0}, "decay must lie"),
+        ({"decay": 1.0}, "decay must be a number in"),
     ],
 )
 def test_bad_options_are_refused(options, message):

@@ -121,6 +121,25 @@ def test_the_table_equals_brute_force_for_a_rotation_invariant_source(cost):
     torch.testing.assert_close(stored(y, 1.5, cost).exp().double(), brute, rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("dim", [2, 16])
+def test_a_kernel_that_falls_between_the_strata_of_the_norms_is_refused(dim):
+    """Where it is not refused the table is that of the Gaussian whose norms they are."""
+    norms = torch.randn(8192, dim, generator=rng("norms"), dtype=torch.float64).norm(dim=1)
+    exact, table = KernelMean(), KernelMean()
+    refused = []
+    for epsilon in (0.01, 0.05, 0.1, 0.3, 1.0, 3.0):
+        try:
+            table.tabulate(norms, dim, epsilon, "norm", EmpiricalRadii(norms))
+        except ValueError as error:
+            refused.append((epsilon, str(error)))
+            continue
+        exact.tabulate(norms, dim, epsilon, "norm", GaussianRadii(1.0))
+        often = slice(round(float(norms.quantile(0.01)) / exact.step), round(float(norms.quantile(0.99)) / exact.step))
+        torch.testing.assert_close(table.table[often], exact.table[often], atol=0.1, rtol=0)
+    assert [epsilon for epsilon, _ in refused] == [0.01, 0.05, 0.1]
+    assert all("has not converged at epsilon" in message and "\n" not in message for _, message in refused)
+
+
 def test_a_table_goes_on_beyond_its_end_and_stays_nan_at_nan():
     mean = KernelMean()
     mean.tabulate(torch.tensor([4.0]), 2, 1.0, "norm", GaussianRadii(1.0))

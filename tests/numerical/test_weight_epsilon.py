@@ -147,14 +147,21 @@ def test_a_range_without_an_elbow_is_refused():
         ElbowEpsilon(kappa_min=1e-4, kappa_max=1e-3).choose(*points(0), "norm", rng())
 
 
+def test_a_share_that_no_epsilon_keeps_is_refused():
+    """The effective sample of 40 x 40 pairs is one pair at least."""
+    x0, x1 = (torch.randn(40, 2, generator=generator(0, name)) for name in ("source", "data"))
+    with pytest.raises(ValueError, match=r"no epsilon keeps share=.*choose a share between"):
+        EffectiveSampleEpsilon(1e-9).choose(x0, x1, "norm", generator(0))
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: ElbowEpsilon(num_kappas=2), "num_kappas must be at least 3"),
-        (lambda: ElbowEpsilon(kappa_min=0.0), "0 < kappa_min < kappa_max"),
-        (lambda: ElbowEpsilon(kappa_min=2, kappa_max=1), "0 < kappa_min < kappa_max"),
-        (lambda: ElbowEpsilon(num_points=1), "num_points must be at least 2"),
-        (lambda: EffectiveSampleEpsilon(share=1.0), "share must lie in"),
+        (lambda: ElbowEpsilon(num_kappas=2), "num_kappas must be a whole number in"),
+        (lambda: ElbowEpsilon(kappa_min=0.0), "kappa_min must be a number in"),
+        (lambda: ElbowEpsilon(kappa_min=2, kappa_max=1), "need kappa_min < kappa_max"),
+        (lambda: ElbowEpsilon(num_points=1), "num_points must be a whole number in"),
+        (lambda: EffectiveSampleEpsilon(share=1.0), "share must be a number in"),
     ],
 )
 def test_bad_rules_are_refused(build, message):

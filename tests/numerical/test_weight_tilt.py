@@ -202,7 +202,7 @@ def test_any_weight_has_a_decomposition():
     [
         ({"weight": GibbsWeight(epsilon="elbow")}, "is chosen on data"),
         ({"transport_cost": "l1"}, "transport_cost must be"),
-        ({"chunk": 0}, "chunk must be at least 1"),
+        ({"chunk": 0}, "chunk must be a whole number in"),
         ({"x1": torch.zeros(3, 4)}, "points of one shape"),
         ({"x1": torch.zeros(0, 2)}, "non-empty"),
         ({"x1": torch.full((3, 2), math.nan)}, "not finite"),

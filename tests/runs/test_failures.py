@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -44,7 +45,8 @@ def test_another_configuration_in_the_same_folder_is_refused(file, capsys):
     before = last(folder).read_bytes()
     capsys.readouterr()
     assert main(["fit", *words, "model.init_args.optimizer.lr=0.1"]) == 2
-    assert "holds a run of another configuration" in one_line(capsys)
+    change = "model.init_args.optimizer.lr 0.01 -> 0.1"
+    assert f"{folder} holds a run of another configuration ({change}): give another run.dir" in one_line(capsys)
     assert last(folder).read_bytes() == before
     # What changes no number is not another configuration.
     assert main(["fit", *words, "trainer.log_every_n_steps=3"]) == 0
@@ -117,7 +119,11 @@ def test_checkpoints_of_another_family_shape_or_size(file, capsys, tmp_path):
     capsys.readouterr()
     other = tmp_path / "points.yaml"
     other.write_text(POINTS)
-    given = ["--ckpt", str(last(folder))]
+    # Away from the configuration beside it, which would have told them apart.
+    alone = tmp_path / "alone" / "some.ckpt"
+    alone.parent.mkdir()
+    shutil.copy(last(folder), alone)
+    given = ["--ckpt", str(alone)]
     assert main(["validate", "-c", str(other), f"run.dir={tmp_path / 'p'}", *given]) == 2
     assert "the checkpoint's family is TARFlow, but the configuration builds FlowMatching" in one_line(capsys)
     assert main(["validate", *words, *given, "model.init_args.width=24"]) == 2

@@ -96,9 +96,9 @@ def test_never_resuming_starts_over(experiment):
     assert curve_of(run.run_dir) == curve_of(again.run_dir)
 
 
-@pytest.mark.parametrize("step", [6, 8, 9])
+@pytest.mark.parametrize("step", [6, 8, 9, 20])
 def test_a_run_that_died_goes_on_as_if_it_had_not(experiment, monkeypatch, step):
-    """In the middle of validation (8), between checkpoints (9), right after one (6)."""
+    """In the middle of validation (8, and 20 the last), between checkpoints (9), right after one (6)."""
     whole, broken = experiment(WEIGHTED, name="whole"), experiment(WEIGHTED, name="broken")
     runs.fit(whole, test=True)
 
@@ -110,7 +110,7 @@ def test_a_run_that_died_goes_on_as_if_it_had_not(experiment, monkeypatch, step)
             raise Killed
 
     with monkeypatch.context() as patch:
-        hook = "on_validation_start" if step == 8 else "on_train_batch_start"
+        hook = "on_validation_start" if step in (8, 20) else "on_train_batch_start"
         patch.setattr(f"flowbench.families.FlowModule.{hook}", die)
         with pytest.raises(Killed):
             runs.fit(broken, test=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -258,8 +260,8 @@ def test_the_default_folder_is_named_by_the_task(trained):
             "--rounds does not apply to --task sample, which takes --num",
         ),
         ("digits", {"task": "inpaint", "guidance": 2.0}, "--guidance does not apply to --task inpaint"),
-        ("digits", {"task": "inpaint", "rounds": 0}, "--rounds must be >= 1, got 0"),
-        ("digits", {"task": "interpolate", "steps": 1}, "--steps must be >= 2, got 1"),
+        ("digits", {"task": "inpaint", "rounds": 0}, "--rounds must be a whole number in .*, got 0"),
+        ("digits", {"task": "interpolate", "steps": 1}, "--steps must be a whole number in .*, got 1"),
         ("digits", {"task": "inpaint", "mask": "middle"}, "unknown mask 'middle'"),
         ("digits", {"task": "classify", "prior": "flat"}, "--prior must be one of uniform, train, got 'flat'"),
         ("digits", {"task": "edit", "classes": (3, 10)}, r"--classes must lie in 0\.\.9, got 10"),
@@ -286,12 +288,26 @@ def test_bad_requests_are_refused_in_one_line_and_leave_nothing(trained, tmp_pat
     [
         ({"y": np.zeros(3)}, r"needs an array x of shape \(N, 1, 8, 8\), got none"),
         ({"x": np.zeros((2, 1, 4, 4), np.uint8)}, r"got \(2, 1, 4, 4\)"),
-        ({"x": np.zeros((2, 1, 8, 8), np.float32)}, "must be uint8, got torch.float32"),
-        ({"x": IMAGES, "label": np.zeros(3, int)}, r"2 integers, got torch\.int64 of shape \(3,\)"),
-        ({"x": IMAGES, "label": np.full(2, 1.7)}, r"must be 2 integers, got torch\.float64"),
+        ({"x": np.zeros((2, 1, 8, 8), np.float32)}, "must be uint8, got float32"),
+        ({"x": IMAGES, "label": np.zeros(3, int)}, r"2 integers, got int64 of shape \(3,\)"),
+        ({"x": IMAGES, "label": np.full(2, 1.7)}, r"must be 2 integers, got float64"),
         ({"x": np.zeros((0, 1, 8, 8), np.uint8)}, "is empty"),
         ({"x": np.zeros((12, 1, 8, 8), np.uint8)}, "has no array label"),
         ({"x": np.zeros((2, 1, 8, 8), np.uint8), "label": np.array([0, 11])}, r"must lie in 0\.\.9, got 0\.\.11"),
+        ({"x": IMAGES, "label": np.array([0, -1])}, r"must lie in 0\.\.9, got -1\.\.0"),
+        ({"x": IMAGES, "label": np.array([0, 2**63], np.uint64)}, r"must lie in 0\.\.9, got 0\.\.9223372036854775808"),
+        ({"x": IMAGES, "label": np.array([True, False])}, r"must be 2 integers, got bool"),
+        ({"x": IMAGES, "label": np.array(["a", "b"])}, r"must be 2 integers, got <U1"),
+        ({"x": IMAGES, "label": np.array(3)}, r"must be 2 integers, got int64 of shape \(\)"),
+        ({"x": np.full((2, 1, 8, 8), "a")}, "must be uint8, got <U1"),
+        ({"x": np.zeros((2, 1, 8, 8), np.int64)}, "must be uint8, got int64"),
+        ({"x": np.zeros((2, 1, 8, 8), bool)}, "must be uint8, got bool"),
+        ({"x": np.uint8(3)}, r"got \(\)"),
+        (
+            {"x": np.full((2, 1, 8, 8), 16, np.uint8)},
+            r"holds 16, but the 17 grey levels of digits are written as 0, 15",
+        ),
+        ({"x": np.array([None, None])}, "cannot be read as npz"),
         (None, "cannot be read as npz"),
     ],
 )
@@ -301,11 +317,86 @@ def test_files_that_do_not_fit(trained, tmp_path, arrays, expected):
         file.write_text("no archive")
     else:
         np.savez(file, **arrays)
-    number = 8 if arrays is None or len(arrays.get("x", ())) > 2 else 2
+    number = 8 if arrays is None or np.shape(arrays.get("x", ()))[:1] > (2,) else 2
     with pytest.raises(ValueError, match=expected) as caught:
         runs.predict(trained["digits"], output=tmp_path / "out", task="edit", images=file, num_samples=number)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (np.nan, "must be finite, but 1 of 4 samples hold NaN or infinity, first sample 2"),
+        (np.inf, "must be finite, but 1 of 4 samples hold NaN or infinity, first sample 2"),
+        (-np.inf, "must be finite"),
+    ],
+)
+@pytest.mark.parametrize("task", ["reconstruct", "interpolate", "inpaint"])
+def test_points_of_a_file_must_be_numbers(trained, tmp_path, value, expected, task):
+    points = np.zeros((4, 2), np.float32)
+    points[2, 1] = value
+    np.savez(tmp_path / "mine.npz", x=points)
+    mask = {"mask": "left"} if task == "inpaint" else {}
+    options = {"task": task, "images": tmp_path / "mine.npz", "num_samples": 2, **mask}
+    with pytest.raises(ValueError, match=expected):
+        runs.predict(trained["points"], output=tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["float64", ">f4", "float16", "int64", "bool"])
+def test_points_of_a_file_are_of_one_type(trained, tmp_path, kind):
+    np.savez(tmp_path / "mine.npz", x=np.zeros((4, 2), kind))
+    options = {"task": "reconstruct", "images": tmp_path / "mine.npz", "num_samples": 2}
+    with pytest.raises(ValueError, match="must be float32, got"):
+        runs.predict(trained["points"], output=tmp_path / "out", **options)
+
+
+def poisoned(run, folder, name: str) -> Path:
+    """A run's checkpoint with one weight that is no number."""
+    state = torch.load(run.run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+    for weights in (state["state_dict"], state["ema"]["shadow"]):
+        key = next(key for key in weights if name in key)
+        weights[key].view(-1)[0] = float("nan")
+    torch.save(state, folder / "poisoned.ckpt")
+    return folder / "poisoned.ckpt"
+
+
+@pytest.mark.parametrize(("name", "task"), [("digits", "sample"), ("points", "sample"), ("points", "reconstruct")])
+def test_a_diverged_training_is_said_to_be_so(trained, tmp_path, name, task):
+    run = trained[name]
+    path = poisoned(run, tmp_path, "weight")
+    with pytest.raises(ValueError, match=rf"the training behind {path} diverged: \S+weight\S* holds NaN or infinity"):
+        runs.predict(run, path, task=task, num_samples=2, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("name", "value"), [("digits", "nan"), ("points", "nan"), ("points", "inf")])
+def test_samples_that_are_no_numbers_are_counted(trained, tmp_path, capsys, monkeypatch, name, value):
+    """One of three, and then all of them."""
+    inner = type(runs._trained(trained[name], None)[0].module).sample
+
+    def diverged(count):
+        def sample(module, *given, **options):
+            drawn = inner(module, *given, **options)
+            drawn.x[:count] = float(value)
+            return drawn
+
+        return sample
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flowbench.families.FlowModule.sample", diverged(1))
+        runs.predict(trained[name], num_samples=3, output=tmp_path / "one")
+        assert capsys.readouterr().err == "1 of 3 results are NaN or infinity\n"
+        assert json.loads((tmp_path / "one" / "manifest.json").read_text())["diverged"] == 1
+        if name == "digits":
+            x = np.load(tmp_path / "one" / "samples.npz")["x"]
+            assert (x[0] == 0).all()
+            assert x[1:].any()
+        patch.setattr("flowbench.families.FlowModule.sample", diverged(3))
+        with pytest.raises(ValueError, match="all 3 results are NaN or infinity: the flow diverges under this sampler"):
+            runs.predict(trained[name], num_samples=3, output=tmp_path / "all")
+    assert not (tmp_path / "all").exists()
 
 
 def test_the_command_line_refuses_in_one_line(trained, capsys):
@@ -331,7 +422,7 @@ def test_every_option_belongs_to_a_task():
 
 def test_grey_levels_of_any_number_survive_the_way_through_a_file():
     from flowbench.data import DataSpec
-    from flowbench.prediction import _from_uint8
+    from flowbench.prediction_input import _from_uint8
 
     for levels in (2, 3, 17, 100, 200, 255, 256):
         spec = DataSpec("grid", "1", (1, 1, levels), levels=levels)
@@ -357,7 +448,9 @@ def test_a_flow_without_a_null_label_does_not_fill_in_unlabelled_images(trained,
     )
     options = {"task": "inpaint", "images": tmp_path / "images.npz", "num_samples": 2, "mask": "left"}
     with pytest.raises(ValueError, match="knows no null label"):
-        runs.predict(experiment, run.run_dir / "checkpoints" / "last.ckpt", output=tmp_path, **options)
+        # Away from its configuration, which would be found to be another one.
+        alone = shutil.copy(run.run_dir / "checkpoints" / "last.ckpt", tmp_path / "alone.ckpt")
+        runs.predict(experiment, Path(alone), output=tmp_path / "out", **options)
 
 
 def test_a_certificate_stands_in_the_manifest(trained, tmp_path):

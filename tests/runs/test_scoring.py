@@ -40,7 +40,11 @@ def refused(capsys, *words: str) -> str:
 def test_the_list_says_what_is_here(capsys, monkeypatch, place):
     monkeypatch.setenv("FLOWBENCH_DATA", str(place / "empty"))
     assert main(["data", "list"]) == 0
-    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    shown = capsys.readouterr().out
+    assert "".join(shown[shown.index("downloads go to") :].split()) == (
+        f"downloadsgoto{place / 'empty'}(FLOWBENCH_DATAnamesanotherfolder)"
+    )
+    lines = {line.split()[0]: line for line in shown.splitlines() if line}
     assert {"name", "digits", "mnist", "fashion_mnist", "cifar10", "moons"} <= set(lines)
     assert "3x32x32" in lines["cifar10"]
     assert "45,000 + 5,000 + 10,000" in lines["cifar10"]

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from flowbench.data import Batch
+from flowbench.core.checks import check_count, check_number
+from flowbench.data import Batch, DataSpec
 from flowbench.families.latents.space import Space
 
 __all__ = ["Conditioner", "NullConditioner", "SpatialCondition", "check_condition_channels", "guided_network"]
@@ -49,8 +50,7 @@ class Conditioner(ABC):
     """
 
     def __init__(self, dropout: float = 0.0) -> None:
-        if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"conditioner.dropout must lie in [0, 1), got {dropout}")
+        check_number("conditioner.dropout", dropout, at_least=0, below=1)
         self.dropout = dropout
 
     @property
@@ -110,16 +110,21 @@ class Conditioner(ABC):
         """
         return {}
 
+    def score_names(self, spec: DataSpec) -> tuple[str, ...] | None:
+        """Names of what :meth:`scores` measures on such data; None where a class of the user's does not say."""
+        return () if type(self).scores is Conditioner.scores else None
+
 
 class NullConditioner(Conditioner):
     """Conditions that say nothing, in the shape of the flow's points: where only shapes count.
 
     Args:
-        num_channels: channels K.
+        num_channels: channels K, 0 to 65,536.
     """
 
     def __init__(self, num_channels: int) -> None:
         super().__init__()
+        check_count("num_channels", num_channels, at_least=0, at_most=2**16)
         self.num_channels = num_channels
 
     @property

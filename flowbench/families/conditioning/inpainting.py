@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowbench.data import Batch
+from flowbench.data import Batch, DataSpec
 from flowbench.data.split_dataset import indexed_uniform
 from flowbench.families.conditioning.base import Conditioner, SpatialCondition
 from flowbench.families.conditioning.masks import make_mask
@@ -18,6 +18,7 @@ __all__ = ["InpaintingConditioner", "draw_masks"]
 
 _HALVES = ("left", "right", "top", "bottom")
 _NAMED = (*_HALVES, "center")
+_SCORES = ("inpainting_psnr", "known_psnr")  # of the values that were asked for, and of those that were given
 _CHOICES = "half, square, random-SHARE (e.g. random-0.5), left, right, top, bottom, center, or a PNG file"
 
 
@@ -173,8 +174,12 @@ class InpaintingConditioner(Conditioner):
         if x.ndim != 4 or condition.original is None or condition.unknown is None:
             return {}
         square = (x.clamp(-1.0, 1.0) - condition.original).double().square().mean(1)
-        parts = {"inpainting_psnr": condition.unknown, "known_psnr": ~condition.unknown}
-        return {name: (_psnr(square, where), "dB") for name, where in parts.items()}
+        parts = zip(_SCORES, (condition.unknown, ~condition.unknown), strict=True)
+        return {name: (_psnr(square, where), "dB") for name, where in parts}
+
+    def score_names(self, spec: DataSpec) -> tuple[str, ...]:
+        """See :meth:`Conditioner.score_names`."""
+        return _SCORES if spec.modality == "image" else ()
 
 
 def _psnr(square: Tensor, where: Tensor) -> Tensor:

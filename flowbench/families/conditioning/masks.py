@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flowbench.core.paths import expand
+from flowbench.core.places import expand
 from flowbench.seeds import generator
 
 __all__ = ["MASKS", "make_mask"]

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowbench.data import Batch
+from flowbench.core.checks import check_count
+from flowbench.data import Batch, DataSpec
 from flowbench.families.conditioning.base import Conditioner, SpatialCondition
 from flowbench.families.latents.space import Space
 
@@ -47,9 +48,9 @@ class SemanticConditioner(Conditioner):
         Dao et al. (2023), Flow Matching in Latent Space, arXiv 2307.08698, section on conditional generation.
 
     Args:
-        categories: number of categories, >= 2.
+        categories: number of categories, 2 to 65,536.
         maps: `derived` from the images, or `given` by the batches' ``condition``, integers (B, H, W).
-        blur: side of the box that derived maps are blurred with, odd.
+        blur: side of the box that derived maps are blurred with, odd, 1 to 9,999.
         dropout: see :class:`Conditioner`.
 
     Raises:
@@ -58,11 +59,11 @@ class SemanticConditioner(Conditioner):
 
     def __init__(self, categories: int = 4, maps: MapSource = "derived", blur: int = 3, dropout: float = 0.0) -> None:
         super().__init__(dropout)
-        if categories < 2:
-            raise ValueError(f"a semantic map has two categories at least, got categories={categories}")
+        check_count("categories", categories, at_least=2, at_most=2**16)
         if maps not in get_args(MapSource):
             raise ValueError(f"maps must be one of {', '.join(get_args(MapSource))}, got {maps!r}")
-        if blur < 1 or blur % 2 == 0:
+        check_count("blur", blur, at_most=9999, hint="the odd side of a box, 1 does not blur")
+        if blur % 2 == 0:
             raise ValueError(f"blur is the odd side of a box, e.g. 3, got {blur}; 1 does not blur")
         self.categories, self.maps, self.blur = categories, maps, blur
 
@@ -133,3 +134,7 @@ class SemanticConditioner(Conditioner):
         found = derived_map(x.clamp(-1.0, 1.0), self.categories, self.blur)
         share = (found == condition.categories).flatten(1).double().mean(1)
         return {"semantic_agreement": (share, "share of the pixels")}
+
+    def score_names(self, spec: DataSpec) -> tuple[str, ...]:
+        """See :meth:`Conditioner.score_names`."""
+        return () if self.maps == "given" else ("semantic_agreement",)

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from flowbench.core.checks import check_number, check_scale
 from flowbench.data import Batch, DataSpec
 from flowbench.families.checkpoint import load_checkpoint
 from flowbench.families.ema import ExponentialMovingAverage
@@ -38,7 +39,7 @@ class Autoencoder(TrainingModule):
     Args:
         spec: the data's shape and value grid.
         network: builds the autoencoder from the data's shape, e.g. ``flowbench.networks.KLAutoencoder``.
-        kl_weight: weight of the KL term, > 0; below 1 favours reconstruction.
+        kl_weight: weight of the KL term, in [1e-12, 1e12]; below 1 favours reconstruction.
         latent_std_decay: decay of the running standard deviation of the latents, in [0, 1).
         perceptual: a distance in the feature maps of a fixed network; None for none.
         adversarial: a discriminator of patches; None for none. Where operations are counted for a budget, it counts
@@ -64,8 +65,8 @@ class Autoencoder(TrainingModule):
         compile: bool = False,
     ) -> None:
         super().__init__(spec, optimizer=optimizer, ema_decay=ema_decay, compile=compile)
-        if kl_weight <= 0:
-            raise ValueError(f"kl_weight must be > 0, got {kl_weight}: 1 is the evidence lower bound")
+        check_scale("kl_weight", kl_weight, hint="1 is the evidence lower bound")
+        check_number("latent_std_decay", latent_std_decay, at_least=0, below=1)
         self.network = network(spec.shape)
         self.kl_weight = kl_weight
         self.latent_std_decay = latent_std_decay

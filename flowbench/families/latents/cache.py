@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 
+from flowbench.core.places import cached, locked
 from flowbench.data import DataSpec, FlowDataModule
-from flowbench.metrics.weights import cache_dir
 from flowbench.storage import write_atomic
 
 if TYPE_CHECKING:
@@ -65,8 +66,8 @@ def latent_cache(autoencoder: Autoencoder, data: FlowDataModule, device: torch.d
         device: where the encoder runs.
 
     Raises:
-        ValueError: for random flips, whose mirror images have no place in the file; a damaged file.
-        OSError: the cache cannot be written or the disk is full, with the file's name.
+        ValueError: for random flips, whose mirror images have no place in the file; a damaged file; a cache that
+            cannot be written.
     """
     if data.random_flip:
         raise ValueError(
@@ -76,8 +77,7 @@ def latent_cache(autoencoder: Autoencoder, data: FlowDataModule, device: torch.d
     path = _path(identity)
     if path.is_file():  # files appear whole; a cache that is there may be read-only
         return _read(path, identity)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
+    with locked(path):
         if not path.is_file():
             content = {**_encoded(autoencoder, data, device), "identity": identity}
             write_atomic(path, lambda file: torch.save(content, file))
@@ -85,20 +85,21 @@ def latent_cache(autoencoder: Autoencoder, data: FlowDataModule, device: torch.d
 
 
 def _identity(autoencoder: Autoencoder, data: FlowDataModule) -> dict[str, Any]:
-    spec = data.spec
+    network = autoencoder.network
     return {
-        "dataset": spec.name,
-        "version": spec.version,
-        "shape": list(spec.shape),
+        **data.spec.identity,
         "num_samples": len(data.split("train")),
         "autoencoder": autoencoder.checksum(),
+        "network": type(network).__qualname__,
+        "latent_shape": list(network.latent_shape),
     }
 
 
 def _path(identity: dict[str, Any]) -> Path:
     parts = (identity[key] for key in ("dataset", "version", "num_samples", "autoencoder"))
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join(map(str, parts)))
-    return cache_dir() / "latents" / f"{name}.pt"
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join(map(str, (*parts, key))))
+    return cached("latents", f"{name}.pt")
 
 
 def _read(path: Path, identity: dict[str, Any]) -> LatentCache:

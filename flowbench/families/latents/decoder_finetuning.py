@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import check_scale
 from flowbench.data import Batch, DataSpec
 from flowbench.families.latents.autoencoder import Autoencoder, AutoencoderFactory
 from flowbench.families.latents.decoder_losses import AdversarialConfig, PerceptualConfig
@@ -29,7 +30,7 @@ class DecoderFineTuning(Autoencoder):
     Args:
         spec: the data's shape and value grid.
         network: builds the same network as the experiment that trained the autoencoder.
-        noise_std: standard deviation of the noise on latents of unit variance, > 0: the flow's own.
+        noise_std: standard deviation of the noise on latents of unit variance, in [1e-12, 1e12]: the flow's own.
         autoencoder: trained; an experiment file names it under ``requires``. A checkpoint of this class is loaded
             without it.
         perceptual: a distance in the feature maps of a fixed network; None for none.
@@ -64,8 +65,7 @@ class DecoderFineTuning(Autoencoder):
             ema_decay=ema_decay,
             compile=compile,
         )
-        if not noise_std > 0:
-            raise ValueError(f"noise_std must be > 0, got {noise_std}: without noise there is nothing to fine-tune for")
+        check_scale("noise_std", noise_std, hint="without noise there is nothing to fine-tune for")
         self._noise_std = noise_std
         self._started = autoencoder is not None
         if autoencoder is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flowbench.core.checks import check_count, check_number, check_scale
 from flowbench.metrics import PerceptualDistance, PerceptualNetwork
 from flowbench.networks import PatchDiscriminator
 
@@ -19,9 +20,9 @@ class PerceptualConfig:
 
     Attributes:
         network: ``classifier``, ``inception`` or ``efficientnet-lite0``.
-        weight: of the distance, which lies in [0, 4], in the loss; > 0.
+        weight: of the distance, which lies in [0, 4], in the loss; in [1e-12, 1e12].
         weights: file of the network's weights; needed for ``classifier``.
-        side: pictures are scaled to this many pixels a side; None keeps their size where the network can take it.
+        side: pictures are scaled to this many pixels a side, >= 1; None keeps their size where the network can take it.
     """
 
     network: PerceptualNetwork = "efficientnet-lite0"
@@ -30,13 +31,13 @@ class PerceptualConfig:
     side: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the range.
+        """Check the ranges.
 
         Raises:
-            ValueError: when the weight is out of range.
+            ValueError: when a value is out of its range.
         """
-        if self.weight <= 0:
-            raise ValueError(f"perceptual.weight must be > 0, got {self.weight}: leave perceptual out for none")
+        check_scale("perceptual.weight", self.weight, hint="leave perceptual out for none")
+        check_count("perceptual.side", self.side, or_none=True)
 
     def build(self) -> PerceptualDistance:
         """The distance; its weights are read at the first call."""
@@ -51,10 +52,10 @@ class AdversarialConfig:
     discriminator's loss sees the reconstructions as constants, and their sum is minimised.
 
     Attributes:
-        weight: of the decoder's adversarial term in the loss in nats per dimension, > 0.
+        weight: of the decoder's adversarial term in the loss in nats per dimension, in [1e-12, 1e12].
         start: share of the training budget before it, in [0, 1).
-        width: channels of the discriminator's first convolution.
-        num_layers: halvings of the resolution in the discriminator.
+        width: channels of the discriminator's first convolution, 1 to 65,536.
+        num_layers: halvings of the resolution in the discriminator, 1 to 16.
     """
 
     weight: float = 0.1
@@ -68,10 +69,10 @@ class AdversarialConfig:
         Raises:
             ValueError: when a value is out of its range.
         """
-        if self.weight <= 0:
-            raise ValueError(f"adversarial.weight must be > 0, got {self.weight}: leave adversarial out for none")
-        if not 0.0 <= self.start < 1.0:
-            raise ValueError(f"adversarial.start must lie in [0, 1), got {self.start}: a share of the training budget")
+        check_scale("adversarial.weight", self.weight, hint="leave adversarial out for none")
+        check_number("adversarial.start", self.start, at_least=0, below=1, hint="a share of the training budget")
+        check_count("adversarial.width", self.width, at_most=2**16)
+        check_count("adversarial.num_layers", self.num_layers, at_most=16)
 
     def build(self, shape: tuple[int, ...]) -> PatchDiscriminator:
         """The discriminator of images of a shape."""

@@ -10,7 +10,8 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from flowbench.core.paths import expand
+from flowbench.core.checks import check_counts, check_number
+from flowbench.core.places import expand
 from flowbench.data import Batch, DataSpec
 from flowbench.families.latents.autoencoder import Autoencoder, AutoencoderFactory
 from flowbench.families.training import Loss
@@ -68,6 +69,10 @@ class DiffusersAutoencoder(GaussianAutoencoder):
 
     def __init__(self, shape: tuple[int, ...], *, path: str, latents: tuple[int, int] | None = None) -> None:
         super().__init__(shape)
+        if latents is not None:
+            check_counts(
+                "latents", latents, length=2, at_most=2**16, hint="channels, and how often a side is shortened"
+            )
         if latents is not None and torch.get_default_device().type == "meta":
             self.latent_channels, self.downsampling = latents
             self._check_sides("the declared autoencoder")
@@ -147,8 +152,8 @@ class PretrainedAutoencoder(Autoencoder):
     Args:
         spec: the data's shape and value grid.
         network: builds the autoencoder from the data's shape, e.g. :class:`TAEF2`.
-        noise_std: noise on scaled latents under which the decoder's error is measured, >= 0: the flow's own, for a
-            tight bound of its likelihood. It does not change the decoder.
+        noise_std: noise on scaled latents under which the decoder's error is measured, in [0, 1e12]: the flow's own,
+            for a tight bound of its likelihood. It does not change the decoder.
 
     Raises:
         ValueError: for negative noise.
@@ -156,8 +161,7 @@ class PretrainedAutoencoder(Autoencoder):
 
     def __init__(self, spec: DataSpec, network: AutoencoderFactory, *, noise_std: float = 0.0) -> None:
         super().__init__(spec, network, ema_decay=0.0)
-        if noise_std < 0:
-            raise ValueError(f"noise_std must be >= 0, got {noise_std}: 0 adds none")
+        check_number("noise_std", noise_std, at_least=0, hint="0 adds none")
         self.noise_std = noise_std
         self.network.requires_grad_(False)
         self.squared_error = nn.Parameter(torch.ones(()))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import check_counts, check_number
 from flowbench.data import Batch, FlowDataModule
 from flowbench.families.latents.cache import LatentCache, latent_cache
 from flowbench.seeds import indexed_normal
@@ -27,16 +28,17 @@ class Space(ABC):
     """Carries data into the flow's space and back.
 
     Args:
-        shape: shape of one point of the flow's space.
-        noise_std: standard deviation of the Gaussian noise that :meth:`encode` adds, >= 0, in units of that space.
+        shape: shape of one point of the flow's space, sizes >= 1.
+        noise_std: standard deviation of the Gaussian noise that :meth:`encode` adds, in [0, 1e12], in units of that
+            space.
 
     Raises:
-        ValueError: for a negative `noise_std`.
+        ValueError: for a number out of range.
     """
 
     def __init__(self, shape: tuple[int, ...], noise_std: float = 0.0) -> None:
-        if noise_std < 0:
-            raise ValueError(f"noise_std must be >= 0, got {noise_std}: 0 adds none")
+        check_counts("shape", shape)
+        check_number("noise_std", noise_std, at_least=0, hint="0 adds none")
         self.shape = tuple(shape)
         self.noise_std = noise_std
 
@@ -140,7 +142,7 @@ class LatentSpace(Space):
 
     Args:
         autoencoder: trained and in evaluation mode.
-        noise_std: standard deviation of the noise on scaled latents, >= 0.
+        noise_std: standard deviation of the noise on scaled latents, in [0, 1e12].
         cache_latents: look the training samples' posteriors up in a file instead of running the encoder, see
             :func:`flowbench.families.latents.cache.latent_cache`. Draws and noise stay the same. A budget in operations
             still counts the encoder, so that it buys the same training with and without.

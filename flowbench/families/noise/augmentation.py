@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from flowbench.core.checks import check_scale
+
 __all__ = ["Augmentation", "GaussianNoise", "UniformDequantization"]
 
 
@@ -55,18 +57,15 @@ class GaussianNoise(Augmentation):
     denoiser removes it.
 
     Args:
-        std: standard deviation > 0 in the units of the flow's space: data in [-1, 1] (TARFlow: 0.05 to 0.15), latents
-            of unit variance (STARFlow: 0.3).
+        std: standard deviation, in [1e-12, 1e12], in the units of the flow's space: data in [-1, 1] (TARFlow: 0.05 to
+            0.15), latents of unit variance (STARFlow: 0.3).
 
     References:
         Zhai et al. (2024), arXiv 2412.06329, sec. 2.3.
     """
 
     def __init__(self, std: float) -> None:
-        if not 0.0 < std < float("inf"):
-            raise ValueError(
-                f"GaussianNoise std must be positive and finite, got {std}: for none choose UniformDequantization"
-            )
+        check_scale("GaussianNoise std", std, hint="for none choose UniformDequantization")
         self.noise_std = float(std)
 
     def likelihood_method(self, latent: bool) -> str:

@@ -13,9 +13,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from flowbench.core.checks import check_count, check_scale
 from flowbench.families.latents.space import LatentSpace, Space
 from flowbench.families.noise.score_gradient import LogDensity, score
 from flowbench.networks import TokenTransformer
+from flowbench.networks.tokens import check_sizes
 
 __all__ = ["DecoderDenoiser", "Denoiser", "FlowLayout", "FlowScoreDenoiser", "Tweedie"]
 
@@ -96,8 +98,8 @@ class Tweedie(Denoiser):
     evaluations.
 
     Args:
-        strength: multiplies the step, > 0; 1 is the theory, and the optimum where the flow fits.
-        batch_size: points that go through at a time, because the gradient keeps every activation.
+        strength: multiplies the step, in [1e-12, 1e12]; 1 is the theory, and the optimum where the flow fits.
+        batch_size: points that go through at a time, >= 1, because the gradient keeps every activation.
 
     References:
         Zhai et al. (2024), arXiv 2412.06329, sec. 2.4; Efron (2011), Tweedie's Formula and Selection Bias.
@@ -105,10 +107,8 @@ class Tweedie(Denoiser):
 
     def __init__(self, strength: float = 1.0, batch_size: int = 64) -> None:
         super().__init__()
-        if not 0.0 < strength < math.inf:
-            raise ValueError(f"Tweedie strength must be positive and finite (1 is the theory), got {strength}")
-        if batch_size < 1:
-            raise ValueError(f"Tweedie batch_size must be at least 1, got {batch_size}")
+        check_scale("Tweedie strength", strength, hint="1 is the theory")
+        check_count("Tweedie batch_size", batch_size)
         self.strength = strength
         self.batch_size = batch_size
 
@@ -138,10 +138,10 @@ class FlowScoreDenoiser(Denoiser):
     It costs its share of the flow's parameters. It cannot be trained where parameters are sharded (FSDP).
 
     Args:
-        width: channels of its transformer, a multiple of `head_dim`.
-        depth: layers.
+        width: channels of its transformer, a multiple of `head_dim`, up to 65,536.
+        depth: layers, 1 to 1,000.
         head_dim: channels of one head, even, and on images a multiple of 4.
-        mlp_ratio: hidden channels of the MLPs over `width`.
+        mlp_ratio: hidden channels of the MLPs over `width`, in [1 / width, 1000].
 
     References:
         Gu et al. (2025), STARFlow-V, arXiv 2511.20462, flow-score matching.
@@ -157,6 +157,7 @@ class FlowScoreDenoiser(Denoiser):
         mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__()
+        check_sizes(1, 1, None, width, depth, head_dim, mlp_ratio)
         self.width, self.depth, self.head_dim, self.mlp_ratio = width, depth, head_dim, mlp_ratio
 
     @property

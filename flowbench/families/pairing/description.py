@@ -14,11 +14,16 @@ from flowbench.flows import UniformWeight, transport_decomposition
 if TYPE_CHECKING:
     from flowbench.families.flow_matching import FlowMatching
 
-__all__ = ["OF_WEIGHT", "describe_pairs"]
+__all__ = ["OF_WEIGHT", "describe_pairs", "names_of_pairs"]
 
 # Points on each side for the weights of all their pairs, and what is told about these.
 TILT_POINTS = 512
 OF_WEIGHT = ("ess", "tilt_source", "tilt_target", "tilt_share", "weighted_norm_ratio")
+
+
+def names_of_pairs(flow: FlowMatching) -> tuple[str, ...]:
+    """Names of what :func:`describe_pairs` tells of a flow's pairs."""
+    return ("cost_ratio",) if isinstance(flow.weight, UniformWeight) else ("cost_ratio", *OF_WEIGHT)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
-from flowbench.metrics.weights import cache_dir
+from flowbench.core.places import cached, writable
 from flowbench.storage import write_atomic
 
 __all__ = ["PairStore", "weights_checksum"]
@@ -41,7 +41,7 @@ class PairStore:
     def __init__(self, name: str, identity: Mapping[str, Any], num_rows: int, shard_rows: int = SHARD_ROWS) -> None:
         self.identity = {**identity, "num_rows": num_rows, "shard_rows": shard_rows}
         text = json.dumps(self.identity, sort_keys=True)
-        self.folder = cache_dir() / "pairs" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        self.folder = cached("pairs", f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}")
         self.num_rows = num_rows
         self.shard_rows = shard_rows
         self._shards: list[Rows] = []
@@ -53,14 +53,14 @@ class PairStore:
             make: gives the rows of some indices, int64 (M,); a function of them alone.
 
         Raises:
-            ValueError: for a file that is damaged or holds other rows.
-            OSError: the cache cannot be written or the disk is full, with the file's name.
+            ValueError: for a file that is damaged or holds other rows; a cache that cannot be written.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         paths = [self.folder / f"{first:09d}.pt" for first in range(0, self.num_rows, self.shard_rows)]
-        for timeout in (0, -1):  # first what nobody works on, then wait for the others
-            for number, path in enumerate(paths):
-                self._make(path, number * self.shard_rows, make, timeout)
+        with writable(self.folder, "FLOWBENCH_CACHE"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for timeout in (0, -1):  # first what nobody works on, then wait for the others
+                for number, path in enumerate(paths):
+                    self._make(path, number * self.shard_rows, make, timeout)
         self._shards = [self._read(path) for path in paths]
         if sum(value.nbytes for shard in self._shards for value in shard.values()) <= IN_MEMORY_BYTES:
             self._shards = [{name: torch.cat([part[name] for part in self._shards]) for name in self._shards[0]}]
@@ -107,7 +107,7 @@ class PairStore:
 
 
 def weights_checksum(module: nn.Module) -> str:
-    """SHA-256 over names and values of a module's state, the first 16 hex digits."""
+    """SHA-256 over names, types, shapes and values of a module's state, the first 16 hex digits."""
     digest = hashlib.sha256()
     for part in _leaves("", module.state_dict()):
         digest.update(part)
@@ -120,7 +120,7 @@ def _leaves(name: str, value: Any) -> Iterable[bytes]:
         for key in sorted(value):
             yield from _leaves(f"{name}.{key}", value[key])
     elif isinstance(value, Tensor):
-        yield name.encode()
+        yield f"{name}|{value.dtype}|{tuple(value.shape)}|".encode()
         yield value.detach().cpu().contiguous().numpy().tobytes()
     else:
         yield f"{name}={value!r}".encode()

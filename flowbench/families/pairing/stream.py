@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import check_count
 from flowbench.data import Batch, FlowDataModule
 from flowbench.families.latents.cache import LatentCache, latent_cache
 from flowbench.families.latents.space import LatentSpace
@@ -65,11 +66,11 @@ class StreamPairing(Pairing):
     Args:
         coupling: chooses a source point for every data point of a group; None is exact optimal transport. It is given
             the labels of the data where the flow is conditional. Threads call one object, so a call must not change it.
-        oversample: consecutive batches in one problem, >= 1.
+        oversample: consecutive batches in one problem, 1 to 1e6.
         gather: one problem over all processes, solved by the first of them and sent to the others; else each process
             solves its own share.
-        ahead: groups that are solved ahead in threads beside the training, >= 0; 0 solves in line. The couplings here
-            compute outside of Python's lock; one written in Python takes its time from the training.
+        ahead: groups that are solved ahead in threads beside the training, 0 to 1,000; 0 solves in line. The couplings
+            here compute outside of Python's lock; one written in Python takes its time from the training.
         workers: how many such threads, >= 1 and at most `ahead`. More than one pays where a solve takes longer than a
             group's training steps and a core is free for it.
 
@@ -85,14 +86,9 @@ class StreamPairing(Pairing):
         ahead: int = 1,
         workers: int = 1,
     ) -> None:
-        if oversample < 1:
-            raise ValueError(f"oversample must be at least 1, got {oversample}: 1 is the batch itself")
-        if ahead < 0:
-            raise ValueError(f"ahead must be at least 0, got {ahead}: 0 solves in line")
-        if not 1 <= workers <= max(1, ahead):
-            raise ValueError(
-                f"workers must lie in [1, ahead], got workers={workers} and ahead={ahead}: each needs a group to solve"
-            )
+        check_count("oversample", oversample, at_most=10**6, hint="1 is the batch itself")
+        check_count("ahead", ahead, at_least=0, at_most=1000, hint="0 solves in line")
+        check_count("workers", workers, at_most=max(1, ahead), hint=f"each needs one of the ahead={ahead} groups")
         self.coupling = coupling or OptimalTransportCoupling()
         self.oversample = oversample
         self.gather = gather

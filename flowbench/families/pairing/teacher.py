@@ -107,7 +107,7 @@ class TeacherPairing(Pairing):
         split, spec = data.split("train"), data.spec
         identity = {
             "kind": "encodings",
-            "dataset": [spec.name, spec.version, *spec.shape],
+            "data": spec.identity,
             "teacher": weights_checksum(self.teacher),
             "method": type(self.teacher).__name__ + self.teacher.sampler_name,
             "dropout": self._dropout(flow) > 0,

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowbench.core.checks import check_scale
 from flowbench.flows.autoregressive.permutation import Permutation, check_permutation, permute
 
 __all__ = ["AffineBlock", "Bijector", "CausalNetwork"]
@@ -105,12 +106,13 @@ class AffineBlock(Bijector):
         permutation: "identity", "flip" to visit the last token first, or an order of the grid, see
             :func:`~flowbench.flows.autoregressive.permutation.permute`.
         scale: "exp", std = exp(a) (TARFlow), or "softplus", std = softplus(a + ln(e - 1)) (STARFlow).
-        soft_clip: c > 0 bounds means and raw scales, out <- c tanh(out / c) (STARFlow: 4); None: unbounded.
+        soft_clip: c in [1e-12, 1e12] bounds means and raw scales, out <- c tanh(out / c) (STARFlow: 4); None:
+            unbounded.
         grid: (rows, columns) of the tokens, for the orders that need it.
 
     Raises:
-        ValueError: for an unknown permutation or scale, a grid that does not hold the tokens, or a soft_clip that is
-            not positive.
+        ValueError: for an unknown permutation or scale, a grid that does not hold the tokens, or a soft_clip out
+            of range.
     """
 
     def __init__(
@@ -125,8 +127,7 @@ class AffineBlock(Bijector):
         check_permutation(permutation, grid, network.num_tokens)
         if scale not in _SCALES:
             raise ValueError(f"scale must be 'exp' or 'softplus', got {scale!r}")
-        if soft_clip is not None and not soft_clip > 0:
-            raise ValueError(f"soft_clip must be positive, or None for no bound, got {soft_clip}")
+        check_scale("soft_clip", soft_clip, or_none=True, hint="None is no bound")
         self.network = network
         self.permutation = permutation
         self.scale = scale

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import check_number, check_scale
 from flowbench.flows.autoregressive.guided_gaussian import GuidanceRule, guided_gaussian
 
 __all__ = ["AutoregressiveGuidance"]
@@ -22,17 +22,18 @@ class AutoregressiveGuidance:
     1 it is the network at that attention temperature, which also guides where there is no label (TARFlow).
 
     Attributes:
-        scale: s >= 1; the guidance weight is w = s - 1. 1 = no guidance: the other attributes then have no effect, but
-            keep their values for whoever chooses a scale later, as a sweep of scales or ``sample(guidance=...)`` does.
+        scale: s in [1, 1e12]; the guidance weight is w = s - 1. 1 = no guidance: the other attributes then have no
+            effect, but keep their values for whoever chooses a scale later, as a sweep of scales or
+            ``sample(guidance=...)`` does.
         rule: "product", "log-scale" or "linear", see :func:`~flowbench.flows.guidance.classifier_free.guided_gaussian`.
         blocks: "all" blocks whose two branches differ (TARFlow), or only the "deep" one, nearest the noise (STARFlow).
         annealed: token t = 0..N-1 of the generation order gets the weight ``w t / (N - 1)``, the first none and the
             last the whole (TARFlow, whose step i makes token i + 1); a single token gets the whole.
-        temperature: attention logits of the second branch are divided by it.
+        temperature: attention logits of the second branch are divided by it, in [1e-12, 1e12].
 
     Raises:
-        ValueError: for a scale below 1 (for unconditional samples pass no label instead), a temperature that is not
-            positive and finite, or an unknown rule or choice of blocks.
+        ValueError: for a scale below 1 (for unconditional samples pass no label instead), a value out of range, or an
+            unknown rule or choice of blocks.
     """
 
     scale: float = 1.0
@@ -42,16 +43,12 @@ class AutoregressiveGuidance:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.scale < math.inf:
-            raise ValueError(f"guidance scale must be finite and at least 1 (1 = none), got {self.scale}")
+        check_number("guidance scale", self.scale, at_least=1, hint="1 is none")
         if self.rule not in get_args(GuidanceRule):
             raise ValueError(f"guidance rule must be one of {', '.join(get_args(GuidanceRule))}, got {self.rule!r}")
         if self.blocks not in ("all", "deep"):
             raise ValueError(f"guidance blocks must be 'all' or 'deep', got {self.blocks!r}")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(
-                f"guidance temperature must be positive and finite (1: the network's own), got {self.temperature}"
-            )
+        check_scale("guidance temperature", self.temperature, hint="1 is the network's own")
 
     @property
     def weight(self) -> float:

@@ -7,6 +7,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import check_number
+
 __all__ = ["GuidanceRule", "guided_gaussian"]
 
 GuidanceRule = Literal["product", "log-scale", "linear"]
@@ -38,7 +40,7 @@ def guided_gaussian(
         std_c: conditional standard deviations, > 0, same shape.
         mean_u: unconditional means, same shape.
         std_u: unconditional standard deviations, > 0, same shape.
-        weight: w >= 0, a number or a tensor that broadcasts (not checked then: that would wait for the device);
+        weight: w in [0, 1e12], a number or a tensor that broadcasts (not checked then: that would wait for the device);
             0 returns the conditional Gaussian. It is the guidance scale minus 1.
         rule: one of the above.
 
@@ -51,8 +53,8 @@ def guided_gaussian(
     References:
         Zhai et al. 2024, arXiv 2412.06329 (TARFlow); Gu et al. 2025, arXiv 2506.06276 (STARFlow), proposition 2.
     """
-    if not isinstance(weight, Tensor) and not weight >= 0:
-        raise ValueError(f"weight must be >= 0, got {weight}: it is the guidance scale minus 1")
+    if not isinstance(weight, Tensor):
+        check_number("weight", weight, at_least=0, hint="it is the guidance scale minus 1")
     if rule == "product":
         ratio = (std_c / std_u).square().clamp(max=1)
         precision = 1 + weight * (1 - ratio)

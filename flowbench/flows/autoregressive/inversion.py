@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import check_count
 from flowbench.flows.autoregressive.affine_guided import GuidedBlock
 
 __all__ = ["InverseMethod", "Inversion", "SequentialInverse"]
@@ -86,7 +87,8 @@ class SequentialInverse(InverseMethod):
     The cache makes all steps together cost the arithmetic of one pass. They wait for each other, never for the host.
 
     Args:
-        chunk: invert at most so many samples at a time, so that their cache and activations stay near the processor;
+        chunk: invert at most so many samples, >= 1, at a time, so that their cache and activations stay near the
+            processor;
             None: the whole batch at once.
         certify: compute the residual, one more pass.
 
@@ -95,8 +97,7 @@ class SequentialInverse(InverseMethod):
     """
 
     def __init__(self, chunk: int | None = None, certify: bool = False) -> None:
-        if chunk is not None and chunk < 1:
-            raise ValueError(f"chunk must be at least 1, or None for the whole batch, got {chunk}")
+        check_count("chunk", chunk, or_none=True, hint="None is the whole batch")
         self.chunk = chunk
         self.certify = certify
 

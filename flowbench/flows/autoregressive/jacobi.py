@@ -5,9 +5,9 @@ Shape suffixes: B batch, A unfinished samples of it, N tokens, L evaluated token
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowbench.core.checks import check_count, check_counts, check_number
 from flowbench.flows.autoregressive.affine_guided import GuidedBlock
 from flowbench.flows.autoregressive.inversion import (
     BlockInversion,
@@ -43,12 +44,13 @@ class JacobiInverse(InverseMethod):
     32 epsilon max(1, |x|), over the std of the token. Blocks nearer the noise magnify the errors of those nearer the
     data, so that blocks get a quarter (the last one) or a sixteenth of the tolerance. With ``certify`` the residual of
     the whole flow is computed, and samples above ``tolerance`` are iterated further, at last with tolerance 0, so that
-    what remains above is rounding. Where the network is coarser than the state the rounding is the network's (in 16
-    bits one epsilon): a tolerance below its precision, 1e-2 in bfloat16, costs iterations and buys nothing.
+    what remains above is rounding, and a warning says so once. Where the network is coarser than the state the rounding
+    is the network's (in 16 bits one epsilon): a tolerance below its precision, 1e-2 in bfloat16, costs iterations and
+    buys nothing.
 
     Args:
-        tolerance: >= 0, in units of the noise; 0 iterates to the fixed point (to rounding), which is the sequential
-            inverse.
+        tolerance: in [0, 1e12], in units of the noise; 0 iterates to the fixed point (to rounding), which is the
+            sequential inverse.
         block_size: tokens of a window: None for the whole sequence, 1 for the sequential inverse, or a list with one
             entry for each block of the flow, data to noise. Where the evaluation of many tokens costs more than that
             of one, as on a CPU, a small window is best for the block nearest the noise, whose tokens depend on each
@@ -58,7 +60,7 @@ class JacobiInverse(InverseMethod):
         certify: compute the residual of the whole flow, one more pass at most, and act on it.
 
     Raises:
-        ValueError: for a tolerance that is negative, or a block_size or max_iterations that is not a number >= 1.
+        ValueError: for a tolerance, block_size or max_iterations out of range.
 
     References:
         Song et al. (2021), Accelerating Feedforward Computation via Parallel Nonlinear Equation Solving,
@@ -72,19 +74,17 @@ class JacobiInverse(InverseMethod):
         max_iterations: int | None = None,
         certify: bool = True,
     ) -> None:
-        if not 0 <= tolerance < float("inf"):
-            raise ValueError(f"tolerance must be finite and >= 0 (0: to the fixed point), got {tolerance}")
-        sizes = list(block_size) if isinstance(block_size, Sequence) else [block_size]
-        if not sizes or not all(size is None or _is_count(size) for size in sizes):
-            raise ValueError(
-                f"block_size must be a whole number of at least 1, None, or a list of these, got {block_size}"
-            )
-        if max_iterations is not None and not _is_count(max_iterations):
-            raise ValueError(f"max_iterations must be a whole number of at least 1, or None, got {max_iterations}")
+        check_number("tolerance", tolerance, at_least=0, hint="0 iterates to the fixed point")
+        if isinstance(block_size, Sequence):
+            check_counts("block_size", block_size, or_none=True)
+        else:
+            check_count("block_size", block_size, or_none=True, hint="None is the whole sequence")
+        check_count("max_iterations", max_iterations, or_none=True)
         self.tolerance = float(tolerance)
-        self.block_size = sizes if isinstance(block_size, Sequence) else block_size
+        self.block_size = list(block_size) if isinstance(block_size, Sequence) else block_size
         self.max_iterations = max_iterations
         self.certify = certify
+        self._has_warned = False
 
     @property
     def name(self) -> str:
@@ -115,7 +115,22 @@ class JacobiInverse(InverseMethod):
         if self.certify and self.tolerance > 0:
             for tolerance in (self.tolerance / 16, 0.0):
                 inversion = self._refined(blocks, sizes, states, inversion, tolerance)
+            self._warn_above(inversion)
         return inversion, states
+
+    def _warn_above(self, inversion: Inversion) -> None:
+        """Say it, once, where rounding keeps samples above the tolerance."""
+        assert inversion.residual is not None
+        above = ~(inversion.residual <= self.tolerance)
+        if self._has_warned or not bool(above.any()):
+            return
+        self._has_warned = True
+        warnings.warn(
+            f"{int(above.sum())} of {len(above)} samples are inverted to max |f(x) - z| ="
+            f" {float(inversion.residual.max()):.2g}, not to tolerance={self.tolerance:g}: rounding of the network or"
+            " of the state is larger; raise the tolerance or the precision",
+            stacklevel=2,
+        )
 
     def _refined(
         self,
@@ -173,10 +188,6 @@ class JacobiInverse(InverseMethod):
         if len(sizes) != num_blocks:
             raise ValueError(f"block_size must have one entry for each of {num_blocks} blocks, got {len(sizes)}")
         return sizes
-
-
-def _is_count(size: object) -> bool:
-    return isinstance(size, Integral) and int(size) >= 1
 
 
 @dataclass
@@ -309,7 +320,7 @@ class AutoInverse(InverseMethod):
 
     Args:
         tolerance: of :class:`JacobiInverse`.
-        crossover: largest batch for Jacobi; None: 4 on a CPU, 64 elsewhere (an estimate, not a measurement).
+        crossover: largest batch for Jacobi, >= 0; None: 4 on a CPU, 64 elsewhere (an estimate, not a measurement).
         block_size: of :class:`JacobiInverse`; None: the whole sequence, but in the block nearest the noise on a CPU 48
             tokens at batches 1 and 2, and one token above.
         max_iterations: of :class:`JacobiInverse`.
@@ -327,8 +338,7 @@ class AutoInverse(InverseMethod):
         max_iterations: int | None = None,
         certify: bool = True,
     ) -> None:
-        if crossover is not None and crossover < 0:
-            raise ValueError(f"crossover must be a batch size >= 0, or None for the device's, got {crossover}")
+        check_count("crossover", crossover, at_least=0, or_none=True, hint="a batch size, None is the device's own")
         self.jacobi = JacobiInverse(tolerance, block_size, max_iterations, certify)
         self.crossover = crossover
 

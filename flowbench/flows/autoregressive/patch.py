@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from flowbench.core.checks import check_count, check_counts
+
 __all__ = ["patchify", "unpatchify"]
 
 
@@ -12,7 +14,7 @@ def patchify(x_BCHW: Tensor, patch_size: int) -> Tensor:
 
     Args:
         x_BCHW: images, shape (B, C, H, W).
-        patch_size: side p of a patch; divides H and W.
+        patch_size: side p >= 1 of a patch; divides H and W.
 
     Returns:
         Tokens of shape (B, H W / p^2, C p^2): patches in raster order, channel-major within a patch.
@@ -39,6 +41,7 @@ def unpatchify(tokens_BND: Tensor, patch_size: int, shape: tuple[int, int, int])
     Raises:
         ValueError: if the tokens do not make images of this shape.
     """
+    check_counts("shape", shape, length=3)
     channels, height, width = shape
     _check(height, width, patch_size)
     rows, columns = height // patch_size, width // patch_size
@@ -52,5 +55,6 @@ def unpatchify(tokens_BND: Tensor, patch_size: int, shape: tuple[int, int, int])
 
 
 def _check(height: int, width: int, patch_size: int) -> None:
-    if patch_size < 1 or height % patch_size or width % patch_size:
+    check_count("patch_size", patch_size, hint=f"it must divide the image size {height} x {width}")
+    if height % patch_size or width % patch_size:
         raise ValueError(f"patch_size must divide the image size {height} x {width}, got {patch_size}")

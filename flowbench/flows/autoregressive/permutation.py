@@ -6,6 +6,8 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
+from flowbench.core.checks import check_count, check_counts
+
 __all__ = ["Permutation", "alternating", "network_grid", "permute"]
 
 Permutation = Literal["identity", "flip", "reverse-columns", "reverse-rows", "transpose", "transpose-flip"]
@@ -51,7 +53,12 @@ def permute(
 
 
 def network_grid(permutation: Permutation, grid: tuple[int, int]) -> tuple[int, int]:
-    """Grid whose raster is the block's order, for the 2-D positions of its network (reflections change only signs)."""
+    """Grid whose raster is the block's order, for the 2-D positions of its network (reflections change only signs).
+
+    Raises:
+        ValueError: for a grid that is not two whole numbers >= 1.
+    """
+    check_counts("grid", grid, length=2)
     return grid[::-1] if permutation.startswith("transpose") else grid
 
 
@@ -65,8 +72,7 @@ def alternating(num_blocks: int, *, last: Permutation) -> list[Permutation]:
     Raises:
         ValueError: if num_blocks < 1 or the order is unknown.
     """
-    if num_blocks < 1:
-        raise ValueError(f"num_blocks must be at least 1, got {num_blocks}")
+    check_count("num_blocks", num_blocks)
     if last not in _OPPOSITE:
         raise ValueError(_unknown(last))
     return [last if (num_blocks - 1 - block) % 2 == 0 else _OPPOSITE[last] for block in range(num_blocks)]
@@ -78,7 +84,9 @@ def check_permutation(permutation: str, grid: tuple[int, int] | None, num_tokens
         raise ValueError(_unknown(permutation))
     if grid is None and permutation not in ("identity", "flip"):
         raise ValueError(f"permutation {permutation!r} needs the grid (rows, columns) of the tokens, got none")
-    if grid is not None and (grid[0] * grid[1] != num_tokens or min(grid) < 1):
+    if grid is not None:
+        check_counts("grid", grid, length=2)
+    if grid is not None and grid[0] * grid[1] != num_tokens:
         raise ValueError(f"grid must hold {num_tokens} tokens, got {grid[0]} x {grid[1]}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from typing import Literal
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from flowbench import onednn
 
-__all__ = ["Coupling", "CouplingCost", "check_positive", "draw_sources", "pairwise_cost", "squared_distances"]
+__all__ = ["Coupling", "CouplingCost", "draw_sources", "pairwise_cost", "squared_distances"]
 
 CouplingCost = Literal["squared", "norm"]
 _MANY_DIMENSIONS = 512
@@ -50,17 +49,6 @@ class Coupling(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
-
-
-def check_positive(**values: float) -> None:
-    """Refuse a named value that is not positive and finite.
-
-    Raises:
-        ValueError: naming the first such value.
-    """
-    for name, value in values.items():
-        if not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{name} must be positive and finite, got {value}")
 
 
 def squared_distances(x0: Tensor, x1: Tensor) -> Tensor:

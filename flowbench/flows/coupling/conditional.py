@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from flowbench.core.checks import check_number
 from flowbench.flows.coupling.assignment import assign
 from flowbench.flows.coupling.base import Coupling, squared_distances
 
@@ -29,7 +30,7 @@ class ConditionalCoupling(Coupling):
     conditions (B, *K) are softer: the larger w, the closer to that. Both batches need one size.
 
     Args:
-        weight: w >= 0 for real conditions, in units of squared data distance per unit of D.
+        weight: w in [0, 1e12] for real conditions, in units of squared data distance per unit of D.
         target_ratio: in [0, 1), instead of a weight: per batch the smallest w that leaves at most this share
             of the pairs (i, j), i != j, cheaper than (j, j), see :func:`condition_weight`. The default is
             0.01 where no weight is given.
@@ -50,10 +51,8 @@ class ConditionalCoupling(Coupling):
     ) -> None:
         if weight is not None and target_ratio is not None:
             raise ValueError(f"give weight or target_ratio, not both, got {weight} and {target_ratio}")
-        if weight is not None and not (weight >= 0 and math.isfinite(weight)):
-            raise ValueError(f"weight must be at least 0 and finite, got {weight}")
-        if target_ratio is not None and not 0 <= target_ratio < 1:
-            raise ValueError(f"target_ratio must lie in [0, 1), got {target_ratio}")
+        check_number("weight", weight, at_least=0, or_none=True)
+        check_number("target_ratio", target_ratio, at_least=0, below=1, or_none=True)
         if distance not in ("cosine", "squared"):
             raise ValueError(f'distance must be "cosine" or "squared", got {distance!r}')
         self.weight = weight
@@ -95,7 +94,11 @@ def condition_weight(cost: Tensor, price: Tensor, target_ratio: float) -> float:
 
     Returns:
         The weight.
+
+    Raises:
+        ValueError: for a ratio out of range.
     """
+    check_number("target_ratio", target_ratio, at_least=0, below=1)
     num = len(cost)
     if num < 2:
         return 0.0

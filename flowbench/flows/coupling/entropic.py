@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from flowbench.flows.coupling.base import Coupling, CouplingCost, check_positive, draw_sources, pairwise_cost
+from flowbench.core.checks import check_count, check_number, check_scale
+from flowbench.flows.coupling.base import Coupling, CouplingCost, draw_sources, pairwise_cost
 
 __all__ = [
     "SchrodingerBridgeCoupling",
@@ -19,6 +20,8 @@ __all__ = [
 ]
 
 _DEFAULT_EPSILON = 0.05
+# What sums of a converged plan may be off by.
+_ROUNDING = 1e-6
 
 
 class SinkhornCoupling(Coupling):
@@ -28,16 +31,16 @@ class SinkhornCoupling(Coupling):
     several data points, another none.
 
     Args:
-        epsilon: regularisation, > 0; relative to the mean cost of the batch unless ``absolute``. None is 0.05
-            where ``kappa`` is not given. Towards 0 the plan is the exact one and needs ever more iterations;
+        epsilon: regularisation, in [1e-12, 1e12]; relative to the mean cost of the batch unless ``absolute``. None is
+            0.05 where ``kappa`` is not given. Towards 0 the plan is the exact one and needs ever more iterations;
             towards infinity it is the independent one.
-        tolerance: largest accepted error of the source marginal, in total absolute mass (the data marginal is
-            exact).
-        max_iter: iterations after which the coupling gives up.
+        tolerance: largest accepted error of the source marginal, in total absolute mass, in (0, 1] (the data marginal
+            is exact).
+        max_iter: iterations, >= 1, after which the coupling gives up.
         absolute: epsilon is in units of the cost, the same for every batch.
         kappa: instead of epsilon, the absolute regularisation kappa sqrt(d) in dimension d: with
             ``cost="norm"`` the entropic coupling that :class:`flowbench.flows.GibbsWeight` of the same kappa
-            imitates. > 0.
+            imitates. In [1e-12, 1e12].
         cost: "squared" for the squared Euclidean distance, "norm" for the distance.
 
     Raises:
@@ -65,8 +68,9 @@ class SinkhornCoupling(Coupling):
             raise ValueError(f'cost must be "squared" or "norm", got {cost!r}')
         if epsilon is None and kappa is None:
             epsilon = _DEFAULT_EPSILON
-        given = {"epsilon": epsilon} if kappa is None else {"kappa": kappa}
-        check_positive(**given, tolerance=tolerance, max_iter=max_iter)
+        check_scale("epsilon", epsilon, or_none=True)
+        check_scale("kappa", kappa, or_none=True)
+        _check_iteration(tolerance, max_iter)
         self.epsilon = epsilon
         self.tolerance = tolerance
         self.max_iter = max_iter
@@ -102,7 +106,7 @@ class SchrodingerBridgeCoupling(SinkhornCoupling):
     exact plan unless told otherwise.
 
     Args:
-        sigma: diffusion coefficient of the reference process, in units of the data, > 0.
+        sigma: diffusion coefficient of the reference process, in units of the data, in [1e-6, 1e5].
         tolerance: see :class:`SinkhornCoupling`.
         max_iter: see :class:`SinkhornCoupling`.
 
@@ -111,7 +115,8 @@ class SchrodingerBridgeCoupling(SinkhornCoupling):
     """
 
     def __init__(self, sigma: float, tolerance: float = 1e-3, max_iter: int = 5000) -> None:
-        check_positive(sigma=sigma)
+        # Its regularisation 2 sigma^2 has the range of every epsilon.
+        check_number("sigma", sigma, at_least=1e-6, at_most=1e5)
         super().__init__(2 * sigma**2, tolerance, max_iter, absolute=True)
         self.sigma = sigma
 
@@ -130,11 +135,11 @@ class UnbalancedCoupling(Coupling):
     plan. The source marginal is kept up to rows and columns that carry more than their share.
 
     Args:
-        penalty: price of a marginal's error relative to the mean squared distance of the batch, > 0. Towards
-            infinity the rule is :class:`SinkhornCoupling`, towards 0 it is independent.
-        epsilon: regularisation relative to the mean squared distance, > 0.
-        tolerance: largest accepted change of the row masses in one iteration, in total absolute mass.
-        max_iter: iterations after which the coupling gives up.
+        penalty: price of a marginal's error relative to the mean squared distance of the batch, in [1e-12, 1e12].
+            Towards infinity the rule is :class:`SinkhornCoupling`, towards 0 it is independent.
+        epsilon: regularisation relative to the mean squared distance, in [1e-12, 1e12].
+        tolerance: largest accepted change of the row masses in one iteration, in total absolute mass, in (0, 1].
+        max_iter: iterations, >= 1, after which the coupling gives up.
 
     References:
         Chizat et al. 2018, arXiv 1607.05816; Eyring et al. 2024, arXiv 2311.15100, for its use in flow matching.
@@ -143,7 +148,9 @@ class UnbalancedCoupling(Coupling):
     def __init__(
         self, penalty: float = 1.0, epsilon: float = _DEFAULT_EPSILON, tolerance: float = 1e-3, max_iter: int = 5000
     ) -> None:
-        check_positive(penalty=penalty, epsilon=epsilon, tolerance=tolerance, max_iter=max_iter)
+        check_scale("penalty", penalty)
+        check_scale("epsilon", epsilon)
+        _check_iteration(tolerance, max_iter)
         self.penalty = penalty
         self.epsilon = epsilon
         self.tolerance = tolerance
@@ -170,16 +177,19 @@ def sinkhorn_plan(cost: Tensor, epsilon: float, tolerance: float = 1e-3, max_ite
 
     Args:
         cost: float64 costs, shape (N, B).
-        epsilon: regularisation in units of the cost, > 0.
-        tolerance: largest accepted L1 error of the row marginal; columns sum to 1/B exactly.
-        max_iter: largest number of iterations.
+        epsilon: regularisation in units of the cost, in [1e-12, 1e12].
+        tolerance: largest accepted L1 error of the row marginal, in (0, 1]; columns sum to 1/B exactly.
+        max_iter: largest number of iterations, >= 1.
 
     Returns:
         The plan, shape (N, B).
 
     Raises:
-        ValueError: if the rows miss their marginal by more than the tolerance after ``max_iter`` iterations.
+        ValueError: for a number out of range; if the rows miss their marginal by more than the tolerance after
+            ``max_iter`` iterations; and if the plan does, because epsilon is below what float64 resolves in the costs.
     """
+    check_scale("epsilon", epsilon)
+    _check_iteration(tolerance, max_iter)
     return _scaled_plan(cost, epsilon, math.inf, tolerance, max_iter)
 
 
@@ -190,17 +200,20 @@ def unbalanced_plan(
 
     Args:
         cost: float64 costs, shape (N, B).
-        epsilon: regularisation in units of the cost, > 0, against the product of the marginals.
-        penalty: price of both marginals' divergence in units of the cost, > 0.
-        tolerance: largest accepted L1 change of the row masses in one iteration, relative to uniform rows.
-        max_iter: largest number of iterations.
+        epsilon: regularisation in units of the cost, in [1e-12, 1e12], against the product of the marginals.
+        penalty: price of both marginals' divergence in units of the cost, in [1e-12, 1e12].
+        tolerance: largest accepted L1 change of the row masses in one iteration, relative to uniform rows, in (0, 1].
+        max_iter: largest number of iterations, >= 1.
 
     Returns:
         The plan, shape (N, B); its mass need not be one.
 
     Raises:
-        ValueError: if the iterations have not settled after ``max_iter``.
+        ValueError: as :func:`sinkhorn_plan`.
     """
+    check_scale("penalty", penalty)
+    check_scale("epsilon", epsilon)
+    _check_iteration(tolerance, max_iter)
     return _scaled_plan(cost, epsilon, penalty, tolerance, max_iter)
 
 
@@ -218,12 +231,40 @@ def _scaled_plan(cost: Tensor, epsilon: float, penalty: float, tolerance: float,
         # Without damping exp(u - update) is N times the row sum of plan(u, v): the test costs nothing.
         error = torch.expm1(u - update).abs().mean().item()
         if error <= tolerance:
-            return torch.exp(log_kernel + u[:, None] + v - math.log(num_rows * num_columns))
+            plan = torch.exp(log_kernel + u[:, None] + v - math.log(num_rows * num_columns))
+            rows, columns = (torch.exp(-epsilon / penalty * potential) for potential in (update, v))
+            return _verified(plan, rows, columns, tolerance, epsilon, cost)
         u = update if math.isinf(penalty) else update + _mass_shift(update, v, epsilon / penalty)
     raise ValueError(
         f"Sinkhorn missed its marginal by {error:.2g} (tolerance {tolerance:g}) after {max_iter} iterations:"
         f" raise epsilon (now {epsilon:g}) or max_iter"
     )
+
+
+def _verified(plan: Tensor, rows: Tensor, columns: Tensor, tolerance: float, epsilon: float, cost: Tensor) -> Tensor:
+    """The plan, if it carries the masses that its potentials stand for, in shares of uniform ones.
+
+    Potentials are as large as cost / epsilon. Where their rounding shows in the exponentials the iterations stand still
+    without having converged.
+    """
+    num_rows, num_columns = plan.shape
+    missed = torch.stack(
+        [(num_rows * plan.sum(1) - rows).abs().mean(), (num_columns * plan.sum(0) - columns).abs().mean()]
+    )
+    # Of relaxed marginals the tolerance is relative to each mass.
+    largest = max(1.0, rows.max().item(), columns.max().item())
+    if not bool((missed.isfinite() & (missed <= (tolerance + _ROUNDING) * largest)).all()):
+        raise ValueError(
+            f"Sinkhorn's plan carries {plan.sum().item():.3g} of the mass and misses its marginals by"
+            f" {missed.max().item():.2g} (tolerance {tolerance:g}): epsilon={epsilon:g} is below what float64 resolves"
+            f" in costs up to {cost.max().item():.3g}, raise it"
+        )
+    return plan
+
+
+def _check_iteration(tolerance: float, max_iter: int) -> None:
+    check_number("tolerance", tolerance, above=0, at_most=1, hint="a share of the mass")
+    check_count("max_iter", max_iter)
 
 
 def _mass_shift(u: Tensor, v: Tensor, ratio: float) -> Tensor:

@@ -8,6 +8,7 @@ import ot
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import check_number
 from flowbench.flows.coupling.assignment import assign
 from flowbench.flows.coupling.base import Coupling, draw_sources, squared_distances
 from flowbench.flows.coupling.entropic import complete_plan
@@ -33,8 +34,7 @@ class PartialCoupling(Coupling):
     """
 
     def __init__(self, mass: float = 0.9) -> None:
-        if not 0 < mass <= 1:
-            raise ValueError(f"mass must lie in (0, 1], got {mass}")
+        check_number("mass", mass, above=0, at_most=1)
         self.mass = mass
 
     def _pair(self, x0: Tensor, x1: Tensor, generator: torch.Generator, condition: Tensor | None) -> Tensor:

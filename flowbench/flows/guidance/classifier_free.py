@@ -8,12 +8,13 @@ flows, are in :mod:`flowbench.flows.autoregressive.guided_gaussian`.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from flowbench.core.checks import check_interval, check_number
 
 __all__ = ["ClassifierFreeGuidance", "Guidance", "VelocityNetwork"]
 
@@ -64,7 +65,7 @@ class ClassifierFreeGuidance(Guidance):
     """Classifier-free guidance ``v_u + scale (v_c - v_u)``, at all times or within an interval of them.
 
     Args:
-        scale: >= 0; 1 is the conditional flow, 0 the unconditional one, above 1 extrapolates. The
+        scale: in [0, 1e12]; 1 is the conditional flow, 0 the unconditional one, above 1 extrapolates. The
             literature's other convention is w = scale - 1.
         interval: times (from, to), both included, between which samples are guided; the conditional velocity before
             and after costs one evaluation.
@@ -75,11 +76,8 @@ class ClassifierFreeGuidance(Guidance):
     """
 
     def __init__(self, scale: float = 1.0, interval: tuple[float, float] = (0.0, 1.0)) -> None:
-        if not (scale >= 0 and math.isfinite(scale)):
-            raise ValueError(f"scale must be finite and >= 0, got {scale}: 1 is no guidance")
-        pair = isinstance(interval, tuple | list) and len(interval) == 2
-        if not (pair and 0 <= interval[0] < interval[1] <= 1):
-            raise ValueError(f"interval must be two times with 0 <= from < to <= 1, got {interval!r}")
+        check_number("scale", scale, at_least=0, hint="1 is no guidance")
+        check_interval("interval", interval, hint="times with 0 <= from < to <= 1")
         self.scale = scale
         self.interval = (float(interval[0]), float(interval[1]))
 

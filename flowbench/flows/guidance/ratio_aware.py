@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import check_number, check_scale
 from flowbench.flows.guidance.classifier_free import Guidance, VelocityNetwork
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ class RatioAwareGuidance(Guidance):
     equal class accuracy does. rho is defined on the velocity: predictions of data, noise or score have other ratios.
 
     Args:
-        max_scale: largest scale, >= 1; 1 is the conditional flow, for one evaluation instead of two.
-        decay: of the scale with the ratio, >= 0; 0 is a constant scale.
+        max_scale: largest scale, in [1, 1e12]; 1 is the conditional flow, for one evaluation instead of two.
+        decay: of the scale with the ratio, in [0, 1e12]; 0 is a constant scale.
         squared: use ``rho^2`` in the exponent, the ratio of the squared norms.
         reduce: "sample" gives every sample the ratio of its own norms; "batch" takes both norms over the whole batch
             (the authors' code), so that a sample depends on its neighbours.
@@ -47,10 +47,8 @@ class RatioAwareGuidance(Guidance):
     def __init__(
         self, max_scale: float = 18.0, decay: float = 12.0, squared: bool = False, reduce: RatioReduction = "sample"
     ) -> None:
-        if not (max_scale >= 1 and math.isfinite(max_scale)):
-            raise ValueError(f"max_scale must be finite and >= 1, got {max_scale}: 1 is no guidance")
-        if not (decay >= 0 and math.isfinite(decay)):
-            raise ValueError(f"decay must be finite and >= 0, got {decay}: 0 is a constant scale")
+        check_number("max_scale", max_scale, at_least=1, hint="1 is no guidance")
+        check_number("decay", decay, at_least=0, hint="0 is a constant scale")
         if reduce not in get_args(RatioReduction):
             raise ValueError(f"reduce must be one of {', '.join(get_args(RatioReduction))}, got {reduce!r}")
         self.max_scale = max_scale
@@ -113,14 +111,13 @@ class RatioAwareGuidance(Guidance):
 
         Args:
             profile: ratios along a run of the model.
-            strength: decay times median ratio, > 0.
+            strength: decay times median ratio, in [1e-12, 1e12].
 
         Raises:
-            ValueError: for a strength that is not positive, or if most ratios are 0.
+            ValueError: for a strength out of range, or if most ratios are 0.
         """
+        check_scale("strength", strength)
         median = profile.ratio.median().item()
-        if not (strength > 0 and math.isfinite(strength)):
-            raise ValueError(f"strength must be positive and finite, got {strength}")
         if not median > 0:
             raise ValueError(f"the median ratio is {median:g}: this model does not tell its labels apart")
         median = median**2 if self.squared else median

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import check_count, check_interval, check_scale
 from flowbench.flows.likelihood.divergence import Divergence, Generators
 from flowbench.flows.solver.base import Field, Solver, checked_velocity
 
@@ -65,7 +66,7 @@ def log_likelihood(
         divergence: exact or estimated.
         generator: draws the probes of an estimated divergence; one generator per sample makes the result of a
             sample independent of its batch; an exact divergence needs none.
-        interval: source and data time; a path that is singular at an end needs its own ``interval``.
+        interval: source and data time in [0, 1]; a path that is singular at an end needs its own ``interval``.
 
     Returns:
         Log-density of x at time ``interval[1]`` with its cost and error.
@@ -73,6 +74,7 @@ def log_likelihood(
     Raises:
         ValueError: for a solver that integrates velocities of a path only.
     """
+    check_interval("interval", interval, hint="the source's time, then the data's")
     flow = _integrate(field, x, solver, divergence, generator, (interval[1], interval[0]))
     # Integrated backward, the change holds minus the integral over increasing time.
     log_prob = source_log_prob(flow.end).double() + flow.change
@@ -100,7 +102,7 @@ def sample_with_log_prob(
         solver: integrates from ``interval[0]`` to ``interval[1]``.
         divergence: exact or estimated.
         generator: see :func:`log_likelihood`.
-        interval: source and data time.
+        interval: source and data time in [0, 1].
 
     Returns:
         The samples, shape (B, *D), and their likelihood, whose ``source`` is x0.
@@ -108,6 +110,7 @@ def sample_with_log_prob(
     Raises:
         ValueError: for a solver that integrates velocities of a path only.
     """
+    check_interval("interval", interval, hint="the source's time, then the data's")
     flow = _integrate(field, x0, solver, divergence, generator, interval)
     log_prob = source_log_prob(x0).double() - flow.change
     return flow.end, Likelihood(log_prob, x0, flow.network_evaluations, flow.standard_error)
@@ -118,15 +121,20 @@ def bits_per_dim(log_prob: Tensor, num_dims: int, bin_width: float) -> Tensor:
 
     Args:
         log_prob: log-density of the dequantised points in nats, any shape.
-        num_dims: D, the number of dimensions.
-        bin_width: width of one level in the units of x: 2 / 256 for 8-bit images in [-1, 1).
+        num_dims: D, the number of dimensions, >= 1.
+        bin_width: width of one level in the units of x, in [1e-12, 1e12]: 2 / 256 for 8-bit images in [-1, 1).
 
     Returns:
         An upper bound on the negative log-likelihood of the integers, in bits per dimension, same shape.
 
+    Raises:
+        ValueError: for a number out of range.
+
     References:
         Theis, van den Oord and Bethge 2016, arXiv 1511.01844, section 3.1.
     """
+    check_count("num_dims", num_dims)
+    check_scale("bin_width", bin_width)
     return -log_prob / (num_dims * math.log(2)) - math.log2(bin_width)
 
 

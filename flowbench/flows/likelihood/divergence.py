@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import check_count
+
 __all__ = ["Divergence", "ExactDivergence", "Generators", "HutchinsonDivergence"]
 
 Generators = torch.Generator | Sequence[torch.Generator]
@@ -29,8 +31,7 @@ class Divergence(ABC):
     probes_per_pass: int = 1
 
     def __init__(self, probes_per_pass: int = 1) -> None:
-        if probes_per_pass < 1:
-            raise ValueError(f"probes_per_pass must be at least 1, got {probes_per_pass}")
+        check_count("probes_per_pass", probes_per_pass)
         self.probes_per_pass = probes_per_pass
 
     @abstractmethod
@@ -129,8 +130,7 @@ class HutchinsonDivergence(Divergence):
         probes_per_pass: int = 1,
     ) -> None:
         super().__init__(probes_per_pass)
-        if num_probes < 1:
-            raise ValueError(f"num_probes must be at least 1, got {num_probes}")
+        check_count("num_probes", num_probes)
         if distribution not in ("rademacher", "gaussian"):
             raise ValueError(f'distribution must be "rademacher" or "gaussian", got {distribution!r}')
         self.num_probes = num_probes

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import check_number
 from flowbench.flows.path.base import Path, PathCoefficients
 
 __all__ = ["CosinePath", "LinearPath", "TargetConditionalPath"]
@@ -20,7 +21,7 @@ class LinearPath(Path):
     to data * N(0, sigma^2), so that its samples are *blurred* data. The velocity stays x1 - x0.
 
     Args:
-        sigma: constant standard deviation around the line, >= 0, in data units.
+        sigma: constant standard deviation around the line, in [0, 1e12], in data units.
 
     References:
         Lipman et al. 2023, arXiv 2210.02747; Liu, Gong and Liu 2022, arXiv 2209.03003 (rectified flow); Tong et al.
@@ -28,8 +29,7 @@ class LinearPath(Path):
     """
 
     def __init__(self, sigma: float = 0.0) -> None:
-        if not (sigma >= 0 and math.isfinite(sigma)):
-            raise ValueError(f"sigma must be finite and >= 0, got {sigma}: it is a standard deviation in data units")
+        check_number("sigma", sigma, at_least=0, hint="it is a standard deviation in data units")
         self.sigma = sigma
         self.needs_generator = sigma > 0
 
@@ -69,8 +69,7 @@ class TargetConditionalPath(Path):
     needs_standard_normal = True
 
     def __init__(self, sigma_min: float = 1e-4) -> None:
-        if not 0 <= sigma_min < 1:
-            raise ValueError(f"sigma_min must be in [0, 1), got {sigma_min}: it is what is left of the unit source")
+        check_number("sigma_min", sigma_min, at_least=0, below=1, hint="it is what is left of the unit source")
         self.sigma_min = sigma_min
 
     def coefficients(self, t: Tensor) -> PathCoefficients:

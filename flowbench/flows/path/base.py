@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from flowbench.core.checks import check_scale
 
 __all__ = ["Path", "PathCoefficients", "PathSample"]
 
@@ -155,7 +156,7 @@ class Path(ABC):
             source: expected source point, shape (B, *D).
             xt: points of the path, shape (B, *D).
             t: times, a scalar or of shape (B,).
-            source_std: standard deviation of each coordinate of the source, > 0.
+            source_std: standard deviation of each coordinate of the source, in [1e-12, 1e12].
         """
         c = self._converting(xt, t)
         return -source / (self._divisor(c.sigma, t, "source to score") * _variance(source_std))
@@ -254,6 +255,5 @@ def _like(t: Tensor, x: Tensor) -> Tensor:
 
 
 def _variance(source_std: float) -> float:
-    if not (source_std > 0 and math.isfinite(source_std)):
-        raise ValueError(f"source_std must be positive and finite, got {source_std}")
+    check_scale("source_std", source_std)
     return source_std**2

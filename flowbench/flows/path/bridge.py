@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import check_number, check_scale
 from flowbench.flows.path.base import Path, PathCoefficients
 
 __all__ = ["SchrodingerBridgePath"]
@@ -26,8 +25,8 @@ class SchrodingerBridgePath(Path):
     are no conversions: x_t and one prediction do not determine data, source and noise.
 
     Args:
-        sigma: diffusion of the bridge, > 0, in data units: on standardised data 1 is as large as the data.
-        clip: distance of ``interval`` from 0 and from 1, in (0, 0.5).
+        sigma: diffusion of the bridge, in [1e-12, 1e12], in data units: on standardised data 1 is as large as the data.
+        clip: distance of ``interval`` from 0 and from 1, in [1e-6, 0.5): float32 times come no closer to 1.
 
     References:
         Tong et al. 2023, arXiv 2302.00482 (SB-CFM).
@@ -36,10 +35,8 @@ class SchrodingerBridgePath(Path):
     needs_generator = True
 
     def __init__(self, sigma: float, clip: float = 1e-3) -> None:
-        if not (sigma > 0 and math.isfinite(sigma)):
-            raise ValueError(f"sigma must be positive and finite, got {sigma}: sigma = 0 is OT-CFM, use LinearPath")
-        if not 0 < clip < 0.5:
-            raise ValueError(f"clip must be in (0, 0.5), got {clip}: the velocity is infinite at t = 0 and t = 1")
+        check_scale("sigma", sigma, hint="sigma = 0 is OT-CFM, use LinearPath")
+        check_number("clip", clip, at_least=1e-6, below=0.5, hint="the velocity is infinite at t = 0 and t = 1")
         self.sigma = sigma
         self.clip = clip
         self.interval = (clip, 1 - clip)

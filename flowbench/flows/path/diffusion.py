@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flowbench.core.checks import check_scale
 from flowbench.flows.path.base import Path, PathCoefficients
 
 __all__ = ["VariancePreservingPath"]
@@ -20,8 +21,8 @@ class VariancePreservingPath(Path):
     vanishes like a square root: ``interval`` ends just before, and conversions at t = 1 are refused.
 
     Args:
-        beta_min: noise rate at the data end, > 0.
-        beta_max: noise rate at the source end, >= beta_min.
+        beta_min: noise rate at the data end, in [1e-12, 1e12].
+        beta_max: noise rate at the source end, in [beta_min, 1e12].
 
     References:
         Song et al. 2021, arXiv 2011.13456, appendix C.
@@ -30,8 +31,10 @@ class VariancePreservingPath(Path):
     interval = (0.0, 1.0 - 1e-5)
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
-        if not 0 < beta_min <= beta_max:
-            raise ValueError(f"need 0 < beta_min <= beta_max, got beta_min={beta_min} and beta_max={beta_max}")
+        check_scale("beta_min", beta_min)
+        check_scale("beta_max", beta_max)
+        if beta_min > beta_max:
+            raise ValueError(f"need beta_min <= beta_max, got beta_min={beta_min} and beta_max={beta_max}")
         self.beta_min = beta_min
         self.beta_max = beta_max
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 import torchdiffeq
 from torch import Tensor
 
+from flowbench.core.checks import check_count, check_number
 from flowbench.flows.solver.base import Field, Solution, Solver, SolverStats, checked_times, checked_velocity
 from flowbench.flows.solver.per_sample import AdaptiveFailure, PerSampleSolve, Tolerance
 
@@ -27,9 +27,9 @@ class DormandPrince(Solver):
     requested times.
 
     Args:
-        rtol: relative tolerance, > 0.
-        atol: absolute tolerance in units of the state, > 0.
-        max_steps: steps, rejected ones included, between two requested times after which the solver gives up.
+        rtol: relative tolerance, in (0, 1].
+        atol: absolute tolerance in units of the state, in (0, 1e12].
+        max_steps: steps, >= 1, rejected ones included, between two requested times after which the solver gives up.
         per_sample: give every sample its own step size; the field is called with times of shape (B,).
         separate_divergence: let a likelihood's divergence keep the tolerance for itself, atol in nats; else it is one
             of d + 1 components of one error norm and hardly influences the steps where d is large.
@@ -49,9 +49,9 @@ class DormandPrince(Solver):
         per_sample: bool = False,
         separate_divergence: bool = False,
     ) -> None:
-        for name, value in (("rtol", rtol), ("atol", atol), ("max_steps", max_steps)):
-            if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{name} must be positive and finite, got {value}")
+        check_number("rtol", rtol, above=0, at_most=1)
+        check_number("atol", atol, above=0)
+        check_count("max_steps", max_steps)
         self.rtol = rtol
         self.atol = atol
         self.max_steps = max_steps
@@ -78,7 +78,7 @@ class DormandPrince(Solver):
         return PerSampleSolve(field, x, times, tolerance, self.max_steps).run()
 
     def _solve_all(self, field: Field, x: Tensor, times: list[float]) -> Solution:
-        counted = _CountedField(field, min(times), max(times))
+        counted = _CountedField(field, times, self.max_steps)
         t = torch.tensor(times, dtype=torch.float64, device=x.device)
         # A forced step on the last time keeps the solver from overshooting it, where the field may not exist.
         options: dict[str, Any] = {"step_t": t[-1:], "max_num_steps": self.max_steps}
@@ -118,18 +118,36 @@ _PROBE = 2
 
 
 class _CountedField:
-    """Counts what torchdiffeq does to a field; the callback names are torchdiffeq's."""
+    """Counts what torchdiffeq does to a field, and ends a solve that gets nowhere; callbacks have torchdiffeq's names.
 
-    def __init__(self, field: Field, first: float, last: float) -> None:
+    Its own ends are assertions, which ``python -O`` leaves out: the solve would go on for ever.
+    """
+
+    def __init__(self, field: Field, times: list[float], max_steps: int) -> None:
         self.field = field
-        self.first, self.last = first, last
+        self.times, self.max_steps = times, max_steps
+        self.first, self.last = min(times), max(times)
         self.evaluations = self.accepted = self.rejected = 0
+        self.target, self.attempts = 0, 0
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
         self.evaluations += 1
         if self.evaluations == _PROBE:
             t = t.clamp(self.first, self.last)
         return checked_velocity(self.field(t, x), x)
+
+    def callback_step(self, t0: Tensor, y0: Tensor, dt: Tensor) -> None:
+        time, size = float(t0.detach()), float(dt.detach())
+        forward = self.times[-1] > self.times[0]
+        reached = sum(requested <= time if forward else requested >= time for requested in self.times)
+        self.attempts = 1 if reached != self.target else self.attempts + 1
+        self.target = reached
+        if self.attempts > self.max_steps:
+            raise AdaptiveFailure(f"max_num_steps exceeded ({self.attempts}>{self.max_steps})")
+        if not abs(time) + abs(size) > abs(time):
+            raise AdaptiveFailure(f"underflow in dt {size:g} at time {time:g}")
+        if not bool(y0.isfinite().all()):
+            raise AdaptiveFailure(f"non-finite values in the state at time {time:g}")
 
     def callback_accept_step(self, t0: Tensor, y0: Tensor, dt: Tensor) -> None:
         self.accepted += 1

@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import check_number, check_scale, check_seed
 from flowbench.flows.path.base import Path
 from flowbench.flows.solver.base import Field, evaluate
 from flowbench.flows.solver.fixed_step import FixedStepSolver, Step
@@ -56,7 +57,7 @@ class DiffusionSolver(FixedStepSolver):
     """A fixed-step solver with one evaluation per step that knows the path of its velocities.
 
     Args:
-        num_steps: steps over the whole solve, >= 1.
+        num_steps: steps over the whole solve, 1 to 1e6.
         grid: where the steps end; None is :class:`~flowbench.flows.solver.time_grid.UniformGrid`.
     """
 
@@ -160,14 +161,14 @@ class EulerMaruyama(DiffusionSolver):
     not depend on the batch, the device or the precision of the solve, and equal initial states draw equal noise.
 
     Args:
-        num_steps: steps over the whole solve, >= 1.
+        num_steps: steps over the whole solve, 1 to 1e6.
         grid: where the steps end; None is uniform.
         diffusion: w before eta: "sigma" is sigma(t), regular everywhere; "path" is that of the diffusion whose
             marginals the path has, ``sigma^2 alpha' / alpha - sigma sigma'`` (half the noise rate of a
             variance-preserving path), infinite where alpha = 0; "constant" is 1. All times the variance of the source.
-        eta: factor of w, >= 0; 0 is Euler's method.
-        seed: of the noise.
-        source_std: standard deviation of each coordinate of the Gaussian source.
+        eta: factor of w, in [0, 1e12]; 0 is Euler's method.
+        seed: of the noise, >= 0.
+        source_std: standard deviation of each coordinate of the Gaussian source, in [1e-12, 1e12].
 
     References:
         Song et al. 2021, arXiv 2011.13456, appendix D.1 (the reverse process); Ma et al. 2024, arXiv 2401.08740,
@@ -188,10 +189,9 @@ class EulerMaruyama(DiffusionSolver):
         super().__init__(num_steps, grid)
         if diffusion not in get_args(DiffusionChoice):
             raise ValueError(f"diffusion must be one of {', '.join(get_args(DiffusionChoice))}, got {diffusion!r}")
-        if not (eta >= 0 and math.isfinite(eta)):
-            raise ValueError(f"eta must be finite and >= 0, got {eta}: 0 is the flow without noise")
-        if not (source_std > 0 and math.isfinite(source_std)):
-            raise ValueError(f"source_std must be positive and finite, got {source_std}")
+        check_number("eta", eta, at_least=0, hint="0 is the flow without noise")
+        check_seed("seed", seed)
+        check_scale("source_std", source_std)
         self.diffusion = diffusion
         self.eta = eta
         self.seed = seed

@@ -15,6 +15,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import check_count, check_numbers
 from flowbench.flows.solver.base import (
     Field,
     Solution,
@@ -44,13 +45,32 @@ class ButcherTableau:
         a: strictly lower triangle, row i with i entries.
         b: weights of the stages.
         c: times of the stages in a unit step.
-        order: the global error is O(h^order).
+        order: the global error is O(h^order), 1 to 20.
+
+    Raises:
+        ValueError: for a coefficient outside of [-1e12, 1e12], or parts of other lengths.
     """
 
     a: tuple[tuple[float, ...], ...]
     b: tuple[float, ...]
     c: tuple[float, ...]
     order: int
+
+    def __post_init__(self) -> None:
+        check_count("order", self.order, at_most=20)
+        check_numbers("b", self.b)
+        check_numbers("c", self.c, length=len(self.b), hint="a time for each stage")
+        for stage, row in enumerate(self.a):
+            if stage:
+                check_numbers(f"a[{stage}]", row, length=stage)
+            elif row:
+                raise ValueError(f"a[0] must be empty, got {row!r}: the first stage has no slopes before it")
+        if len(self.a) != len(self.b):
+            raise ValueError(f"a must have a row for each of {len(self.b)} stages, got {len(self.a)}")
+
+
+# Time grids hold a number for each step.
+MOST_STEPS = 10**6
 
 
 class Step(NamedTuple):
@@ -69,7 +89,7 @@ class FixedStepSolver(Solver):
     """The one engine of all explicit fixed-step methods; a method is a subclass with a tableau.
 
     Args:
-        num_steps: steps over the whole solve, >= 1, shared out evenly among the intervals between the requested
+        num_steps: steps over the whole solve, 1 to 1e6, shared out evenly among the intervals between the requested
             times; a multiple of their number.
         grid: where the steps end between the first and the last time, the same points forward and backward; None is
             :class:`UniformGrid`, the only one that can stop at times between the two.
@@ -78,8 +98,7 @@ class FixedStepSolver(Solver):
     tableau: ClassVar[ButcherTableau]
 
     def __init__(self, num_steps: int, grid: TimeGrid | None = None) -> None:
-        if not isinstance(num_steps, int) or isinstance(num_steps, bool) or num_steps < 1:
-            raise ValueError(f"num_steps must be a whole number of at least 1, got {num_steps!r}")
+        check_count("num_steps", num_steps, at_most=MOST_STEPS)
         self.num_steps = num_steps
         self.grid = grid or UniformGrid()
 

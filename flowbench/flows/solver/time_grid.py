@@ -8,6 +8,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import check_number, check_scale
+from flowbench.flows.time import check_logit_mean
+
 __all__ = ["CosineGrid", "EDMGrid", "LogitNormalGrid", "TimeGrid", "UniformGrid"]
 
 
@@ -39,20 +42,21 @@ class EDMGrid(TimeGrid):
     ``sigma_max`` and ``sigma_min``, not the ways from t = 0 and to t = 1 beyond them: choose the two far out.
 
     Args:
-        rho: how much shorter the steps at the data end are, > 0; 1 spaces the levels evenly, towards infinity their
-            logarithms.
-        sigma_min: lowest level before no noise, > 0.
-        sigma_max: level of the first step, > sigma_min.
+        rho: how much shorter the steps at the data end are, in [0.1, 1e6]; 1 spaces the levels evenly, towards
+            infinity their logarithms.
+        sigma_min: lowest level before no noise, in [1e-12, 1e12].
+        sigma_max: level of the first step, above sigma_min, at most 1e12.
 
     References:
         Karras et al. 2022, arXiv 2206.00364, equation 5 and table 1.
     """
 
     def __init__(self, rho: float = 7.0, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
-        if not (rho > 0 and math.isfinite(rho)):
-            raise ValueError(f"rho must be positive and finite, got {rho}: the paper's is 7")
-        if not 0 < sigma_min < sigma_max < math.inf:
-            raise ValueError(f"need 0 < sigma_min < sigma_max, got sigma_min={sigma_min} and sigma_max={sigma_max}")
+        check_number("rho", rho, at_least=0.1, at_most=1e6, hint="the paper's is 7")
+        check_scale("sigma_min", sigma_min)
+        check_scale("sigma_max", sigma_max)
+        if sigma_min >= sigma_max:
+            raise ValueError(f"need sigma_min < sigma_max, got sigma_min={sigma_min} and sigma_max={sigma_max}")
         self.rho = rho
         self.sigma_min = sigma_min
         self.sigma_max = sigma_max
@@ -81,18 +85,16 @@ class LogitNormalGrid(TimeGrid):
     """Quantiles of a logit-normal time: steps where training with such times looks most.
 
     Args:
-        mean: mean of ``log(t / (1 - t))``; above 0 the data end is denser.
-        std: standard deviation of it, > 0; below about 1.6 the middle is dense, above it the ends.
+        mean: mean of ``log(t / (1 - t))``, in [-20, 20]; above 0 the data end is denser.
+        std: standard deviation of it, in [1e-12, 1e12]; below about 1.6 the middle is dense, above it the ends.
 
     References:
         Esser et al. 2024, arXiv 2403.03206, section 3.1, where times of training are drawn so.
     """
 
     def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
-        if not math.isfinite(mean):
-            raise ValueError(f"mean must be finite, got {mean}")
-        if not (std > 0 and math.isfinite(std)):
-            raise ValueError(f"std must be positive and finite, got {std}")
+        check_logit_mean(mean)
+        check_scale("std", std)
         self.mean = mean
         self.std = std
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowbench.core.checks import check_scale
 from flowbench.seeds import derive_seed, indexed_normal
 
 __all__ = ["FittedSource", "GaussianSource", "Source", "log_standard_normal"]
@@ -96,13 +97,12 @@ class GaussianSource(Source):
     """Isotropic normal distribution N(0, std^2 I).
 
     Args:
-        std: standard deviation of each coordinate, > 0.
+        std: standard deviation of each coordinate, in [1e-12, 1e12].
     """
 
     def __init__(self, std: float = 1.0) -> None:
         super().__init__()
-        if not (std > 0 and math.isfinite(std)):
-            raise ValueError(f"std must be positive and finite, got {std}")
+        check_scale("std", std)
         self.std = std
 
     @property

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import check_count, check_scale
 from flowbench.flows.source.base import FittedSource
 
 __all__ = ["GaussianMixtureSource"]
@@ -20,7 +22,7 @@ class GaussianMixtureSource(FittedSource):
 
     Args:
         num_components: K, at least 1.
-        covariance_floor: added to the diagonal of every covariance, in squared data units, > 0.
+        covariance_floor: added to the diagonal of every covariance, in squared data units, in [1e-12, 1e12].
 
     References:
         Lee, Kim, Lee (2025), arXiv 2512.18184: density approximation and mode discrepancy.
@@ -28,14 +30,13 @@ class GaussianMixtureSource(FittedSource):
 
     def __init__(self, num_components: int = 10, covariance_floor: float = 1e-3) -> None:
         super().__init__()
-        if not isinstance(num_components, int) or isinstance(num_components, bool) or num_components < 1:
-            raise ValueError(f"num_components must be a whole number of at least 1, got {num_components!r}")
-        if not (covariance_floor > 0 and math.isfinite(covariance_floor)):
-            raise ValueError(f"covariance_floor must be positive and finite, got {covariance_floor}: try 1e-3")
+        check_count("num_components", num_components)
+        check_scale("covariance_floor", covariance_floor, hint="try 1e-3")
         self.num_components, self.covariance_floor = num_components, covariance_floor
 
     def _fit(self, points: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         # Slow to import, and only this source needs it.
+        from sklearn.exceptions import ConvergenceWarning
         from sklearn.mixture import GaussianMixture
 
         if self.num_components > len(points):
@@ -44,7 +45,16 @@ class GaussianMixtureSource(FittedSource):
             )
         state = int(torch.randint(2**31 - 1, (), generator=generator))
         model = GaussianMixture(self.num_components, reg_covar=self.covariance_floor, max_iter=200, random_state=state)
-        model.fit(points.numpy())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # ours says what to do
+            model.fit(points.numpy())
+        if not model.converged_:
+            warnings.warn(
+                f"GaussianMixtureSource: expectation maximisation of {self.num_components} components has not converged"
+                f" after {model.n_iter_} steps, its last step is used: lower num_components or raise"
+                " covariance_floor",
+                stacklevel=2,
+            )
         return {
             "weight": torch.from_numpy(model.weights_),
             "mean": torch.from_numpy(model.means_),

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import check_count, check_number
 from flowbench.flows.source.base import FittedSource, GaussianSource, Source
 from flowbench.seeds import derive_seed
 from flowbench.seeds import generator as keyed_generator
@@ -48,12 +49,12 @@ class PrunedSource(FittedSource):
     Args:
         max_cosine: tau_r in (0, 1]; 1 leaves the source as it is.
         quantile: share of the 2d axes that are pruned, in (0, 1), those of the lowest gamma; or give `threshold`.
-        threshold: tau: axes with gamma <= threshold are pruned; below max_cosine.
+        threshold: tau: axes with gamma <= threshold are pruned; in [-1, max_cosine).
         axes: "low" for the sparse axes; "random" and "high" are controls that prune as many axes, drawn at random or of
             the highest gamma.
         source: what is pruned, isotropic; None is the standard normal.
         method: "rejection" or "truncated", see above.
-        max_rounds: rounds of draws before a sample is given up.
+        max_rounds: rounds of draws, >= 1, before a sample is given up.
 
     References:
         Lee, Kim, Lee (2025), arXiv 2512.18184: pruned sampling. The exact sampler by truncation is our own.
@@ -70,20 +71,18 @@ class PrunedSource(FittedSource):
         max_rounds: int = 1000,
     ) -> None:
         super().__init__()
-        if not 0 < max_cosine <= 1:
-            raise ValueError(f"max_cosine must lie in (0, 1], got {max_cosine}: 1 prunes nothing")
+        check_number("max_cosine", max_cosine, above=0, at_most=1, hint="1 prunes nothing")
         if (quantile is None) == (threshold is None):
             raise ValueError(f"give quantile or threshold, not both or none: got {quantile} and {threshold}")
-        if quantile is not None and not 0 < quantile < 1:
-            raise ValueError(f"quantile must lie in (0, 1), got {quantile}: the paper prunes about a third of the axes")
-        if threshold is not None and not -1 <= threshold < max_cosine:
-            raise ValueError(f"threshold must lie in [-1, max_cosine), got {threshold} and max_cosine={max_cosine}")
+        share = "the paper prunes about a third of the axes"
+        check_number("quantile", quantile, above=0, below=1, or_none=True, hint=share)
+        limit = f"below max_cosine={max_cosine}"
+        check_number("threshold", threshold, at_least=-1, below=max_cosine, or_none=True, hint=limit)
         if axes not in ("low", "random", "high"):
             raise ValueError(f'axes must be "low", "random" or "high", got {axes!r}')
         if method not in ("rejection", "truncated"):
             raise ValueError(f'method must be "rejection" or "truncated", got {method!r}')
-        if max_rounds < 1:
-            raise ValueError(f"max_rounds must be at least 1, got {max_rounds}")
+        check_count("max_rounds", max_rounds)
         self.source = source or GaussianSource()
         if not self.source.is_isotropic:
             raise ValueError(f"only an isotropic source can be pruned, got {self.source!r}: try GaussianSource")

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import check_number, check_scale
 from flowbench.flows.source.base import FittedSource, log_standard_normal
 
 __all__ = [
@@ -31,7 +32,7 @@ class NormAlignedSource(FittedSource):
     smaller by c and c^2.
 
     Args:
-        ratio: E|x0| / E|x1|, > 0.
+        ratio: E|x0| / E|x1|, in [1e-12, 1e12].
 
     References:
         Lee, Kim, Lee (2025), Is There a Better Source Distribution than Gaussian?, arXiv 2512.18184, norm alignment.
@@ -39,8 +40,7 @@ class NormAlignedSource(FittedSource):
 
     def __init__(self, ratio: float = 1.0) -> None:
         super().__init__()
-        if not (ratio > 0 and math.isfinite(ratio)):
-            raise ValueError(f"ratio must be positive and finite, got {ratio}: 1 gives both ends one mean norm")
+        check_scale("ratio", ratio, hint="1 gives both ends one mean norm")
         self.ratio = ratio
 
     @property
@@ -82,8 +82,8 @@ class RadialSource(FittedSource):
     Args:
         radius: "chi" for scale chi(dof), "data" for the distribution of the data's norms: the quantile function that
             interpolates their sorted values linearly, so that there is a density.
-        dof: degrees of freedom of "chi", > 0; None is the dimension of the points.
-        scale: factor of the radius, > 0.
+        dof: degrees of freedom of "chi", in [0.1, 1e9]; None is the dimension of the points.
+        scale: factor of the radius, in [1e-12, 1e12].
 
     References:
         Lee, Kim, Lee (2025), arXiv 2512.18184: a Gaussian as a chi sphere.
@@ -171,10 +171,9 @@ class RadialSource(FittedSource):
 
 def check_radius(dof: float | None, scale: float) -> None:
     """Refuse degrees of freedom or a scale that give no radius."""
-    if dof is not None and not (dof > 0 and math.isfinite(dof)):
-        raise ValueError(f"dof must be positive and finite, got {dof}: None takes the dimension of the points")
-    if not (scale > 0 and math.isfinite(scale)):
-        raise ValueError(f"scale must be positive and finite, got {scale}: 1 leaves the radius as it is")
+    # Of fewer many radii underflow to 0, of more the logarithms of the density lose their digits.
+    check_number("dof", dof, at_least=0.1, at_most=1e9, or_none=True, hint="None takes the dimension of the points")
+    check_scale("scale", scale, hint="1 leaves the radius as it is")
 
 
 def mean_chi(dof: float) -> float:

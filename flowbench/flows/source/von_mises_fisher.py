@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import check_count, check_number
 from flowbench.flows.source.base import FittedSource
 from flowbench.flows.source.radial import check_radius, draw_chi, log_chi
 
-__all__ = ["VonMisesFisherSource", "draw_von_mises_fisher", "log_von_mises_fisher_constant", "spherical_k_means"]
+__all__ = [
+    "VonMisesFisherSource",
+    "check_concentration",
+    "draw_von_mises_fisher",
+    "log_von_mises_fisher_constant",
+    "spherical_k_means",
+]
 
 _MAX_ROUNDS = 100
 
@@ -23,13 +31,13 @@ class VonMisesFisherSource(FittedSource):
     data point, a stored direction is taken with equal probability, or a centroid with the share of its cluster.
 
     Args:
-        concentration: kappa >= 0; 0 is uniform, so that the source is N(0, I) at the default radius.
-        centres: number K of centroids of spherical k-means, or "data" for the fitted points themselves (all of them
-            are kept in checkpoints).
+        concentration: kappa in [0, 1e6]; 0 is uniform, so that the source is N(0, I) at the default radius.
+        centres: number K >= 1 of centroids of spherical k-means, or "data" for the fitted points themselves (all of
+            them are kept in checkpoints).
         paired: whether a data point of the training gets noise from its own direction. False draws noise without
             looking at the data, as the paper's 2-D simulation does, and leaves it to the coupling to pair the two.
-        dof: degrees of freedom of the radius, > 0; None is the dimension d, the radius of N(0, I).
-        scale: factor of the radius, > 0.
+        dof: degrees of freedom of the radius, in [0.1, 1e9]; None is the dimension d, the radius of N(0, I).
+        scale: factor of the radius, in [1e-12, 1e12].
 
     References:
         Lee, Kim, Lee (2025), arXiv 2512.18184: directional sources, x0 = r s with s ~ vMF(mu(x1), kappa).
@@ -45,10 +53,9 @@ class VonMisesFisherSource(FittedSource):
         scale: float = 1.0,
     ) -> None:
         super().__init__()
-        if not (concentration >= 0 and math.isfinite(concentration)):
-            raise ValueError(f"concentration must be at least 0 and finite, got {concentration}: 0 is uniform")
-        if centres != "data" and (not isinstance(centres, int) or isinstance(centres, bool) or centres < 1):
-            raise ValueError(f'centres must be "data" or at least 1 centroid, got {centres!r}')
+        check_concentration(concentration)
+        if centres != "data":
+            check_count("centres", centres, hint='or "data" for a direction of every point')
         check_radius(dof, scale)
         self.concentration, self.centres, self.paired = concentration, centres, paired
         self.dof, self.scale = dof, scale
@@ -139,6 +146,15 @@ class VonMisesFisherSource(FittedSource):
         return f"{around}, dof={self.dof}, scale={self.scale:g}"
 
 
+def check_concentration(concentration: float) -> None:
+    """Refuse a concentration whose density is a series too long for the memory.
+
+    Raises:
+        ValueError: for a number outside of [0, 1e6]; beyond, directions are one to a thousandth of a radian.
+    """
+    check_number("concentration", concentration, at_least=0, at_most=1e6, hint="0 is uniform")
+
+
 def draw_von_mises_fisher(mean: Tensor, concentration: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Directions from von Mises-Fisher distributions, and as a by-product the radii of a Gaussian.
 
@@ -147,7 +163,7 @@ def draw_von_mises_fisher(mean: Tensor, concentration: float, generator: torch.G
 
     Args:
         mean: unit vectors on the generator's device, float64, shape (B, d), d at least 2.
-        concentration: kappa >= 0.
+        concentration: kappa in [0, 1e12].
         generator: source of every random number.
 
     Returns:
@@ -156,6 +172,8 @@ def draw_von_mises_fisher(mean: Tensor, concentration: float, generator: torch.G
     References:
         Wood (1994), Simulation of the von Mises Fisher distribution, Communications in Statistics 23(1), algorithm VM*.
     """
+    # Beyond, rounding of the cosines is as large as what the rejection looks at, and the draws do not end.
+    check_number("concentration", concentration, at_least=0, at_most=1e12)
     num, num_dims = mean.shape
     b = (num_dims - 1) / (2 * concentration + math.hypot(2 * concentration, num_dims - 1))
     x0, log_peak = (1 - b) / (1 + b), math.log(4 * b) - 2 * math.log1p(b)
@@ -192,6 +210,7 @@ def log_von_mises_fisher_constant(num_dims: int, concentration: float) -> float:
 
     All terms of the series are positive, so nothing cancels and nothing underflows, in any dimension.
     """
+    check_concentration(concentration)
     order = num_dims / 2 - 1
     m = torch.arange(int(concentration) + 64, dtype=torch.float64)
     terms = -torch.lgamma(m + 1) - torch.lgamma(m + order + 1)
@@ -206,15 +225,17 @@ def spherical_k_means(directions: Tensor, num_centroids: int, generator: torch.G
 
     Args:
         directions: unit vectors, shape (N, d).
-        num_centroids: K, at most N.
+        num_centroids: K, 1 to N.
         generator: draws the seeds, each with probability proportional to 1 - the cosine to the nearest one before.
 
     Returns:
-        Unit centroids, shape (K, d), and the cluster of each vector, int64, shape (N,).
+        Unit centroids, shape (K, d), and the cluster of each vector, int64, shape (N,). A warning says where vectors
+        still change their cluster after 100 rounds.
 
     Raises:
         ValueError: for more centroids than vectors.
     """
+    check_count("num_centroids", num_centroids)
     if num_centroids > len(directions):
         raise ValueError(f"{num_centroids} centroids need as many data points, got {len(directions)}: lower centres")
     chosen = [int(torch.randint(len(directions), (), generator=generator))]
@@ -232,6 +253,11 @@ def spherical_k_means(directions: Tensor, num_centroids: int, generator: torch.G
         centre = torch.where(length > 0, sums / length.clamp(min=torch.finfo(length.dtype).tiny), centre)
         found = (directions @ centre.T).argmax(1)
         if torch.equal(found, cluster):
-            break
+            return centre, cluster
         cluster = found
+    warnings.warn(
+        f"spherical k-means of {num_centroids} centroids still moves vectors after {_MAX_ROUNDS} rounds, the centroids"
+        " are those of the last one: lower centres",
+        stacklevel=2,
+    )
     return centre, cluster

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from flowbench.core.checks import check_count, check_number, check_scale
 from flowbench.flows.weight.cost import Cost, cost_matrix, flat_points
 from flowbench.flows.weight.tilt import effective_share, squared_variation
 
@@ -22,8 +23,7 @@ class EpsilonRule(ABC):
     """
 
     def __init__(self, num_points: int = 1024) -> None:
-        if num_points < 2:
-            raise ValueError(f"num_points must be at least 2, got {num_points}")
+        check_count("num_points", num_points, at_least=2)
         self.num_points = num_points
 
     @torch.no_grad()
@@ -69,9 +69,9 @@ class ElbowEpsilon(EpsilonRule):
     coordinates of order one.
 
     Args:
-        num_kappas: k, >= 3.
-        kappa_min: smallest kappa, > 0.
-        kappa_max: largest kappa, > kappa_min.
+        num_kappas: k, 3 to 10,000.
+        kappa_min: smallest kappa, in [1e-12, 1e12].
+        kappa_max: largest kappa, above kappa_min, at most 1e12.
         num_points: points of each side, >= 2.
 
     References:
@@ -83,10 +83,11 @@ class ElbowEpsilon(EpsilonRule):
         self, num_kappas: int = 25, kappa_min: float = 0.01, kappa_max: float = 10.0, num_points: int = 1024
     ) -> None:
         super().__init__(num_points)
-        if num_kappas < 3:
-            raise ValueError(f"num_kappas must be at least 3, got {num_kappas}")
-        if not 0 < kappa_min < kappa_max < math.inf:
-            raise ValueError(f"kappas must satisfy 0 < kappa_min < kappa_max, got {kappa_min} and {kappa_max}")
+        check_count("num_kappas", num_kappas, at_least=3, at_most=10_000)
+        check_scale("kappa_min", kappa_min)
+        check_scale("kappa_max", kappa_max)
+        if kappa_min >= kappa_max:
+            raise ValueError(f"need kappa_min < kappa_max, got kappa_min={kappa_min} and kappa_max={kappa_max}")
         self.num_kappas = num_kappas
         self.kappa_min = kappa_min
         self.kappa_max = kappa_max
@@ -133,8 +134,7 @@ class EffectiveSampleEpsilon(EpsilonRule):
 
     def __init__(self, share: float = 0.5, num_points: int = 512) -> None:
         super().__init__(num_points)
-        if not 0 < share < 1:
-            raise ValueError(f"share must lie in (0, 1), got {share}")
+        check_number("share", share, above=0, below=1)
         self.share = share
 
     def _choose(self, costs: Tensor, num_dims: int) -> float:
@@ -142,6 +142,12 @@ class EffectiveSampleEpsilon(EpsilonRule):
         if not cost.max() > 0:
             raise ValueError("all pairs cost the same, so every epsilon keeps them all: use UniformWeight")
         low, high = (math.log(cost.max().item()) + shift for shift in (-20.0, 20.0))
+        least, most = (effective_share(cost * -math.exp(-end)).item() for end in (low, high))
+        if not least < self.share <= most:
+            raise ValueError(
+                f"no epsilon keeps share={self.share:g} of the effective sample of these {len(cost)} pairs, which goes"
+                f" from {least:.3g} to {most:.10g}: choose a share between them"
+            )
         # 40 halvings of 40 nats leave a relative error of 4e-11.
         for _ in range(40):
             middle = (low + high) / 2

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, distributed
 
+from flowbench.core.checks import check_count, check_number, check_scale
 from flowbench.flows.weight.base import Weight, WeightResult
 from flowbench.flows.weight.cost import COSTS, Cost, cost_matrix, flat_points, pair_cost
 from flowbench.flows.weight.epsilon import ElbowEpsilon, EpsilonRule, FittedEpsilon
@@ -63,15 +64,15 @@ class GibbsWeight(Weight):
             a batch.
         decay: decay of the moving average per training batch, in (0, 1), with bias-corrected warm-up. The
             average is part of the state dict and is frozen in eval mode.
-        epsilon: the temperature itself, > 0, in place of ``kappa``; or the rule that chooses it on data, "elbow" for
-            :class:`ElbowEpsilon` with its defaults.
+        epsilon: the temperature itself, in [1e-12, 1e12], in place of ``kappa``; or the rule that chooses it on data,
+            "elbow" for :class:`ElbowEpsilon` with its defaults.
         correction: what is done about the marginals. "none" is W-CFM; "target" weighs by w / g(y), which keeps the
             data's law and tilts the source; "source" by w / f(x), the reverse; "mixed" by w / (f(x) g(y)), one
             simultaneous step of Sinkhorn's scaling, exact for neither; "tilt-only" by f(x) g(y): the control, the
             same marginals as W-CFM without a coupling. g is a table over |y| for an isotropic source and free; any
             other mean runs over stored points, O(B M d) in every step.
-        num_reference: M, how many points are stored for such a mean (f always, g unless the source is isotropic); they
-            travel in the checkpoint.
+        num_reference: M, how many points, >= 1, are stored for such a mean (f always, g unless the source is
+            isotropic); they travel in the checkpoint.
 
     References:
         Calvo-Ordonez et al. 2025, arXiv 2507.22270 (W-CFM). The corrections are ours.
@@ -104,12 +105,10 @@ class GibbsWeight(Weight):
             raise ValueError(f'cost must be "norm" or "squared", got {cost!r}')
         if normalization not in ("running", "batch", "raw"):
             raise ValueError(f'normalization must be "running", "batch" or "raw", got {normalization!r}')
-        if not 0 < decay < 1:
-            raise ValueError(f"decay must lie in (0, 1), got {decay}")
+        check_number("decay", decay, above=0, below=1)
         if correction not in EXPONENTS:
             raise ValueError(f"correction must be one of {', '.join(EXPONENTS)}, got {correction!r}")
-        if num_reference < 1:
-            raise ValueError(f"num_reference must be at least 1, got {num_reference}")
+        check_count("num_reference", num_reference)
         self.kappa = kappa
         self.temperature = epsilon
         self.cost: Cost = cost
@@ -319,9 +318,7 @@ def _check_temperature(name: str, value: object) -> None:
         return
     if isinstance(value, str):
         raise ValueError(f'{name} must be a number, "elbow" or an EpsilonRule, got {value!r}')
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (is_number and value > 0 and math.isfinite(value)):  # type: ignore[operator,arg-type]
-        raise ValueError(f"{name} must be positive and finite, got {value}: use UniformWeight for no weight")
+    check_scale(name, value, hint="use UniformWeight for no weight")
 
 
 def _check_samples(source_points: Tensor, data_points: Tensor) -> None:

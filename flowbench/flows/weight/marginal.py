@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,10 @@ __all__ = ["KernelMean"]
 # Points of a table and how far it reaches beyond the largest norm of the data; the last piece goes on as a line.
 TABLE_SIZE = 512
 TABLE_MARGIN = 1.5
+
+
+# What half the strata may change in the logarithm of a mean.
+UNRESOLVED = 0.1
 
 
 class KernelMean(nn.Module):
@@ -40,12 +45,18 @@ class KernelMean(nn.Module):
     def tabulate(
         self, norms: Tensor, num_dims: int, epsilon: float, cost: Cost, radii: GaussianRadii | EmpiricalRadii
     ) -> None:
-        """Tabulate against |y|, for a rotation-invariant X, from 0 to beyond the largest of ``norms`` (M,)."""
+        """Tabulate against |y|, for a rotation-invariant X, from 0 to beyond the largest of ``norms`` (M,).
+
+        Raises:
+            ValueError: for an epsilon too small for the quadrature.
+        """
         largest = TABLE_MARGIN * norms.max().item()
         # Any step serves where all points lie in the centre.
         self.step = largest / (TABLE_SIZE - 1) or 1.0
         grid = self.step * torch.arange(TABLE_SIZE, dtype=torch.float64)
         table = radial_log_mean(grid, num_dims, epsilon, cost, radii)
+        if isinstance(radii, EmpiricalRadii):
+            _check_resolved(table, grid, norms, num_dims, epsilon, cost, radii)
         self.table, self.reference = table.to(norms.device, torch.float32), None
 
     def store(self, points: Tensor, num: int, generator: torch.Generator) -> None:
@@ -85,3 +96,23 @@ class KernelMean(nn.Module):
         self.table = None if self.table is None else fn(self.table)
         self.reference = None if self.reference is None else fn(self.reference)
         return self
+
+
+def _check_resolved(
+    table: Tensor, grid: Tensor, norms: Tensor, num_dims: int, epsilon: float, cost: Cost, radii: EmpiricalRadii
+) -> None:
+    """Refuse a kernel so narrow that it falls between the strata of the source's norms.
+
+    Raises:
+        ValueError: where half as many strata give other means at the norms of the data.
+    """
+    among = (grid >= norms.min().cpu()) & (grid <= norms.max().cpu())
+    if not bool(among.any()):
+        return
+    coarse = radial_log_mean(grid[among], num_dims, epsilon, cost, replace(radii, num_strata=radii.num_strata // 2))
+    change = (coarse - table[among]).abs().max().item()
+    if not change <= UNRESOLVED:
+        raise ValueError(
+            f"g(y) over {radii.num_strata} strata of the source's norms has not converged at epsilon = {epsilon:.4g}:"
+            f" half of them change it by exp({change:.2g}); raise epsilon"
+        )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import check_count
 from flowbench.flows.weight.base import Weight
 from flowbench.flows.weight.cost import COSTS, Cost, cost_matrix, flat_points
 
@@ -107,8 +108,7 @@ def transport_decomposition(
         )
     if transport_cost not in COSTS:
         raise ValueError(f'transport_cost must be "norm" or "squared", got {transport_cost!r}')
-    if chunk < 1:
-        raise ValueError(f"chunk must be at least 1, got {chunk}")
+    check_count("chunk", chunk)
     if not (x0.isfinite().all() and x1.isfinite().all()):
         raise ValueError("the decomposition met points that are not finite: check the source and the data")
     x0, x1 = x0.double(), x1.double()

@@ -1,0 +1,92 @@
+"""Whether the claims of a bench are about numbers that will be there, before anything runs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from flowbench.bench.claims import Claim, Quantity
+from flowbench.bench.plan import Plan
+from flowbench.bench.store import REFERENCES
+from flowbench.config.errors import suggestion
+
+if TYPE_CHECKING:
+    from flowbench.evaluation.prospect import Declared
+
+__all__ = ["check_claims"]
+
+_CHOICES = {"network_evaluations": "number of network evaluations", "guidance": "scale of guidance"}
+
+
+def check_claims(plan: Plan) -> None:
+    """Refuse claims on metrics that a contender or a reference row will not have.
+
+    Models are built on the meta device, those of the contenders that claims name and no others. Metrics and families
+    that do not declare their names are believed.
+
+    Raises:
+        ValueError: one line with the claim, who lacks the metric, and the nearest that there is.
+    """
+    known: dict[tuple[str, str], Mapping[str, Declared] | None] = {}
+    for claim, side, task in _sides(plan):
+        reference = side.contender in REFERENCES
+        contender = plan.tasks[task][0] if reference else side.contender
+        if (task, contender) not in known:
+            known[task, contender] = _declared(plan, task, contender)
+        found = known[task, contender]
+        if found is None:
+            continue
+        try:
+            _check(side, found.get(side.contender if reference else ""))
+        except ValueError as error:
+            where = f"in task {task!r}, " if task else ""
+            raise ValueError(f"{plan.bench.path}: claim {claim.text!r}: {where}{side.contender} {error}") from None
+
+
+def _sides(plan: Plan) -> Iterator[tuple[Claim, Quantity, str]]:
+    """Every quantity of every claim with each task in which it will be looked up."""
+    for claim in plan.bench.claims:
+        everywhere = [
+            task
+            for task, contenders in plan.tasks.items()
+            if all(side.contender in (*contenders, *REFERENCES) for side in claim.quantities)
+        ]
+        for side in claim.quantities:
+            for task in everywhere if side.task is None else [side.task]:
+                if side.contender in (*plan.tasks[task], *REFERENCES):
+                    yield claim, side, task
+
+
+def _check(side: Quantity, declared: Declared | None) -> None:
+    """Check that a quantity will be measured.
+
+    Raises:
+        ValueError: what is wrong with it, and what to write instead.
+    """
+    if declared is None:
+        raise ValueError("is not measured; the experiment has no evaluator")
+    if declared.main is None:
+        return
+    if side.metric not in declared.main:
+        raise ValueError(f"has no metric {side.metric!r}{suggestion(side.metric, declared.main)}")
+    if side.at is None:
+        return
+    if side.axis not in declared.swept:
+        raise ValueError(f"has no choice of its {_CHOICES[side.axis]}; claim {side.contender}.{side.metric} without @")
+    swept = declared.swept[side.axis]
+    if swept is not None and side.metric not in swept:
+        raise ValueError(f"has no metric {side.metric!r} at the points of a sweep{suggestion(side.metric, swept)}")
+
+
+def _declared(plan: Plan, task: str, contender: str) -> Mapping[str, Declared] | None:
+    """What a contender of a task and the task's reference rows will have; None where that cannot be known yet."""
+    # Late: only benches with claims pay for these imports, and a bench that lists its plan must answer at once.
+    from flowbench.config import Composed, Experiment
+    from flowbench.declarations import declared_metrics
+
+    content: dict[str, Any] = copy.deepcopy(dict(plan.experiments[task, contender]))
+    try:
+        return declared_metrics(Experiment.from_composed(Composed({}, content, (plan.bench.path,))))
+    except Exception:  # what keeps an experiment from being built is told where experiments are checked
+        return None

@@ -1,0 +1,50 @@
+"""Lightning's Trainer as this process was started: alone, by a launcher, or as a task of SLURM."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from flowbench.core.launch import number_of_tasks, started_by_srun
+
+__all__ = ["make_trainer"]
+
+
+def make_trainer(plugins: Sequence[Any], **arguments: Any) -> L.Trainer:
+    """A trainer, or one line about what Lightning refuses.
+
+    In the script of a SLURM job, or a shell inside one, Lightning would take this process for one of the job's tasks
+    and wait for the others. It is told that it is alone there. Only tasks that ``srun`` started belong together.
+
+    Args:
+        plugins: as for ``lightning.Trainer``; a cluster environment among them decides for itself.
+        arguments: the others.
+
+    Raises:
+        ValueError: for what Lightning refuses, or where ``srun`` started another number of tasks than the trainer has
+            processes.
+    """
+    chosen = any(isinstance(plugin, ClusterEnvironment) for plugin in plugins)
+    if not chosen and "SLURM_NTASKS" in os.environ and not (started_by_srun() or TorchElasticEnvironment.detect()):
+        plugins = [*plugins, LightningEnvironment()]
+    try:
+        trainer = L.Trainer(plugins=list(plugins), **arguments)
+    except (MisconfigurationException, RuntimeError, TypeError) as error:
+        raise ValueError(f"trainer: {' '.join(str(error).split())}") from error
+    if not chosen and not TorchElasticEnvironment.detect():
+        _check_tasks(trainer)
+    return trainer
+
+
+def _check_tasks(trainer: L.Trainer) -> None:
+    tasks, processes = number_of_tasks(), trainer.num_devices * trainer.num_nodes
+    if started_by_srun() and tasks != processes:
+        raise ValueError(
+            f"srun started {tasks} tasks, but trainer.devices and trainer.num_nodes make {processes} processes: set "
+            f"trainer.devices to the tasks of a node, or start {processes} with srun --ntasks-per-node"
+        )

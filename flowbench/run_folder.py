@@ -1,0 +1,130 @@
+"""Whose a folder of results is, who works in it, and what is kept there of an error."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flowbench.core.endings import is_expected, keep_details
+from flowbench.core.launch import is_first_process
+from flowbench.rows import read_rows
+
+__all__ = ["KINDS", "claim", "contents", "keeps_details", "read_manifest", "working_in"]
+
+KINDS = {
+    "run": "a trained run",
+    "reference": "reference rows",
+    "external": "images that other code made",
+    "predict": "what predict makes",
+    "bench": "a bench",
+}
+"""What a command leaves in a folder."""
+
+# Files that a process killed in the middle of an atomic write leaves beside their targets.
+_ABANDONED = re.compile(r"\.[\w.+ -]+\.(ckpt|csv|json|jsonl|npz|png|yaml)\.\w+")
+
+
+@contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """Hold a folder of results; its lock is the sign of life that a bench looks for.
+
+    Raises:
+        ValueError: when another process works there.
+    """
+    with keeps_details(folder):
+        if not is_first_process():
+            yield
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "lock").open("w", encoding="utf-8") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"another process works in {folder}: wait for it, or give another run.dir") from None
+            for place in (folder, folder / "checkpoints"):
+                _remove_abandoned(place)
+            yield
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Delete what earlier processes did not finish to write; nobody else writes here now."""
+    for path in folder.glob(".*"):
+        if _ABANDONED.fullmatch(path.name) and path.is_file():
+            path.unlink()
+
+
+@contextmanager
+def keeps_details(folder: Path) -> Iterator[None]:
+    """Keep the traceback of an error that nobody expects in the folder's log, where the folder exists."""
+    try:
+        yield
+    except Exception as error:
+        if not is_expected(error):
+            keep_details(error, folder if folder.is_dir() else None)
+        raise
+
+
+# ---- whose it is --------------------------------------------------------------------------------------
+
+
+def claim(folder: Path, kind: str, remedy: str) -> None:
+    """Refuse to write into a folder that holds another command's results.
+
+    Args:
+        folder: where a command is to write.
+        kind: what it writes, one of ``KINDS``.
+        remedy: which option names another place.
+
+    Raises:
+        ValueError: names what lies there.
+    """
+    found = contents(folder)
+    if found is not None and found[0] != kind:
+        raise ValueError(f"{folder} holds {found[1]}, which this would mix with {KINDS[kind]}: {remedy}")
+
+
+def contents(folder: Path) -> tuple[str, str] | None:
+    """What a folder holds: its kind, one of ``KINDS``, and a few words; None where it holds no results of flowbench."""
+    if (folder / "config.yaml").is_file():
+        if not (folder / "config.source.yaml").is_file():
+            return "foreign", "a config.yaml that flowbench did not write"
+        return "run", KINDS["run"]
+    if (folder / "plan.json").is_file():
+        return "bench", f"the bench {_json(folder / 'plan.json').get('name', '')}".rstrip()
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        return "predict", f"what predict made with {manifest['checkpoint']}"
+    return _measured(folder / "rows.jsonl")
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """What predict noted about a folder's contents; None where it made none."""
+    manifest = _json(folder / "manifest.json")
+    return manifest if "task" in manifest and "checkpoint" in manifest else None
+
+
+def _measured(path: Path) -> tuple[str, str] | None:
+    """Whose rows a file holds: references and other people's images say so."""
+    if not path.is_file():
+        return None
+    try:
+        rows = read_rows(path)
+    except ValueError:
+        return None
+    for row in rows:
+        if row.family in ("reference", "external"):
+            return row.family, f"the rows of {row.contender} ({KINDS[row.family]})"
+    return ("run", KINDS["run"]) if rows else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}

@@ -1,0 +1,165 @@
+"""A claim on a number that nobody will have is refused before anything runs, with the nearest that there is."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from flowbench.bench import claimed
+from flowbench.bench.claimed import check_claims
+from flowbench.bench.plan import make_plan
+from flowbench.cli import main
+from flowbench.evaluation import Measurement, Metric
+
+MODEL, EVALUATION = "model.init_args", "flowbench.evaluation"
+TARFLOW = {
+    "model": {
+        "_replace_": True,
+        "class_path": "flowbench.families.TARFlow",
+        "init_args": {"layers": [1, 1], "width": 8, "head_dim": 8, "start": "learned"},
+    }
+}
+SOLVER = {"class_path": "flowbench.flows.Midpoint", "init_args": {"num_steps": 4}}
+METRICS = {
+    f"evaluator.metrics.{name}.class_path": f"{EVALUATION}.{cls}"
+    for name, cls in {
+        "nll": "NegativeLogLikelihood",
+        "paths": "PathStraightness",
+        "pairs": "TrainingPairs",
+        "cost": "CostReport",
+        "modes": "ModeRecovery",
+    }.items()
+}
+
+
+class Mine(Metric):
+    """A user's metric, whose names nobody knows."""
+
+    def measure(self, subject):
+        return [Measurement("anything", 1.0, 1, "mine")]
+
+
+class Named(Mine):
+    """One that declares them."""
+
+    @property
+    def names(self):
+        return ("anything",)
+
+
+def bench(workshop, claims, **content):
+    workshop.real_experiment("cfm")
+    contenders = {
+        "cfm": {"experiment": "cfm.yaml", "overrides": METRICS},
+        "tarflow": {"experiment": "cfm.yaml", "overrides": {**METRICS, **TARFLOW}},
+        "weighted": {
+            "experiment": "cfm.yaml",
+            "overrides": {**METRICS, f"{MODEL}.weight.class_path": "flowbench.flows.GibbsWeight"},
+        },
+        "again": {"trained": "cfm", "overrides": {f"{MODEL}.solver": SOLVER}},
+    }
+    sweep = {"network_evaluations": [2, 4]}
+    if "ring/" in "".join(claims):
+        content |= {"tasks": {"moons": {}, "ring": {"overrides": {"data.dataset": "ring"}}}}
+    return workshop.bench(**{"contenders": contenders, "claims": claims, "sweep": sweep, **content})
+
+
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [
+        ("cfm.w22 < 1", "cfm has no metric 'w22'; did you mean 'w2'?"),
+        ("cfm.w2[identity] < 1", "cfm has no metric 'w2[identity]'"),
+        ("1 > cfm.straigtness", "cfm has no metric 'straigtness'; did you mean 'straightness'?"),
+        ("tarflow.curvature < cfm.curvature", "tarflow has no metric 'curvature'"),
+        ("cfm.ess > 0.5", "cfm has no metric 'ess'"),
+        ("tarflow.cost_ratio < 1", "tarflow has no metric 'cost_ratio'"),
+        ("cfm.reconstruction_psnr > 1", "cfm has no metric 'reconstruction_psnr'"),
+        ("ring/cfm.mode_discrepancy < 1", "in task 'ring', cfm has no metric 'mode_discrepancy'"),  # it has no labels
+        ("again.w22 < cfm.w2", "again has no metric 'w22'"),
+        ("noise.nll < cfm.nll", "noise has no metric 'nll'"),
+        ("floor.straightness < cfm.straightness", "floor has no metric 'straightness'"),
+        (
+            "tarflow.w2@4 < cfm.w2@4",
+            "tarflow has no choice of its number of network evaluations; claim tarflow.w2 without",
+        ),
+        ("noise.w2@4 > cfm.w2@4", "noise has no choice of its number of network evaluations"),
+        ("cfm.nll@4 < 1", "cfm has no metric 'nll' at the points of a sweep"),
+    ],
+)
+def test_a_claim_on_what_nobody_will_have_is_refused(workshop, claim, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        check_claims(make_plan(bench(workshop, ["cfm.w2 < noise.w2", claim])))
+    assert f"claim '{claim}'" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("words", [[], ["--dry-run"]])
+def test_it_is_one_line_before_anything_runs(workshop, capsys, words):
+    contenders = {"cfm": workshop.real_experiment("cfm")}
+    path = workshop.bench(contenders=contenders, claims=["cfm.w22 < 1"])
+    assert main(["bench", "-c", str(path), *words]) == 2
+    captured = capsys.readouterr()
+    assert "cfm has no metric 'w22'; did you mean 'w2'?" in captured.err
+    assert (captured.err.count("\n"), captured.out) == (1, "")
+    assert not workshop.runs.exists()
+
+
+def test_claims_on_what_will_be_there_pass(workshop):
+    claims = [
+        "cfm.w2 < noise.w2",
+        "gmm.nll < cfm.nll",
+        "tarflow.npe_coupling < cfm.npe_coupling",
+        "cfm.curvature < weighted.curvature",
+        "weighted.ess > 0.1",
+        "weighted.tilt_share < 1",
+        "cfm.w2@2 < again.w2@4",
+        "tarflow.step_milliseconds < cfm.train_seconds",
+    ]
+    check_claims(make_plan(bench(workshop, claims)))
+
+
+def test_a_claim_is_checked_in_every_task_in_which_it_is_judged(workshop):
+    ring = {"overrides": {"data.dataset": "ring"}}  # which has no labels, hence no modes
+    alone = {"tasks": {"moons": {}, "ring": {**ring, "only": ["cfm"], "reason": "no"}}}
+    with pytest.raises(ValueError, match=r"in task 'ring', cfm has no metric 'mode_discrepancy'"):
+        check_claims(make_plan(bench(workshop, ["cfm.mode_discrepancy < 1"], **alone)))
+    both = ["cfm.mode_discrepancy < again.mode_discrepancy", "moons/cfm.mode_discrepancy < 1"]
+    check_claims(make_plan(bench(workshop, both, **alone)))
+
+
+def test_a_metric_of_ones_own_may_declare_its_names(workshop):
+    def with_metric(name):
+        override = {"evaluator.metrics.mine.class_path": f"tests.bench.test_claimed.{name}"}
+        contenders = {"cfm": {"experiment": "cfm.yaml", "overrides": override}}
+        return make_plan(bench(workshop, ["cfm.anythin < 1"], contenders=contenders))
+
+    check_claims(with_metric("Mine"))
+    with pytest.raises(ValueError, match=r"no metric 'anythin'; did you mean 'anything'?"):
+        check_claims(with_metric("Named"))
+
+
+def test_only_contenders_of_claims_are_built_and_each_once(workshop, monkeypatch):
+    built = []
+    original = claimed._declared
+    monkeypatch.setattr(claimed, "_declared", lambda plan, *who: (built.append(who), original(plan, *who))[1])
+    check_claims(make_plan(bench(workshop, ["weighted.w2 < 1", "weighted.w2 < noise.w2", "weighted.nll < 9"])))
+    assert built == [("", "weighted"), ("", "cfm")]  # the references are measured with the first one's evaluator
+    built.clear()
+    check_claims(make_plan(bench(workshop, [])))
+    assert built == []
+
+
+def test_what_cannot_be_built_is_left_to_those_who_check_it(workshop):
+    path = bench(
+        workshop, ["cfm.w22 < 1"], contenders={"cfm": {"experiment": "cfm.yaml", "overrides": {f"{MODEL}.x": 1}}}
+    )
+    check_claims(make_plan(path))
+
+
+def test_a_finished_bench_is_not_built_again(workshop, monkeypatch):
+    workshop.experiment("a")
+    path = workshop.bench(contenders={"a": "a.yaml"}, claims=["a.fd[fake] < 1"])
+    assert workshop.run(path) == 0
+    monkeypatch.setattr("flowbench.bench.bench.check_claims", lambda _: pytest.fail("built"))
+    assert workshop.run(path) == 0

@@ -1,0 +1,217 @@
+"""What metrics declare of somebody before the training is what they measure of it afterwards, name by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from flowbench import evaluation
+from flowbench.bench.vocabulary import _INFO
+from flowbench.data import FlowDataModule
+from flowbench.evaluation import (
+    ClassAccuracy,
+    ConditionAgreement,
+    CostReport,
+    DensityCoverage,
+    Evaluator,
+    FrechetDistance,
+    FrechetInfinity,
+    KernelDistance,
+    LatentBound,
+    MaximumMeanDiscrepancy,
+    MeanNorm,
+    Memorization,
+    Metric,
+    ModeRecovery,
+    NearestData,
+    NegativeLogLikelihood,
+    PathStraightness,
+    PrecisionRecall,
+    Reconstruction,
+    SlicedWasserstein2,
+    TrainingPairs,
+    Wasserstein2,
+)
+from flowbench.evaluation.prospect import Prospect, declare
+from flowbench.families import Autoencoder, InpaintingConditioner, LatentCFM, SemanticConditioner, STARFlow
+from flowbench.flows import Midpoint, RungeKutta4
+from flowbench.networks import DiT, KLAutoencoder
+from flowbench.rows import read_rows
+
+from ..contract.builders import build, perturb
+from .evaluator_runs import digits, evaluator, flow, quick, trainer
+from .test_conditions import flow as conditioned
+
+FEATURES = "identity"
+
+
+def everything(modality: str) -> dict[str, Metric]:
+    """One of every metric class that data of a kind can have, whatever the class; classifiers have a test below."""
+    both = [NegativeLogLikelihood(), PathStraightness(), TrainingPairs(64), CostReport(), MeanNorm()]
+    both += [KernelDistance(FEATURES), PrecisionRecall(FEATURES), DensityCoverage(FEATURES), Memorization(FEATURES)]
+    both += [
+        FrechetInfinity(FEATURES),
+        FrechetDistance(FEATURES, interval=True),
+        ConditionAgreement(8),
+        LatentBound(8, 1),
+    ]
+    if modality == "vector":
+        both += [Wasserstein2(), SlicedWasserstein2(), MaximumMeanDiscrepancy(), NearestData(0.1), ModeRecovery()]
+    else:
+        both += [Reconstruction(FEATURES)]
+    return {type(metric).__name__: metric for metric in both}
+
+
+def unlabelled(name, data):
+    """The builders fit to batches with labels; an unconditional flow is the same without."""
+    return build(name, replace(data.spec, num_classes=3))
+
+
+def latent(data, kind):
+    torch.manual_seed(0)
+    encoder = Autoencoder(data.spec, partial(KLAutoencoder, latent_channels=2, width=8)).eval()
+    if kind == "starflow":
+        module = STARFlow(data.spec, autoencoder=encoder, width=16, head_dim=8, deep_layers=1)
+    else:
+        network = partial(DiT, width=16, depth=1, num_heads=2, patch_size=2)
+        fast = {"solver": Midpoint(num_steps=1), "likelihood_solver": RungeKutta4(num_steps=1)}
+        module = LatentCFM(data.spec, network, autoencoder=encoder, **fast)
+    perturb(module)
+    return module
+
+
+def own_points(path, labels: bool) -> FlowDataModule:
+    """Few points of a few modes: every metric compares with all of them."""
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 3, 400)
+    values = (rng.normal(size=(400, 2)) + 4 * label[:, None]).astype(np.float32)
+    np.savez(path / "own.npz", x=values, **({"y": label} if labels else {}))
+    return FlowDataModule("npz", path=str(path / "own.npz"), batch_size=16)
+
+
+def data_of(kind: str, path) -> FlowDataModule:
+    return digits() if kind == "digits" else own_points(path, kind == "labelled")
+
+
+FLOWS = {
+    "cfm on points": lambda data: unlabelled("cfm", data),
+    "ot_cfm on points": lambda data: unlabelled("ot_cfm", data),
+    "wcfm on points": lambda data: unlabelled("wcfm", data),
+    "tarflow on points": lambda data: unlabelled("tarflow", data),
+    "conditional cfm on labelled": lambda data: flow("cfm", data, conditional=True),
+    "cfm on digits": lambda data: flow("cfm", data),
+    "conditional tarflow on digits": lambda data: flow("tarflow", data, conditional=True),
+    "starflow on digits": lambda data: latent(data, "starflow"),
+    "latent cfm on digits": lambda data: latent(data, "latent_cfm"),
+    "inpainting on digits": lambda data: conditioned(data, InpaintingConditioner(), conditional=False),
+    "semantic on digits": lambda data: conditioned(data, SemanticConditioner(4), conditional=False),
+}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr("flowbench.evaluation.reference.MIXTURE_SIZES", (1,))
+    monkeypatch.setattr("flowbench.evaluation.transport_cost.TRANSPORT_POINTS", 50)
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_a_flow_has_the_metrics_that_were_declared_and_no_others(tmp_path, name):
+    data = data_of(name.split(" on ")[1], tmp_path)
+    sweep = {"network_evaluations": [2], "guidance": [2.0]}
+    measure = evaluator(everything(data.spec.modality), num_samples=40, sweep=sweep)
+    module = quick(FLOWS[name](data))
+    declared = declare(measure, data, module)[""]
+    trainer(tmp_path, measure, limit_test_batches=1).test(module, data, verbose=False)
+    rows = read_rows(tmp_path / "rows.jsonl")
+    marks = {"network_evaluations": "sweep", "guidance": "sweep-guidance"}
+    untrained = {"step_milliseconds"}  # of a training that there was none of
+    assert {r.metric for r in rows if "sweep" not in r.protocol} == declared.main - untrained
+    for axis, mark in marks.items():
+        found = {r.metric for r in rows if mark in r.protocol.split("/")}
+        assert found == declared.swept.get(axis, set())
+
+
+@pytest.mark.parametrize("kind", ["points", "digits", "labelled"])
+def test_reference_rows_have_the_metrics_that_were_declared(tmp_path, kind):
+    data = data_of(kind, tmp_path)
+    measure = evaluator(everything(data.spec.modality), num_samples=40)
+    declared = declare(measure, data, None)
+    found: dict[str, set[str]] = {}
+    for row in measure.reference_rows(data):
+        found.setdefault(row.contender, set()).add(row.metric)
+    assert found == {name: set(names.main) for name, names in declared.items()}
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_accuracy_is_declared_where_samples_have_labels(conditional):
+    data, metric = digits(), ClassAccuracy("digits-cnn")
+    module = flow("cfm", data, conditional=conditional)
+    expected = ("class_accuracy[digits-cnn]",) if conditional else ()
+    assert metric.declares(Prospect(data.spec, module)) == expected
+    assert metric.declares(Prospect(data.spec, reference="floor")) == ("class_accuracy[digits-cnn]",)
+    assert metric.declares(Prospect(data.spec, reference="noise")) == ()
+
+
+def test_every_exported_metric_declares_its_names_and_the_tables_know_them(tmp_path):
+    """A name that the tables do not know has no direction, and nobody wins by it."""
+    exported = [
+        v for v in vars(evaluation).values() if isinstance(v, type) and issubclass(v, Metric) and v is not Metric
+    ]
+    tested = {type(m) for kind in ("image", "vector") for m in everything(kind).values()}
+    assert set(exported) == tested | {ClassAccuracy, evaluation.InceptionScore}
+    for metric in [*everything("image").values(), *everything("vector").values(), evaluation.InceptionScore()]:
+        for name in metric.names:
+            assert name.partition("[")[0] in _INFO, name
+    for data in (digits(), own_points(tmp_path, labels=True)):
+        measure = Evaluator(everything(data.spec.modality))
+        for name in declare(measure, data, flow("wcfm", data))[""].main:
+            assert name.partition("[")[0] in _INFO, name
+
+
+class Silent(Metric):
+    """A user's metric that does not declare its names."""
+
+    in_sweep = True
+
+    def measure(self, subject):
+        return []
+
+
+class Spoken(Silent):
+    """One that does."""
+
+    @property
+    def names(self):
+        return ("mine",)
+
+
+def test_a_metric_that_declares_nothing_leaves_every_name_open():
+    data = digits()
+    measure = Evaluator({"mine": Silent(), "fd": FrechetDistance("identity")}, sweep={"network_evaluations": [2]})
+    found = declare(measure, data, flow("cfm", data))
+    assert (found[""].main, found[""].swept["network_evaluations"], found["noise"].main) == (None, None, None)
+    measure.metrics["mine"] = Spoken()
+    assert declare(measure, data, flow("cfm", data))[""].main == {"mine", "fd[identity]"}
+
+
+def test_names_are_known_of_a_model_that_holds_no_numbers():
+    data = digits()
+    with torch.device("meta"):
+        module = flow("wcfm", data)
+    measure = Evaluator(everything("image"))
+    assert declare(measure, data, module) == declare(measure, data, flow("wcfm", data))
+
+
+def test_an_extractor_that_is_chosen_by_the_data_is_declared_by_its_name(tmp_path):
+    measure = Evaluator({"fd": FrechetDistance("auto")})
+    assert declare(measure, digits(), None)["floor"].main == {"fd[digits-cnn]"}
+    assert declare(measure, own_points(tmp_path, labels=False), None)["floor"].main == {"fd[identity]"}
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "photos.npz", x=rng.integers(0, 256, (60, 3, 32, 32), dtype=np.uint8))
+    photos = FlowDataModule("npz", path=str(tmp_path / "photos.npz"))
+    # Weights decide, and a look at a claim must not fetch any.
+    assert declare(measure, photos, None)["floor"].main is None
