@@ -39,7 +39,7 @@ def mode(call: ast.Call) -> str:
 
 
 # What has a method `open` that is no text file.
-OTHER_OPENS = {"os", "Image", "tarfile", "zipped", "store", "webbrowser"}
+OTHER_OPENS = {"ArrayFile", "os", "Image", "tarfile", "zipped", "store", "webbrowser"}
 
 
 def test_text_files_are_utf8_on_every_machine():
@@ -61,7 +61,7 @@ def test_text_files_are_utf8_on_every_machine():
 
 
 # Conditions on numbers that no caller can break: each has its reason beside it.
-INVARIANTS = {"evaluation/samples.py": 2}
+INVARIANTS = {"evaluation/evaluator.py": 1, "evaluation/samples.py": 2}
 
 
 def is_narrowing(test: ast.expr) -> bool:

@@ -114,7 +114,7 @@ def memory_limit() -> int | None:
 def _group_memory() -> int | None:
     for name in ("memory.max", "memory/memory.limit_in_bytes"):  # control groups v2 and v1
         try:
-            text = (Path("/sys/fs/cgroup") / name).read_text().strip()
+            text = (Path("/sys/fs/cgroup") / name).read_text(encoding="utf-8").strip()
         except OSError:
             continue
         if text.isdigit():

@@ -307,7 +307,7 @@ def test_what_is_ignored_stays_ignored(experiment_file, runs, monkeypatch):
     """As under nohup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        runs.module.fit = lambda *_given, **_options: signal.raise_signal(signal.SIGHUP)
+        runs.module.fit = lambda *_given, **_options: signal.raise_signal(signal.SIGHUP) or Path("run")
         assert main(["fit", "-c", "wcfm.yaml"]) == 0
     finally:
         signal.signal(signal.SIGHUP, before)

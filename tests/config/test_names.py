@@ -261,11 +261,13 @@ def test_paths_are_expanded_in_one_place():
 
 def test_shipped_files_name_nothing_by_a_number():
     """So that a shipped fingerprint cannot depend on how a number is written."""
+    count = 0
     for file in sorted((ROOT / "experiments").rglob("*.yaml")):
         try:
             resolved = compose([file]).resolved
         except ConfigError:  # a part of others
             continue
         if "model" in resolved and "data" in resolved:
-            fitted = Experiment.from_files([file]).resolved
-            assert json.dumps(fitted, sort_keys=True) == json.dumps(resolved, sort_keys=True), file
+            count += 1
+            assert json.dumps(fit_experiment(resolved), sort_keys=True) == json.dumps(resolved, sort_keys=True), file
+    assert count > 100
