@@ -16,17 +16,19 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from flowbench.core.contract import returned
 from flowbench.core.terminal import wrapped
 from flowbench.data import Batch, DataSpec
 from flowbench.data.catalogue import declared_spec
 from flowbench.families import Autoencoder, BatchPairing, FlowMatching, FlowModule, TARFlow, TrainingModule, count_flops
 from flowbench.families.conditioning.base import NullConditioner
-from flowbench.flows import FixedStepSolver, IndependentCoupling
+from flowbench.families.training import Loss
+from flowbench.flows import FixedStepSolver, GaussianSource, IndependentCoupling, UniformWeight
 
 if TYPE_CHECKING:
     from flowbench.config import Experiment
 
-__all__ = ["BlockCount", "ModelCount", "count", "count_module", "meta_module", "training_flops"]
+__all__ = ["BlockCount", "ModelCount", "count", "count_module", "loss_of_one", "meta_module", "training_flops"]
 
 _META = torch.device("meta")
 _FLOAT_BYTES = 4
@@ -169,25 +171,36 @@ def count_module(module: TrainingModule) -> ModelCount:
 
 def training_flops(module: TrainingModule) -> int:
     """Operations of one training step per sample of a model on the meta device; see :class:`ModelCount`."""
-    return count_flops(lambda: _training_loss(module))
+    return count_flops(lambda: loss_of_one(module))
 
 
-def _training_loss(module: TrainingModule) -> Tensor:
-    """The training loss of one point of the flow's space, or of one sample of an autoencoder."""
+def loss_of_one(module: TrainingModule) -> Tensor:
+    """The training loss of one point of the flow's space, or of one sample of an autoencoder.
+
+    What looks at values, pairing, conditions, and what is fitted to data, is taken out of the module: it is no matrix
+    product and never was a part of the count.
+
+    Args:
+        module: on the meta device, or on the CPU.
+    """
     rng = torch.Generator()  # a generator of the CPU serves the meta device, which draws nothing
+    device = next((parameter.device for parameter in module.parameters()), _META)
     if not isinstance(module, FlowModule):
-        return module.training_loss(Batch(torch.empty(1, *module.spec.shape, device=_META)), rng).total
+        batch = Batch(torch.zeros(1, *module.spec.shape, device=device))
+        return returned(module.training_loss(batch, rng), Loss, module, "training_loss").total
     if isinstance(module, FlowMatching):
-        # Pairing looks at values; it is no matrix product and never was a part of the count.
         module.pairing = BatchPairing(IndependentCoupling())
+        module.source = GaussianSource() if module.source.needs_fit else module.source
+        module.weight = UniformWeight() if module.weight.needs_fit else module.weight
         if module.conditioner is not None:
             module.conditioner = NullConditioner(module.conditioner.channels(module.space))
-    point = torch.empty(1, *module.flow_shape, device=_META)
-    return module.flow_loss(point, _label(module.num_classes), rng).total
+    point = torch.zeros(1, *module.flow_shape, device=device)
+    loss = module.flow_loss(point, _label(module.num_classes, device), rng)
+    return returned(loss, Loss, module, "flow_loss").total
 
 
-def _label(num_classes: int | None) -> Tensor | None:
-    return None if num_classes is None else torch.zeros(1, dtype=torch.int64, device=_META)
+def _label(num_classes: int | None, device: torch.device = _META) -> Tensor | None:
+    return None if num_classes is None else torch.zeros(1, dtype=torch.int64, device=device)
 
 
 def _evaluation(module: TrainingModule, blocks: Sequence[BlockCount]) -> tuple[int | None, int | None]:

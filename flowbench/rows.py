@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from flowbench.storage import write_text
 
-__all__ = ["FLOOR_FILE", "SCHEMA", "STATUSES", "WEIGHTS", "Row", "read_rows", "write_rows"]
+__all__ = ["FLOOR_FILE", "SCHEMA", "STATUSES", "WEIGHTS", "Row", "read_rows", "unmeasured_text", "write_rows"]
 
 SCHEMA = 2
 FLOOR_FILE = "floor.jsonl"
@@ -147,6 +147,18 @@ class Row:
         if unknown := sorted(record.keys() - names):
             raise ValueError(f"row with unknown field {', '.join(unknown)}")
         return cls(**record)
+
+
+def unmeasured_text(rows: Iterable[Row]) -> str:
+    """Metrics whose rows say why they have no number, and the reasons; empty where there are none."""
+    found: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if row.status == "failed":
+            reason = " ".join(str(row.provenance.get("message", "no reason is known")).split())
+            swept = " in the sweep" if "sweep" in row.protocol else ""
+            who = f"{row.contender}." if row.family in ("reference", "external") else ""
+            found.setdefault(reason, {})[f"{who}{row.metric}{swept}"] = None
+    return "; ".join(f"{', '.join(names)} ({reason})" for reason, names in found.items())
 
 
 def write_rows(path: str | Path, rows: Iterable[Row]) -> None:

@@ -24,6 +24,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
 from flowbench.config import Built, Experiment  # noqa: E402
 from flowbench.core.launch import local_rank  # noqa: E402
 from flowbench.counting import meta_module, training_flops  # noqa: E402
+from flowbench.data import FlowDataModule  # noqa: E402
 from flowbench.evaluation import Evaluator, Identity  # noqa: E402
 from flowbench.evaluation.artifacts import save_samples  # noqa: E402
 from flowbench.evaluation.earlier import set_aside  # noqa: E402
@@ -34,6 +35,7 @@ from flowbench.families import (  # noqa: E402
     BudgetLimit,
     FlowModule,
     TrainingModule,
+    check_precision,
     check_strategy,
     count_flops,
 )
@@ -43,6 +45,7 @@ from flowbench.prediction import run_task  # noqa: E402
 from flowbench.prediction_folder import check_output  # noqa: E402
 from flowbench.prediction_request import Request  # noqa: E402
 from flowbench.prerequisites import required_checkpoints  # noqa: E402
+from flowbench.rehearsal import rehearse  # noqa: E402
 from flowbench.rows import write_rows  # noqa: E402
 from flowbench.run_folder import claim, keeps_details, working_in  # noqa: E402
 from flowbench.run_identity import check_folder, check_weights, own_folder  # noqa: E402
@@ -194,8 +197,8 @@ def reference(experiment: Experiment) -> Path:
     folder = experiment.run_dir if given else experiment.run_dir / "reference"
     with working_in(folder):
         claim(folder, "reference", "give another run.dir")
-        # The baselines belong to the data: the model is never built, so no autoencoder is needed.
-        data, evaluator = experiment.build_data(), experiment.build_evaluator()
+        # The baselines belong to the data: no model is needed, and no autoencoder.
+        data, evaluator = rehearse(experiment), experiment.build_evaluator()
         if evaluator is None:
             raise ValueError("the configuration has no section evaluator, so there is nothing to measure")
         _identify(evaluator, experiment)
@@ -207,6 +210,7 @@ def reference(experiment: Experiment) -> Path:
         set_aside(folder, rows)
         save_samples(folder, held_out, data.spec, evaluator.num_pictures)
         write_rows(folder / "rows.jsonl", rows)
+        evaluator.raise_bug()
     return folder
 
 
@@ -216,12 +220,15 @@ def prepare(experiment: Experiment) -> dict[str, Path]:
     Returns:
         The checkpoint of every required experiment, by name; ``teacher.autoencoder`` is what the teacher requires.
     """
-    experiment.check_files()
-    checkpoints = required_checkpoints(experiment)
+    return _prepared(experiment, rehearse(experiment))
+
+
+def _prepared(experiment: Experiment, data: FlowDataModule) -> dict[str, Path]:
+    """See :func:`prepare`; what may have to be fetched comes before what must be trained for long."""
     evaluator = experiment.build_evaluator()
     if evaluator is not None:
-        evaluator.prepare(experiment.build_data(), _features_device(experiment))
-    return checkpoints
+        evaluator.prepare(data, _features_device(experiment))
+    return required_checkpoints(experiment)
 
 
 def _features_device(experiment: Experiment) -> torch.device:
@@ -242,7 +249,8 @@ def _require_evaluator(experiment: Experiment) -> None:
 
 def _build(experiment: Experiment, *, training: bool) -> Run:
     _set_threads()
-    built = experiment.build(prepare(experiment))
+    data = rehearse(experiment, training=training)
+    built = experiment.build(_prepared(experiment, data), data)
     module = built.model
     if not isinstance(module, TrainingModule):
         raise ValueError(f"model.class_path must name a flowbench module, got {type(module).__name__}")
@@ -327,6 +335,7 @@ def _trainer(
     experiment: Experiment, built: Built, budget: Budget | None, progress: ProgressFile, training: bool
 ) -> L.Trainer:
     check_strategy(built.trainer_arguments.get("strategy"))
+    check_precision(built.trainer_arguments.get("precision"))
     known = budget.max_steps if budget else None
     batches = built.trainer_arguments.get("accumulate_grad_batches", 1)
     arguments: dict[str, Any] = {
@@ -354,7 +363,9 @@ def _trainer(
     arguments["plugins"] = [*_listed(arguments.get("plugins")), AtomicCheckpointIO()]
     loggers = list(built.loggers.values())
     _quieten()
-    return make_trainer(**arguments, callbacks=callbacks, logger=loggers or False)
+    trainer = make_trainer(**arguments, callbacks=callbacks, logger=loggers or False)
+    check_precision(arguments.get("precision"), trainer.precision)
+    return trainer
 
 
 def _listed(value: Any) -> list[Any]:
@@ -368,6 +379,9 @@ def _quieten() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # What they go on to say is refused, or of no account.
+    warnings.filterwarnings("ignore", message=".*AMP with fp16 is not supported on CPU")
+    warnings.filterwarnings("ignore", message=".*is supported for historical reasons")
     # Under another budget the same callback saves at other steps, which is all that its name says.
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
     # A run's folder is its own: that it holds a checkpoint is how a run goes on.

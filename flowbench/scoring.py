@@ -172,6 +172,7 @@ def evaluate(
             write_rows(folder / FLOOR_FILE, evaluator.floor_rows(data))
         write_rows(folder / "rows.jsonl", rows)
         save_pictures(folder, pictures)
+        evaluator.raise_bug()
     return folder
 
 

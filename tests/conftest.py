@@ -73,9 +73,8 @@ def global_state() -> dict[str, Any]:
         "oneDNN": torch.backends.mkldnn.enabled,
         "working directory": os.getcwd(),
     }
-    state |= {
-        f"log level of {name!r}": logging.getLogger(name).level for name in ("", "lightning.pytorch", "flowbench")
-    }
+    # Lightning's own: the first run of a process turns its remarks off for good.
+    state |= {f"log level of {name!r}": logging.getLogger(name).level for name in ("", "flowbench")}
     return state | {f"${name}": value for name, value in os.environ.items() if not name.startswith(VOLATILE)}
 
 

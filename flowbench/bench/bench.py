@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,9 @@ from flowbench.bench.runner import PROGRAM, Interrupted, Runner
 from flowbench.bench.status import read_status
 from flowbench.bench.store import collect
 from flowbench.bench.validation import check_experiments
+from flowbench.core.statuses import PARTLY_MEASURED
+from flowbench.processes import die_with_parent
+from flowbench.rows import unmeasured_text
 from flowbench.run_folder import claim
 from flowbench.storage import write_text
 
@@ -46,8 +50,8 @@ def run_bench(
         console: where to print.
 
     Returns:
-        0 when every cell is finished; 1 when one failed or the results could not be written; 128 + signal
-        when interrupted.
+        0 when every cell is finished; 1 when one failed or the results could not be written; 3 when numbers could not
+        be computed, whose rows say why; 128 + signal when interrupted.
 
     Raises:
         ValueError: one line, for what the user got wrong.
@@ -55,10 +59,13 @@ def run_bench(
     console = console or Console()
     plan = make_plan(path, overrides, jobs)
     claim(plan.directory, "bench", "give another run_dir")
+    is_done = all(read_status(cell.directory).is_done(cell.config_hash) for cell in plan.everything)
     if dry_run:
         check_experiments(plan)
-    if not all(read_status(cell.directory).is_done(cell.config_hash) for cell in plan.everything):
-        check_claims(plan)
+        if not is_done:
+            check_claims(plan)
+    elif not is_done:
+        _rehearse([*program, "bench", "-c", str(path), *overrides, "--dry-run"])
     console.print(plan_table(plan))
     console.print(plan_lines(plan), highlight=False, markup=False, soft_wrap=True)
     if dry_run:
@@ -79,17 +86,38 @@ def run_bench(
         return 1
 
 
+def _rehearse(command: Sequence[str]) -> None:
+    """Check every experiment in a process of its own: this one stays small for the hours in which cells run.
+
+    Raises:
+        ValueError: one line, for what the user got wrong.
+        RuntimeError: when the check itself failed.
+    """
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=die_with_parent())
+    except FileNotFoundError:  # told where the first cell is started
+        return
+    if ended.returncode == 0:
+        return
+    said = (ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"])[-1]
+    if ended.returncode == 2:
+        raise ValueError(said.removeprefix("flowbench: error: "))
+    raise RuntimeError(f"the experiments could not be checked: {said}")
+
+
 def _run(plan: Plan, program: Sequence[str], console: Console) -> int:
     from flowbench.bench.report import build_report, print_summary
 
     write_text(plan.directory / "plan.json", json.dumps(plan.describe(), indent=2) + "\n")
     with make_display(console) as display:
         complete = Runner(plan, display, program).run()
-    collect(plan.directory)
+    rows = collect(plan.directory)
     report = build_report(plan.directory)
     print_summary(plan.directory, console)
     console.print(f"report: {report}", highlight=False, markup=False, soft_wrap=True)
-    return 0 if complete else 1
+    if not complete:
+        return 1
+    return PARTLY_MEASURED if unmeasured_text(rows) else 0
 
 
 @contextmanager

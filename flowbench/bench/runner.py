@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from flowbench.bench.causes import explain, was_killed
+from flowbench.bench.causes import explain, last_line, was_killed
 from flowbench.bench.kept import adopt, check_rows, rename
 from flowbench.bench.plan import Cell, Plan
 from flowbench.bench.preparation import Preparations
@@ -23,6 +23,7 @@ from flowbench.bench.process import start_process, stop_processes
 from flowbench.bench.progress import Display
 from flowbench.bench.status import Status, lock_is_held, read_progress, read_status, write_status
 from flowbench.bench.store import collect
+from flowbench.core.statuses import PARTLY_MEASURED
 from flowbench.storage import write_text
 
 __all__ = ["PROGRAM", "Interrupted", "Runner"]
@@ -245,18 +246,20 @@ class Runner:
     def _finish(self, attempt: _Attempt, code: int) -> None:
         cell, seconds = attempt.cell, time.time() - attempt.started
         log = cell.directory / "log.txt"
-        message = "" if code == 0 else explain(code, log)
-        if code == 0:
+        measured = code in (0, PARTLY_MEASURED)
+        message = "" if measured else explain(code, log)
+        if measured:
             try:
                 check_rows(cell, cell.directory, self.plan.bench.name)
             except ValueError as error:
                 message = str(error)
-        state: Any = "FAILED" if code or message else "DONE"
+        state: Any = "FAILED" if message else "DONE"
         status = read_status(cell.directory)
         self._mark(cell, replace(status, state=state, exit_code=code, wall_seconds=seconds, message=message))
         self.finished += 1
         if state == "DONE":
-            self.display.say(f"done  {cell.label} in {seconds:.0f} s")
+            less = "" if code == 0 else f", {last_line(log).removeprefix('flowbench: ')}"
+            self.display.say(f"done  {cell.label} in {seconds:.0f} s{less}")
         else:
             self.display.say(f"FAILED {cell.label} after {seconds:.0f} s: {message} (log: {log})")
 

@@ -238,14 +238,14 @@ class Results:
 
     def _prefer(self, key: tuple[str, str, str], group: list[Row]) -> list[Row]:
         group = _preferred_weights(group)
-        protocols = sorted({row.protocol for row in group})
+        protocols = sorted({row.protocol for row in _measured(group)}) or [""]
         if len(protocols) > 1:
             task, contender, metric = key
             where = f"{task}/{contender}" if task else contender
             self.notes.append(
                 f"{where}.{metric}: shown under {protocols[0]}; also measured: {', '.join(protocols[1:])}"
             )
-        return [row for row in group if row.protocol == protocols[0]]
+        return [row for row in group if row.status == "failed" or row.protocol == protocols[0]]
 
     def contenders(self, task: str) -> list[str]:
         """Contenders that have rows in a task, in order of appearance."""
@@ -362,26 +362,27 @@ class Results:
         empty = [row for row in found if row.value is None]
         if empty:
             message = empty[0].provenance.get("message")
-            return "not finite" if empty[0].status == "nonfinite" else str(message or empty[0].status)
+            words = {"nonfinite": "not finite", "failed": f"failed: {message}"}
+            return words.get(empty[0].status, str(message or empty[0].status))
         return "measured with other weights or under another protocol" if found else "not measured"
 
     def protocol(self, task: str, contender: str, metric: str) -> str:
         """Protocol of a metric's main rows, empty when there are none."""
-        rows = self.main_rows(task, contender, metric)
+        rows = _measured(self.main_rows(task, contender, metric))
         return rows[0].protocol if rows else ""
 
     def unit_of(self, task: str, contender: str, metric: str) -> str:
         """Unit of one contender's rows of a metric, swept or not."""
         key = (task, contender, metric)
-        rows = self._main.get(key) or self._swept.get(key) or []
+        rows = _measured(self._main.get(key, [])) or _measured(self._swept.get(key, []))
         return rows[0].unit if rows else ""
 
     def units(self, task: str, metric: str) -> dict[str, list[str]]:
         """Unit -> contenders measured in it; numbers in different units cannot be compared."""
         found: dict[str, list[str]] = {}
         for (row_task, contender, name), rows in self._main.items():
-            if (row_task, name) == (task, metric):
-                found.setdefault(rows[0].unit, []).append(contender)
+            if (row_task, name) == (task, metric) and _measured(rows):
+                found.setdefault(_measured(rows)[0].unit, []).append(contender)
         return found
 
     def unit(self, task: str, metric: str) -> str:
@@ -399,6 +400,11 @@ def _is_at(row: Row, at: float | None, axis: SweepAxis) -> bool:
     if at is None:
         return "sweep" not in row.protocol
     return _MARK[axis] in row.protocol.split("/") and getattr(row, axis) == at
+
+
+def _measured(rows: Iterable[Row]) -> list[Row]:
+    """Rows that are of a measurement, and do not stand for one that could not be made."""
+    return [row for row in rows if row.status != "failed"]
 
 
 def is_failure(row: Row) -> bool:

@@ -15,6 +15,7 @@ from rich.text import Text
 from flowbench.bench.statistics import ROUNDING, Summary, best_and_ties, paired_difference, summarise
 from flowbench.bench.store import Results
 from flowbench.bench.vocabulary import GROUPS, Group, heading, info, order_metrics
+from flowbench.rows import unmeasured_text
 
 __all__ = [
     "Entry",
@@ -158,7 +159,16 @@ def metric_table(plan: Mapping[str, Any], results: Results, task: str, group: Gr
             table.rows.append([Entry(name + mark, italic=not planned), *cells])
     table.notes = [note for metric in metrics if (note := _unit_note(results, task, metric))]
     table.notes += _gap_notes(results, task, entered, metrics)
+    table.notes += _failure_notes(results, task, metrics)
     return table
+
+
+def _failure_notes(results: Results, task: str, metrics: Sequence[str]) -> list[str]:
+    """A line for what could not be computed of references and external samples, which have no seeds to lack."""
+    names = [*results.external(task), *results.references(task)]
+    failed = [row for name in names for m in metrics for row in results.main_rows(task, name, m)]
+    text = unmeasured_text(row for row in failed if row.status == "failed")
+    return [f"Not measured: {text}."] if text else []
 
 
 def _gap_notes(results: Results, task: str, entered: Sequence[str], metrics: Sequence[str]) -> list[str]:
@@ -228,7 +238,9 @@ def _entry(results: Results, task: str, name: str, metric: str, bold: bool, seed
     rows = results.main_rows(task, name, metric)
     values = results.values(task, name, metric)
     if not values:
-        return Entry("not finite" if any(row.status == "nonfinite" for row in rows) else _NOTHING)
+        statuses = {row.status for row in rows}
+        words = {"nonfinite": "not finite", "failed": "failed"}
+        return Entry(next((word for status, word in words.items() if status in statuses), _NOTHING))
     bound = "≤ " if results.protocol(task, name, metric).startswith("bound") else ""
     lost = results.lost_seeds(task, name)
     mark = _MARK if results.gaps(task, name, metric).keys() - lost.keys() else ""

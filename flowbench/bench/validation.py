@@ -15,33 +15,54 @@ __all__ = ["check_experiments"]
 # Sections that are validated by themselves, with those that they are checked against. The model and the data stay in
 # every experiment, which is none without them.
 _OPTIONAL = (("trainer", "budget"), ("evaluator",), ("callbacks",), ("loggers",))
+_SECTIONS = {"data", *(key for keys in _OPTIONAL for key in keys)}
+_NEEDED = {"model", "data"}
 _SET_BY_THE_BENCH = ("run", "seed")
 
 
 def check_experiments(plan: Plan) -> None:
-    """Validate what each contender of each task is composed to; nothing is built, and no data are read.
+    """Validate and rehearse what each contender of each task is composed to; no data are read but the user's own.
 
-    Most sections are the same in many cells. One that was found valid is not looked at again.
+    Most sections are the same in many cells. One that was found valid is not validated again, and cells that differ in
+    nothing are rehearsed once.
 
     Raises:
         ValueError: one line with the task, the contender and what is wrong, for the first bad one.
     """
-    valid: set[str] = set()
+    from flowbench.rehearsal import Rehearsal
+
+    valid: dict[str, Experiment] = {}
+    rehearsal, rehearsed = Rehearsal(here=False), set()
     for (task, contender), content in plan.experiments.items():
         parts = _parts(content)
-        if parts.keys() <= valid:
+        if (names := frozenset(parts)) in rehearsed:
             continue
-        known = {key for name, keys in parts.items() if name in valid and keys in _OPTIONAL for key in keys}
-        tree = {key: value for key, value in content.items() if key not in known}
         try:
-            _validate(tree, plan.bench.path)
+            experiment = _validated(content, parts, valid, plan.bench.path)
+            rehearsal.run(experiment)
         except ValueError as error:
             raise ValueError(f"{pair_name(task, contender)}: {error}") from error
-        valid |= parts.keys()
+        rehearsed.add(names)
+        valid |= dict.fromkeys(parts, experiment)
 
 
-def _validate(tree: Mapping[str, Any], file: Path) -> None:
-    Experiment.from_composed(Composed({}, copy.deepcopy(dict(tree)), (file,)))
+def _validated(
+    content: Mapping[str, Any], parts: Mapping[str, tuple[str, ...]], valid: Mapping[str, Experiment], file: Path
+) -> Experiment:
+    """The experiment of a configuration, in which only sections are validated that were not before."""
+    known = {key: valid[name] for name, keys in parts.items() if name in valid for key in keys}
+    whole = copy.deepcopy(dict(content))
+    if all(name in valid for name in parts):
+        # The model's experiment knows what the model requires.
+        experiment = known["model"]
+    else:
+        tree = {key: value for key, value in whole.items() if key not in known or key in (*_NEEDED, "requires")}
+        experiment = _validate(tree, file)
+    return experiment.completed(whole, {name: known[name] for name in known.keys() & _SECTIONS})
+
+
+def _validate(tree: dict[str, Any], file: Path) -> Experiment:
+    return Experiment.from_composed(Composed({}, tree, (file,)))
 
 
 def _parts(content: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from flowbench.cli.output import answer
 from flowbench.cli.parser import Command, Parser, UsageError, count, path
 from flowbench.cli.summaries import measured_facts, show, statistics_facts
+from flowbench.cli.unmeasured import report_unmeasured
 
 if TYPE_CHECKING:
     from flowbench.data import FlowDataModule
@@ -143,7 +144,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     wanted = {"name": arguments.name, "output": arguments.output, "num_samples": arguments.num_samples}
     folder = scoring.evaluate(arguments.samples, data, evaluator, **wanted)
     show(measured_facts(folder), folder, table=folder)
-    return 0
+    return report_unmeasured(folder)
 
 
 def _refuse_unused(arguments: argparse.Namespace, place: str) -> None:

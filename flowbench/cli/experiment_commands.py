@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from flowbench.cli.output import answer
 from flowbench.cli.parser import Command, Parser, config_options, count, path
 from flowbench.cli.summaries import fit_facts, measured_facts, prediction_facts, preparation_facts, show
+from flowbench.cli.unmeasured import report_unmeasured
 from flowbench.prediction_request import OPTIONS, PRIORS, TASKS
 
 if TYPE_CHECKING:
@@ -65,11 +67,17 @@ def class_list(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def _experiment(arguments: argparse.Namespace, trains: bool = False, identify: bool = True) -> Experiment | None:
-    """The validated experiment; None when the command only had to print. ``identify`` is that of ``compose``."""
+def _experiment(arguments: argparse.Namespace, trains: bool = False, reads_data: bool = True) -> Experiment | None:
+    """The validated experiment; None when the command only had to print.
+
+    Args:
+        arguments: of the command line.
+        trains: whether it is to be trained, so that it needs a budget.
+        reads_data: whether a dry run rehearses it and the user's own files are identified.
+    """
     from flowbench.config import Experiment, compose, to_yaml
 
-    composed = compose(arguments.files, arguments.overrides, identify=identify)
+    composed = compose(arguments.files, arguments.overrides, identify=reads_data)
     if arguments.print_config:
         answer(to_yaml(composed.resolved).rstrip("\n"))
         return None
@@ -77,52 +85,66 @@ def _experiment(arguments: argparse.Namespace, trains: bool = False, identify: b
     if trains:
         experiment.require_budget()
     if arguments.dry_run:
+        if reads_data:
+            from flowbench.rehearsal import Rehearsal
+
+            Rehearsal(here=False).run(experiment)
         answer(experiment.summary())
         return None
     return experiment
 
 
 def _run(
-    action: Callable[[ModuleType, Experiment, argparse.Namespace], None], trains: bool = False
+    action: Callable[[ModuleType, Experiment, argparse.Namespace], Path | None], trains: bool = False
 ) -> Callable[[argparse.Namespace], int]:
-    """A handler that gives the validated experiment and ``flowbench.runs`` to an action, which prints what it did."""
+    """A handler that gives the validated experiment and ``flowbench.runs`` to an action.
+
+    The action prints what it did, and returns the folder of the rows that it measured.
+    """
 
     def handler(arguments: argparse.Namespace) -> int:
         experiment = _experiment(arguments, trains)
-        if experiment is not None:
-            action(importlib.import_module("flowbench.runs"), experiment, arguments)
-        return 0
+        if experiment is None:
+            return 0
+        measured = action(importlib.import_module("flowbench.runs"), experiment, arguments)
+        return 0 if measured is None else report_unmeasured(measured)
 
     return handler
 
 
-def _fit(runs: ModuleType, experiment: Experiment, given: argparse.Namespace) -> None:
+def _fit(runs: ModuleType, experiment: Experiment, given: argparse.Namespace) -> Path | None:
     folder = runs.fit(experiment, test=given.test, resume=given.resume)
     show(fit_facts(folder, given.test), folder, table=folder if given.test else None)
+    return folder if given.test else None
 
 
-def _validate(runs: ModuleType, experiment: Experiment, given: argparse.Namespace) -> None:
+def _validate(runs: ModuleType, experiment: Experiment, given: argparse.Namespace) -> Path | None:
     metrics = runs.validate(experiment, given.ckpt)
     show([(name, f"{value:.6g}") for name, value in metrics.items()])
+    return None
 
 
-def _test(runs: ModuleType, experiment: Experiment, given: argparse.Namespace) -> None:
+def _test(runs: ModuleType, experiment: Experiment, given: argparse.Namespace) -> Path | None:
     folder = runs.test(experiment, given.ckpt)
     show(measured_facts(folder), folder, table=folder)
+    return folder
 
 
-def _reference(runs: ModuleType, experiment: Experiment, given: argparse.Namespace) -> None:
+def _reference(runs: ModuleType, experiment: Experiment, given: argparse.Namespace) -> Path | None:
     folder = runs.reference(experiment)
     show(measured_facts(folder), folder, table=folder)
+    return folder
 
 
-def _prepare(runs: ModuleType, experiment: Experiment, given: argparse.Namespace) -> None:
+def _prepare(runs: ModuleType, experiment: Experiment, given: argparse.Namespace) -> Path | None:
     show(preparation_facts(runs.prepare(experiment), experiment.resolved.get("evaluator")))
+    return None
 
 
-def _predict(runs: ModuleType, experiment: Experiment, given: argparse.Namespace) -> None:
+def _predict(runs: ModuleType, experiment: Experiment, given: argparse.Namespace) -> Path | None:
     folder = runs.predict(experiment, given.ckpt, **_given(given))
     show(prediction_facts(folder), folder)
+    return None
 
 
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -132,7 +154,7 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _count(arguments: argparse.Namespace) -> int:
-    experiment = _experiment(arguments, identify=False)  # the shape is declared; the data may be large
+    experiment = _experiment(arguments, reads_data=False)  # the shape is declared; the data may be large
     if experiment is not None:
         from flowbench.counting import count as count_model
 

@@ -26,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after ``flowbench``; None reads ``sys.argv``.
 
     Returns:
-        Exit status: 0 done, 2 a user's mistake, 1 a failure, 128 + number ended by a signal.
+        Exit status: 0 done, 2 a user's mistake, 1 a failure, 3 done but for numbers that could not be computed,
+        128 + number ended by a signal.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     with safe_streams():

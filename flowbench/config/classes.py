@@ -28,6 +28,7 @@ from flowbench.config.annotations import (
 )
 from flowbench.config.errors import ConfigError, one_line, suggestion
 from flowbench.config.imports import import_class
+from flowbench.core.contract import missing_parts
 
 __all__ = ["Arguments", "Object", "accepted_names"]
 
@@ -179,7 +180,11 @@ def _check_spec(key: str, spec: Mapping[str, Any], arity: int | None) -> type:
             raise ConfigError(f"{key}: unknown key '{name}' beside class_path{suggestion(str(name), _SPEC_KEYS)}")
     cls = import_class(key, spec["class_path"])
     if inspect.isabstract(cls):
-        raise ConfigError(f"{key}.class_path: {cls.__name__} is abstract; choose a class derived from it")
+        lacks = ", ".join(missing_parts(cls))
+        raise ConfigError(
+            f"{key}.class_path: {cls.__name__} is abstract, it lacks {lacks}: define them, or choose a class derived "
+            "from it that does"
+        )
     arguments = _mapping(f"{key}.init_args", spec.get("init_args"))
     _check_arguments(f"{key}.init_args", cls, arguments, arity)
     _check_calls(key, cls, arity)

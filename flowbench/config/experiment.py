@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,6 +142,17 @@ class Experiment:
         """The class of the model; nothing is built."""
         return self._parts.model.cls
 
+    def completed(self, resolved: dict[str, Any], sections: Mapping[str, Experiment]) -> Experiment:
+        """This experiment with sections of others, which were validated there and need not be so again.
+
+        Args:
+            resolved: the whole configuration.
+            sections: experiments that have an equal section, by its name.
+        """
+        parts = replace(self._parts, **{name: getattr(other._parts, name) for name, other in sections.items()})
+        resolved = fit_experiment(resolved)
+        return replace(self, resolved=resolved, fingerprint=fingerprint(resolved), _parts=parts)
+
     @property
     def budget(self) -> dict[str, float] | None:
         """``{kind: amount}``; None when ``trainer.max_steps`` is the limit or there is none."""
@@ -213,7 +224,15 @@ class Experiment:
         """The evaluator alone, None when the experiment has none."""
         return self._parts.evaluator.build() if self._parts.evaluator else None
 
-    def build(self, checkpoints: Mapping[str, Path] | None = None) -> Built:
+    def build_trainer_parts(self) -> dict[str, Any]:
+        """Arguments of the trainer, the callbacks among them; loggers only where they open nothing when they are built.
+
+        Raises:
+            ValueError: what a class says about its arguments.
+        """
+        return self._parts.build_trainer_parts()
+
+    def build(self, checkpoints: Mapping[str, Path] | None = None, data: FlowDataModule | None = None) -> Built:
         """Seed, then build data, model, evaluator, callbacks and loggers, in this order.
 
         Args:
@@ -221,6 +240,7 @@ class Experiment:
                 argument of that name gets the path when it is annotated as one, else the trained model. What a
                 required experiment requires itself goes by both names, ``teacher.autoencoder``; without its file the
                 required model is built without it.
+            data: what :meth:`build_data` gave before, so that the user's own are not read twice.
 
         Raises:
             ConfigError: a required checkpoint is not given, or one is given that nothing requires; see also
@@ -231,7 +251,7 @@ class Experiment:
         for name in self.requirements.keys() - given.keys():
             raise ConfigError(f"requires.{name} has no checkpoint yet; run: flowbench prepare -c FILE")
         self.check_files()
-        return self._parts.build(self._checkpoints(given))
+        return self._parts.build(self._checkpoints(given), data)
 
     def _checkpoints(self, given: Mapping[str, Path]) -> dict[str, _Checkpoint]:
         """Files by requirement, those of a requirement's own requirements inside of it."""
@@ -309,10 +329,19 @@ class _Parts:
             budget=budget,
         )
 
-    def build(self, checkpoints: Mapping[str, _Checkpoint]) -> Built:
+    def build_trainer_parts(self) -> dict[str, Any]:
+        from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+        # Others may talk to a service.
+        local = [part for part in self.loggers.values() if issubclass(part.cls, CSVLogger | TensorBoardLogger)]
+        for part in local:
+            part.build()
+        return {**self.trainer.values(), "callbacks": [part.build() for part in self.callbacks.values()]}
+
+    def build(self, checkpoints: Mapping[str, _Checkpoint], data: FlowDataModule | None = None) -> Built:
         # Nothing may be built before the seed: initial weights are drawn in constructors.
         self._seed()
-        datamodule = self.data.build()
+        datamodule = data or self.data.build()
         required = self.required(checkpoints)
         self._seed()  # so that a contender's initial weights do not depend on what its prerequisites drew
         model = self.model.build()(datamodule.spec, **required)

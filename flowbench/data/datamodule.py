@@ -14,7 +14,7 @@ from flowbench.torchvision_guard import ensure_importable
 
 ensure_importable()
 
-from lightning import LightningDataModule  # noqa: E402
+from lightning import LightningDataModule, Trainer  # noqa: E402
 
 from flowbench.core.checks import check_count, check_number, check_seed  # noqa: E402
 from flowbench.core.places import data_root  # noqa: E402
@@ -141,6 +141,13 @@ class FlowDataModule(LightningDataModule):
         """Shape, classes and value grid; available before ``setup``."""
         return self.entry.spec
 
+    @property
+    def known_spec(self) -> DataSpec:
+        """What is known of the data before they are read: what the catalogue or the user says, else they are read."""
+        if self.declared is None:
+            return self.spec
+        return catalogue.declared_spec(self.dataset, *self.declared)
+
     @cached_property
     def _splits(self) -> dict[str, Split]:
         splits = self.entry.load(data_root(self.dataset))
@@ -225,19 +232,33 @@ class FlowDataModule(LightningDataModule):
         _ = self._splits
         if self.trainer is None:
             return
-        injects = self.trainer._accelerator_connector.use_distributed_sampler
-        if self.trainer.world_size > 1 and injects:
-            raise ValueError("trainer.use_distributed_sampler: True would pad evaluation with repeats; set it to False")
-        # Lightning sets this attribute without declaring it.
-        overfit = getattr(self.trainer, "overfit_batches", 0)
-        if overfit:
-            raise ValueError(
-                f"trainer.overfit_batches: {overfit} does not fit an endless stream; train on a small npz instead"
-            )
+        self.check_trainer(self.trainer)
         if stage == "fit":
             self._stream()
         # True of images decoded one by one; here a batch is one indexing operation in memory or in a memory map.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+
+    def check_trainer(self, trainer: Trainer) -> None:
+        """Refuse trainer settings that would break the promises above, and options that such data do not have.
+
+        No data are read but the user's own, whose shape nobody declared.
+
+        Raises:
+            ValueError: when the trainer would replace the samplers, batches cannot be shared evenly among the
+                processes, or labels that are not there shall be noisy.
+        """
+        injects = trainer._accelerator_connector.use_distributed_sampler
+        if trainer.world_size > 1 and injects:
+            raise ValueError("trainer.use_distributed_sampler: True would pad evaluation with repeats; set it to False")
+        # Lightning sets this attribute without declaring it.
+        overfit = getattr(trainer, "overfit_batches", 0)
+        if overfit:
+            raise ValueError(
+                f"trainer.overfit_batches: {overfit} does not fit an endless stream; train on a small npz instead"
+            )
+        EndlessSampler(1, self.batch_size, self.seed, 0, trainer.world_size)  # has its own refusals
+        if self.label_noise and self.known_spec.num_classes is None:
+            raise ValueError(_no_labels(self.dataset))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """The endless stream, from :attr:`samples_seen` on; it has no length."""
@@ -280,7 +301,7 @@ class FlowDataModule(LightningDataModule):
     def _noisy_labels(self) -> Tensor:
         label, classes = self.split("train").label, self.spec.num_classes
         if label is None or classes is None:
-            raise ValueError(f"label_noise: {self.dataset} has no labels; set it to 0")
+            raise ValueError(_no_labels(self.dataset))
         rng = generator(self.seed, "label-noise")
         replaced = torch.rand(len(label), generator=rng) < self.label_noise
         return torch.where(replaced, torch.randint(classes, (len(label),), generator=rng), label)
@@ -293,3 +314,7 @@ class FlowDataModule(LightningDataModule):
     def _loader(self, dataset: SplitDataset, sampler: EndlessSampler | ShardedSampler) -> DataLoader[Batch]:
         # batch_size=None: the sampler yields whole batches and the dataset gathers them, nothing is collated.
         return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers)
+
+
+def _no_labels(dataset: str) -> str:
+    return f"label_noise: {dataset} has no labels; set it to 0"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flowbench.core.checks import check_count
+from flowbench.evaluation.failures import agreed
 from flowbench.evaluation.gather import gather_by_index, shard
 from flowbench.evaluation.metric import Metric
 from flowbench.evaluation.subject import Measurement, Subject
@@ -104,22 +105,23 @@ def draw_condition_scores(drawing: Drawing, labels: Tensor | None, num: int) -> 
     if conditioner is None:
         return {}
     num = min(num, drawing.num_samples)
-    index = shard(num, drawing.rank, drawing.world_size)
     drawn: dict[str, list[Tensor]] = {}
     floor: dict[str, list[Tensor]] = {}
     units: dict[str, str] = {}
-    for chunk in drawing.batches(index):
-        condition = condition_at(drawing, chunk)
-        assert condition is not None, "this flow has a conditioner"
-        # Without the original nothing is pasted: known pixels would agree however bad the flow is.
-        label = None if labels is None else labels[chunk].to(flow.device)
-        x = flow.sample(flow.draw_noise(chunk, drawing.seed), label, spatial=replace(condition, original=None)).x
-        original = drawing.data.model_values(drawing.condition_split, _rows(drawing, chunk)).to(flow.device)
-        ideal = flow.space.decode(flow.space.encode_mean(original))
-        for found, points in ((drawn, x), (floor, ideal)):
-            for name, (values, unit) in conditioner.scores(points, condition).items():
-                found.setdefault(name, []).append(values.cpu())
-                units[name] = unit
+    with agreed():
+        index = shard(num, drawing.rank, drawing.world_size)
+        for chunk in drawing.batches(index):
+            condition = condition_at(drawing, chunk)
+            assert condition is not None, "this flow has a conditioner"
+            # Without the original nothing is pasted: known pixels would agree however bad the flow is.
+            label = None if labels is None else labels[chunk].to(flow.device)
+            x = flow.sample(flow.draw_noise(chunk, drawing.seed), label, spatial=replace(condition, original=None)).x
+            original = drawing.data.model_values(drawing.condition_split, _rows(drawing, chunk)).to(flow.device)
+            ideal = flow.space.decode(flow.space.encode_mean(original))
+            for found, points in ((drawn, x), (floor, ideal)):
+                for name, (values, unit) in conditioner.scores(points, condition).items():
+                    found.setdefault(name, []).append(values.cpu())
+                    units[name] = unit
     protocol = f"{conditioner.name}/{drawing.condition_split}/{num}"
     latent = isinstance(flow.space, LatentSpace)
     return {
@@ -146,6 +148,8 @@ class ConditionAgreement(Metric):
     Raises:
         ValueError: for a number below 1.
     """
+
+    needs = ("condition_scores",)
 
     def __init__(self, num_samples: int | None = None) -> None:
         check_count("num_samples", num_samples, or_none=True)

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from flowbench.core.checks import LARGEST, check_numbers
+from flowbench.core.contract import returned
 from flowbench.data import FlowDataModule
 from flowbench.evaluation.conditions import condition_labels, given_condition
+from flowbench.evaluation.failures import agreed
 from flowbench.evaluation.gather import gather_by_index, shard
 from flowbench.evaluation.samples import Collector, DrawnSet
 from flowbench.evaluation.stages import Steps, uncounted
@@ -151,17 +153,18 @@ def draw_samples(
     Returns:
         The set, mean evaluations per sample, samples per second of this process.
     """
-    index = shard(drawing.num_samples, drawing.rank, drawing.world_size)
-    labels = labels_of(drawing)
     collector = Collector(drawing.data.spec, extractors, counts, num_shown)
-    drawing.sample(index[:2], labels, imposed)  # the first call allocates and compiles: no part of the rate
     costs, seconds = [], 0.0
-    for chunk in drawing.batches(index):
-        drawn = drawing.sample(chunk, labels, imposed)
-        collector.add(chunk, drawn.x)
-        # An adaptive solver's cost differs from batch to batch.
-        costs.append(torch.full((len(chunk),), drawn.network_evaluations, dtype=torch.float64))
-        seconds += drawn.seconds
+    with agreed():
+        index = shard(drawing.num_samples, drawing.rank, drawing.world_size)
+        labels = labels_of(drawing)
+        drawing.sample(index[:2], labels, imposed)  # the first call allocates and compiles: no part of the rate
+        for chunk in drawing.batches(index):
+            drawn = drawing.sample(chunk, labels, imposed)
+            collector.add(chunk, drawn.x)
+            # An adaptive solver's cost differs from batch to batch.
+            costs.append(torch.full((len(chunk),), drawn.network_evaluations, dtype=torch.float64))
+            seconds += drawn.seconds
     cost = gather_by_index(index, torch.cat(costs))
 
     def pictures(wanted: Tensor) -> Tensor:
@@ -196,19 +199,20 @@ def draw_paths(drawing: Drawing, num_paths: int, num_points: int, num_shown: int
         num_points: states along each path of a continuous flow.
         num_shown: paths whose states are kept.
     """
-    index = shard(num_paths, drawing.rank, drawing.world_size)
-    labels, flow = labels_of(drawing), drawing.flow
+    flow = drawing.flow
     geometries, states = [], []
     times = torch.empty(0)
-    for chunk in drawing.batches(index):
-        row = chunk % drawing.num_samples  # paths beyond the samples take their labels and conditions again
-        condition = labels[row].to(flow.device) if labels is not None else None
-        noise, given = flow.draw_noise(chunk, drawing.seed), given_condition(drawing, row)
-        path = flow.trajectory(noise, condition, num_points, **given)
-        geometries.append(_geometry(path))
-        states.append(path.states.transpose(0, 1)[chunk.to(path.states.device) < num_shown].cpu())
-        times = path.times
-    local = PathGeometry.concatenate(geometries)
+    with agreed():
+        index, labels = shard(num_paths, drawing.rank, drawing.world_size), labels_of(drawing)
+        for chunk in drawing.batches(index):
+            row = chunk % drawing.num_samples  # paths beyond the samples take their labels and conditions again
+            condition = labels[row].to(flow.device) if labels is not None else None
+            noise, given = flow.draw_noise(chunk, drawing.seed), given_condition(drawing, row)
+            path = returned(flow.trajectory(noise, condition, num_points, **given), Trajectory, flow, "trajectory")
+            geometries.append(_geometry(path))
+            states.append(path.states.transpose(0, 1)[chunk.to(path.states.device) < num_shown].cpu())
+            times = path.times
+        local = PathGeometry.concatenate(geometries)
     gathered = {name: gather_by_index(index, value) for name, value in local.tensors.items()}
     shown = gather_by_index(index[index < num_shown], torch.cat(states))
     return Paths(PathGeometry(**gathered), shown.transpose(0, 1), times)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from flowbench.core.checks import check_count, check_seed
 from flowbench.data import FlowDataModule
-from flowbench.evaluation.artifacts import save_pictures, save_samples, save_trajectories
+from flowbench.evaluation.answers import Answers, Drawn, fill, rate_of, sample_set, show, subjects_of
 from flowbench.evaluation.auto_features import resolve_features
 from flowbench.evaluation.conditions import measured_conditions
 from flowbench.evaluation.drawing import (
@@ -25,28 +27,28 @@ from flowbench.evaluation.drawing import (
     draw_paths,
     draw_samples,
     labels_of,
-    space_name,
     sweep_points,
 )
 from flowbench.evaluation.earlier import set_aside
 from flowbench.evaluation.extractors import get_extractor
+from flowbench.evaluation.failures import Failure, Failures, agreed, together
 from flowbench.evaluation.flow_metrics import PathStraightness, TrainingPairs
 from flowbench.evaluation.gather import gather_by_index
 from flowbench.evaluation.latent_bound import measured_bound
+from flowbench.evaluation.measurable import check_data, check_measurable
 from flowbench.evaluation.memorization import Memorization
 from flowbench.evaluation.metric import Metric
-from flowbench.evaluation.pictures import log_hyperparameters, log_pictures, log_samples
-from flowbench.evaluation.prepared import Prepared
+from flowbench.evaluation.pictures import log_hyperparameters, log_samples
+from flowbench.evaluation.prepared import Prepared, feature_counts
 from flowbench.evaluation.provenance import cost_of, environment
 from flowbench.evaluation.reconstruction import Reconstruction, Reconstructions, draw_reconstructions
 from flowbench.evaluation.records import Curve, Identity, make_row
 from flowbench.evaluation.reference import REFERENCE_NAMES, reference_subjects, score
-from flowbench.evaluation.samples import Collector, DrawnSet, Images, RealSet, SampleSet
+from flowbench.evaluation.samples import Collector, DrawnSet, Images, RealSet
 from flowbench.evaluation.stages import Report, Stages, silent
-from flowbench.evaluation.subject import Subject
+from flowbench.evaluation.subject import Measurement, Subject
 from flowbench.evaluation.trainer_parts import data_of as _data
 from flowbench.evaluation.trainer_parts import flow_of as _flow
-from flowbench.evaluation.transport_cost import transport_cost
 from flowbench.families import Budget, FlowModule, LatentSpace
 from flowbench.metrics import FeatureExtractor
 from flowbench.rows import FLOOR_FILE, Row, write_rows
@@ -136,6 +138,7 @@ class Evaluator(L.Callback):
         self.rows: list[Row] = []
         self._stack = ExitStack()
         self._log_prob: list[tuple[Tensor, Tensor]] = []
+        self._failures = Failures()
         self._prepared: Prepared | None = None
         self._named_for: FlowDataModule | None = None
 
@@ -150,12 +153,9 @@ class Evaluator(L.Callback):
         self._name_features(data, trainer.strategy.broadcast(names))
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Refuse before the training, not after it, what cannot be measured.
-
-        Raises:
-            ValueError: when the module is no flow, or its sampler cannot do a budget of the sweep.
-        """
+        """Refuse before the training, not after it, what cannot be measured; a sampler is tried at each budget."""
         flow = _flow(module)
+        check_measurable(self, flow, _data(trainer), trainer.world_size)
         drawing = self._drawing(flow, trainer)
         labels = labels_of(drawing)
         with torch.no_grad(), flow.evaluating(self.weights):
@@ -179,18 +179,28 @@ class Evaluator(L.Callback):
 
     def _measure_curve(self, trainer: L.Trainer, module: FlowModule, step: int) -> None:
         chosen = {name: self.metrics[name] for name in self.curve}
-        with torch.no_grad(), module.evaluating(self.weights):
-            samples, evaluations, _ = self._draw(module, trainer, chosen)
+        failures = Failures()
+        with torch.no_grad(), module.evaluating(self.weights), together():
+            drawn = failures.ask(lambda: self._draw(module, trainer, chosen))
             if trainer.is_global_zero:
-                subject = self._subject(_data(trainer), samples, evaluations)
-                measured = list(score(subject, chosen))
-                Curve.of(trainer).append(step, self.budget, measured)
-                if trainer.logger is not None:
-                    values: Mapping[str, float] = {f"val/{m.metric}": m.value for m in measured}
-                    trainer.logger.log_metrics(dict(values), step=step)
-                shown = samples.shown[: self.num_pictures]
-                log_samples(trainer, shown, module.spec, "val/samples", step)
+                subject = self._subject(_data(trainer), drawn)
+                self._write_point(trainer, step, list(score(subject, chosen, failures)))
+                if isinstance(subject.samples, DrawnSet):
+                    shown = subject.samples.shown[: self.num_pictures]
+                    log_samples(trainer, shown, module.spec, "val/samples", step)
+            failures.raise_bug()
         trainer.strategy.barrier("flowbench.curve")
+
+    def _write_point(self, trainer: L.Trainer, step: int, measured: Sequence[Measurement]) -> None:
+        """Training goes on without the numbers that could not be measured."""
+        known = [m for m in measured if not m.reason]
+        for m in measured:
+            if m.reason:
+                print(f"no point of {m.metric} at step {step}: {m.reason}", file=sys.stderr, flush=True)
+        Curve.of(trainer).append(step, self.budget, known)
+        if trainer.logger is not None and known:
+            values: Mapping[str, float] = {f"val/{m.metric}": m.value for m in known}
+            trainer.logger.log_metrics(dict(values), step=step)
 
     def on_test_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Put the chosen weights in place until the test ends, however it ends.
@@ -203,7 +213,7 @@ class Evaluator(L.Callback):
         self._stack = ExitStack()
         flow = _flow(module)
         self._stack.enter_context(flow.evaluating(self.weights))
-        self._log_prob = []
+        self._log_prob, self._failures = [], Failures()
         self._stages = Stages(self._stage_names(flow), self.report if trainer.is_global_zero else silent)
 
     def on_test_batch_end(
@@ -216,15 +226,19 @@ class Evaluator(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the log-densities of the batch."""
-        self._log_prob.append((outputs["index"].cpu(), outputs["log_prob"].cpu()))
+        if outputs:
+            self._log_prob.append((outputs["index"].cpu(), outputs["log_prob"].cpu()))
         self._stages(LIKELIHOOD, batch_idx + 1, int(sum(trainer.num_test_batches)))
 
     def on_test_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Draw, measure, write."""
         flow = _flow(module)
-        with torch.no_grad():
-            self._evaluate(trainer, flow)
-        trainer.strategy.barrier("flowbench.test")
+        with torch.no_grad(), together():
+            answers = self._ask(trainer, flow)
+            if trainer.is_global_zero:
+                self._measure(trainer, flow, answers)
+            # When everything else is written.
+            self._failures.raise_bug()
 
     def on_test_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Give the live weights back."""
@@ -236,62 +250,57 @@ class Evaluator(L.Callback):
 
     # ---- evaluation -----------------------------------------------------------------------------------
 
-    def _evaluate(self, trainer: L.Trainer, flow: FlowModule) -> None:
-        index = torch.cat([i for i, _ in self._log_prob])
-        log_prob = gather_by_index(index, torch.cat([v for _, v in self._log_prob]))
-        samples, evaluations, rate = self._draw(flow, trainer, self.metrics, stage=SAMPLES)
-        paths = self._paths(flow, trainer)
-        reconstructions = self._reconstructions(flow, trainer)
+    def _ask(self, trainer: L.Trainer, flow: FlowModule) -> Answers:
+        """Ask the flow, on all processes, whatever the metrics look at; a question without an answer costs no other."""
+        ask = self._failures.ask
         drawing = self._drawing(flow, trainer, stage=HELD_OUT)
-        conditions = measured_conditions(drawing, labels_of(drawing), self.metrics.values())
-        bound = measured_bound(drawing, self.held_out, self.metrics.values())
         in_sweep = {name: metric for name, metric in self.metrics.items() if metric.in_sweep}
         points = zip(self.imposed(flow), self._sweep_stages(flow), strict=True)
-        sweep = [(point, *self._draw(flow, trainer, in_sweep, point, stage)[:2]) for point, stage in points]
-        if not trainer.is_global_zero:
-            return
-        data = _data(trainer)
-        main = self._subject(data, samples, evaluations)
-        main.log_prob, main.likelihood, main.likelihood_method = log_prob, flow.likelihood, flow.likelihood_method
-        main.in_bits, main.given_label = flow.in_bits, flow.num_classes is not None
-        main.dequantize = data.dequantize
-        main.geometry, main.space = paths.geometry if paths else None, space_name(flow)
-        main.transport_cost, main.transport_origin = transport_cost(flow, _data(trainer), self.seed)
-        main.training_pairs = self._training_pairs(flow, trainer)
-        main.cost, main.reconstructions = cost_of(flow, self.budget, rate), reconstructions
-        main.condition_scores, main.bound_terms = conditions, bound
-        main.guidance, main.sampler = flow.guidance_scale, flow.sampler_name
-        subjects = [main]
-        for point, swept, cost in sweep:
-            subject = self._subject(data, swept, cost)
-            subject.swept, subject.sampler = point.swept, flow.sampler_name
-            subject.guidance = flow.guidance_scale if point.guidance is None else point.guidance
-            subjects.append(subject)
+        return Answers(
+            ask(lambda: self._likelihoods(flow)),
+            ask(lambda: self._draw(flow, trainer, self.metrics, stage=SAMPLES)),
+            ask(lambda: self._paths(flow, trainer)),
+            ask(lambda: self._reconstructions(flow, trainer)),
+            ask(lambda: measured_conditions(drawing, labels_of(drawing), self.metrics.values())),
+            ask(lambda: measured_bound(drawing, self.held_out, self.metrics.values())),
+            [(p, ask(partial(self._draw, flow, trainer, in_sweep, p, stage))) for p, stage in points],
+        )
+
+    def _likelihoods(self, flow: FlowModule) -> Tensor:
+        with agreed():
+            failure, flow.test_failure = flow.test_failure, None
+            if failure is not None:
+                raise failure
+        index = torch.cat([i for i, _ in self._log_prob])
+        return gather_by_index(index, torch.cat([v for _, v in self._log_prob]))
+
+    def _measure(self, trainer: L.Trainer, flow: FlowModule, answers: Answers) -> None:
+        """Score the answers, on process 0, and leave the rows."""
+        data, failures = _data(trainer), self._failures
+        main, *swept = subjects_of(flow, data, answers, partial(self._subject, data), failures, self.seed)
+        fill(main, "training_pairs", failures.compute(lambda: self._training_pairs(flow, trainer)))
+        main.cost = cost_of(flow, self.budget, rate_of(answers.samples))
         provenance = {**self._provenance(trainer), **asdict(main.cost)}
         weights = self.weights if flow.ema else "raw"
-        self.rows = self._rows(self.identity.contender, type(flow).__name__, subjects, weights, provenance, SCORES)
-        self._write(trainer, flow, main, samples, paths)
-
-    def _write(
-        self, trainer: L.Trainer, flow: FlowModule, main: Subject, samples: DrawnSet, paths: Paths | None
-    ) -> None:
-        """Leave rows and pictures in the run's folder and in TensorBoard."""
+        family = type(flow).__name__
+        self.rows = self._rows(self.identity.contender, family, [main, *swept], weights, provenance, SCORES)
         run_dir = Path(trainer.default_root_dir)
         set_aside(run_dir, self.rows)
         if not self.identity.bench:  # which has its own
-            write_rows(run_dir / FLOOR_FILE, self.floor_rows(_data(trainer)))
+            write_rows(run_dir / FLOOR_FILE, self.floor_rows(data))
         write_rows(run_dir / "rows.jsonl", self.rows)
-        save_samples(run_dir, samples.shown, flow.spec, self.num_pictures)
-        if paths is not None:
-            states = torch.stack([flow.space.decode(state) for state in paths.shown.to(flow.device)])
-            save_trajectories(run_dir, states, paths.times)
-        pictures = {name: p for metric in self.metrics.values() for name, p in metric.pictures(main).items()}
-        save_pictures(run_dir, pictures)
         # A trainer that only measures has not counted the steps behind the checkpoint.
         step = self.budget.steps if self.budget else trainer.global_step
-        log_samples(trainer, samples.shown[: self.num_pictures], flow.spec, "test/samples", step)
-        log_pictures(trainer, pictures, "test", step)
+        show(trainer, flow, main, answers.paths, self._pictures(main), self.num_pictures, step)
         log_hyperparameters(trainer, self.rows, asdict(self.identity))
+
+    def _pictures(self, subject: Subject) -> dict[str, Tensor]:
+        """The metrics' pictures by name; none of a metric that has no numbers."""
+        found: dict[str, Tensor] = {}
+        for metric in self.metrics.values():
+            drawn = {} if subject.reason(metric.needs) else self._failures.compute(partial(metric.pictures, subject))
+            found |= {} if isinstance(drawn, Failure) else drawn
+        return found
 
     def _stage_names(self, flow: FlowModule) -> list[str]:
         """The parts of a measurement, in their order; one that this flow does not have is passed over at once."""
@@ -324,7 +333,8 @@ class Evaluator(L.Callback):
         stage: str = "",
     ) -> tuple[DrawnSet, float, float]:
         """Samples as those metrics need them, mean evaluations per sample, samples per second of this process."""
-        extractors = self.extractors(_data(trainer), flow.device)
+        with agreed():
+            extractors = self.extractors(_data(trainer), flow.device)
         counts = self._counts(metrics)
         return draw_samples(self._drawing(flow, trainer, stage), extractors, counts, self.num_pictures, imposed)
 
@@ -348,24 +358,15 @@ class Evaluator(L.Callback):
         return draw_reconstructions(self._drawing(flow, trainer, HELD_OUT), self.held_out, extractors, counts)
 
     def _counts(self, metrics: Mapping[str, Metric]) -> dict[str, int]:
-        """Samples that each extractor is asked for by these metrics."""
-        counts: dict[str, int] = {}
-        for metric in metrics.values():
-            if metric.features is not None:
-                wanted = min(metric.num_samples or self.num_samples, self.num_samples)
-                counts[metric.features] = max(counts.get(metric.features, 0), wanted)
-        return counts
+        return feature_counts(metrics.values(), self.num_samples)
 
-    def _subject(self, data: FlowDataModule, samples: SampleSet, evaluations: float | None) -> Subject:
-        known = self._prepare(data)
-        return Subject(
-            data.spec,
-            samples,
-            known.reference,
-            network_evaluations=evaluations,
-            extractors=known.extractors,
-            held_out=known.held_out,
-        )
+    def _subject(self, data: FlowDataModule, drawn: Drawn | Failure) -> Subject:
+        subject = self._prepare(data).subject(sample_set(data.spec, drawn, self.num_samples))
+        if isinstance(drawn, Failure):
+            fill(subject, "samples", drawn)
+        else:
+            subject.network_evaluations = drawn[1]
+        return subject
 
     def _resolved(self, data: FlowDataModule) -> dict[str, str]:
         """What the names of the metrics' extractors stand for."""
@@ -378,9 +379,8 @@ class Evaluator(L.Callback):
 
     def _prepare(self, data: FlowDataModule, device: torch.device | str = "cpu") -> Prepared:
         """Load the reference and the feature networks once per datamodule, not once per point of a sweep."""
-        if data.train_on_val and "val" in (self.reference, self.held_out):
-            raise ValueError("evaluator.reference or held_out is val, but data.train_on_val trains on it: take test")
         if self._named_for is not data:
+            check_data(self, data)
             self._name_features(data, self._resolved(data))
         if self._prepared is None or self._prepared.data is not data:
             names = {metric.features for metric in self.metrics.values() if metric.features is not None}
@@ -437,17 +437,23 @@ class Evaluator(L.Callback):
                 self.identity, subject, m, contender=contender, family=family, weights=weights, provenance=provenance
             )
             for subject in subjects
-            for m in score(subject, self.metrics, begin)
+            for m in score(subject, self.metrics, self._failures, begin)
         ]
 
+    def raise_bug(self) -> None:
+        """Raise the first mistake of the code that the last measurement met, once its rows are written."""
+        self._failures.raise_bug()
+
     def reference_rows(self, data: FlowDataModule) -> Iterator[Row]:
-        """Rows of `floor`, `noise`, `gaussian` and `gmm`: they belong to the data, not to a contender or a seed."""
-        subjects, provenance = self._references(data), self._data_provenance(data)
+        """Rows of `floor`, `noise`, `gaussian` and `gmm`: they belong to the data, not to a contender or a seed.
+
+        What cannot be computed costs its own rows, which say why; see :meth:`raise_bug`.
+        """
+        self._failures = Failures()
+        provenance = self._data_provenance(data)
         self._stages = Stages(REFERENCE_NAMES, self.report)
-        for name in REFERENCE_NAMES:
-            self._stages(name)  # drawing, and fitting what it is drawn from
-            found, subject = next(subjects)
-            assert found == name, "reference_subjects yields them in this order"
+        # The stage is drawing, and fitting what it is drawn from.
+        for name, subject in self._references(data, self._stages):
             yield from self._rows(name, "reference", [subject], "none", provenance, name)
 
     def floor_rows(self, data: FlowDataModule) -> list[Row]:
@@ -455,17 +461,21 @@ class Evaluator(L.Callback):
         name, subject = next(self._references(data))
         return self._rows(name, "reference", [subject], "none", self._data_provenance(data))
 
-    def _references(self, data: FlowDataModule) -> Iterator[tuple[str, Subject]]:
+    def _references(
+        self, data: FlowDataModule, begin: Callable[[str], None] = lambda name: None
+    ) -> Iterator[tuple[str, Subject]]:
         known = self._prepare(data)
         return reference_subjects(
             data,
             known.extractors,
             self._counts(self.metrics),
+            self._failures,
             num_samples=self.num_samples,
             reference=known.reference,
             held_out=known.held_out,
             seed=self.seed,
             num_likelihood=self.num_likelihood,
+            begin=begin,
         )
 
     def external_rows(
@@ -479,13 +489,15 @@ class Evaluator(L.Callback):
             images: gives the pictures at some indices.
 
         Returns:
-            The rows, and the metrics' pictures by name.
+            The rows, and the metrics' pictures by name. What cannot be computed costs its own rows, which say why; see
+            :meth:`raise_bug`.
         """
+        self._failures = Failures()
         known = self._prepare(data)
         collector = Collector(data.spec, known.extractors, self._counts(self.metrics), self.num_pictures)
         for index, pictures in batches:
             collector.add_images(index, pictures)
-        subject = self._subject(data, collector.gathered("generated", images), None)
+        subject = known.subject(collector.gathered("generated", images))
         provenance = {**self._data_provenance(data), "config_hash": self.identity.config_hash}
         rows = self._rows(self.identity.contender, "external", [subject], "none", provenance)
-        return rows, {name: p for metric in self.metrics.values() for name, p in metric.pictures(subject).items()}
+        return rows, self._pictures(subject)

@@ -13,7 +13,7 @@ import torch
 from flowbench.core.places import cached, locked
 from flowbench.core.progress import note_progress
 from flowbench.data import DataSpec, FlowDataModule
-from flowbench.evaluation.auto_features import resolve_features
+from flowbench.evaluation.auto_features import AUTO, resolve_features
 from flowbench.metrics import (
     FIDELITY_DIMENSIONS,
     ClassifierFeatures,
@@ -30,10 +30,11 @@ from flowbench.metrics import (
     save_classifier,
     train_classifier,
 )
+from flowbench.metrics.classifier import DigitsCNN
 from flowbench.metrics.features import NormFeatures
 from flowbench.seeds import derive_seed
 
-__all__ = ["get_extractor"]
+__all__ = ["check_extractor", "get_extractor"]
 
 Device = torch.device | str
 
@@ -45,6 +46,31 @@ PRETRAINED: dict[str, Callable[..., FeatureExtractor]] = {
     "efficientnet-lite0": EfficientNetFeatures,
     **{name: partial(FidelityFeatures, name) for name in FIDELITY_DIMENSIONS},
 }
+
+
+def check_extractor(name: str, dataset: str, spec: DataSpec) -> None:
+    """Refuse an extractor that :func:`get_extractor` does not have for such data; no data are read, nothing is trained.
+
+    Args:
+        name: as in `fd[name]`.
+        dataset: name in the catalogue or of a user's format.
+        spec: shape and classes of the data.
+
+    Raises:
+        ValueError: see :func:`get_extractor`.
+    """
+    is_image, classifier = spec.modality == "image", f"{dataset}-cnn"
+    if is_image and name == classifier:
+        if spec.num_classes is None:
+            raise ValueError(f"{name} is a classifier, but {dataset} has no labels: use features: auto")
+        with torch.device("meta"):
+            DigitsCNN((spec.shape[0], spec.shape[1], spec.shape[2]), spec.num_classes)  # has its own refusals
+    elif is_image and name in PRETRAINED:
+        if spec.shape[0] not in (1, 3):
+            raise ValueError(f"{name} takes images of 1 or 3 channels, {dataset} has {spec.shape[0]}")
+    elif name not in (AUTO, "identity", "norm"):
+        known = ", ".join([AUTO, "identity", "norm", *([classifier, *PRETRAINED] if is_image else [])])
+        raise ValueError(f"no feature extractor {name!r} for the dataset {dataset}: use {known}")
 
 
 def get_extractor(name: str, data: FlowDataModule, device: Device = "cpu") -> FeatureExtractor:
@@ -70,15 +96,8 @@ def get_extractor(name: str, data: FlowDataModule, device: Device = "cpu") -> Fe
         return IdentityFeatures(data.spec.num_dims)
     if name == "norm":
         return NormFeatures()
-    is_image = data.spec.modality == "image"
-    if is_image and name == f"{data.dataset}-cnn":
-        return _classifier(name, data, device)
-    if is_image and name in PRETRAINED:
-        if data.spec.shape[0] not in (1, 3):
-            raise ValueError(f"{name} takes images of 1 or 3 channels, {data.dataset} has {data.spec.shape[0]}")
-        return PRETRAINED[name](device=device)
-    known = ", ".join(["auto", "identity", "norm", *([f"{data.dataset}-cnn", *PRETRAINED] if is_image else [])])
-    raise ValueError(f"no feature extractor {name!r} for the dataset {data.dataset}: use {known}")
+    check_extractor(name, data.dataset, data.spec)
+    return _classifier(name, data, device) if name == f"{data.dataset}-cnn" else PRETRAINED[name](device=device)
 
 
 def _classifier_file(name: str, spec: DataSpec, count: int, settings: ClassifierSettings) -> str:

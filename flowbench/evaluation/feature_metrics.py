@@ -12,6 +12,8 @@ from torch import Tensor
 
 from flowbench import metrics as pure
 from flowbench.core.checks import check_count
+from flowbench.data import DataSpec
+from flowbench.evaluation.auto_features import AUTO
 from flowbench.evaluation.metric import Metric, distance
 from flowbench.evaluation.subject import Measurement, Subject
 
@@ -283,6 +285,13 @@ class ClassAccuracy(FeatureMetric):
         """None of the reference split is needed."""
         return 0
 
+    def check(self, dataset: str, spec: DataSpec) -> None:
+        """Refuse an extractor that is no classifier of the data."""
+        super().check(dataset, spec)
+        unlabelled = spec.modality != "image" or (spec.num_classes or 0) < 2
+        if self.features != f"{dataset}-cnn" and (self.features != AUTO or unlabelled):
+            raise ValueError(_no_classifier(self.features))
+
     def declares(self, who: Prospect) -> tuple[str, ...]:
         """See :meth:`Metric.declares`; samples without labels have none."""
         return self.names if who.has_labels else ()
@@ -297,10 +306,14 @@ class ClassAccuracy(FeatureMetric):
         if label is None:
             return []
         if not isinstance(extractor, pure.ClassifierFeatures):
-            raise ValueError(f"class_accuracy needs a classifier of the data set, {self.features} is none: use *-cnn")
+            raise ValueError(_no_classifier(self.features))
         value = math.nan
         if subject.samples.is_finite:
             found = extractor.classify(subject.samples.features(extractor, n))
             value = float((found == label[:n].cpu()).double().mean())
         protocol = f"{extractor.protocol}/given-label/{n}{subject.sweep_suffix}"
         return [Measurement(self.label("class_accuracy"), value, n, protocol)]
+
+
+def _no_classifier(features: str) -> str:
+    return f"class_accuracy needs a classifier of labelled images, {features} is none: use features: <dataset>-cnn"

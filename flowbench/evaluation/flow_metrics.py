@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from flowbench import metrics as pure
 from flowbench.core.checks import check_count
 from flowbench.evaluation.metric import Metric
-from flowbench.evaluation.subject import Measurement, Subject
+from flowbench.evaluation.subject import Measurement, Subject, unmeasured
 from flowbench.flows import bits_per_dim
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ __all__ = ["CostReport", "NegativeLogLikelihood", "PathStraightness", "TrainingP
 
 class NegativeLogLikelihood(Metric):
     """Mean negative log-likelihood of the test split, with its kind in the protocol."""
+
+    needs = ("log_prob",)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -61,6 +63,8 @@ class NegativeLogLikelihood(Metric):
 class PathStraightness(Metric):
     """Straightness, curvature, path energy and its split, normalised path energy and path length ratio."""
 
+    needs = ("geometry",)
+
     @property
     def names(self) -> tuple[str, ...]:
         """Those that paths of every flow have."""
@@ -90,6 +94,8 @@ class PathStraightness(Metric):
             if name in summary
         ]
         rows.append(Measurement("path_length_ratio", summary["path_length_ratio"], n, protocol))
+        if reason := subject.reason(["transport_cost"]):
+            rows += unmeasured(("npe", "npe_curvature", "npe_coupling"), reason)
         if subject.transport_cost is not None:
             protocol += f"/{subject.transport_origin}-w2-squared={subject.transport_cost:.4f}"
             parts = pure.PathEnergySplit.of(summary["straightness"], summary["displacement"], subject.transport_cost)
@@ -113,6 +119,8 @@ class TrainingPairs(Metric):
         ValueError: for fewer than two pairs.
     """
 
+    needs = ("training_pairs",)
+
     def __init__(self, num_pairs: int = 4096) -> None:
         check_count("num_pairs", num_pairs, at_least=2)
         self.num_pairs = num_pairs
@@ -130,6 +138,8 @@ class TrainingPairs(Metric):
 
 class CostReport(Metric):
     """What training and sampling cost on this machine."""
+
+    needs = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -152,8 +162,9 @@ class CostReport(Metric):
             ("train_seconds", cost.train_seconds, "s"),
             ("samples_seen", float(cost.samples_seen), ""),
             ("peak_memory", cost.peak_memory_mb, "MiB"),
-            ("samples_per_second", cost.samples_per_second, "1/s"),
         ]
+        if cost.samples_per_second is not None:
+            rows.append(("samples_per_second", cost.samples_per_second, "1/s"))
         if cost.steps:
             rows.append(("step_milliseconds", 1000 * cost.train_seconds / cost.steps, "ms"))
         if subject.network_evaluations is not None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from flowbench import metrics as pure
 from flowbench.core.places import expand
 from flowbench.core.remarks import say_once
+from flowbench.data import DataSpec
 from flowbench.evaluation.feature_metrics import FeatureMetric
 from flowbench.evaluation.metric import distance
 from flowbench.evaluation.subject import Measurement, Subject
@@ -50,6 +51,12 @@ class _FrechetMetric(FeatureMetric):
         self.statistics = None if statistics is None else str(expand(statistics))
         # The file's moments and hash: read once, not for every point of a sweep.
         self._loaded: tuple[Moments, str] | None = None
+
+    def check(self, dataset: str, spec: DataSpec) -> None:
+        """Refuse a file of moments that cannot be read, besides."""
+        super().check(dataset, spec)
+        if self.statistics is not None:
+            pure.load_moments(self.statistics)
 
     @property
     def num_reference(self) -> int | None:

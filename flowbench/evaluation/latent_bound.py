@@ -12,6 +12,7 @@ from torch import Tensor
 from flowbench.core.checks import check_count
 from flowbench.data.split_dataset import indexed_uniform
 from flowbench.evaluation.drawing import Drawing
+from flowbench.evaluation.failures import agreed
 from flowbench.evaluation.gather import gather_by_index, shard
 from flowbench.evaluation.metric import Metric
 from flowbench.evaluation.subject import Measurement, Subject
@@ -67,6 +68,8 @@ class LatentBound(Metric):
     Raises:
         ValueError: for a number below 1.
     """
+
+    needs = ("bound_terms",)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -184,21 +187,22 @@ def draw_bound_terms(drawing: Drawing, split: str, num: int, num_times: int) -> 
     assert isinstance(flow.space, LatentSpace), "only latent flows have an autoencoder"
     source = data.split(split)
     num = min(num, len(source))
-    index = shard(num, drawing.rank, drawing.world_size)
     reconstruction, losses = [torch.empty(0, dtype=torch.float64)], [torch.empty(0, dtype=torch.float64)]
     known = True
-    for chunk in drawing.batches(index):
-        x = data.model_values(split, chunk).to(flow.device)
-        label = None if flow.num_classes is None or source.label is None else source.label[chunk].to(flow.device)
-        difference = (x - flow.space.reconstruct(x)).double()
-        reconstruction.append(difference.square().flatten(1).sum(1).cpu())
-        condition = None
-        if flow.conditioner is not None:
-            condition = flow.conditioner.evaluation_condition(x, chunk, drawing.seed, flow.space)
-        loss = held_out_loss(flow, x, label, chunk, drawing.seed, num_times, condition)
-        known = known and loss is not None
-        if loss is not None:
-            losses.append(loss.double().cpu())
+    with agreed():
+        index = shard(num, drawing.rank, drawing.world_size)
+        for chunk in drawing.batches(index):
+            x = data.model_values(split, chunk).to(flow.device)
+            label = None if flow.num_classes is None or source.label is None else source.label[chunk].to(flow.device)
+            difference = (x - flow.space.reconstruct(x)).double()
+            reconstruction.append(difference.square().flatten(1).sum(1).cpu())
+            condition = None
+            if flow.conditioner is not None:
+                condition = flow.conditioner.evaluation_condition(x, chunk, drawing.seed, flow.space)
+            loss = held_out_loss(flow, x, label, chunk, drawing.seed, num_times, condition)
+            known = known and loss is not None
+            if loss is not None:
+                losses.append(loss.double().cpu())
     return BoundTerms(
         gather_by_index(index, torch.cat(reconstruction)),
         gather_by_index(index, torch.cat(losses)) if known else None,

@@ -9,18 +9,26 @@ from typing import TYPE_CHECKING, Self
 
 from torch import Tensor
 
-from flowbench.evaluation.subject import Measurement, Subject
+from flowbench.data import DataSpec
+from flowbench.evaluation.extractors import check_extractor
+from flowbench.evaluation.subject import Measurement, Part, Subject
 
 if TYPE_CHECKING:
     from flowbench.evaluation.prospect import Prospect
 
-__all__ = ["Metric", "distance"]
+__all__ = ["Metric", "check_points", "distance"]
 
 
 class Metric(ABC):
-    """Something to measure about a subject."""
+    """Something to measure about a subject.
 
-    in_sweep = False
+    Attributes:
+        in_sweep: whether it is measured at every point of a sweep, too.
+        needs: what it looks at; where a part could not be computed, its rows say so and :meth:`measure` is not called.
+    """
+
+    in_sweep: bool = False
+    needs: tuple[Part, ...] = ("samples",)
 
     @abstractmethod
     def measure(self, subject: Subject) -> list[Measurement]:
@@ -30,6 +38,19 @@ class Metric(ABC):
     def names(self) -> tuple[str, ...]:
         """Names of its measurements, as far as they do not depend on who is measured; empty where all do."""
         return ()
+
+    def check(self, dataset: str, spec: DataSpec) -> None:
+        """Refuse data that it cannot be measured on, before anything is trained; by default those without its features.
+
+        Args:
+            dataset: name in the catalogue or of a user's format.
+            spec: shape, classes and value grid of the data.
+
+        Raises:
+            ValueError: names what suits them.
+        """
+        if self.features is not None:
+            check_extractor(self.features, dataset, spec)
 
     def declares(self, who: Prospect) -> tuple[str, ...] | None:
         """Names of the measurements that somebody will have, so that a claim on any other is refused before training.
@@ -64,6 +85,19 @@ class Metric(ABC):
     def pictures(self, subject: Subject) -> dict[str, Tensor]:
         """Pictures beside the numbers, uint8 (C, H, W) by name; most metrics have none."""
         return {}
+
+
+def check_points(name: str, spec: DataSpec) -> None:
+    """Refuse images where points are compared.
+
+    Raises:
+        ValueError: names what suits images.
+    """
+    if spec.modality != "vector":
+        raise ValueError(
+            f"{name} compares points, and {spec.name} holds images of shape {spec.shape}: take a metric on features, "
+            "such as FrechetDistance"
+        )
 
 
 def distance(subject: Subject, compute: Callable[[], float]) -> float:

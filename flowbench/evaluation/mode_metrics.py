@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from flowbench.core.checks import check_scale
-from flowbench.evaluation.metric import Metric, distance
+from flowbench.data import DataSpec
+from flowbench.evaluation.metric import Metric, check_points, distance
 from flowbench.evaluation.samples import RealSet
 from flowbench.evaluation.subject import Measurement, Subject
 from flowbench.metrics.modes import average_minimum_distance, failure_rate, mode_discrepancy, mode_matched_w2
@@ -36,6 +37,10 @@ class NearestData(Metric):
         """Both distances to the data."""
         return ("average_minimum_distance", "failure_rate")
 
+    def check(self, dataset: str, spec: DataSpec) -> None:
+        """Refuse images."""
+        check_points(type(self).__name__, spec)
+
     def __init__(self, radius: float) -> None:
         check_scale("radius", radius, hint="give a distance in data units")
         self.radius = radius
@@ -61,6 +66,10 @@ class ModeRecovery(Metric):
     def names(self) -> tuple[str, ...]:
         """Both sides of a mode's recovery."""
         return ("mode_discrepancy", "mode_matched_w2")
+
+    def check(self, dataset: str, spec: DataSpec) -> None:
+        """Refuse images."""
+        check_points(type(self).__name__, spec)
 
     def declares(self, who: Prospect) -> tuple[str, ...]:
         """See :meth:`Metric.declares`; data without labels have no modes."""

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from flowbench import metrics as pure
 from flowbench.core.checks import check_count
-from flowbench.evaluation.metric import Metric, distance
+from flowbench.data import DataSpec
+from flowbench.evaluation.metric import Metric, check_points, distance
 from flowbench.evaluation.subject import Measurement, Subject
 from flowbench.seeds import generator
 
@@ -22,6 +23,10 @@ class _PointMetric(Metric):
     def names(self) -> tuple[str, ...]:
         """The one."""
         return (self.name,)
+
+    def check(self, dataset: str, spec: DataSpec) -> None:
+        """Refuse images."""
+        check_points(self.name, spec)
 
     def _points(self, subject: Subject) -> tuple[Tensor, Tensor]:
         count = min(len(subject.samples), len(subject.reference))

@@ -77,13 +77,13 @@ def peak_memory_mb(device: torch.device) -> float:
     return peak / 2**20 if platform.system() == "Darwin" else peak / 2**10
 
 
-def cost_of(flow: FlowModule, budget: Budget | None, rate: float) -> Cost:
+def cost_of(flow: FlowModule, budget: Budget | None, rate: float | None) -> Cost:
     """What a flow cost.
 
     Args:
         flow: the flow.
         budget: what its training spent; None where it was not metered.
-        rate: samples per second.
+        rate: samples per second; None where none were drawn.
     """
     return Cost(
         parameters=sum(p.numel() for p in flow.parameters() if p.requires_grad),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flowbench.evaluation.drawing import Drawing
+from flowbench.evaluation.failures import agreed
 from flowbench.evaluation.frechet_metrics import FrechetDistance
 from flowbench.evaluation.gather import gather_by_index, shard
 from flowbench.evaluation.samples import Collector, DrawnSet
@@ -48,6 +49,8 @@ class Reconstruction(FrechetDistance):
         num_samples: how many held-out images, counted from the first; None takes as many as the evaluator draws.
         num_reference: see :class:`~flowbench.evaluation.FrechetDistance`.
     """
+
+    needs = ("reconstructions",)
 
     def __init__(self, features: str, num_samples: int | None = None, num_reference: int | None = None) -> None:
         super().__init__(features, num_samples, num_reference, sweep=False)
@@ -89,15 +92,16 @@ def draw_reconstructions(
     assert isinstance(flow.space, LatentSpace), "only latent flows have an autoencoder"
     source = data.split(split)
     num = min(drawing.num_samples, len(source))
-    index = shard(num, drawing.rank, drawing.world_size)
     collector = Collector(data.spec, extractors, {name: min(n, num) for name, n in counts.items()}, 0)
     values = [torch.empty(0, dtype=torch.float64)]
-    for chunk in drawing.batches(index):
-        x = data.model_values(split, chunk).to(flow.device)
-        label = None if flow.num_classes is None or source.label is None else source.label[chunk].to(flow.device)
-        x_hat = flow.space.reconstruct(
-            x, index=chunk, seed=drawing.seed, denoise=partial(flow.flow_denoise, label=label)
-        )
-        collector.add(chunk, x_hat)
-        values.append(psnr(x, x_hat.clamp(-1.0, 1.0)).cpu())
+    with agreed():
+        index = shard(num, drawing.rank, drawing.world_size)
+        for chunk in drawing.batches(index):
+            x = data.model_values(split, chunk).to(flow.device)
+            label = None if flow.num_classes is None or source.label is None else source.label[chunk].to(flow.device)
+            x_hat = flow.space.reconstruct(
+                x, index=chunk, seed=drawing.seed, denoise=partial(flow.flow_denoise, label=label)
+            )
+            collector.add(chunk, x_hat)
+            values.append(psnr(x, x_hat.clamp(-1.0, 1.0)).cpu())
     return Reconstructions(collector.gathered("reconstructed"), gather_by_index(index, torch.cat(values)))

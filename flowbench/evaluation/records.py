@@ -70,7 +70,7 @@ def make_row(
         dataset=subject.spec.name,
         seed=identity.seed,
         metric=measurement.metric,
-        value=measurement.value,
+        value=None if measurement.reason else measurement.value,
         n=measurement.n,
         protocol=measurement.protocol,
         unit=measurement.unit,
@@ -78,7 +78,8 @@ def make_row(
         guidance=subject.guidance,
         sampler=subject.sampler,
         weights=weights,
-        provenance=dict(provenance),
+        status="failed" if measurement.reason else "ok",
+        provenance={**provenance, **({"message": measurement.reason} if measurement.reason else {})},
     )
 
 

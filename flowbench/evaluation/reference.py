@@ -12,11 +12,13 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from flowbench.core.checks import check_counts, check_seed
+from flowbench.core.contract import returned
 from flowbench.core.remarks import say_once
 from flowbench.data import FlowDataModule
+from flowbench.evaluation.failures import Failure, Failures
 from flowbench.evaluation.metric import Metric
-from flowbench.evaluation.samples import CHUNK, Collector, RealSet, SampleSet
-from flowbench.evaluation.subject import Measurement, Subject
+from flowbench.evaluation.samples import CHUNK, Collector, RealSet, SampleSet, UndrawnSet
+from flowbench.evaluation.subject import Measurement, Subject, unmeasured
 from flowbench.metrics import FeatureExtractor
 from flowbench.seeds import derive_seed, generator, indexed_normal
 
@@ -39,25 +41,45 @@ MOST_DIMENSIONS = 12_288
 
 
 def score(
-    subject: Subject, metrics: Mapping[str, Metric], begin: Callable[[str], None] = lambda name: None
+    subject: Subject,
+    metrics: Mapping[str, Metric],
+    failures: Failures,
+    begin: Callable[[str], None] = lambda name: None,
 ) -> Iterator[Measurement]:
     """All measurements of a subject; in a sweep, those of the metrics that are swept.
+
+    One that cannot be made says why, and costs no other.
 
     Args:
         subject: who is measured.
         metrics: by name.
+        failures: keeps the mistakes of the code among the failures.
         begin: is told the name of each metric before it is computed.
     """
     for name, metric in metrics.items():
         begin(name)
         if metric.in_sweep or not subject.swept:
-            yield from metric.measure(subject)
+            yield from _measured(name, metric, subject, failures)
+
+
+def _measured(name: str, metric: Metric, subject: Subject, failures: Failures) -> list[Measurement]:
+    names = metric.names or (name,)
+    reason = subject.reason(metric.needs)
+    if reason:
+        return unmeasured(names, reason, subject.sweep_suffix)
+    found = failures.compute(lambda: _checked(metric, metric.measure(subject)))
+    return unmeasured(names, found.reason, subject.sweep_suffix) if isinstance(found, Failure) else found
+
+
+def _checked(metric: Metric, found: list[Measurement]) -> list[Measurement]:
+    return [returned(item, Measurement, metric, "measure") for item in returned(found, list, metric, "measure")]
 
 
 def reference_subjects(
     data: FlowDataModule,
     extractors: dict[str, FeatureExtractor],
     counts: Mapping[str, int],
+    failures: Failures,
     *,
     num_samples: int,
     reference: RealSet,
@@ -65,6 +87,7 @@ def reference_subjects(
     seed: int,
     num_shown: int = 64,
     num_likelihood: int | None = None,
+    begin: Callable[[str], None] = lambda name: None,
 ) -> Iterator[tuple[str, Subject]]:
     """The reference rows' subjects: `floor`, `noise`, `gaussian`, `gmm`.
 
@@ -74,12 +97,14 @@ def reference_subjects(
         data: the data.
         extractors: feature extractors by name.
         counts: samples that each extractor is asked for.
+        failures: keeps the mistakes of the code, where a subject cannot be made.
         num_samples: as many as the contenders draw.
         reference: what samples are compared with.
         held_out: real data scored as if generated.
         seed: the evaluation seed.
         num_shown: samples to keep for pictures.
         num_likelihood: test samples whose likelihood is measured; None takes all.
+        begin: is told each name before its subject is made.
 
     Yields:
         Contender name and subject.
@@ -97,21 +122,36 @@ def reference_subjects(
             collector.add(index, draw(index))
         return collector.gathered("generated")
 
-    yield "floor", subject(RealSet(data, held_out.name, num_samples))
-    yield "noise", subject(drawn(lambda index: indexed_normal(index, data.spec.shape, seed, "sample")))
-    if data.spec.num_dims > MOST_DIMENSIONS:
-        size = f"{data.spec.num_dims:,} dimensions takes {8 * data.spec.num_dims**2 / 2**30:,.0f} GiB"
-        say_once(
-            f"gaussian, gmm: left out, because a covariance of {size}; smaller images have these rows (data.image_size)"
-        )
-        return
-    train, val = (_flat(data.model_values(split, slice(MIXTURE_POINTS))) for split in ("train", "val"))
-    test = _flat(data.model_values("test", slice(num_likelihood)))
-    for name, sizes in (("gaussian", (1,)), ("gmm", MIXTURE_SIZES)):
+    def noise() -> Subject:
+        return subject(drawn(lambda index: indexed_normal(index, data.spec.shape, seed, "sample")))
+
+    def mixture(name: str, sizes: Sequence[int]) -> Subject:
+        train, val = (_flat(data.model_values(split, slice(MIXTURE_POINTS))) for split in ("train", "val"))
         model = fit_mixture(train, val, sizes, seed)
         sampler = _Sampler(model, num_samples, generator(seed, name))
-        samples = drawn(lambda index: sampler.draw(index).reshape(-1, *data.spec.shape).float())  # noqa: B023
-        yield name, subject(samples, torch.from_numpy(model.score_samples(test)))
+        samples = drawn(lambda index: sampler.draw(index).reshape(-1, *data.spec.shape).float())
+        test = _flat(data.model_values("test", slice(num_likelihood)))
+        return subject(samples, torch.from_numpy(model.score_samples(test)))
+
+    makers: dict[str, Callable[[], Subject]] = {
+        "floor": lambda: subject(RealSet(data, held_out.name, num_samples)),
+        "noise": noise,
+        "gaussian": lambda: mixture("gaussian", (1,)),
+        "gmm": lambda: mixture("gmm", MIXTURE_SIZES),
+    }
+    for name, make in makers.items():
+        if name == "gaussian" and data.spec.num_dims > MOST_DIMENSIONS:
+            size = f"{data.spec.num_dims:,} dimensions takes {8 * data.spec.num_dims**2 / 2**30:,.0f} GiB"
+            left_out = f"gaussian, gmm: left out, because a covariance of {size}"
+            say_once(f"{left_out}; smaller images have these rows (data.image_size)")
+            return
+        begin(name)
+        found = failures.compute(make)
+        if isinstance(found, Failure):
+            reason = found.reason
+            found = subject(UndrawnSet(data.spec, "generated", num_samples))
+            found.missing |= {"samples": reason, "log_prob": reason}
+        yield name, found
 
 
 def _flat(x: Tensor) -> np.ndarray:

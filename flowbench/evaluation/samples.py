@@ -23,7 +23,7 @@ from flowbench.evaluation.gather import gather_by_index
 from flowbench.metrics import FeatureExtractor, FeatureStatistics, Moments, extract, load_statistics, save_statistics
 from flowbench.storage import write_atomic
 
-__all__ = ["Collector", "DrawnSet", "Images", "RealSet", "SampleSet"]
+__all__ = ["Collector", "DrawnSet", "Images", "RealSet", "SampleSet", "UndrawnSet"]
 
 # Images at a time on their way through a feature network.
 CHUNK = 256
@@ -136,6 +136,22 @@ class DrawnSet(SampleSet):
         """See :meth:`SampleSet.images`."""
         assert self._images is not None, "this set was made without a way to its pictures"
         return self._images(indices)
+
+
+class UndrawnSet(SampleSet):
+    """Samples that could not be drawn: they have a number, and whoever looks at them must not be asked."""
+
+    def features(self, extractor: FeatureExtractor, count: int | None = None) -> Tensor:
+        """There are none."""
+        raise ValueError("these samples could not be drawn")
+
+    def points(self) -> Tensor:
+        """There are none."""
+        raise ValueError("these samples could not be drawn")
+
+    def images(self, indices: Tensor) -> Tensor:
+        """There are none."""
+        raise ValueError("these samples could not be drawn")
 
 
 class Collector:

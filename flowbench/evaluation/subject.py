@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,9 +18,20 @@ if TYPE_CHECKING:
     from flowbench.evaluation.latent_bound import BoundTerms
     from flowbench.evaluation.reconstruction import Reconstructions
 
-__all__ = ["Cost", "Measurement", "Subject", "SweptName"]
+__all__ = ["Cost", "Measurement", "Part", "Subject", "SweptName", "unmeasured"]
 
 SweptName = Literal["", "network_evaluations", "guidance"]
+Part = Literal[
+    "samples",
+    "log_prob",
+    "geometry",
+    "transport_cost",
+    "training_pairs",
+    "reconstructions",
+    "bound_terms",
+    "condition_scores",
+]
+"""What metrics look at: fields of :class:`Subject`, each computed by itself."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +44,7 @@ class Cost:
         train_flops: floating-point operations of training.
         samples_seen: training samples, repeats included.
         peak_memory_mb: highest memory of the process (resident on a CPU, allocated on a GPU), MiB.
-        samples_per_second: samples drawn per second by this process's shard, decoding included.
+        samples_per_second: samples drawn per second by this process's shard, decoding included; None where none were.
         steps: optimiser steps of the training; 0 where they were not counted.
     """
 
@@ -40,7 +53,7 @@ class Cost:
     train_flops: float
     samples_seen: int
     peak_memory_mb: float
-    samples_per_second: float
+    samples_per_second: float | None
     steps: int = 0
 
 
@@ -74,6 +87,7 @@ class Subject:
         reconstructions: held-out images through the autoencoder of a latent flow, or None.
         bound_terms: the two terms of the bound on W2 of a latent flow's samples, or None.
         condition_scores: how well samples keep to conditions that are more than labels, by metric name, or None.
+        missing: why a part could not be computed, by its name; its field is None, or holds samples that nobody has.
         memory: what one metric computed and another may use, by name.
     """
 
@@ -101,7 +115,12 @@ class Subject:
     reconstructions: Reconstructions | None = None
     bound_terms: BoundTerms | None = None
     condition_scores: dict[str, ConditionScore] | None = None
+    missing: dict[Part, str] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
+
+    def reason(self, parts: Iterable[Part]) -> str:
+        """Why the first of some parts is missing; empty where none is."""
+        return next((self.missing[part] for part in parts if part in self.missing), "")
 
     @property
     def sweep_suffix(self) -> str:
@@ -119,10 +138,23 @@ class Measurement:
         n: samples behind it.
         protocol: extractor, split, N and whatever else the number depends on.
         unit: e.g. `bits/dim`; empty for pure numbers.
+        reason: why it could not be measured, one line; empty for a number.
     """
 
     metric: str
     value: float
-    n: int
+    n: int | None
     protocol: str
     unit: str = ""
+    reason: str = ""
+
+
+def unmeasured(names: Iterable[str], reason: str, suffix: str = "") -> list[Measurement]:
+    """Measurements that could not be made, in place of their numbers.
+
+    Args:
+        names: of the metrics.
+        reason: one line.
+        suffix: what marks a point of a sweep, see :attr:`Subject.sweep_suffix`.
+    """
+    return [Measurement(name, math.nan, None, suffix.removeprefix("/"), reason=reason) for name in names]

@@ -29,6 +29,7 @@ from flowbench.families.ot_cfm import OTCFM  # noqa: E402
 from flowbench.families.pairing.batch import BatchPairing, Pairing, Pairs  # noqa: E402
 from flowbench.families.pairing.stream import StreamPairing  # noqa: E402
 from flowbench.families.parallel import FullyShardedStrategy, check_strategy  # noqa: E402
+from flowbench.families.precision import PRECISIONS, check_precision  # noqa: E402
 from flowbench.families.reflow import Reflow  # noqa: E402
 from flowbench.families.source import DatasetSource  # noqa: E402
 from flowbench.families.starflow import STARFlow  # noqa: E402
@@ -38,6 +39,7 @@ from flowbench.families.weighted_cfm import WeightedCFM  # noqa: E402
 
 __all__ = [
     "OTCFM",
+    "PRECISIONS",
     "TAEF2",
     "AdversarialConfig",
     "AtomicCheckpointIO",
@@ -83,6 +85,7 @@ __all__ = [
     "Tweedie",
     "UniformDequantization",
     "WeightedCFM",
+    "check_precision",
     "check_strategy",
     "count_flops",
     "load_autoencoder",

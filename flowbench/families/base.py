@@ -6,14 +6,16 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, get_args
 
+import lightning as L
 import torch
 from torch import Tensor, nn
 
 from flowbench.core.checks import check_number
+from flowbench.core.contract import ContractError, returned, shaped
 from flowbench.data import Batch, DataSpec, FlowDataModule
+from flowbench.families.answers import Drawn, Samples, Trajectory
 from flowbench.families.conditioning.base import Conditioner, SpatialCondition
 from flowbench.families.latents.space import LatentSpace, PixelSpace, Space
 from flowbench.families.optimization import OptimizerConfig
@@ -24,6 +26,7 @@ from flowbench.seeds import generator
 __all__ = ["Drawn", "FlowModule", "LikelihoodKind", "NetworkFactory", "Samples", "Trajectory"]
 
 LikelihoodKind = Literal["exact", "ode", "bound"]
+DensityKind = Literal["exact", "ode"]
 NetworkFactory = Callable[[tuple[int, ...], int | None], nn.Module]
 
 # Training points that sources and weights are fitted to, and how many are encoded at a time.
@@ -31,63 +34,12 @@ FIT_POINTS = 8192
 FIT_CHUNK = 512
 
 
-@dataclass
-class Samples:
-    """What a sampler made.
-
-    Attributes:
-        x: samples in data space, shape (B, *D).
-        network_evaluations: evaluations of the network that each sample cost; a guided one counts twice.
-        seconds: wall time of the batch.
-        iterations: network calls that each sample needed in each block of a block flow, shape (K, B); None elsewhere.
-        residual: the certificate of an inverse that computes one, max |f(x) - z| of each sample, shape (B,), before
-            denoising; None elsewhere.
-    """
-
-    x: Tensor
-    network_evaluations: float
-    seconds: float
-    iterations: Tensor | None = None
-    residual: Tensor | None = None
-
-
-class Drawn(NamedTuple):
-    """What :meth:`FlowModule.flow_sample` gives; a pair will do where there is nothing else to say.
-
-    Attributes:
-        points: at the flow's data end, shape (B, *flow_shape).
-        network_evaluations: per sample.
-        iterations: see :class:`Samples`.
-        residual: see :class:`Samples`.
-    """
-
-    points: Tensor
-    network_evaluations: float
-    iterations: Tensor | None = None
-    residual: Tensor | None = None
-
-
-@dataclass
-class Trajectory:
-    """The way from source to data, in the space where the flow lives.
-
-    Attributes:
-        states: shape (T, B, *D); the first is the source point, the last the flow's output.
-        times: shape (T,), from 0 to 1 (a path that is singular at 1 ends just before); block flows give each
-            block an equal share.
-        velocities: of a continuous flow at those states, shape (T, B, *D); None for a block flow.
-    """
-
-    states: Tensor
-    times: Tensor
-    velocities: Tensor | None = None
-
-
 class FlowModule(TrainingModule):
     """A flow between a source and the data, possibly in the latent space of an autoencoder.
 
-    Subclasses model the flow in the flow's own space (:meth:`flow_loss`, :meth:`flow_sample`, :meth:`flow_log_prob`,
-    :meth:`trajectory`); this class carries data in and out of it.
+    Subclasses model the flow in the flow's own space: they define :meth:`flow_loss`, :meth:`flow_sample`,
+    :meth:`flow_encode`, :meth:`flow_log_prob`, :meth:`trajectory` and :attr:`density`, and cannot be built without one
+    of them. This class carries data in and out of that space.
 
     Args:
         spec: the data's shape, classes and value grid.
@@ -100,10 +52,10 @@ class FlowModule(TrainingModule):
         compile: compile the networks with ``torch.compile`` before training.
 
     Raises:
+        TypeError: for a subclass that lacks one of those; names them.
         ValueError: when labels are asked for and the data has none, or a value is out of range.
     """
 
-    density: ClassVar[Literal["exact", "ode"]]
     sampling_arguments = TrainingModule.sampling_arguments | {"sampling_source"}
 
     def __init__(
@@ -119,6 +71,9 @@ class FlowModule(TrainingModule):
         compile: bool = False,
     ) -> None:
         super().__init__(spec, optimizer=optimizer, ema_decay=ema_decay, compile=compile)
+        if self.density not in get_args(DensityKind):
+            kinds = " or ".join(map(repr, get_args(DensityKind)))
+            raise ContractError(f"{type(self).__name__}.density must be {kinds}, got {self.density!r}")
         if conditional and spec.num_classes is None:
             raise ValueError(f"conditional=true, but {spec.name} has no labels: set conditional=false")
         check_number("label_dropout", label_dropout, at_least=0, below=1)
@@ -128,6 +83,7 @@ class FlowModule(TrainingModule):
         self.conditioner: Conditioner | None = None
         self.num_classes = spec.num_classes if conditional else None
         self.label_dropout = label_dropout
+        self.test_failure: Exception | None = None
 
     @property
     def flow_shape(self) -> tuple[int, ...]:
@@ -177,6 +133,11 @@ class FlowModule(TrainingModule):
         return {**super().checkpoint_identity, **own}
 
     # ---- what a family gives --------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def density(self) -> DensityKind:
+        """What :meth:`flow_log_prob` is: ``exact``, or through an ``ode`` solver; a class attribute will do."""
 
     @abstractmethod
     def flow_loss(self, x: Tensor, label: Tensor | None, rng: torch.Generator) -> Loss:
@@ -288,6 +249,21 @@ class FlowModule(TrainingModule):
         """Let the space keep the training split's latents, where it was asked to."""
         self.space.prepare_training(getattr(self.trainer, "datamodule", None), self.device)
 
+    def check_training(self, data: FlowDataModule, trainer: L.Trainer | None = None) -> None:
+        """Refuse data that the space cannot carry, or that the conditioner can make nothing of."""
+        super().check_training(data, trainer)
+        self.space.check_training(data)
+        if self.conditioner is not None:
+            self.conditioner.check(data.known_spec, evaluates=False)
+
+    def check_sampling(self, network_evaluations: int | None = None, guidance: float | None = None) -> None:
+        """Refuse (ValueError) arguments of :meth:`sample` that this flow's sampler cannot do; nothing is drawn."""
+        if network_evaluations is not None and not self.sweeps:
+            raise ValueError(f"{type(self).__name__} has a fixed cost per sample: leave network_evaluations out")
+        by_condition = self.drops_conditions and self.num_classes is None
+        if guidance is not None and guidance != 1.0 and not self.guides_without_labels and not by_condition:
+            self.check_guidance(guidance)
+
     def training_loss(self, batch: Batch, generator: torch.Generator) -> Loss:
         """The family's loss of one batch.
 
@@ -302,8 +278,9 @@ class FlowModule(TrainingModule):
             raise ValueError(
                 f"{type(self).__name__} is conditioned on class labels only, but the batch has a condition"
             )
-        x = self.space.encode_batch(batch, generator)
-        return self.batch_loss(batch, x, self._dropped(batch.label, generator), generator)
+        x = shaped(self.space.encode_batch(batch, generator), (len(batch), *self.flow_shape), self.space, "encode")
+        loss = self.batch_loss(batch, x, self._dropped(batch.label, generator), generator)
+        return returned(loss, Loss, self, "flow_loss")
 
     def batch_loss(self, batch: Batch, x: Tensor, label: Tensor | None, rng: torch.Generator) -> Loss:
         """:meth:`flow_loss` of an encoded batch, for families that look at more of it than points and labels."""
@@ -410,22 +387,25 @@ class FlowModule(TrainingModule):
         """
         label = self.check_condition(condition, len(noise))
         self.check_spatial(spatial, len(noise))
-        if network_evaluations is not None and not self.sweeps:
-            raise ValueError(f"{type(self).__name__} has a fixed cost per sample: leave network_evaluations out")
         by_condition = self.drops_conditions and self.num_classes is None
-        if guidance not in (None, 1.0) and not self.guides_without_labels and not by_condition:
-            if label is None:
-                raise ValueError(f"guidance={guidance} needs labels: train with conditional=true and give a condition")
-            self.check_guidance(guidance)
+        if guidance not in (None, 1.0) and label is None and not self.guides_without_labels and not by_condition:
+            raise ValueError(f"guidance={guidance} needs labels: train with conditional=true and give a condition")
+        self.check_sampling(network_evaluations, guidance)
         start = time.perf_counter()
-        drawn = Drawn(*self.flow_sample(noise, label, network_evaluations, guidance, **_given(spatial)))
-        x = self.space.decode(drawn.points)
+        drawn = self._drawn(self.flow_sample(noise, label, network_evaluations, guidance, **_given(spatial)), noise)
+        x = shaped(self.space.decode(drawn.points), (len(noise), *self.spec.shape), self.space, "decode")
         if spatial is not None and self.conditioner is not None:
             x = self.conditioner.finish(x, spatial)
         if x.is_cuda:
             torch.cuda.synchronize(x.device)
         seconds = time.perf_counter() - start
         return Samples(x, drawn.network_evaluations, seconds, drawn.iterations, drawn.residual)
+
+    def _drawn(self, found: object, noise: Tensor) -> Drawn:
+        """What :meth:`flow_sample` gave."""
+        drawn = Drawn(*returned(found, tuple, self, "flow_sample"))
+        shaped(drawn.points, tuple(noise.shape), self, "flow_sample")
+        return drawn
 
     @torch.no_grad()
     def encode(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -446,7 +426,8 @@ class FlowModule(TrainingModule):
         self._check_points(x)
         label = self.check_condition(condition, len(x))
         with self.full_precision():
-            return self.flow_encode(self.space.encode_mean(x), label)
+            z = self.space.encode_mean(x)
+            return shaped(self.flow_encode(z, label), tuple(z.shape), self, "flow_encode")
 
     def _check_points(self, x: Tensor) -> None:
         if x.shape[1:] != torch.Size(self.spec.shape):
@@ -479,20 +460,42 @@ class FlowModule(TrainingModule):
         index = torch.arange(len(x)) if index is None else index
 
         def flow_density(z: Tensor) -> Tensor:
-            return self.flow_log_prob(z, label, index, seed, **_given(spatial))
+            density = self.flow_log_prob(z, label, index, seed, **_given(spatial))
+            return shaped(density, (len(z),), self, "flow_log_prob")
 
         with self.full_precision():
-            return self.space.log_prob(x, flow_density, index, seed, lambda z: self.flow_denoise(z, label))
+            value = self.space.log_prob(x, flow_density, index, seed, lambda z: self.flow_denoise(z, label))
+        return shaped(value, (len(x),), self.space, "log_prob")
+
+    def on_test_start(self) -> None:
+        """Nothing has failed yet."""
+        self.test_failure = None
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Log-densities of one test batch, for the evaluator."""
-        label = batch.label if self.num_classes is not None else None
+        """Log-densities of one test batch, for the evaluator; none after the first batch that has none.
+
+        Whoever does without them takes the exception from :attr:`test_failure`, which else is raised in the end.
+        """
+        if self.test_failure is not None:
+            return {}
         assert batch.index is not None, "the datamodule numbers its samples"
+        try:
+            return {"index": batch.index, "log_prob": self._test_densities(batch, batch.index).detach()}
+        except Exception as error:
+            self.test_failure = error
+            return {}
+
+    def on_test_epoch_end(self) -> None:
+        """Raise what stopped the log-densities, unless somebody took it."""
+        if self.test_failure is not None:
+            raise self.test_failure
+
+    def _test_densities(self, batch: Batch, index: Tensor) -> Tensor:
+        label = batch.label if self.num_classes is not None else None
         spatial = None
         if self.conditioner is not None:
-            spatial = self.conditioner.evaluation_condition(batch.x, batch.index, 0, self.space)
-        value = self.log_prob(batch.x, label, index=batch.index, spatial=spatial)
-        return {"index": batch.index, "log_prob": value.detach()}
+            spatial = self.conditioner.evaluation_condition(batch.x, index, 0, self.space)
+        return self.log_prob(batch.x, label, index=index, spatial=spatial)
 
     @contextmanager
     def full_precision(self) -> Iterator[None]:

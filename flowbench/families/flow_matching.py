@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from flowbench.core.contract import returned, shaped
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families.base import FlowModule, NetworkFactory, Trajectory
 from flowbench.families.conditioning.base import Conditioner, SpatialCondition, check_condition_channels, guided_network
@@ -47,6 +48,7 @@ from flowbench.flows import (
     UniformTimes,
     UniformWeight,
     Weight,
+    WeightResult,
     log_likelihood,
     sample_with_log_prob,
 )
@@ -251,6 +253,18 @@ class FlowMatching(FlowModule):
             noise = self.source.sample_for(points, rng)
             self.weight.fit(noise, points, rng, self.source.is_isotropic, source_std=std)
 
+    def check_training(self, data: FlowDataModule, trainer: L.Trainer | None = None) -> None:
+        """Also refuse what the pairing cannot pair."""
+        super().check_training(data, trainer)
+        self.pairing.check(self, data)
+
+    def check_sampling(self, network_evaluations: int | None = None, guidance: float | None = None) -> None:
+        """Also refuse evaluations that the solver under this guidance cannot spend exactly."""
+        super().check_sampling(network_evaluations, guidance)
+        guide = self.guidance if guidance is None else self.guidance.with_scale(guidance)
+        guided = self.num_classes is not None or self.drops_conditions
+        self._sampler(guide, guided, self._moved(lambda t, x: x), network_evaluations)
+
     def on_fit_start(self) -> None:
         """Get the pairing ready."""
         super().on_fit_start()
@@ -276,8 +290,10 @@ class FlowMatching(FlowModule):
         t = first + (last - first) * self.times.sample(len(x), rng, x.device)
         point = self.path.sample(pairs.x0, pairs.x1, t, rng)
         given = () if self.conditioner is None else (self._training_condition(batch, rng),)
-        error = (self.network(point.xt, t, pairs.label, *given) - point.velocity).float().square().flatten(1).mean(1)
-        weighted = self.weight(pairs.x0, pairs.x1)
+        found = self.network(point.xt, t, pairs.label, *given)
+        velocity = shaped(found, tuple(point.velocity.shape), self.network, "forward")
+        error = (velocity - point.velocity).float().square().flatten(1).mean(1)
+        weighted = returned(self.weight(pairs.x0, pairs.x1), WeightResult, self.weight, "forward")
         parts = {"unweighted_loss": error.detach().mean(), **pairs.parts}
 
         def diagnostics() -> dict[str, Any]:
@@ -355,19 +371,26 @@ class FlowMatching(FlowModule):
             ValueError: when the solver under this guidance cannot spend exactly those evaluations.
         """
         guide = self.guidance if guidance is None else self.guidance.with_scale(guidance)
-        path = self.sampling_path or self.path
         guided = label is not None or (spatial is not None and self.drops_conditions)
-        solver = self.solver.for_path(path)
         counted = CountedNetwork(self.network)
         field = self._field(guide, label, spatial, counted)
         moved = self._moved(field)
-        times = torch.tensor(path.interval if moved is None else moved.interval, dtype=torch.float64)
-        if network_evaluations is not None:
-            cost = self._evaluations_at(guide, moved) if guided else single_evaluation
-            solver = with_evaluations(solver, network_evaluations, cost, times)
+        solver, times = self._sampler(guide, guided, moved, network_evaluations)
         if moved is None:
             return solver.solve(field, noise, times).states[-1], counted.rows / len(noise)
         return moved.finish(solver.solve(moved, moved.start(noise), times).states[-1]), counted.rows / len(noise)
+
+    def _sampler(
+        self, guide: Guidance, guided: bool, moved: RescheduledField | None, network_evaluations: int | None
+    ) -> tuple[Solver, Tensor]:
+        """The solver of samples with so many evaluations, and the first and the last time."""
+        path = self.sampling_path or self.path
+        solver = self.solver.for_path(path)
+        times = torch.tensor(path.interval if moved is None else moved.interval, dtype=torch.float64, device="cpu")
+        if network_evaluations is not None:
+            cost = self._evaluations_at(guide, moved) if guided else single_evaluation
+            solver = with_evaluations(solver, network_evaluations, cost, times)
+        return solver, times
 
     def _moved(self, field: Field) -> RescheduledField | None:
         """The field along the path of the samples, where that is another than the path of the training."""

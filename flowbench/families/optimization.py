@@ -104,7 +104,14 @@ def learning_rate_factor(config: OptimizerConfig, progress: float) -> float:
     return config.final_fraction + (1.0 - config.final_fraction) * 0.5 * (1.0 + math.cos(math.pi * after))
 
 
-def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters of `module`, all of them in one kernel."""
+def build_optimizer(module: nn.Module, config: OptimizerConfig, fused: bool = True) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters of `module`.
+
+    Args:
+        module: what is trained.
+        config: rates and decays.
+        fused: all parameters in one kernel. Not where the loss is scaled (float16): that kernel unscales the gradients
+            itself, after they were clipped.
+    """
     groups = parameter_groups(module, config.weight_decay)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused or None)

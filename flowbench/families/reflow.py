@@ -16,7 +16,14 @@ from flowbench.families.flow_matching import FlowMatching
 from flowbench.families.latents.space import Space
 from flowbench.families.pairing.batch import Pairing, Pairs, cost_ratio
 from flowbench.families.pairing.store import PairStore, weights_checksum
-from flowbench.families.pairing.teacher import check_spaces, check_teacher, required_teacher, source_of, space_of
+from flowbench.families.pairing.teacher import (
+    check_noise,
+    check_spaces,
+    check_teacher,
+    required_teacher,
+    source_of,
+    space_of,
+)
 from flowbench.flows import Solver, Source
 from flowbench.seeds import generator
 
@@ -82,6 +89,11 @@ class ReflowPairing(Pairing):
         return f"ReflowPairing({type(self.teacher).__name__}, {self.num_training + self.num_held_out} pairs)"
 
     # ---- generation -------------------------------------------------------------------------------------
+
+    def check(self, flow: FlowMatching, data: FlowDataModule) -> None:
+        """Refuse a teacher of other points, labels or another source, or with less noise."""
+        check_teacher(flow, self.teacher)
+        check_noise(flow, self.teacher)
 
     def setup(self, flow: FlowMatching, data: FlowDataModule | None) -> None:
         """Read the pairs, or make those that are missing; processes share the work.

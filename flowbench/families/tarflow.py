@@ -8,11 +8,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
+import lightning as L
 import torch
 from torch import Tensor, nn
 
 from flowbench.core.checks import check_number
-from flowbench.data import DataSpec
+from flowbench.data import DataSpec, FlowDataModule
 from flowbench.families.architecture import flow_sizes
 from flowbench.families.base import Drawn, FlowModule, Trajectory
 from flowbench.families.block_statistics import recorded
@@ -22,6 +23,7 @@ from flowbench.families.noise.denoising import Denoiser, FlowLayout, FlowScoreDe
 from flowbench.families.noise.score_gradient import (
     check_shared_backward,
     frozen,
+    kept_for_two_passes,
     not_a_leaf,
     score,
     with_input_gradient,
@@ -270,11 +272,20 @@ class TARFlow(FlowModule):
                     del weights[name]
         super().on_load_checkpoint(checkpoint)
 
+    def check_training(self, data: FlowDataModule, trainer: L.Trainer | None = None) -> None:
+        """Also refuse a trainer that a denoiser which learns cannot be trained with."""
+        super().check_training(data, trainer)
+        self._check_trainer(trainer)
+
+    def _check_trainer(self, trainer: L.Trainer | None) -> None:
+        if trainer is not None and isinstance(self.denoiser, FlowScoreDenoiser):
+            check_shared_backward(trainer)
+
     def setup(self, stage: str) -> None:
         """Refuse early what a denoiser that learns cannot be trained with."""
         super().setup(stage)
-        if stage == "fit" and self._trainer is not None and isinstance(self.denoiser, FlowScoreDenoiser):
-            check_shared_backward(self.trainer)
+        if stage == "fit":
+            self._check_trainer(self._trainer)
 
     def compiled_modules(self) -> list[nn.Module]:
         """The layers of all transformers: equal layers share what is compiled."""
@@ -296,14 +307,15 @@ class TARFlow(FlowModule):
         shared = matched and torch.is_grad_enabled()
         if shared:
             tokens = tokens.detach().requires_grad_(True)
-        with recorded(self.flow) as record:
+        twice = shared and self.latent_norm > 0
+        with recorded(self.flow) as record, kept_for_two_passes(twice):
             z, logdet = self.flow(not_a_leaf(tokens) if shared else tokens, label)
         dims = x[0].numel()
         nll = -(self.source.log_prob(z) + logdet).mean() / dims
         parts = {"nll": nll.detach(), "logdet": logdet.detach().mean() / dims, **self._bits(nll.detach())}
         if shared:
             parameters = [p for p in self.flow.parameters() if p.requires_grad]
-            nll, gradient = with_input_gradient(nll, tokens, parameters, retain_graph=self.latent_norm > 0)
+            nll, gradient = with_input_gradient(nll, tokens, parameters, retain_graph=twice)
         total = nll
         if self.latent_norm:
             norm = sum((state.square().mean() for state in record.states[:-1]), start=z.new_zeros(()))
@@ -337,11 +349,11 @@ class TARFlow(FlowModule):
     ) -> None:
         """As set in the trainer; a denoiser that learns has its own norm, or it would scale the flow's gradient."""
         together = not isinstance(self.denoiser, FlowScoreDenoiser) or gradient_clip_algorithm == "value"
-        if together or not gradient_clip_val:
+        if together:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         for part in self.sharded_modules():
-            nn.utils.clip_grad_norm_(part.parameters(), gradient_clip_val)
+            self.clip_parameters(part.parameters(), gradient_clip_val, gradient_clip_algorithm)
 
     # ---- sampling, encoding, likelihood ---------------------------------------------------------------
 

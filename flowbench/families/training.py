@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from flowbench.data import Batch, DataSpec
+from flowbench.core.contract import returned
+from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families.budget import Budget
 from flowbench.families.ema import ExponentialMovingAverage, check_ema_decay
 from flowbench.families.optimization import OptimizerConfig, build_optimizer, learning_rate_factor
@@ -44,7 +46,7 @@ class Loss:
     diagnostics: Callable[[], Mapping[str, Tensor | float]] | None = None
 
 
-class TrainingModule(L.LightningModule):
+class TrainingModule(L.LightningModule, ABC):
     """Base of everything that is trained; a subclass gives :meth:`training_loss`.
 
     Randomness of a step is keyed by (seed, step, rank), so a resumed run draws what the uninterrupted run would have.
@@ -111,6 +113,19 @@ class TrainingModule(L.LightningModule):
             for module in self.compiled_modules():
                 module.compile()
 
+    def check_training(self, data: FlowDataModule, trainer: L.Trainer | None = None) -> None:
+        """Refuse what this module cannot be trained with, before anything is read, made or trained; see subclasses.
+
+        It may lie on the meta device.
+
+        Args:
+            data: the data; only what is known of them unread is looked at.
+            trainer: its strategy and precision are looked at; None where there is none yet.
+
+        Raises:
+            ValueError: one line with what to change.
+        """
+
     def configure_model(self) -> None:
         """Shard the networks where the strategy made a mesh of processes; see :func:`~flowbench.families.shard`."""
         if self.device_mesh is not None:
@@ -135,7 +150,7 @@ class TrainingModule(L.LightningModule):
         Raises:
             NonFiniteLossError: names the step, the samples and the last checkpoint; on all processes alike.
         """
-        loss = self.training_loss(batch, self.step_generator(batch_idx))
+        loss = returned(self.training_loss(batch, self.step_generator(batch_idx)), Loss, self, "training_loss")
         # Reduced first: a process that stopped alone would leave the others waiting for its gradients.
         value = self.trainer.strategy.reduce(loss.total.detach(), reduce_op="mean")
         if not torch.isfinite(value):
@@ -184,6 +199,34 @@ class TrainingModule(L.LightningModule):
             logger.log_metrics({**values, "epoch": self.current_epoch}, self.trainer.global_step)
             logger.save()
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip all gradients together as the trainer says, by their norm unless it says ``value``."""
+        self.clip_parameters(_trained(optimizer), gradient_clip_val, gradient_clip_algorithm)
+
+    def clip_parameters(self, parameters: Iterable[nn.Parameter], limit: float | None, algorithm: str | None) -> None:
+        """Clip the gradients of some parameters, in place, under every precision.
+
+        (Lightning's own clipping refuses fused optimisers under every mixed precision. Only a scaled loss forbids them,
+        whose gradients they unscale after the clipping; :func:`~flowbench.families.optimization.build_optimizer` makes
+        none there.)
+
+        Args:
+            parameters: what is clipped together.
+            limit: largest norm of all gradients, or largest size of each number; None or 0 clips nothing.
+            algorithm: ``norm`` or ``value``; None is ``norm``.
+        """
+        if not limit:
+            return
+        if algorithm == GradClipAlgorithmType.VALUE:
+            nn.utils.clip_grad_value_(parameters, limit)
+        else:
+            nn.utils.clip_grad_norm_(parameters, limit)
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The training objective on held-out data, with the averaged weights.
 
@@ -201,7 +244,8 @@ class TrainingModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW; the schedule follows the budget's progress, be it steps, samples or seconds."""
-        optimizer = build_optimizer(self, self.optimizer_config)
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        optimizer = build_optimizer(self, self.optimizer_config, fused=not scaled)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda _: learning_rate_factor(self.optimizer_config, self._next_progress())
         )
@@ -252,6 +296,10 @@ class TrainingModule(L.LightningModule):
             )
         if self.ema:
             self.ema.load_state_dict(checkpoint["ema"])
+
+
+def _trained(optimizer: torch.optim.Optimizer) -> Iterator[nn.Parameter]:
+    return (parameter for group in optimizer.param_groups for parameter in group["params"])
 
 
 def _global_index(batch: Batch) -> list[int]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from flowbench.core.checks import check_scale
+from flowbench.core.failures import NoSolutionError
 from flowbench.metrics.checks import check_tables
 from flowbench.metrics.pairwise import distance_blocks
 
@@ -125,7 +126,7 @@ def mode_matched_w2(generated: Tensor, reference: Tensor, modes: Tensor) -> floa
 
     Raises:
         ValueError: an empty side, widths that differ, values that are not finite, or a mode without reference points.
-        RuntimeError: the linear program did not reach its optimum.
+        NoSolutionError: the linear program did not reach its optimum.
     """
     import ot  # slow to import (it probes every array library), and only this function needs it
 
@@ -139,5 +140,5 @@ def mode_matched_w2(generated: Tensor, reference: Tensor, modes: Tensor) -> floa
     cost = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square().cpu().numpy()
     value, log = ot.emd2([], weight / weight.sum(), cost, numItermax=_MAX_ITERATIONS, log=True)
     if log["warning"] is not None:
-        raise RuntimeError(f"optimal transport between {len(x)} and {len(y)} samples failed: {log['warning']}")
+        raise NoSolutionError(f"optimal transport between {len(x)} and {len(y)} samples failed: {log['warning']}")
     return max(0.0, float(value)) ** 0.5

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from flowbench.core.checks import check_count
+from flowbench.core.failures import NoSolutionError
 from flowbench.metrics.checks import check_tables
 
 __all__ = ["sliced_wasserstein2", "wasserstein2", "wasserstein2_squared"]
@@ -30,7 +31,7 @@ def wasserstein2(x: Tensor, y: Tensor, *, squared: bool = False) -> float:
 
     Raises:
         ValueError: an empty side, widths that differ, or values that are not finite.
-        RuntimeError: the linear program did not reach its optimum.
+        NoSolutionError: the linear program did not reach its optimum.
     """
     value = wasserstein2_squared(x, y)
     return value if squared else value**0.5
@@ -45,7 +46,7 @@ def wasserstein2_squared(x: Tensor, y: Tensor) -> float:
     # Empty weights mean uniform ones to POT.
     value, log = ot.emd2([], [], cost, numItermax=_MAX_ITERATIONS, log=True)
     if log["warning"] is not None:  # POT returns a plan that is not optimal and only warns
-        raise RuntimeError(f"optimal transport between {len(x)} and {len(y)} samples failed: {log['warning']}")
+        raise NoSolutionError(f"optimal transport between {len(x)} and {len(y)} samples failed: {log['warning']}")
     return max(0.0, float(value))
 
 

@@ -87,6 +87,11 @@ class GaussianAutoencoder(nn.Module, ABC):
         """What :meth:`decode` consists of."""
 
     @property
+    def is_deterministic(self) -> bool:
+        """Whether the posterior is a point: its log-variance is minus infinity."""
+        return False
+
+    @property
     def decoder_std(self) -> Tensor:
         """Standard deviation of the decoder's Gaussian in model units, a positive scalar."""
         return self.log_sigma.exp()

@@ -93,6 +93,11 @@ class TinyAutoencoder(GaussianAutoencoder):
         """Shape of one latent, (latent_channels, H / 8, W / 8)."""
         return self.latent_channels, self.shape[1] // DOWNSAMPLING, self.shape[2] // DOWNSAMPLING
 
+    @property
+    def is_deterministic(self) -> bool:
+        """Always."""
+        return True
+
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The latent of images in [-1, 1] as a mean, and minus infinity as its log-variance."""
         self.check_images(x)

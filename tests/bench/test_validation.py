@@ -9,11 +9,12 @@ from flowbench.bench.plan import make_plan
 from flowbench.bench.validation import check_experiments
 from flowbench.cli import main
 from flowbench.config import Experiment
+from flowbench.data import FlowDataModule
 
 MODEL = "model.init_args"
 
 
-MOONS, RINGS = ({"overrides": {"data.dataset": name}} for name in ("moons", "rings"))
+MOONS, RINGS = ({"overrides": {"data.dataset": name}} for name in ("moons", "ring"))
 
 
 def bench_of(workshop, contenders, **content):
@@ -62,21 +63,21 @@ def test_what_cannot_be_composed_names_its_contender_too(workshop):
 def test_each_contender_of_a_task_is_looked_at_once_and_equal_sections_are_not_looked_at_again(workshop, monkeypatch):
     seen: list[dict] = []
     original = validation._validate
-    monkeypatch.setattr(validation, "_validate", lambda tree, file: (seen.append(tree), original(tree, file)))
+    monkeypatch.setattr(validation, "_validate", lambda tree, file: (seen.append(tree), original(tree, file))[1])
     tasks = {"moons": MOONS, "rings": RINGS}
     path = bench_of(workshop, {"drop": {f"{MODEL}.label_dropout": 0.2}}, tasks=tasks, seeds=list(range(9)))
     check_experiments(make_plan(path))
     assert [(tree["data"]["dataset"], "evaluator" in tree, "trainer" in tree) for tree in seen] == [
         ("moons", True, True),
         ("moons", False, False),  # another model
-        ("rings", False, False),  # other data
+        ("ring", False, False),  # other data
     ]  # and the fourth has nothing that is new
 
 
-def test_neither_data_nor_models_are_built(workshop, monkeypatch):
+def test_no_data_are_read_and_no_weights_are_made(workshop, monkeypatch):
     def build(*_):
         raise AssertionError("built")
 
-    for name in ("build", "build_data", "build_model", "build_evaluator"):
-        monkeypatch.setattr(Experiment, name, build)
+    monkeypatch.setattr(Experiment, "build", build)
+    monkeypatch.setattr(FlowDataModule, "split", build)
     assert main(["bench", "-c", str(bench_of(workshop, {"b": {f"{MODEL}.label_dropout": 0.2}})), "--dry-run"]) == 0

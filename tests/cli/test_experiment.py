@@ -343,7 +343,7 @@ def test_saving_leaves_the_old_file_when_the_disk_is_full(experiment_file, tmp_p
         (["callbacks.x={class_path: cli_dummies.Gibbs}"], "callbacks.x.class_path: Gibbs is not a Callback"),
         (
             ["model.init_args.weight.class_path=cli_dummies.Abstract"],
-            "Abstract is abstract; choose a class derived",
+            "Abstract is abstract, it lacks ",
         ),
         # an option of the class that was there before
         ([f"{NETWORK}.class_path=cli_dummies.Square"], "Square does not accept 'width'; it takes none"),

@@ -163,3 +163,20 @@ def test_fewer_samples_than_processes_are_refused(workplace, tarflow):
     outcome = workplace.two("test", "-c", path, "--ckpt", workplace.last("tarflow-2"))
     assert outcome.status == 2
     assert "1 samples are too few for 2 processes" in outcome.stderr
+
+
+@pytest.mark.slow
+def test_what_one_process_cannot_compute_costs_its_rows_and_nobody_hangs(workplace):
+    """Likelihood and samples of process 1; the paths are measured on both, and the exit status tells."""
+    model = {**TARFLOW, "class_path": "ddp_dummies.GivingUp"}
+    path = workplace.write("giving-up", model, evaluator={"curve": []})
+    outcome = workplace.two("fit", "-c", path, "--test", f"run.dir={workplace.folder / 'giving-up'}")
+    assert outcome.status == 3, outcome.stderr
+    assert "process 1: no answer here" in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    rows = workplace.rows("giving-up")
+    failed = {row["metric"] for row in rows if row["status"] == "failed"}
+    assert failed >= {"nll", "fd[identity]", "kid[identity]", "authenticity[identity]"}
+    measured = {row["metric"] for row in rows if row["status"] == "ok"}
+    assert measured >= {"straightness", "path_length_ratio", "parameters"}
+    assert not failed & measured

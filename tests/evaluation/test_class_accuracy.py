@@ -47,7 +47,7 @@ def test_class_accuracy_needs_labels_and_a_classifier():
     given = subject(DIGITS)
     assert ClassAccuracy("identity").measure(given) == [], "without labels there is nothing to compare"
     given.samples.label = torch.zeros(len(given.samples), dtype=torch.int64)
-    with pytest.raises(ValueError, match="class_accuracy needs a classifier of the data set, identity is none"):
+    with pytest.raises(ValueError, match="class_accuracy needs a classifier of labelled images, identity is none"):
         ClassAccuracy("identity").measure(given)
 
 

@@ -10,6 +10,7 @@ from flowbench.core.remarks import say_once
 from flowbench.data import FlowDataModule
 from flowbench.evaluation import Evaluator, FrechetDistance, NegativeLogLikelihood
 from flowbench.evaluation import reference as module
+from flowbench.evaluation.failures import Failures
 from flowbench.evaluation.reference import reference_subjects
 from flowbench.evaluation.samples import RealSet
 from flowbench.families import FlowMatching
@@ -26,7 +27,9 @@ def digits():
 def subjects_of(data, num_samples: int, held_out: str, seed: int) -> dict:
     """By name, with all samples kept."""
     sides = {"reference": RealSet(data, "train"), "held_out": RealSet(data, held_out)}
-    found = reference_subjects(data, {}, {}, num_samples=num_samples, seed=seed, num_shown=num_samples, **sides)
+    found = reference_subjects(
+        data, {}, {}, Failures(), num_samples=num_samples, seed=seed, num_shown=num_samples, **sides
+    )
     return dict(found)
 
 

@@ -71,6 +71,17 @@ class Conditioner(ABC):
             ValueError: for data that cannot be conditioned like this.
         """
 
+    def check(self, spec: DataSpec, evaluates: bool) -> None:  # noqa: B027 - most take any data
+        """Refuse data that no condition can be made of, before they are read.
+
+        Args:
+            spec: shape and classes of the data.
+            evaluates: whether conditions of held-out data are wanted too.
+
+        Raises:
+            ValueError: names what to change.
+        """
+
     @abstractmethod
     def training_condition(self, batch: Batch, space: Space, generator: torch.Generator) -> SpatialCondition:
         """Conditions of a training batch, before any are dropped; every random number comes from `generator`."""

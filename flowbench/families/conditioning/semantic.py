@@ -16,6 +16,7 @@ from flowbench.families.latents.space import Space
 __all__ = ["MapSource", "SemanticConditioner", "derived_map"]
 
 MapSource = Literal["derived", "given"]
+_ONLY_GIVEN = "given maps cannot be made from held-out images: make conditions with of_map"
 
 
 def derived_map(x: Tensor, categories: int, blur: int) -> Tensor:
@@ -82,6 +83,11 @@ class SemanticConditioner(Conditioner):
             raise ValueError("a semantic map lies on the grid of an image, the data are points: take no conditioner")
         return self.categories
 
+    def check(self, spec: DataSpec, evaluates: bool) -> None:
+        """Refuse to evaluate maps that only batches can give."""
+        if evaluates and self.maps == "given":
+            raise ValueError(_ONLY_GIVEN)
+
     def training_condition(self, batch: Batch, space: Space, generator: torch.Generator) -> SpatialCondition:
         """The batch's own maps, or maps of its images.
 
@@ -103,7 +109,7 @@ class SemanticConditioner(Conditioner):
             ValueError: for maps that cannot be made from images.
         """
         if self.maps == "given":
-            raise ValueError("given maps cannot be made from held-out images: make conditions with of_map")
+            raise ValueError(_ONLY_GIVEN)
         return self.of_map(derived_map(x, self.categories, self.blur), space)
 
     def of_map(self, categories: Tensor, space: Space) -> SpatialCondition:

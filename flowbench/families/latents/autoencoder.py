@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flowbench.core.checks import check_number, check_scale
+from flowbench.core.contract import returned, shaped
 from flowbench.data import Batch, DataSpec
 from flowbench.families.checkpoint import load_checkpoint
 from flowbench.families.ema import ExponentialMovingAverage
@@ -101,7 +102,8 @@ class Autoencoder(TrainingModule):
 
     def training_loss(self, batch: Batch, generator: torch.Generator) -> Loss:
         """Negative evidence lower bound in nats per dimension, with the KL term weighted, and the terms for looks."""
-        mean, log_variance = self.network.encode(batch.x)
+        mean, log_variance = returned(self.network.encode(batch.x), tuple, self.network, "encode")
+        shaped(mean, (len(batch), *self.network.latent_shape), self.network, "encode")
         noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
         if self.training:
             self._track_scale(mean, log_variance)
@@ -120,7 +122,7 @@ class Autoencoder(TrainingModule):
         Returns:
             The loss with the reconstruction's negative log-likelihood (nats per image) and its PSNR (dB) as parts.
         """
-        x_hat = self.network.decode(latent)
+        x_hat = shaped(self.network.decode(latent), tuple(x.shape), self.network, "decode")
         nll = self.network.gaussian_nll(x, x_hat).mean()
         total = nll / self.spec.num_dims
         parts = {"reconstruction_nll": nll.detach(), "psnr": psnr(x, x_hat.detach().clamp(-1, 1)).float().mean()}

@@ -19,7 +19,7 @@ from flowbench.storage import write_atomic
 if TYPE_CHECKING:
     from flowbench.families.latents.autoencoder import Autoencoder
 
-__all__ = ["LatentCache", "latent_cache"]
+__all__ = ["LatentCache", "check_cacheable", "latent_cache"]
 
 ENCODING_BATCH = 256
 
@@ -69,10 +69,7 @@ def latent_cache(autoencoder: Autoencoder, data: FlowDataModule, device: torch.d
         ValueError: for random flips, whose mirror images have no place in the file; a damaged file; a cache that
             cannot be written.
     """
-    if data.random_flip:
-        raise ValueError(
-            "cached latents know the images as they are, but data.random_flip is true: turn one of them off"
-        )
+    check_cacheable(data)
     identity = _identity(autoencoder, data)
     path = _path(identity)
     if path.is_file():  # files appear whole; a cache that is there may be read-only
@@ -82,6 +79,18 @@ def latent_cache(autoencoder: Autoencoder, data: FlowDataModule, device: torch.d
             content = {**_encoded(autoencoder, data, device), "identity": identity}
             write_atomic(path, lambda file: torch.save(content, file))
     return _read(path, identity)
+
+
+def check_cacheable(data: FlowDataModule) -> None:
+    """Refuse data whose latents differ from visit to visit.
+
+    Raises:
+        ValueError: for random flips.
+    """
+    if data.random_flip:
+        raise ValueError(
+            "cached latents know the images as they are, but data.random_flip is true: turn one of them off"
+        )
 
 
 def _identity(autoencoder: Autoencoder, data: FlowDataModule) -> dict[str, Any]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import lightning as L
 import torch
 from torch import Tensor
 
 from flowbench.core.checks import check_scale
-from flowbench.data import Batch, DataSpec
+from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families.latents.autoencoder import Autoencoder, AutoencoderFactory
 from flowbench.families.latents.decoder_losses import AdversarialConfig, PerceptualConfig
 from flowbench.families.optimization import OptimizerConfig
@@ -98,6 +99,11 @@ class DecoderFineTuning(Autoencoder):
         """The noise besides: a decoder for other noise is another decoder."""
         return {**super().checkpoint_identity, "decoder_noise_std": self.decoder_noise_std}
 
+    def check_training(self, data: FlowDataModule, trainer: L.Trainer | None = None) -> None:
+        """Refuse to fine-tune what was never trained."""
+        super().check_training(data, trainer)
+        self._check_started()
+
     def setup(self, stage: str) -> None:
         """Refuse to fine-tune what was never trained.
 
@@ -105,7 +111,11 @@ class DecoderFineTuning(Autoencoder):
             ValueError: when there is no autoencoder to start from.
         """
         super().setup(stage)
-        if stage == "fit" and not self._started:
+        if stage == "fit":
+            self._check_started()
+
+    def _check_started(self) -> None:
+        if not self._started:
             raise ValueError(
                 "DecoderFineTuning starts from a trained autoencoder and got none: "
                 "add `requires: {autoencoder: <experiment file>}` to the experiment file"

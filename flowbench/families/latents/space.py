@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowbench.core.checks import check_counts, check_number
 from flowbench.data import Batch, FlowDataModule
-from flowbench.families.latents.cache import LatentCache, latent_cache
+from flowbench.families.latents.cache import LatentCache, check_cacheable, latent_cache
 from flowbench.seeds import indexed_normal
 
 if TYPE_CHECKING:
@@ -85,6 +85,20 @@ class Space(ABC):
 
         Returns:
             Shape (B,).
+        """
+
+    def check_training(self, data: FlowDataModule) -> None:  # noqa: B027 - most spaces take any
+        """Refuse data that cannot be carried into the space as it is asked for, before they are read.
+
+        Raises:
+            ValueError: names what to change.
+        """
+
+    def check_likelihood(self) -> None:  # noqa: B027 - most spaces have one
+        """Refuse a space whose points have no density.
+
+        Raises:
+            ValueError: names what to change.
         """
 
     def encode_batch(self, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -192,6 +206,22 @@ class LatentSpace(Space):
             raise ValueError(f"cache_latents needs a FlowDataModule, got {type(data).__name__}: set it to false")
         self._cache = latent_cache(self.autoencoder, data, device)
 
+    def check_training(self, data: FlowDataModule) -> None:
+        """Refuse data whose latents cannot be kept, where they are to be; see :func:`latent_cache`."""
+        if self.cache_latents:
+            check_cacheable(data)
+
+    def check_likelihood(self) -> None:
+        """Refuse a deterministic encoder without noise, whose q(z | x) has no density."""
+        if self.autoencoder.network.is_deterministic and not self.noise_std:
+            raise ValueError(self._no_density())
+
+    def _no_density(self) -> str:
+        return (
+            "the likelihood bound needs a posterior with a variance, but this encoder is deterministic and noise_std "
+            f"is {self.noise_std:g}: set noise_std above 0"
+        )
+
     @torch.no_grad()
     def encode_batch(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """A draw from q(z | x); batches of the training stream are looked up where there is a cache."""
@@ -255,10 +285,7 @@ class LatentSpace(Space):
         with torch.no_grad():
             mean, std = self._posterior(x)
             if not bool((std > 0).all()):
-                raise ValueError(
-                    "the likelihood bound needs a posterior with a variance, but this encoder is deterministic and "
-                    f"noise_std is {self.noise_std:g}: set noise_std above 0"
-                )
+                raise ValueError(self._no_density())
             z = self._keyed_draw(mean, std, index, seed)
             decoded = self.decode(z if denoise is None else denoise(z))
             likelihood = torch.distributions.Normal(decoded, self.autoencoder.network.decoder_std)

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
+from torch._functorch import config as functorch_config
 from torch.autograd.function import once_differentiable
 
-__all__ = ["LogDensity", "check_shared_backward", "frozen", "not_a_leaf", "score", "with_input_gradient"]
+__all__ = [
+    "LogDensity",
+    "check_shared_backward",
+    "frozen",
+    "kept_for_two_passes",
+    "not_a_leaf",
+    "score",
+    "with_input_gradient",
+]
 
 LogDensity = Callable[[Tensor, Tensor | None], Tensor]
 """Log-density (B,) of points (B, ...) given their labels (B,), or None."""
@@ -97,6 +106,13 @@ def frozen(module: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def kept_for_two_passes(wanted: bool) -> Iterator[None]:
+    """Within the context compiled modules keep what their backward pass reads, so that it can go twice."""
+    with functorch_config.patch(donated_buffer=False) if wanted else nullcontext():
+        yield
 
 
 def not_a_leaf(x: Tensor) -> Tensor:

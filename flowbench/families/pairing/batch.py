@@ -54,6 +54,17 @@ class Pairing(ABC):
             data: where its batches come from; None when that is no :class:`FlowDataModule`.
         """
 
+    def check(self, flow: FlowMatching, data: FlowDataModule) -> None:  # noqa: B027 - most rules take any
+        """Refuse what :meth:`setup` will refuse, as far as it is known before data are read and models are trained.
+
+        Args:
+            flow: the flow that is to be trained; it may lie on the meta device.
+            data: where its batches will come from.
+
+        Raises:
+            ValueError: one line with what to change.
+        """
+
     @abstractmethod
     def pairs(self, flow: FlowMatching, x1: Tensor, label: Tensor | None, batch: Batch, rng: torch.Generator) -> Pairs:
         """Pair the points of one batch.

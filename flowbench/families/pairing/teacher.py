@@ -20,7 +20,7 @@ from flowbench.flows import Source
 if TYPE_CHECKING:
     from flowbench.families.flow_matching import FlowMatching
 
-__all__ = ["TeacherPairing", "check_teacher", "required_teacher", "source_of", "space_of"]
+__all__ = ["TeacherPairing", "check_noise", "check_teacher", "required_teacher", "source_of", "space_of"]
 
 ENCODING_BATCH = 256
 
@@ -53,6 +53,13 @@ class TeacherPairing(Pairing):
 
     def __repr__(self) -> str:
         return f"TeacherPairing({type(self.teacher).__name__})"
+
+    def check(self, flow: FlowMatching, data: FlowDataModule) -> None:
+        """Refuse a teacher of other points or with less noise, and encodings that differ from visit to visit."""
+        check_teacher(flow, self.teacher)
+        check_noise(flow, self.teacher)
+        if self.cache_encodings:
+            self._check_cacheable(flow, data)
 
     def setup(self, flow: FlowMatching, data: FlowDataModule | None) -> None:
         """Check that teacher and student live in the same space; read or make the cache where it is asked for.
@@ -101,9 +108,7 @@ class TeacherPairing(Pairing):
     def _encoded(self, flow: FlowMatching, data: FlowDataModule | None) -> PairStore:
         if not isinstance(data, FlowDataModule):
             raise ValueError(f"cache_encodings needs a FlowDataModule, got {type(data).__name__}: set it to false")
-        reason = self._not_cacheable(flow, data)
-        if reason:
-            raise ValueError(f"cache_encodings keeps one encoding per training sample, but {reason}: set it to false")
+        self._check_cacheable(flow, data)
         split, spec = data.split("train"), data.spec
         identity = {
             "kind": "encodings",
@@ -126,6 +131,11 @@ class TeacherPairing(Pairing):
         store.complete(make)
         return store
 
+    def _check_cacheable(self, flow: FlowMatching, data: FlowDataModule) -> None:
+        reason = self._not_cacheable(flow, data)
+        if reason:
+            raise ValueError(f"cache_encodings keeps one encoding per training sample, but {reason}: set it to false")
+
     def _in_chunks(self, flow: FlowMatching, points: Tensor, labels: Tensor | None) -> Tensor:
         device, parts = flow.device, []
         for start in range(0, len(points), ENCODING_BATCH):
@@ -135,7 +145,7 @@ class TeacherPairing(Pairing):
         return torch.cat(parts)
 
     def _not_cacheable(self, flow: FlowMatching, data: FlowDataModule) -> str:
-        if data.spec.levels is not None and data.dequantize != "none":
+        if data.known_spec.levels is not None and data.dequantize != "none":
             return "uniform dequantisation changes the samples at every visit"
         if data.random_flip:
             return "data.random_flip mirrors them"
@@ -220,6 +230,15 @@ def check_spaces(flow: FlowMatching, teacher: FlowModule) -> None:
             f"the teacher lives in the latent space of autoencoder {teacher.space.checksum}, the student in that of "
             f"{flow.space.checksum}: give both the same"
         )
+    check_noise(flow, teacher)
+
+
+def check_noise(flow: FlowMatching, teacher: FlowModule) -> None:
+    """Refuse a teacher that learned less noise than the student's points have.
+
+    Raises:
+        ValueError: names both sides.
+    """
     if teacher.space.noise_std < flow.space.noise_std:
         raise ValueError(
             f"the student's points have noise of {flow.space.noise_std:g}, but the teacher learned only "

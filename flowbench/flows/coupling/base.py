@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flowbench import onednn
+from flowbench.core.contract import ContractError, shaped
 
 __all__ = ["Coupling", "CouplingCost", "draw_sources", "pairwise_cost", "squared_distances"]
 
@@ -42,7 +43,10 @@ class Coupling(ABC):
                 f" and {tuple(x1.shape)}"
             )
         condition = None if condition is None else condition.detach()
-        return self._pair(x0.detach(), x1.detach(), generator, condition).to(x1.device)
+        index = shaped(self._pair(x0.detach(), x1.detach(), generator, condition), (len(x1),), self, "_pair")
+        if index.dtype != torch.int64:
+            raise ContractError(f"{type(self).__name__}._pair must return int64 indices, got {index.dtype}")
+        return index.to(x1.device)
 
     @abstractmethod
     def _pair(self, x0: Tensor, x1: Tensor, generator: torch.Generator, condition: Tensor | None) -> Tensor: ...

@@ -10,6 +10,7 @@ import ot
 import torch
 from torch import Tensor
 
+from flowbench.core.failures import NoSolutionError
 from flowbench.flows.coupling.assignment import assign
 from flowbench.flows.coupling.base import Coupling, draw_sources, squared_distances
 
@@ -59,7 +60,7 @@ def _exact_plan(cost: Tensor) -> Tensor:
         ot.unif(num_rows), ot.unif(num_columns), cost.contiguous().numpy(), numItermax=10_000_000, log=True
     )
     if log["warning"] is not None:
-        raise RuntimeError(
+        raise NoSolutionError(
             f"exact optimal transport failed on a {num_rows} x {num_columns} batch: {log['warning']};"
             " use equal batch sizes or SinkhornCoupling"
         )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flowbench.core.checks import check_number
+from flowbench.core.failures import NoSolutionError
 from flowbench.flows.coupling.assignment import assign
 from flowbench.flows.coupling.base import Coupling, draw_sources, squared_distances
 from flowbench.flows.coupling.entropic import complete_plan
@@ -76,7 +77,7 @@ def _partial_plan(cost: Tensor, mass: float) -> Tensor:
         ot.unif(num_rows), ot.unif(num_columns), cost.numpy(), m=mass, numItermax=10_000_000
     )
     if not math.isclose(plan.sum(), mass, rel_tol=1e-6):
-        raise RuntimeError(
+        raise NoSolutionError(
             f"partial transport moved {plan.sum():.3g} of the mass instead of {mass:g}: use equal batch sizes"
         )
     return torch.from_numpy(plan)

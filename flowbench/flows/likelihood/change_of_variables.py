@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -198,13 +197,9 @@ class _AugmentedField:
 
     def __call__(self, t: Tensor, state: Tensor) -> Tensor:
         x = self.unpack(state)[0].detach().requires_grad_()
-        with self._eager():
+        # The backward pass of a compiled network goes once, over one vector; and it would go to the weights too.
+        with torch.compiler.set_stance("force_eager"):
             velocity = checked_velocity(self.field(t.to(torch.promote_types(self.dtype, torch.float32)), x), x)
         products = self.divergence.products(velocity, x, self.probes)
         slopes = self.divergence.integrand(products)
         return torch.cat([velocity.detach().flatten(1).double(), slopes.T.double()], 1)
-
-    def _eager(self) -> AbstractContextManager[object]:
-        # The backward pass of a compiled network cannot be vectorised over probes.
-        several = self.divergence.probes_per_pass > 1
-        return torch.compiler.set_stance("force_eager") if several else nullcontext()

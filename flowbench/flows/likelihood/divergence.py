@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flowbench.core.checks import check_count
+from flowbench.core.failures import NoSolutionError
 
 __all__ = ["Divergence", "ExactDivergence", "Generators", "HutchinsonDivergence"]
 
@@ -25,7 +26,7 @@ class Divergence(ABC):
     Args:
         probes_per_pass: probes that one backward pass takes, >= 1. More than one is vectorised by ``torch.vmap``:
             faster where passes are bound by their overhead (small batches, accelerators), at as many times the memory,
-            and no faster on large batches on a CPU. Numbers agree to rounding. Compiled networks run uncompiled then.
+            and no faster on large batches on a CPU. Numbers agree to rounding.
     """
 
     probes_per_pass: int = 1
@@ -58,7 +59,7 @@ class Divergence(ABC):
             probes: shape (K, B, *D).
 
         Raises:
-            RuntimeError: if the field cannot be vectorised over several probes.
+            NoSolutionError: if the field cannot be vectorised over several probes.
         """
         if not velocity.requires_grad:  # a constant field
             return torch.zeros(probes.shape[:2], dtype=torch.float64, device=x.device)
@@ -76,7 +77,7 @@ class Divergence(ABC):
             if single or isinstance(error, torch.OutOfMemoryError):
                 raise
             reason = str(error).splitlines()[0][:120]
-            raise RuntimeError(
+            raise NoSolutionError(
                 f"the field cannot be differentiated for {len(probes)} probes at once ({reason}): set probes_per_pass=1"
             ) from error
         return (gradient.double().view(probes.shape) * probes).flatten(2).sum(2)

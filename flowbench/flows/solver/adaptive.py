@@ -10,6 +10,7 @@ import torchdiffeq
 from torch import Tensor
 
 from flowbench.core.checks import check_count, check_number
+from flowbench.core.failures import NoSolutionError
 from flowbench.flows.solver.base import Field, Solution, Solver, SolverStats, checked_times, checked_velocity
 from flowbench.flows.solver.per_sample import AdaptiveFailure, PerSampleSolve, Tolerance
 
@@ -62,14 +63,14 @@ class DormandPrince(Solver):
         """Integrate within the tolerances; see :meth:`Solver.solve`.
 
         Raises:
-            RuntimeError: if the step size underflows, the state is not finite or ``max_steps`` is reached.
+            NoSolutionError: if the step size underflows, the state is not finite or ``max_steps`` is reached.
         """
         requested = checked_times(times)
         try:
             return self._solve_each(field, x, requested) if self.per_sample else self._solve_all(field, x, requested)
         except (AssertionError, AdaptiveFailure) as error:
             reason = str(error).splitlines()[0][:120]
-            raise RuntimeError(
+            raise NoSolutionError(
                 f"{self!r} failed ({reason}): loosen the tolerances or look for a non-finite field"
             ) from error
 

@@ -7,10 +7,11 @@ Every solver counts the evaluations of the field, so that methods are compared a
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -95,12 +96,15 @@ class FixedStepSolver(Solver):
             :class:`UniformGrid`, the only one that can stop at times between the two.
     """
 
-    tableau: ClassVar[ButcherTableau]
-
     def __init__(self, num_steps: int, grid: TimeGrid | None = None) -> None:
         check_count("num_steps", num_steps, at_most=MOST_STEPS)
         self.num_steps = num_steps
         self.grid = grid or UniformGrid()
+
+    @property
+    @abstractmethod
+    def tableau(self) -> ButcherTableau:
+        """Coefficients of the method; a class attribute will do."""
 
     @property
     def order(self) -> int:  # type: ignore[override]

@@ -1,0 +1,28 @@
+"""What a command says of numbers that could not be computed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from flowbench.core.launch import is_first_process
+from flowbench.core.statuses import PARTLY_MEASURED
+from flowbench.rows import read_rows, unmeasured_text
+
+__all__ = ["report_unmeasured"]
+
+
+def report_unmeasured(folder: Path) -> int:
+    """Print a line about the rows of a folder that have no number for a reason; of several processes, the first does.
+
+    Returns:
+        The exit status: 0 where there are none.
+    """
+    if not is_first_process():
+        return 0
+    path = folder / "rows.jsonl"
+    text = unmeasured_text(read_rows(path))
+    if not text:
+        return 0
+    print(f"flowbench: not measured: {text}; everything else is in {path}", file=sys.stderr)
+    return PARTLY_MEASURED

@@ -1,0 +1,81 @@
+"""Whether an evaluator will be able to measure, as far as it is known before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import lightning as L
+
+from flowbench.data import FlowDataModule
+from flowbench.evaluation.trainer_parts import flow_of
+from flowbench.families import FlowModule
+
+if TYPE_CHECKING:
+    from flowbench.evaluation.evaluator import Evaluator
+
+__all__ = ["check_data", "check_measurable"]
+
+
+def check_measurable(
+    evaluator: Evaluator, module: L.LightningModule, data: FlowDataModule, world_size: int = 1
+) -> None:
+    """Refuse what could not be measured after the training.
+
+    No data are read but the user's own whose shape nobody declared, and nothing is drawn: the module may lie on the
+    meta device.
+
+    Args:
+        evaluator: the evaluator.
+        module: what is to be measured.
+        data: its data.
+        world_size: number of processes.
+
+    Raises:
+        ValueError: for a module that is no flow, metrics that do not suit the data, points of the sweep that the
+            sampler cannot do, conditions or a likelihood that held-out data cannot have, or fewer samples than
+            processes.
+    """
+    flow = flow_of(module)
+    check_data(evaluator, data)
+    for point in evaluator.imposed(flow):
+        with _named("evaluator.sweep"):
+            flow.check_sampling(point.network_evaluations, point.guidance)
+    if flow.conditioner is not None:
+        flow.conditioner.check(data.known_spec, evaluates=True)
+    _check_likelihood(evaluator, flow)
+    for name in ("num_samples", "num_trajectories"):
+        if getattr(evaluator, name) < world_size:
+            raise ValueError(
+                f"evaluator.{name}={getattr(evaluator, name)} is too few for {world_size} processes: raise it, or "
+                "lower trainer.devices"
+            )
+
+
+def _check_likelihood(evaluator: Evaluator, flow: FlowModule) -> None:
+    for key, metric in evaluator.metrics.items():
+        if "log_prob" in metric.needs:
+            with _named(f"evaluator.metrics.{key}"):
+                flow.space.check_likelihood()
+
+
+def check_data(evaluator: Evaluator, data: FlowDataModule) -> None:
+    """Refuse metrics and splits that do not suit the data; see :func:`check_measurable`.
+
+    Raises:
+        ValueError: names the metric.
+    """
+    if data.train_on_val and "val" in (evaluator.reference, evaluator.held_out):
+        raise ValueError("evaluator.reference or held_out is val, but data.train_on_val trains on it: take test")
+    for key, metric in evaluator.metrics.items():
+        with _named(f"evaluator.metrics.{key}"):
+            metric.check(data.dataset, data.known_spec)
+
+
+@contextmanager
+def _named(key: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error

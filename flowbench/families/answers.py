@@ -1,0 +1,62 @@
+"""What a flow gives: samples with their cost, and paths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+__all__ = ["Drawn", "Samples", "Trajectory"]
+
+
+@dataclass
+class Samples:
+    """What a sampler made.
+
+    Attributes:
+        x: samples in data space, shape (B, *D).
+        network_evaluations: evaluations of the network that each sample cost; a guided one counts twice.
+        seconds: wall time of the batch.
+        iterations: network calls that each sample needed in each block of a block flow, shape (K, B); None elsewhere.
+        residual: the certificate of an inverse that computes one, max |f(x) - z| of each sample, shape (B,), before
+            denoising; None elsewhere.
+    """
+
+    x: Tensor
+    network_evaluations: float
+    seconds: float
+    iterations: Tensor | None = None
+    residual: Tensor | None = None
+
+
+class Drawn(NamedTuple):
+    """What :meth:`FlowModule.flow_sample` gives; a pair will do where there is nothing else to say.
+
+    Attributes:
+        points: at the flow's data end, shape (B, *flow_shape).
+        network_evaluations: per sample.
+        iterations: see :class:`Samples`.
+        residual: see :class:`Samples`.
+    """
+
+    points: Tensor
+    network_evaluations: float
+    iterations: Tensor | None = None
+    residual: Tensor | None = None
+
+
+@dataclass
+class Trajectory:
+    """The way from source to data, in the space where the flow lives.
+
+    Attributes:
+        states: shape (T, B, *D); the first is the source point, the last the flow's output.
+        times: shape (T,), from 0 to 1 (a path that is singular at 1 ends just before); block flows give each
+            block an equal share.
+        velocities: of a continuous flow at those states, shape (T, B, *D); None for a block flow.
+    """
+
+    states: Tensor
+    times: Tensor
+    velocities: Tensor | None = None
