@@ -322,7 +322,8 @@ def _task(name: str, entry: Any, contenders: tuple[Contender, ...], where: str) 
     names = tuple(shown(item) if isinstance(item, (Mapping, list)) else text_of(item) for item in only)
     for contender_name in names:
         _known({contender_name: None}, [c.name for c in contenders], f"{where}: only")
-    return Task(name, overrides, names, _text(entry, "reason", where) or "left out by the bench file")
+    reason = " ".join(_text(entry, "reason", where).split())
+    return Task(name, overrides, names, reason or "left out by the bench file")
 
 
 def _claims(

@@ -96,7 +96,7 @@ SECTIONS = "data|model|trainer|evaluator|budget|run|seed|callbacks|loggers|requi
 
 
 # What a page writes where a number is to be chosen.
-PLACEHOLDERS = {"N": "2", "K": "2", "[low, high]": "[0, 1]"}
+PLACEHOLDERS = {"N": "2", "K": "2", "[low,high]": "[0, 1]"}
 
 
 def overrides_in(text: str) -> set[str]:

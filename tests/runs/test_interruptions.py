@@ -136,7 +136,9 @@ def test_a_signal_in_the_last_step_leaves_a_finished_training(file, tmp_path, ca
     same(folder, whole)
 
 
-@pytest.mark.parametrize("place", ["families.FlowModule.on_test_batch_start", "evaluation.evaluator.Evaluator._write"])
+@pytest.mark.parametrize(
+    "place", ["families.FlowModule.on_test_batch_start", "evaluation.evaluator.Evaluator._measure"]
+)
 def test_a_signal_while_measuring_costs_the_rows_and_not_the_training(
     file, tmp_path, capsys, monkeypatch, whole, place
 ):
@@ -146,7 +148,7 @@ def test_a_signal_while_measuring_costs_the_rows_and_not_the_training(
         signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"flowbench.{place}", stop, raising=False)
+        patch.setattr(f"flowbench.{place}", stop)
         assert main(["fit", *words, "--test"]) == 143
     assert "ended by SIGTERM; measuring after step 20 of 20; the same command continues from" in line(capsys)
     assert not (folder / "rows.jsonl").exists()
@@ -158,7 +160,7 @@ def test_a_signal_while_measuring_costs_the_rows_and_not_the_training(
     # A measurement by hand that is interrupted leaves the run as it was.
     rows = (folder / "rows.jsonl").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(f"flowbench.{place}", stop, raising=False)
+        patch.setattr(f"flowbench.{place}", stop)
         assert main(["test", *words]) == 143
     assert (progress(folder)["phase"], (folder / "rows.jsonl").read_bytes()) == ("done", rows)
 
