@@ -32,7 +32,7 @@ class Data(LightningDataModule):
         LOG.append("data")
         torch.randn(batch_size)  # what data draws must not reach the model's weights
         self.batch_size, self.seed = batch_size, seed
-        self.spec = self.known_spec = DataSpec("digits", "1", (1, 8, 8), 10, 17)
+        self.spec = DataSpec("digits", "1", (1, 8, 8), 10, 17)
 
 
 class Network(nn.Module):

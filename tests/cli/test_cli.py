@@ -127,8 +127,11 @@ def test_print_config_composes_to_itself(experiment_file, write, runs, capsys):
     assert runs.calls == []
 
 
-def test_dry_run_says_what_would_run(experiment_file, runs, capsys):
+def test_dry_run_says_what_would_run(experiment_file, runs, capsys, monkeypatch):
+    rehearsed = []  # the classes here are dummies, which no rehearsal takes for a flow
+    monkeypatch.setattr("flowbench.rehearsal.Rehearsal.run", lambda self, experiment: rehearsed.append(experiment))
     assert main(["fit", "-c", "wcfm.yaml", "--dry-run", "run.name=x"]) == 0
+    assert [experiment.run_dir for experiment in rehearsed] == [Path("runs/x")]
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert lines["run"] == "runs/x"
     assert lines["family"] == "cli_dummies.Family"
