@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowbench.core.contract import returned
+from flowbench.core.terminal import wrapped
 from flowbench.data import Batch, DataSpec
 from flowbench.data.catalogue import declared_spec
 from flowbench.families import Autoencoder, BatchPairing, FlowMatching, FlowModule, TARFlow, TrainingModule, count_flops
@@ -293,7 +294,7 @@ def _lines(found: ModelCount) -> list[str]:
     kept = "weights, gradients, two AdamW moments" + (", averaged weights" if found.averaged else "")
     rows["training memory"] = f"{_scaled(found.state_bytes, 'B')}: {kept} in float32; activations come on top"
     width = max(map(len, rows))
-    return [f"{name:<{width}}  {value}" for name, value in rows.items()]
+    return [wrapped(value, f"{name:<{width}}  ", " " * (width + 2)) for name, value in rows.items()]
 
 
 def _how_drawn(found: ModelCount) -> str:

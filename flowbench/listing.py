@@ -1,18 +1,24 @@
-"""Tables of what is available: families, datasets, metrics, networks and experiment files."""
+"""Tables of what is available: families, datasets, metrics, networks and experiment files.
+
+Nothing here imports torch: the classes are read from their source.
+"""
 
 from __future__ import annotations
 
-import importlib
-import inspect
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
-from typing import Any
 
+from flowbench.core.class_reader import ClassReader
 from flowbench.core.resources import PREFIX, experiment_names, resource
+from flowbench.core.terminal import terminal_width, wrapped
 
 __all__ = ["data_table", "listing"]
 
 Rows = list[tuple[str, str]]
+
+_LEAST_TEXT = 36
+"""Columns that a text needs beside its name; with less it goes below."""
 
 
 def listing(kind: str | None = None) -> str:
@@ -22,7 +28,7 @@ def listing(kind: str | None = None) -> str:
         kind: ``families``, ``datasets``, ``metrics``, ``networks`` or ``experiments``; None is everything.
 
     Returns:
-        Text, one line per item: its name (as ``class_path`` takes it) and what it is.
+        Text that fits the terminal: each item's name (as ``class_path`` takes it) and what it is.
 
     Raises:
         ValueError: an unknown kind.
@@ -34,63 +40,71 @@ def listing(kind: str | None = None) -> str:
 
 
 def _table(title: str, rows: Rows) -> str:
-    width = max((len(name) for name, _ in rows), default=0)
-    lines = [f"  {name:<{width}}  {text}".rstrip() for name, text in rows] or ["  none found"]
+    if not rows:
+        return f"{title}\n  none found"
+    first = max(len(name) for name, _ in rows) + 4
+    beside = terminal_width() - first >= _LEAST_TEXT
+    lines = [_beside(*row, first) if beside else _below(*row) for row in rows]
     return "\n".join([title, *lines])
 
 
+def _beside(name: str, text: str, first: int) -> str:
+    return wrapped(text, f"  {name:<{first - 2}}", " " * first)
+
+
+def _below(name: str, text: str) -> str:
+    return "\n".join([f"  {name}", wrapped(text, " " * 6, " " * 6)]).rstrip()
+
+
 def data_table() -> str:
-    """The catalogue with shape, classes, sizes, licence, and whether and where each dataset is here, as text."""
+    """The catalogue with shape, classes, sizes, download, whether and where each dataset is here, and licence."""
     from flowbench.core.places import data_root
     from flowbench.data.inventory import inventory
 
-    header = ("name", "shape", "classes", "train + val + test", "download", "present", "licence")
-    lines = [header]
     rows = inventory()
+    lines = [("name", "shape", "classes", "train + val + test", "download", "present")]
     for row in rows:
         sizes = " + ".join(f"{n:,}" for n in row.num_samples.values()) or "-"
         download = f"{row.download_mb:.0f} MB" if row.download_mb else "none"
         shape = "x".join(map(str, row.shape))
-        classes = str(row.num_classes or "-")
-        lines.append((row.name, shape, classes, sizes, download, "yes" if row.present else "no", row.licence))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+        lines.append((row.name, shape, str(row.num_classes or "-"), sizes, download, "yes" if row.present else "no"))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     table = ["  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-    places = [f"here: {row.folder}" for row in rows if row.folder]
-    return "\n".join([*table, *places, f"downloads go to {data_root()} (FLOWBENCH_DATA names another folder)"])
+    licences: dict[str, list[str]] = {}
+    for row in rows:
+        licences.setdefault(row.licence, []).append(row.name)
+    notes = [wrapped(f"{', '.join(names)}: {licence}", further="  ") for licence, names in licences.items()]
+    places = [wrapped(f"here: {row.folder}", further="  ") for row in rows if row.folder]
+    places.append(wrapped(f"downloads go to {data_root()} (FLOWBENCH_DATA names another folder)", further="  "))
+    return "\n".join([*table, "", "licences", *notes, "", *places])
 
 
-def _classes(room: str, keep: Callable[[type], bool]) -> Rows:
-    module = importlib.import_module(f"flowbench.{room}")
-    found = [(name, getattr(module, name)) for name in sorted(module.__all__)]
-    return [
-        (f"flowbench.{room}.{name}", _first_line(item))
-        for name, item in found
-        if isinstance(item, type) and not inspect.isabstract(item) and keep(item)
-    ]
+@cache
+def _reader() -> ClassReader:
+    return ClassReader("flowbench", Path(__file__).resolve().parent)
 
 
-def _first_line(item: Any) -> str:
-    return next(iter((inspect.getdoc(item) or "").splitlines()), "")
+def _classes(room: str, keep: Callable[[str], bool]) -> Rows:
+    """The classes that a room exports and that can be built, with the first lines of their docstrings."""
+    reader, module = _reader(), f"flowbench.{room}"
+    names = [f"{module}.{name}" for name in sorted(reader.exported(module))]
+    return [(name, reader.summary(name)) for name in names if not reader.is_abstract(name) and keep(name)]
+
+
+def _derived(base: str, *without: str) -> Callable[[str], bool]:
+    return lambda name: _reader().is_subclass(name, base) and name not in (base, *without)
 
 
 def _families() -> Rows:
-    from flowbench.families import FlowModule, TrainingModule
-
-    return _classes("families", lambda c: issubclass(c, TrainingModule) and c not in (TrainingModule, FlowModule))
+    return _classes("families", _derived("flowbench.families.TrainingModule", "flowbench.families.FlowModule"))
 
 
 def _networks() -> Rows:
-    from torch import nn
-
-    from flowbench.networks import VelocityNetwork
-
-    return _classes("networks", lambda c: issubclass(c, nn.Module) and c is not VelocityNetwork)
+    return _classes("networks", _derived("torch.nn.Module", "flowbench.networks.VelocityNetwork"))
 
 
 def _metrics() -> Rows:
-    from flowbench.evaluation import Metric
-
-    return _classes("evaluation", lambda c: issubclass(c, Metric))
+    return _classes("evaluation", _derived("flowbench.evaluation.Metric"))
 
 
 def _datasets() -> Rows:

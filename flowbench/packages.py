@@ -110,7 +110,13 @@ def sha256_of(path: str | Path) -> str:
 def _download(package: Package, scratch: Path) -> Path:
     try:
         done = subprocess.run(
-            package.command, cwd=scratch, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+            package.command,
+            cwd=scratch,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=TIMEOUT_SECONDS,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise PackageError(f"{package}: the download took more than {TIMEOUT_SECONDS} s; try again") from None

@@ -41,7 +41,7 @@ def working_in(folder: Path) -> Iterator[None]:
             yield
             return
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "lock").open("w") as handle:
+        with (folder / "lock").open("w", encoding="utf-8") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

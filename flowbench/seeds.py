@@ -9,9 +9,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from flowbench.core.lazy import lazy_module
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = lazy_module("torch")
 
 __all__ = ["derive_seed", "generator", "indexed_normal"]
 
@@ -42,7 +48,7 @@ def indexed_normal(
     seed: int,
     *names: str | int,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Standard normal noise with one generator per sample index.
 
@@ -54,13 +60,13 @@ def indexed_normal(
         seed: the evaluation seed.
         names: axis names hashed with the seed and the index.
         device: where the result lies.
-        dtype: floating type of the draw.
+        dtype: floating type of the draw; None is float32.
 
     Returns:
         Noise of shape (N, *shape).
     """
     values = [int(i) for i in indices]
-    rng = torch.Generator()
+    rng, dtype = torch.Generator(), dtype or torch.float32
     out = torch.empty((len(values), *shape), dtype=dtype)
     for row, index in enumerate(values):
         rng.manual_seed(derive_seed(seed, *names, index))

@@ -20,8 +20,11 @@ def write_atomic(path: str | Path, write: Callable[[IO[bytes]], object]) -> None
 
     Raises:
         OSError: the folder cannot be written or the disk is full, with the target's name; nothing is left behind.
+        ValueError: the target is a folder, a device or a pipe, which a file must not replace.
     """
     target = Path(path)
+    if target.exists() and not target.is_file():
+        raise ValueError(f"{target}: {'is a folder' if target.is_dir() else 'is no regular file'}; give another name")
     target.parent.mkdir(parents=True, exist_ok=True)
     # The temporary file must lie in the same folder: a rename is atomic only inside one file system.
     descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")

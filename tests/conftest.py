@@ -78,13 +78,18 @@ def global_state() -> dict[str, Any]:
     return state | {f"${name}": value for name, value in os.environ.items() if not name.startswith(VOLATILE)}
 
 
+def _drop_seeds() -> None:
+    for name in SEEDS:
+        os.environ.pop(name, None)
+
+
 @pytest.fixture(autouse=True)
 def _leave_no_trace() -> Iterator[None]:
     """Any order of the tests is a good one: each leaves the process as it found it."""
+    _drop_seeds()  # those of what several tests share, which is made before
     before = global_state()
     yield
-    for name in SEEDS:
-        os.environ.pop(name, None)
+    _drop_seeds()
     after = global_state()
     changed = {
         name: f"{before.get(name)} -> {after.get(name)}"

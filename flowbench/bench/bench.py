@@ -94,7 +94,14 @@ def _rehearse(command: Sequence[str]) -> None:
         RuntimeError: when the check itself failed.
     """
     try:
-        ended = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=die_with_parent())
+        ended = subprocess.run(
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+            preexec_fn=die_with_parent(),
+        )
     except FileNotFoundError:  # told where the first cell is started
         return
     if ended.returncode == 0:

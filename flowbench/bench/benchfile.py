@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from flowbench.bench.claims import Claim, parse_claim
-from flowbench.bench.mappings import flatten, load_mapping, merge, nest
+from flowbench.bench.mappings import flatten, nest
 from flowbench.bench.store import REFERENCES
+from flowbench.config.compose import read_mapping
+from flowbench.config.errors import ConfigError
+from flowbench.config.interpolation import resolve
+from flowbench.config.merge import merge, set_key, value_at
+from flowbench.config.overrides import parse_override
+from flowbench.config.text import plain, shown, text_of
 from flowbench.core.checks import LARGEST, LARGEST_BUDGET, check_number, check_seed
 from flowbench.core.places import expand
 from flowbench.core.resources import find_experiment, shipped_like
@@ -85,59 +88,68 @@ def load_bench_file(path: str | Path, overrides: Sequence[str] = ()) -> BenchFil
         overrides: ``key=value`` changes; an override of the budget replaces the file's budget.
 
     Raises:
-        ValueError: one line that names the key, the value and what to write instead.
+        ConfigError: one line that names the key, the value and what to write instead.
     """
+    try:
+        return _load(path, overrides)
+    except ValueError as error:  # on one line, whatever the user's text holds
+        raise ConfigError(error) from error
+
+
+def _load(path: str | Path, overrides: Sequence[str]) -> BenchFile:
     where = str(path)
     path = find_experiment(where) or expand(path)
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist{shipped_like(path)}")
-    content = _override(load_mapping(path), overrides)
+    content = _override(_read(path), overrides)
     _known(content, _KEYS, where)
     contenders = _contenders(content.get("contenders"), path.resolve().parent, where)
     names = [contender.name for contender in contenders]
     tasks = _tasks(content.get("tasks"), contenders, where)
     sweep = _sweep(content.get("sweep"), where)
-    name = str(content.get("name") or path.stem)
+    name = _text(content, "name", where) or path.stem
     if not _NAME.fullmatch(name):
         raise ValueError(f"{where}: name is {name!r}; use letters, digits, - and _")
-    run_dir = content.get("run_dir")
+    run_dir = _text(content, "run_dir", where)
     return BenchFile(
         path=path.resolve(),
         name=name,
-        question=" ".join(str(content.get("question") or "").split()),
+        question=" ".join(_text(content, "question", where).split()),
         contenders=contenders,
         seeds=_seeds(content.get("seeds", [0]), where),
         budget=_budget(content.get("budget"), where),
         sweep=sweep,
         tasks=tasks,
         claims=_claims(content.get("claims"), names, [task.name for task in tasks], sweep, where),
-        jobs=content.get("jobs", "auto"),
-        run_dir=Path(str(run_dir)) if run_dir else None,
+        jobs=plain(content.get("jobs", "auto")),
+        run_dir=expand(run_dir) if run_dir else None,
     )
 
 
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        fault = "is no regular file" if path.exists() else f"does not exist{shipped_like(path)}"
+        raise ValueError(f"{path} {fault}")
+    return read_mapping(path)
+
+
+def _text(mapping: Mapping[str, Any], key: str, where: str) -> str:
+    """A name as it was written, even where it reads as a number; empty when there is none."""
+    value = mapping.get(key)
+    if isinstance(value, (Mapping, list)):
+        raise ValueError(f"{where}: {key} is {shown(value)}; write text")
+    return "" if value is None else text_of(value)
+
+
 def _override(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    for text in overrides:
-        if "=" not in text:
-            raise ValueError(f"override {text!r}; write key=value")
-    try:
-        changes = OmegaConf.from_dotlist(list(overrides))
-        if "budget" in changes:
-            content.pop("budget", None)
-        merged = OmegaConf.merge(OmegaConf.create(content), changes)
-        return _resolve_top(merged)
-    except OmegaConfBaseException as error:
-        raise ValueError(f"overrides {list(overrides)}: {' '.join(str(error).split())}") from None
-
-
-def _resolve_top(merged: Any) -> dict[str, Any]:
-    """Resolve ${...} in the bench's own keys; in overrides they belong to the experiment and stay."""
-    out: dict[str, Any] = {}
-    for key in merged:
-        node = merged._get_node(key) if key in ("contenders", "tasks") else merged[key]
-        late = key in ("contenders", "tasks")
-        out[str(key)] = OmegaConf.to_container(node, resolve=not late) if OmegaConf.is_config(node) else merged[key]
-    return out
+    """The file's content with the overrides; a mapping merges into what the file says."""
+    pairs = [parse_override(text) for text in overrides]
+    if any(key.split(".")[0] == "budget" for key, _ in pairs):
+        content.pop("budget", None)
+    for key, value in pairs:
+        there = value_at(content, key)
+        both = isinstance(there, dict) and isinstance(value, dict)
+        set_key(content, key, merge(there, value).tree if both else value)
+    # What contenders and tasks override belongs to the experiments, whose keys it may name.
+    return resolve(content, late=("contenders", "tasks"))
 
 
 def _known(mapping: Mapping[str, Any], allowed: Iterable[str], where: str) -> None:
@@ -156,7 +168,7 @@ def _check_overrides(value: Any, where: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise ValueError(f"{where}: overrides is {value!r}; write a mapping of dotted keys to values")
+        raise ValueError(f"{where}: overrides is {shown(value)}; write a mapping of dotted keys to values")
     nested = nest(value)
     for key in nested:
         if key in _RESERVED:
@@ -166,7 +178,9 @@ def _check_overrides(value: Any, where: str) -> dict[str, Any]:
 
 def _contenders(value: Any, folder: Path, where: str) -> tuple[Contender, ...]:
     if not isinstance(value, Mapping) or not value:
-        raise ValueError(f"{where}: contenders is {value!r}; name at least one, e.g. contenders: {{cfm: cfm.yaml}}")
+        raise ValueError(
+            f"{where}: contenders is {shown(value)}; name at least one, e.g. contenders: {{cfm: cfm.yaml}}"
+        )
     found: dict[str, Contender] = {}
     for name, entry in value.items():
         found[str(name)] = _contender(str(name), entry, folder, f"{where}: contender {str(name)!r}", found)
@@ -188,8 +202,8 @@ def _contender(name: str, entry: Any, folder: Path, where: str, before: Mapping[
     _known(entry, ("experiment", "trained", "overrides"), where)
     overrides = _check_overrides(entry.get("overrides"), where)
     if "trained" in entry:
-        return _retested(name, str(entry["trained"]), overrides, where, before)
-    return Contender(name, _experiment(str(entry["experiment"]), folder, where), overrides)
+        return _retested(name, _text(entry, "trained", where), overrides, where, before)
+    return Contender(name, _experiment(_text(entry, "experiment", where), folder, where), overrides)
 
 
 def _experiment(text: str, folder: Path, where: str) -> Path:
@@ -218,29 +232,32 @@ def _retested(
         raise ValueError(f"{where}: trained names {trained!r}, which is not trained itself; name {source.trained!r}")
     if not overrides:
         raise ValueError(f"{where}: it would repeat {trained!r}; give overrides of what is measured in another way")
-    return Contender(name, source.experiment, merge(source.overrides, overrides), trained)
+    return Contender(name, source.experiment, merge(source.overrides, overrides).tree, trained)
 
 
 def _seeds(value: Any, where: str) -> tuple[int, ...]:
+    value = plain(value)
     whole = isinstance(value, list) and all(isinstance(s, int) and not isinstance(s, bool) for s in value)
     if not whole or not value:
-        raise ValueError(f"{where}: seeds is {value!r}; write a list of whole numbers, e.g. [0, 1, 2]")
+        raise ValueError(f"{where}: seeds is {shown(value)}; write a list of whole numbers, e.g. [0, 1, 2]")
     for index, seed in enumerate(value):
         check_seed(f"{where}: seeds[{index}]", seed)
     if len(set(value)) < len(value):
         twice = sorted({seed for seed in value if value.count(seed) > 1})
-        raise ValueError(f"{where}: seeds {value} name {twice[0]} more than once; a repeated seed adds no evidence")
+        raise ValueError(
+            f"{where}: seeds {shown(value)} name {twice[0]} more than once; a repeated seed adds no evidence"
+        )
     return tuple(value)
 
 
 def _budget(value: Any, where: str) -> dict[str, float]:
     if not isinstance(value, Mapping) or len(value) != 1:
-        raise ValueError(f"{where}: budget is {value!r}; give exactly one of {', '.join(BUDGETS)}")
+        raise ValueError(f"{where}: budget is {shown(value)}; give exactly one of {', '.join(BUDGETS)}")
     _known(value, BUDGETS, f"{where}: budget")
-    ((key, amount),) = value.items()
+    ((key, amount),) = plain(value).items()
     check_number(f"{where}: budget.{key}", amount, above=0, at_most=LARGEST_BUDGET)
     if key in ("steps", "samples_seen", "epochs") and amount != int(amount):
-        raise ValueError(f"{where}: budget.{key} is {amount!r}; give a whole number")
+        raise ValueError(f"{where}: budget.{key} is {shown(amount)}; give a whole number")
     return {str(key): amount}
 
 
@@ -248,8 +265,9 @@ def _sweep(value: Any, where: str) -> dict[str, list[float]]:
     if value is None:
         return {}
     if not isinstance(value, Mapping) or not value:
-        raise ValueError(f"{where}: sweep is {value!r}; write {{network_evaluations: [1, 2, 4]}}")
+        raise ValueError(f"{where}: sweep is {shown(value)}; write {{network_evaluations: [1, 2, 4]}}")
     _known(value, ("network_evaluations", "guidance"), f"{where}: sweep")
+    value = plain(value)
     for name, points in value.items():
         whole = name == "network_evaluations"
         kinds = int if whole else (int, float)
@@ -258,7 +276,7 @@ def _sweep(value: Any, where: str) -> dict[str, list[float]]:
         )
         if not good or not points or len(set(points)) < len(points):
             wanted = "distinct positive whole numbers" if whole else "distinct numbers >= 1 (1 is no guidance)"
-            raise ValueError(f"{where}: sweep.{name} is {points!r}; write {wanted}")
+            raise ValueError(f"{where}: sweep.{name} is {shown(points)}; write {wanted}")
     return {str(name): list(points) for name, points in value.items()}
 
 
@@ -266,7 +284,7 @@ def _tasks(value: Any, contenders: tuple[Contender, ...], where: str) -> tuple[T
     if value is None:
         return (Task(),)
     if not isinstance(value, Mapping) or not value:
-        raise ValueError(f"{where}: tasks is {value!r}; write {{name: {{overrides: {{data.dataset: moons}}}}}}")
+        raise ValueError(f"{where}: tasks is {shown(value)}; write {{name: {{overrides: {{data.dataset: moons}}}}}}")
     tasks = tuple(_task(str(name), entry, contenders, where) for name, entry in value.items())
     for task in tasks:
         for contender in contenders:
@@ -300,12 +318,12 @@ def _task(name: str, entry: Any, contenders: tuple[Contender, ...], where: str) 
             raise ValueError(f"{where}: reason explains who is left out by `only`; there is no `only` here")
         return Task(name, overrides)
     if not isinstance(only, list) or not only:
-        raise ValueError(f"{where}: only is {only!r}; write a list of contenders")
-    for contender_name in only:
+        raise ValueError(f"{where}: only is {shown(only)}; write a list of contenders")
+    names = tuple(shown(item) if isinstance(item, (Mapping, list)) else text_of(item) for item in only)
+    for contender_name in names:
         _known({contender_name: None}, [c.name for c in contenders], f"{where}: only")
-    return Task(
-        name, overrides, tuple(only), " ".join(str(entry.get("reason") or "left out by the bench file").split())
-    )
+    reason = " ".join(_text(entry, "reason", where).split())
+    return Task(name, overrides, names, reason or "left out by the bench file")
 
 
 def _claims(
@@ -314,8 +332,8 @@ def _claims(
     if value is None:
         return ()
     if not isinstance(value, list):
-        raise ValueError(f"{where}: claims is {value!r}; write a list of lines")
-    claims = tuple(parse_claim(text) for text in value)
+        raise ValueError(f"{where}: claims is {shown(value)}; write a list of lines")
+    claims = tuple(parse_claim(text if isinstance(text, str) else shown(text)) for text in value)
     for claim in claims:
         for side in claim.quantities:
             name = f"{where}: claim {claim.text!r}"

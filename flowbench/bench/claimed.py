@@ -6,8 +6,6 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
-
 from flowbench.bench.claims import Claim, Quantity
 from flowbench.bench.plan import Plan
 from flowbench.bench.store import REFERENCES
@@ -89,6 +87,6 @@ def _declared(plan: Plan, task: str, contender: str) -> Mapping[str, Declared] |
 
     content: dict[str, Any] = copy.deepcopy(dict(plan.experiments[task, contender]))
     try:
-        return declared_metrics(Experiment.from_composed(Composed(OmegaConf.create({}), content, (plan.bench.path,))))
+        return declared_metrics(Experiment.from_composed(Composed({}, content, (plan.bench.path,))))
     except Exception:  # what keeps an experiment from being built is told where experiments are checked
         return None

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from flowbench.bench.plan import Cell, Plan
 from flowbench.bench.status import lock_is_held, move_aside, read_status
 from flowbench.bench.store import cell_rows
+from flowbench.config.compose import read_mapping
+from flowbench.config.text import write_yaml
 from flowbench.storage import write_text
 
 __all__ = ["adopt", "check_rows", "find_kept", "is_finished", "other_home", "rename"]
@@ -133,9 +133,7 @@ def rename(cell: Cell) -> None:
         return
     for path in (cell.directory / "config.yaml", cell.directory / "config.source.yaml"):
         if path.is_file():
-            tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-            if isinstance(tree, dict):
-                write_text(path, OmegaConf.to_yaml(OmegaConf.create({**tree, "run": dict(cell.config["run"])})))
+            write_text(path, write_yaml({**read_mapping(path), "run": dict(cell.config["run"])}))
     write_text(cell.config_path, text)
 
 

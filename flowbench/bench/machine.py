@@ -90,14 +90,14 @@ def _has_gpu() -> bool:
 def _cgroup_quota() -> float | None:
     """CPU quota in cores of control group v2 or v1, None where there is no limit."""
     try:
-        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
         return None if limit == "max" else int(limit) / int(period)
     except (OSError, ValueError):
         pass
     try:
         folder = Path("/sys/fs/cgroup/cpu")
-        limit_us = int((folder / "cpu.cfs_quota_us").read_text())
-        return limit_us / int((folder / "cpu.cfs_period_us").read_text()) if limit_us > 0 else None
+        limit_us = int((folder / "cpu.cfs_quota_us").read_text(encoding="utf-8"))
+        return limit_us / int((folder / "cpu.cfs_period_us").read_text(encoding="utf-8")) if limit_us > 0 else None
     except (OSError, ValueError):
         return None
 
@@ -114,7 +114,7 @@ def memory_limit() -> int | None:
 def _group_memory() -> int | None:
     for name in ("memory.max", "memory/memory.limit_in_bytes"):  # control groups v2 and v1
         try:
-            text = (Path("/sys/fs/cgroup") / name).read_text().strip()
+            text = (Path("/sys/fs/cgroup") / name).read_text(encoding="utf-8").strip()
         except OSError:
             continue
         if text.isdigit():

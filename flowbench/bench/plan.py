@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from omegaconf import OmegaConf
-
 from flowbench.bench.benchfile import BenchFile, Contender, Task, load_bench_file
 from flowbench.bench.machine import Policy, choose_policy
-from flowbench.bench.mappings import merge
-from flowbench.config import ConfigError, compose, fingerprint
+from flowbench.config import ConfigError, compose_tree, fingerprint
+from flowbench.config.merge import Layer, merge
+from flowbench.config.text import write_yaml
+from flowbench.core.places import expand
 from flowbench.core.resources import portable_name
 
 __all__ = ["Cell", "Plan", "make_plan", "pair_name"]
@@ -60,7 +59,7 @@ class Cell:
 
     def config_text(self) -> str:
         """``cell.yaml`` as YAML."""
-        return _yaml(self.config)
+        return write_yaml(self.config)
 
 
 @dataclass(frozen=True)
@@ -134,10 +133,11 @@ def make_plan(path: str | Path, overrides: Sequence[str] = (), jobs: int | None 
         ValueError: one line, for everything that is wrong in the bench file or its experiment files.
     """
     bench = load_bench_file(path, overrides)
-    root = Path(os.environ.get("FLOWBENCH_RUNS") or "runs")
+    root = expand(os.environ.get("FLOWBENCH_RUNS") or "runs")
     directory = (bench.run_dir or root / bench.name).absolute()
     pairs = [(task, c) for task in bench.tasks for c in bench.contenders if task.has(c.name)]
-    contents = {(t.name, c.name): _compose(_cell_config(bench, c, t, bench.seeds[0], directory)) for t, c in pairs}
+    configs = {(t.name, c.name): _cell_config(bench, c, t, bench.seeds[0], directory) for t, c in pairs}
+    contents = {pair: _compose(config, bench.path) for pair, config in configs.items()}
     cells = _cells(bench, pairs, contents, directory)
     firsts = {cell.task: cell for cell in reversed(cells)}
     references = tuple(
@@ -169,10 +169,15 @@ def _cells(
 
 def _cell_config(bench: BenchFile, contender: Contender, task: Task, seed: int, root: Path) -> dict[str, Any]:
     """Content of a cell.yaml: the experiment, the task, and what the bench sets."""
-    own = merge(task.overrides, contender.overrides)
-    own = merge(own, {"seed": seed, "budget": dict(bench.budget)})
+    place = str(bench.path)
+    own = merge(
+        Layer.of(dict(task.overrides), f"{place}, task '{task.name}'"),
+        Layer.of(dict(contender.overrides), f"{place}, contender '{contender.name}'"),
+    )
+    set_by_bench: dict[str, Any] = {"seed": seed, "budget": dict(bench.budget)}
     if bench.sweep:
-        own = merge(own, {"evaluator": {"sweep": dict(bench.sweep)}})
+        set_by_bench["evaluator"] = {"sweep": {name: list(points) for name, points in bench.sweep.items()}}
+    own = merge(own, Layer.of(set_by_bench, place))
     run = {
         "dir": str(root / "cells" / task.name / contender.name / f"seed-{seed}"),
         "name": f"{contender.name}-seed-{seed}",
@@ -180,27 +185,21 @@ def _cell_config(bench: BenchFile, contender: Contender, task: Task, seed: int, 
         "task": task.name,
         "contender": contender.name,
     }
-    return {"base": [portable_name(contender.experiment)], **own, "run": run}
+    return {"base": [portable_name(contender.experiment)], **own.tree, "run": run}
 
 
-def _compose(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration a cell will see, composed exactly as its process will compose it."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "cell.yaml"
-        path.write_text(_yaml(config), encoding="utf-8")
-        try:
-            return compose([path]).resolved
-        except ConfigError as error:
-            raise ValueError(f"{pair_name(config['run']['task'], config['run']['contender'])}: {error}") from error
+def _compose(config: Mapping[str, Any], bench: Path) -> dict[str, Any]:
+    """The configuration a cell will see, composed as its process will compose it from cell.yaml."""
+    run = config["run"]
+    try:
+        return compose_tree(config, str(bench), Path(run["dir"])).resolved
+    except ConfigError as error:
+        raise ValueError(f"{pair_name(run['task'], run['contender'])}: {error}") from error
 
 
 def pair_name(task: str, contender: str) -> str:
     """A contender in a task, as messages name it."""
     return f"task '{task}', contender '{contender}'" if task else f"contender '{contender}'"
-
-
-def _yaml(config: Mapping[str, Any]) -> str:
-    return OmegaConf.to_yaml(OmegaConf.create(dict(config)))
 
 
 def _cell(config: Mapping[str, Any], content: Mapping[str, Any]) -> Cell:

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from flowbench.bench.plan import Plan, pair_name
 from flowbench.config import Composed, Experiment, fingerprint
 
@@ -64,7 +62,7 @@ def _validated(
 
 
 def _validate(tree: dict[str, Any], file: Path) -> Experiment:
-    return Experiment.from_composed(Composed(OmegaConf.create({}), tree, (file,)))
+    return Experiment.from_composed(Composed({}, tree, (file,)))
 
 
 def _parts(content: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from flowbench.cli.parser import Command, Parser, UsageError, count
+from flowbench.cli.output import answer
+from flowbench.cli.parser import Command, Parser, UsageError, count, path
+from flowbench.cli.summaries import show
 
 __all__ = ["COMMANDS"]
 
-_BENCH_OVERRIDES = """
-overrides:
-  key=value sets one key of the bench file: seeds=[0], budget.steps=500, run_dir=runs/again. What belongs to the
-  experiments is set by task, tasks.NAME.overrides.evaluator.num_samples=200, or by contender. Later ones win.
-"""
+_BENCH_OVERRIDES = (
+    "key=value sets one key of the bench file: seeds=[0], budget.steps=500, run_dir=runs/again. What belongs to the "
+    "experiments is set by task, tasks.NAME.overrides.evaluator.num_samples=200, or by contender. Later ones win."
+)
 
 
 def _bench_options(parser: Parser) -> None:
@@ -24,11 +25,11 @@ def _bench_options(parser: Parser) -> None:
 
 
 def _compare_options(parser: Parser) -> None:
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories, two or more")
+    parser.add_argument("runs", nargs="+", type=path, metavar="RUN", help="run directories, two or more")
 
 
 def _report_options(parser: Parser) -> None:
-    parser.add_argument("directory", type=Path, metavar="BENCH_DIR", help="directory of a bench, e.g. runs/toy_2d")
+    parser.add_argument("directory", type=path, metavar="BENCH_DIR", help="directory of a bench, e.g. runs/toy_2d")
 
 
 def _list_options(parser: Parser) -> None:
@@ -47,49 +48,54 @@ def _compare(arguments: argparse.Namespace) -> int:
         raise UsageError("compare needs two run directories or more, got 1")
     from flowbench.bench import compare
 
-    print(compare(arguments.runs))
+    answer(compare(arguments.runs))
     return 0
 
 
 def _report_bench(arguments: argparse.Namespace) -> int:
     from flowbench.bench import build_report
 
-    print(build_report(arguments.directory))
+    report = build_report(arguments.directory)
+    show([("report", "tables, claims and pictures of the bench, from its rows")], report)
     return 0
 
 
 def _list(arguments: argparse.Namespace) -> int:
     from flowbench.listing import listing
 
-    print(listing(arguments.kind))
+    answer(listing(arguments.kind))
     return 0
 
 
 COMMANDS = {
     "bench": Command(
-        "run a comparison: every contender, every seed, one report",
-        "  flowbench bench -c flowbench:starflow_vs_wcfm.yaml\n"
-        "  flowbench bench -c flowbench:toy_2d.yaml seeds=[0,1] budget.train_flops=1e12 --jobs 2\n"
-        "  the same command again continues where it stopped",
+        "run a comparison: every contender, every seed, one report; the same command again continues",
+        (
+            "flowbench bench -c flowbench:starflow_vs_wcfm.yaml",
+            "flowbench bench -c flowbench:toy_2d.yaml seeds=[0,1] budget.train_flops=1e12 --jobs 2",
+        ),
         _bench_options,
         _bench,
         _BENCH_OVERRIDES,
     ),
     "compare": Command(
         "put the results of several runs side by side",
-        "  flowbench compare runs/cfm runs/wcfm",
+        ("flowbench compare runs/cfm runs/wcfm",),
         _compare_options,
         _compare,
     ),
     "report": Command(
         "rebuild the report of a bench from its rows",
-        "  flowbench report runs/starflow_vs_wcfm",
+        ("flowbench report runs/starflow_vs_wcfm",),
         _report_options,
         _report_bench,
     ),
     "list": Command(
         "list what is available: families, datasets, metrics, networks, experiments",
-        "  flowbench list\n  flowbench list families",
+        (
+            "flowbench list",
+            "flowbench list families",
+        ),
         _list_options,
         _list,
     ),

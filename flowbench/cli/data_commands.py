@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowbench.cli.parser import Command, Parser, UsageError, count, print_result
+from flowbench.cli.output import answer
+from flowbench.cli.parser import Command, Parser, UsageError, count, path
+from flowbench.cli.summaries import measured_facts, show, statistics_facts
 from flowbench.cli.unmeasured import report_unmeasured
 
 if TYPE_CHECKING:
@@ -34,15 +35,15 @@ def _dataset_options(parser: Parser, required: bool) -> None:
 
 def _stats_options(parser: Parser) -> None:
     _dataset_options(parser, required=True)
-    parser.add_argument("--samples", type=Path, metavar="DIR_OR_NPZ", help="of these images instead of a split's")
+    parser.add_argument("--samples", type=path, metavar="DIR_OR_NPZ", help="of these images instead of a split's")
     parser.add_argument("--split", choices=("train", "val", "test"), default="train", help="default: train")
     parser.add_argument("--features", metavar="NAME", default="inception", help="extractor (default: inception)")
     parser.add_argument("--num-samples", type=count, metavar="N", help="the first N images (default: all)")
-    parser.add_argument("--output", "-o", type=Path, metavar="FILE", required=True, help=".npz file to write")
+    parser.add_argument("--output", "-o", type=path, metavar="FILE", required=True, help=".npz file to write")
 
 
 def _evaluate_options(parser: Parser) -> None:
-    parser.add_argument("--samples", type=Path, metavar="DIR_OR_NPZ", required=True, help="images to score")
+    parser.add_argument("--samples", type=path, metavar="DIR_OR_NPZ", required=True, help="images to score")
     _dataset_options(parser, required=False)
     parser.add_argument(
         "-c",
@@ -53,7 +54,7 @@ def _evaluate_options(parser: Parser) -> None:
         help="experiment file whose data and evaluator are used, instead of --data",
     )
     parser.add_argument(
-        "--bench", type=Path, metavar="DIR", help="bench that says how to measure, and whose tables the rows join"
+        "--bench", type=path, metavar="DIR", help="bench that says how to measure, and whose tables the rows join"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the experiment file")
     parser.add_argument(
@@ -68,7 +69,7 @@ def _evaluate_options(parser: Parser) -> None:
     )
     parser.add_argument("--reference", choices=("train", "val", "test"), help="reference split (default: train)")
     parser.add_argument("--name", metavar="NAME", help="contender's name in the rows (default: that of the samples)")
-    parser.add_argument("--output", "-o", type=Path, metavar="DIR", help="folder (default: runs/NAME)")
+    parser.add_argument("--output", "-o", type=path, metavar="DIR", help="folder (default: runs/NAME)")
 
 
 def _data(arguments: argparse.Namespace) -> int:
@@ -77,7 +78,7 @@ def _data(arguments: argparse.Namespace) -> int:
             raise UsageError(f"data list takes no names, got {' '.join(arguments.names)}")
         from flowbench.listing import data_table
 
-        print(data_table())
+        answer(data_table())
         return 0
     if not arguments.names:
         raise UsageError("data get needs the name of a dataset; see flowbench data list")
@@ -107,16 +108,18 @@ def _open(arguments: argparse.Namespace) -> FlowDataModule:
 def _stats(arguments: argparse.Namespace) -> int:
     from flowbench import scoring
 
-    print(
-        scoring.stats(
-            _open(arguments),
-            arguments.output,
-            features=arguments.features,
-            split=arguments.split,
-            samples=arguments.samples,
-            num_samples=arguments.num_samples,
-        )
+    file = scoring.stats(
+        _open(arguments),
+        arguments.output,
+        features=arguments.features,
+        split=arguments.split,
+        samples=arguments.samples,
+        num_samples=arguments.num_samples,
     )
+    from flowbench.metrics import load_statistics
+
+    statistics, metadata = load_statistics(file)
+    show(statistics_facts(metadata, len(statistics.mean)), file)
     return 0
 
 
@@ -135,11 +138,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     elif arguments.files is not None:
         data, evaluator = scoring.open_experiment(arguments.files, arguments.overrides)
     else:
-        print(scoring.join_bench(arguments.samples, arguments.bench, arguments.name, arguments.num_samples))
+        report = scoring.join_bench(arguments.samples, arguments.bench, arguments.name, arguments.num_samples)
+        show([("joined", f"the tables of {arguments.bench}")], report)
         return 0
     wanted = {"name": arguments.name, "output": arguments.output, "num_samples": arguments.num_samples}
     folder = scoring.evaluate(arguments.samples, data, evaluator, **wanted)
-    print_result(folder)
+    show(measured_facts(folder), folder, table=folder)
     return report_unmeasured(folder)
 
 
@@ -158,21 +162,26 @@ def _refuse_unused(arguments: argparse.Namespace, place: str) -> None:
 COMMANDS = {
     "evaluate": Command(
         "score images that any code made, with the evaluator and the rows of everybody else",
-        "  flowbench evaluate --samples samples.npz --data cifar10 --num-reference 10000\n"
-        "  flowbench evaluate --samples folder -c flowbench:cifar10/tiny/cfm.yaml --name stranger\n"
-        "  flowbench evaluate --samples folder --bench runs/families_cifar10 --name stranger",
+        (
+            "flowbench evaluate --samples samples.npz --data cifar10 --num-reference 10000",
+            "flowbench evaluate --samples folder -c flowbench:cifar10/tiny/cfm.yaml --name stranger",
+            "flowbench evaluate --samples folder --bench runs/families_cifar10 --name stranger",
+        ),
         _evaluate_options,
         _evaluate,
     ),
     "stats": Command(
         "write the feature statistics of a split, or of images, to a file",
-        "  flowbench stats --data cifar10 --split train --features inception --output cifar10-train.npz",
+        ("flowbench stats --data cifar10 --split train --features inception --output cifar10-train.npz",),
         _stats_options,
         _stats,
     ),
     "data": Command(
         "list the catalogue of datasets, or get one",
-        "  flowbench data list\n  flowbench data get cifar10",
+        (
+            "flowbench data list",
+            "flowbench data get cifar10",
+        ),
         _data_options,
         _data,
     ),

@@ -9,7 +9,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from flowbench.cli.parser import Command, Parser, config_options, count, print_result
+from flowbench.cli.output import answer
+from flowbench.cli.parser import Command, Parser, config_options, count, path
+from flowbench.cli.summaries import fit_facts, measured_facts, prediction_facts, preparation_facts, show
 from flowbench.cli.unmeasured import report_unmeasured
 from flowbench.prediction_request import OPTIONS, PRIORS, TASKS
 
@@ -32,7 +34,7 @@ def _fit_options(parser: Parser) -> None:
 
 def _checkpoint_options(parser: Parser) -> None:
     config_options(parser)
-    parser.add_argument("--ckpt", type=Path, metavar="FILE", help="checkpoint (default: the run's last one)")
+    parser.add_argument("--ckpt", type=path, metavar="FILE", help="checkpoint (default: the run's last one)")
 
 
 def _predict_options(parser: Parser) -> None:
@@ -42,13 +44,13 @@ def _predict_options(parser: Parser) -> None:
     def option(name: str, **details: Any) -> None:
         parser.add_argument(name, default=argparse.SUPPRESS, **details)
 
-    option("--task", choices=TASKS, help="what to do (default: sample)")
-    option("--output", type=Path, metavar="DIR", help="folder (default: samples, or the task, in the run's folder)")
+    option("--task", choices=TASKS, metavar="TASK", help=f"{', '.join(TASKS)} (default: sample)")
+    option("--output", type=path, metavar="DIR", help="folder (default: samples, or the task, in the run's folder)")
     option("--num-samples", type=count, metavar="N", help="samples, images, points or pairs (default: by task)")
     option("--guidance", type=float, metavar="S", help="sample, edit: guidance scale; 1 is none")
     option("--network-evaluations", type=count, metavar="N", help="sample: network evaluations per sample")
     option("--split", choices=("train", "val", "test"), help="all but sample: where the data are from (default: test)")
-    option("--images", type=Path, metavar="FILE", help="in place of the split: npz with x and label, e.g. samples.npz")
+    option("--images", type=path, metavar="FILE", help="in place of the split: npz with x and label, e.g. samples.npz")
     option("--classes", type=class_list, metavar="K,...", help="edit: classes to decode (default: all)")
     option("--steps", type=count, metavar="T", help="interpolate: states, the ends included (default: 8)")
     option("--mask", metavar="MASK", help="inpaint: left, right, top, bottom, center, random-0.5 or a PNG file")
@@ -77,7 +79,7 @@ def _experiment(arguments: argparse.Namespace, trains: bool = False, reads_data:
 
     composed = compose(arguments.files, arguments.overrides, identify=reads_data)
     if arguments.print_config:
-        print(to_yaml(composed.resolved), end="")
+        answer(to_yaml(composed.resolved).rstrip("\n"))
         return None
     experiment = Experiment.from_composed(composed)
     if trains:
@@ -87,39 +89,62 @@ def _experiment(arguments: argparse.Namespace, trains: bool = False, reads_data:
             from flowbench.rehearsal import Rehearsal
 
             Rehearsal(here=False).run(experiment)
-        print(experiment.summary())
+        answer(experiment.summary())
         return None
     return experiment
 
 
 def _run(
-    action: Callable[[ModuleType, Experiment, argparse.Namespace], object],
-    trains: bool = False,
-    measures: Callable[[argparse.Namespace], bool] = lambda given: False,
+    action: Callable[[ModuleType, Experiment, argparse.Namespace], Path | None], trains: bool = False
 ) -> Callable[[argparse.Namespace], int]:
-    """A handler that gives the validated experiment to one function of ``flowbench.runs``."""
+    """A handler that gives the validated experiment and ``flowbench.runs`` to an action.
+
+    The action prints what it did, and returns the folder of the rows that it measured.
+    """
 
     def handler(arguments: argparse.Namespace) -> int:
         experiment = _experiment(arguments, trains)
         if experiment is None:
             return 0
-        result = action(importlib.import_module("flowbench.runs"), experiment, arguments)
-        print_result(result)
-        return report_unmeasured(result) if isinstance(result, Path) and measures(arguments) else 0
+        measured = action(importlib.import_module("flowbench.runs"), experiment, arguments)
+        return 0 if measured is None else report_unmeasured(measured)
 
     return handler
 
 
-_fit = _run(
-    lambda runs, experiment, given: runs.fit(experiment, test=given.test, resume=given.resume),
-    trains=True,
-    measures=lambda given: bool(given.test),
-)
-_validate = _run(lambda runs, experiment, given: runs.validate(experiment, given.ckpt))
-_test = _run(lambda runs, experiment, given: runs.test(experiment, given.ckpt), measures=lambda given: True)
-_reference = _run(lambda runs, experiment, given: runs.reference(experiment), measures=lambda given: True)
-_prepare = _run(lambda runs, experiment, given: runs.prepare(experiment))
-_predict = _run(lambda runs, experiment, given: runs.predict(experiment, given.ckpt, **_given(given)))
+def _fit(runs: ModuleType, experiment: Experiment, given: argparse.Namespace) -> Path | None:
+    folder = runs.fit(experiment, test=given.test, resume=given.resume)
+    show(fit_facts(folder, given.test), folder, table=folder if given.test else None)
+    return folder if given.test else None
+
+
+def _validate(runs: ModuleType, experiment: Experiment, given: argparse.Namespace) -> Path | None:
+    metrics = runs.validate(experiment, given.ckpt)
+    show([(name, f"{value:.6g}") for name, value in metrics.items()])
+    return None
+
+
+def _test(runs: ModuleType, experiment: Experiment, given: argparse.Namespace) -> Path | None:
+    folder = runs.test(experiment, given.ckpt)
+    show(measured_facts(folder), folder, table=folder)
+    return folder
+
+
+def _reference(runs: ModuleType, experiment: Experiment, given: argparse.Namespace) -> Path | None:
+    folder = runs.reference(experiment)
+    show(measured_facts(folder), folder, table=folder)
+    return folder
+
+
+def _prepare(runs: ModuleType, experiment: Experiment, given: argparse.Namespace) -> Path | None:
+    show(preparation_facts(runs.prepare(experiment), experiment.resolved.get("evaluator")))
+    return None
+
+
+def _predict(runs: ModuleType, experiment: Experiment, given: argparse.Namespace) -> Path | None:
+    folder = runs.predict(experiment, given.ckpt, **_given(given))
+    show(prediction_facts(folder), folder)
+    return None
 
 
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -133,59 +158,67 @@ def _count(arguments: argparse.Namespace) -> int:
     if experiment is not None:
         from flowbench.counting import count as count_model
 
-        print(count_model(experiment).text())
+        answer(count_model(experiment).text())
     return 0
 
 
 COMMANDS = {
     "fit": Command(
         "train one experiment",
-        "  flowbench fit -c flowbench:digits/wcfm.yaml\n"
-        "  flowbench fit -c flowbench:digits/wcfm.yaml trainer.max_steps=500 seed=1 --test\n"
-        "  flowbench fit -c flowbench:digits/wcfm.yaml -c mine.yaml --dry-run\n"
-        "  flowbench fit -c runs/wcfm/config.yaml run.name=again",
+        (
+            "flowbench fit -c flowbench:digits/wcfm.yaml",
+            "flowbench fit -c flowbench:digits/wcfm.yaml trainer.max_steps=500 seed=1 --test",
+            "flowbench fit -c flowbench:digits/wcfm.yaml -c mine.yaml --dry-run",
+            "flowbench fit -c runs/wcfm/config.yaml run.name=again",
+        ),
         _fit_options,
-        _fit,
+        _run(_fit, trains=True),
     ),
     "validate": Command(
         "measure a checkpoint on the validation split",
-        "  flowbench validate -c flowbench:digits/wcfm.yaml --ckpt runs/wcfm/checkpoints/last.ckpt",
+        ("flowbench validate -c flowbench:digits/wcfm.yaml --ckpt runs/wcfm/checkpoints/last.ckpt",),
         _checkpoint_options,
-        _validate,
+        _run(_validate),
     ),
     "test": Command(
         "measure a checkpoint on the test split",
-        "  flowbench test -c runs/wcfm/config.yaml\n"
-        "  flowbench test -c flowbench:digits/wcfm.yaml --ckpt last.ckpt evaluator.num_samples=1000",
+        (
+            "flowbench test -c runs/wcfm/config.yaml",
+            "flowbench test -c flowbench:digits/wcfm.yaml --ckpt last.ckpt evaluator.num_samples=1000",
+        ),
         _checkpoint_options,
-        _test,
+        _run(_test),
     ),
     "predict": Command(
         "draw samples from a checkpoint, or reconstruct, edit, interpolate, inpaint, classify",
-        "  flowbench predict -c runs/wcfm/config.yaml --ckpt runs/wcfm/checkpoints/last.ckpt \\\n"
-        "      --num-samples 64 --output samples --guidance 2 --network-evaluations 16\n"
-        "  flowbench predict -c runs/tarflow/config.yaml --task inpaint --mask left --rounds 8\n"
-        "  flowbench predict -c runs/tarflow/config.yaml --task edit --classes 0,3,8\n"
-        "  flowbench predict -c runs/tarflow/config.yaml --task classify --split val --prior train",
+        (
+            "flowbench predict -c runs/wcfm/config.yaml --num-samples 64 --output samples --network-evaluations 16",
+            "flowbench predict -c runs/wcfm/config.yaml --ckpt runs/wcfm/checkpoints/last.ckpt --guidance 2",
+            "flowbench predict -c runs/tarflow/config.yaml --task inpaint --mask left --rounds 8",
+            "flowbench predict -c runs/tarflow/config.yaml --task edit --classes 0,3,8",
+            "flowbench predict -c runs/tarflow/config.yaml --task classify --split val --prior train",
+        ),
         _predict_options,
-        _predict,
+        _run(_predict),
     ),
     "reference": Command(
         "write the rows that no contender owns: floor, noise, gaussian, gmm",
-        "  flowbench reference -c flowbench:digits/wcfm.yaml",
+        ("flowbench reference -c flowbench:digits/wcfm.yaml",),
         config_options,
-        _reference,
+        _run(_reference),
     ),
     "prepare": Command(
         "train what an experiment requires (autoencoder, feature network) into the cache",
-        "  flowbench prepare -c flowbench:digits/starflow.yaml",
+        ("flowbench prepare -c flowbench:digits/starflow.yaml",),
         config_options,
-        _prepare,
+        _run(_prepare),
     ),
     "count": Command(
         "count parameters, operations, cache and memory of a model; reads no data, allocates no weights",
-        "  flowbench count -c flowbench:large/starflow_imagenet256.yaml\n"
-        "  flowbench count -c flowbench:cifar10/gpu/tarflow.yaml model.init_args.width=512",
+        (
+            "flowbench count -c flowbench:large/starflow_imagenet256.yaml",
+            "flowbench count -c flowbench:cifar10/gpu/tarflow.yaml model.init_args.width=512",
+        ),
         config_options,
         _count,
     ),

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import sys
 from collections.abc import Sequence
 
 from flowbench.cli import bench_commands, data_commands, experiment_commands
+from flowbench.cli.output import answer, safe_streams
 from flowbench.cli.parser import UsageError, make_parser, plain_overrides
 from flowbench.core.endings import describe, is_expected, keep_details, note
 from flowbench.core.launch import is_first_process
 from flowbench.core.stopping import reason_of_exit, stops_on_signals
+from flowbench.core.terminal import command_lines, wrapped
 
 __all__ = ["COMMANDS", "main"]
 
@@ -29,12 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         128 + number ended by a signal.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    with safe_streams():
+        return _run(words)
+
+
+def _run(words: list[str]) -> int:
     try:
         with stops_on_signals():
             return _dispatch(words)
-    except BrokenPipeError:  # the reader of a pipe, `flowbench list | head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except BaseException as error:
         if "--debug" in words and isinstance(error, Exception):
             raise
@@ -59,10 +62,10 @@ def _report(message: str, status: int) -> int:
 
 def _dispatch(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
-        print(_overview())
+        answer(_overview())
         return 0 if words else 2
     if words[0] == "--version":
-        print(f"flowbench {importlib.metadata.version('flowbench')}")
+        answer(f"flowbench {importlib.metadata.version('flowbench')}")
         return 0
     name, *rest = words
     if name not in COMMANDS:
@@ -79,19 +82,20 @@ def _dispatch(words: list[str]) -> int:
 
 def _overview() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    further = " " * (width + 4)
+    lines = [wrapped(command.summary, f"  {name:<{width}}  ", further) for name, command in COMMANDS.items()]
     return "\n".join(
         [
             "usage: flowbench COMMAND [options] [key=value ...]",
             "",
-            "Train flow families under the same data, budget and seeds, and measure what each buys you.",
+            wrapped("Train flow families under the same data, budget and seeds, and measure what each buys you."),
             "",
             "commands:",
             *lines,
             "",
             "examples:",
-            "  flowbench fit -c flowbench:digits/wcfm.yaml trainer.max_steps=500 --test",
-            "  flowbench bench -c flowbench:starflow_vs_wcfm.yaml",
-            "  flowbench COMMAND --help",
+            command_lines("flowbench fit -c flowbench:digits/wcfm.yaml trainer.max_steps=500 --test"),
+            command_lines("flowbench bench -c flowbench:starflow_vs_wcfm.yaml"),
+            command_lines("flowbench COMMAND --help"),
         ]
     )

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from flowbench.cli.output import answer
 from flowbench.core.checks import MOST
-from flowbench.core.launch import is_first_process
+from flowbench.core.places import expand
+from flowbench.core.terminal import command_lines, wrapped
 
 __all__ = [
     "Command",
@@ -22,15 +24,14 @@ __all__ = [
     "config_options",
     "count",
     "make_parser",
+    "path",
     "plain_overrides",
-    "print_result",
 ]
 
-_OVERRIDES = """
-overrides:
-  key=value sets one key of the composed files, e.g. trainer.max_steps=500, optimizer.lr=1e-3,
-  evaluator.sweep.network_evaluations=[1,2,4]; --key=value means the same. Later ones win.
-"""
+_OVERRIDES = (
+    "key=value sets one key of the composed files, e.g. trainer.max_steps=500, data.batch_size=64 or "
+    "model.init_args.optimizer.lr=1e-3; --key=value means the same. Later ones win."
+)
 
 
 class UsageError(ValueError):
@@ -47,13 +48,17 @@ class Parser(argparse.ArgumentParser):
             hint = "; options of the experiment are written key=value"
         raise UsageError(f"{message}{hint}; see {self.prog} --help")
 
+    def print_help(self, file: object = None) -> None:
+        """Print the help, as wide as the terminal."""
+        answer(self.format_help().rstrip())
+
 
 @dataclass(frozen=True)
 class Command:
-    """One subcommand: what it is for, how to use it, its options, what it calls, what its overrides are."""
+    """One subcommand: what it is for, commands that show it, its options, what it calls, what its overrides are."""
 
     summary: str
-    examples: str
+    examples: tuple[str, ...]
     options: Callable[[Parser], None]
     run: Callable[[argparse.Namespace], int]
     overrides: str = _OVERRIDES
@@ -63,15 +68,15 @@ def make_parser(name: str, command: Command) -> Parser:
     """The parser of one subcommand."""
     parser = Parser(
         prog=f"flowbench {name}",
-        description=command.summary,
-        epilog=f"examples:\n{command.examples}",
+        description=wrapped(command.summary),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     command.options(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.epilog = "\n".join(["examples:", *map(command_lines, command.examples)])
     if any(action.dest == "overrides" for action in parser._actions):
-        parser.epilog = f"{command.overrides.lstrip()}\n{parser.epilog}"
+        parser.epilog = f"overrides:\n{wrapped(command.overrides, '  ', '  ')}\n\n{parser.epilog}"
     return parser
 
 
@@ -88,6 +93,18 @@ def count(text: str) -> int:
     return int(text)
 
 
+def path(text: str) -> Path:
+    """A path as an option's type: a file, a folder, or nothing yet. A pipe is refused: reading one may never end."""
+    try:
+        found = expand(text)
+        other = found.resolve().exists() and not (found.is_file() or found.is_dir())
+    except (OSError, RuntimeError, ValueError) as error:  # links in a circle, a null byte, no such user
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if other:
+        raise argparse.ArgumentTypeError(f"{text} is neither a file nor a folder")
+    return found
+
+
 def config_options(parser: Parser) -> None:
     """Options of every command that takes an experiment file."""
     parser.add_argument(
@@ -102,18 +119,3 @@ def config_options(parser: Parser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, see below")
     parser.add_argument("--print-config", action="store_true", help="print the composed YAML and stop")
     parser.add_argument("--dry-run", action="store_true", help="validate, say what would run, and stop")
-
-
-def print_result(result: object) -> None:
-    """What a command leaves: a folder, with its measurements where it holds some, or named numbers."""
-    if not is_first_process():
-        return
-    if isinstance(result, Path):
-        if (result / "rows.jsonl").is_file():
-            from flowbench.bench import compare
-
-            print(compare([result]))
-        print(result)
-    elif isinstance(result, dict):
-        for name, value in result.items():
-            print(f"{name}  {value}")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
+from flowbench.core.launch import is_first_process
 from flowbench.core.statuses import PARTLY_MEASURED
 from flowbench.rows import read_rows, unmeasured_text
 
@@ -18,7 +18,7 @@ def report_unmeasured(folder: Path) -> int:
     Returns:
         The exit status: 0 where there are none.
     """
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if not is_first_process():
         return 0
     path = folder / "rows.jsonl"
     text = unmeasured_text(read_rows(path))

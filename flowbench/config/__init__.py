@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from flowbench.config.compose import Composed, compose, fingerprint, to_yaml
+from flowbench.config.compose import Composed, compose, compose_tree, fingerprint, to_yaml
 from flowbench.config.errors import ConfigError
 from flowbench.config.experiment import Built, Experiment
 
-__all__ = ["Built", "Composed", "ConfigError", "Experiment", "compose", "fingerprint", "to_yaml"]
+__all__ = ["Built", "Composed", "ConfigError", "Experiment", "compose", "compose_tree", "fingerprint", "to_yaml"]

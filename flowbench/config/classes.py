@@ -6,26 +6,31 @@ walked leaves first and every node is validated alone: the first complaint is th
 
 from __future__ import annotations
 
-import collections.abc
 import copy
-import dataclasses
 import difflib
 import functools
 import inspect
 import re
-import types
 import typing
 from collections.abc import Iterator, Mapping
-from pathlib import PurePath
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from flowbench.config.annotations import (
+    accepts_none,
+    arity_of,
+    choices_of,
+    constructor_hints,
+    element_of,
+    options_of,
+    record_of,
+)
 from flowbench.config.errors import ConfigError, one_line, suggestion
 from flowbench.config.imports import import_class
 from flowbench.core.contract import missing_parts
 
-__all__ = ["Arguments", "Object", "accepted_names", "constructor_hints", "takes_path"]
+__all__ = ["Arguments", "Object", "accepted_names"]
 
 _SPEC_KEYS = frozenset({"class_path", "init_args"})
 
@@ -69,7 +74,7 @@ class Arguments:
         return {**values, **whole}
 
     def _takes_whole(self, name: str) -> bool:
-        return int in _options(constructor_hints(self._cls).get(name))
+        return int in options_of(constructor_hints(self._cls).get(name))
 
     def build(self) -> Any:
         """Construct the class."""
@@ -91,13 +96,13 @@ class Object:
     def __init__(self, key: str, hint: Any, spec: Any) -> None:
         if not isinstance(spec, Mapping) or "class_path" not in spec:
             raise ConfigError(f"{key} must be a mapping with class_path and init_args, got {_shown(spec)}")
-        self.cls = _check_spec(key, spec, _arity(hint))
+        self.cls = _check_spec(key, spec, arity_of(hint))
         self._check_base(key, hint)
         self._parser = _object_parser(hint)
         self._config = _parse(self._parser, {"object": spec}, key, self.cls)
 
     def _check_base(self, key: str, hint: Any) -> None:
-        base = typing.get_args(hint)[-1] if _arity(hint) else hint
+        base = typing.get_args(hint)[-1] if arity_of(hint) else hint
         if isinstance(base, type) and not issubclass(self.cls, base):
             raise ConfigError(f"{key}.class_path: {self.cls.__name__} is not a {base.__name__}")
 
@@ -202,10 +207,10 @@ def _check_arguments(key: str, cls: type, arguments: dict[str, Any], arity: int 
         hint = hints.get(name)
         for inner, spec, inner_arity in _specs(f"{key}.{name}", value, hint):
             _check_spec(inner, spec, inner_arity)
-        record = _record(hint)
+        record = record_of(hint)
         if record and isinstance(value, Mapping) and "class_path" not in value:
             _check_arguments(f"{key}.{name}", record, dict(value), 0)
-        if value is None and hint is not None and not _accepts_none(hint):
+        if value is None and hint is not None and not accepts_none(hint):
             raise ConfigError(_expected(f"{key}.{name}", cls, hint, None))
     try:
         parser.parse_object(copy.deepcopy(arguments))
@@ -226,71 +231,13 @@ def _check_calls(key: str, cls: type, arity: int | None) -> None:
 def _specs(key: str, value: Any, hint: Any) -> Iterator[tuple[str, Mapping[str, Any], int | None]]:
     """The class_path mappings directly inside a value, with the number of arguments each is called with."""
     if isinstance(value, Mapping) and "class_path" in value:
-        yield key, value, _arity(hint)
+        yield key, value, arity_of(hint)
     elif isinstance(value, Mapping):
         for name, item in value.items():
-            yield from _specs(f"{key}.{name}", item, _element(hint))
+            yield from _specs(f"{key}.{name}", item, element_of(hint))
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
-            yield from _specs(f"{key}[{index}]", item, _element(hint))
-
-
-# ---- annotations -----------------------------------------------------------------------------------------
-
-
-def constructor_hints(cls: type) -> dict[str, Any]:
-    """Annotations of the constructor, its parents' below it (for options a class forwards)."""
-    hints: dict[str, Any] = {}
-    for parent in reversed(cls.__mro__):
-        init = vars(parent).get("__init__")
-        try:
-            hints.update(typing.get_type_hints(init) if inspect.isfunction(init) else {})
-        except (
-            NameError,
-            TypeError,
-        ):  # a name that exists only for type checkers: jsonargparse resolves it itself
-            continue
-    return {k: v for k, v in hints.items() if k != "return"}
-
-
-def takes_path(hint: Any) -> bool:
-    """Whether an argument with this annotation can be a path."""
-    return any(
-        option is str or (isinstance(option, type) and issubclass(option, PurePath)) for option in _options(hint)
-    )
-
-
-def _options(hint: Any) -> tuple[Any, ...]:
-    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    return typing.get_args(hint) if union else (hint,)
-
-
-def _arity(hint: Any) -> int | None:
-    """How many arguments a factory annotation passes; 0 for a class, None when it cannot be told."""
-    for option in _options(hint):
-        if typing.get_origin(option) is collections.abc.Callable:
-            arguments = typing.get_args(option)[0]
-            return len(arguments) if isinstance(arguments, list) else None
-        if isinstance(option, type) and option not in (str, type(None)):
-            return 0
-    return None
-
-
-def _record(hint: Any) -> type | None:
-    """The dataclass that an annotation names: its fields are written without class_path."""
-    return next((o for o in _options(hint) if isinstance(o, type) and dataclasses.is_dataclass(o)), None)
-
-
-def _element(hint: Any) -> Any:
-    for option in _options(hint):
-        arguments = [a for a in typing.get_args(option) if a is not Ellipsis]
-        if arguments and typing.get_origin(option) is not collections.abc.Callable:
-            return arguments[-1]
-    return None
-
-
-def _accepts_none(hint: Any) -> bool:
-    return any(o in (None, type(None), Any, object) or isinstance(o, typing.TypeVar) for o in _options(hint))
+            yield from _specs(f"{key}[{index}]", item, element_of(hint))
 
 
 # ---- messages --------------------------------------------------------------------------------------------
@@ -308,25 +255,20 @@ def _type_name(hint: Any) -> str:
         return "null"
     if isinstance(hint, type) and not typing.get_args(hint):
         return hint.__name__
-    choices = _choices(hint)
+    choices = choices_of(hint)
     if choices:
-        others = [o for o in _options(hint) if typing.get_origin(o) is not typing.Literal]
+        others = [o for o in options_of(hint) if typing.get_origin(o) is not typing.Literal]
         return " or ".join(["one of " + ", ".join(map(repr, choices)), *map(_type_name, others)])
-    if len(_options(hint)) > 1:
-        return " or ".join(_type_name(o) for o in _options(hint))
+    if len(options_of(hint)) > 1:
+        return " or ".join(_type_name(o) for o in options_of(hint))
     return re.sub(r"\b(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])", "", str(hint))
 
 
 def _expected(key: str, cls: type, hint: Any, value: Any) -> str:
-    choices = [str(choice) for choice in _choices(hint)]
+    choices = [str(choice) for choice in choices_of(hint)]
     near = difflib.get_close_matches(value, choices, n=1) if isinstance(value, str) else []
     end = f"; did you mean '{near[0]}'?" if near else ""
     return f"{key}: {cls.__name__} expects {_type_name(hint)}, got {_shown(value)}{end}"
-
-
-def _choices(hint: Any) -> list[Any]:
-    literals = [o for o in _options(hint) if typing.get_origin(o) is typing.Literal]
-    return [choice for literal in literals for choice in typing.get_args(literal)]
 
 
 def _type_error(message: str, key: str, cls: type, arguments: dict[str, Any], hints: dict[str, Any]) -> str:

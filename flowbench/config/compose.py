@@ -1,37 +1,34 @@
 """Composition: experiment files, their ``base:`` lists and the overrides become one tree.
 
 Order, later wins: the first ``-c`` file's bases, that file, the next ``-c`` file's bases, that file, ..., the
-overrides. Mappings merge, lists and values replace. Three rules go beyond OmegaConf's merge:
+overrides. Mappings merge, lists and values replace (``merge.py``). Two rules are the experiments' own:
 
 * A budget is a choice among exclusive alternatives, so the last layer that names one (``budget:`` or
   ``trainer.max_steps``) replaces the earlier ones; two in the same layer are an error (see ``budget.py``).
-* ``_replace_: true`` inside a mapping replaces the inherited mapping instead of merging into it, for instance
-  to choose another network with other options.
 * In ``callbacks``, ``loggers``, ``requires`` and ``evaluator.metrics``, null removes an inherited entry.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
-
-import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from typing import Any
 
 from flowbench.config.errors import ConfigError, one_line, suggestion
 from flowbench.config.files import identify_files, names_files, with_contents
-from flowbench.config.overrides import apply_override, parse_override
+from flowbench.config.interpolation import escape, resolve
+from flowbench.config.merge import Layer, merge, set_key, split_key, without_marks
+from flowbench.config.overrides import parse_override
+from flowbench.config.text import Tree, kind, plain, read_yaml, shown, write_yaml
 from flowbench.core.places import expand
 from flowbench.core.resources import PREFIX, find_experiment, shipped_like
 
-__all__ = ["Composed", "compose", "fingerprint", "significant", "to_yaml"]
+__all__ = ["Composed", "compose", "compose_tree", "fingerprint", "read_mapping", "significant", "to_yaml"]
 
-REPLACE = "_replace_"
 NAMED = (("callbacks",), ("loggers",), ("requires",), ("evaluator", "metrics"))
 # Keys that move files, threads or lines on a screen, but no number.
 NEUTRAL: dict[str, tuple[str, ...]] = {
@@ -46,7 +43,6 @@ NEUTRAL: dict[str, tuple[str, ...]] = {
 }
 NEUTRAL_SECTIONS = ("run", "loggers", "threads", "progress")
 
-Tree = dict[str, Any]
 Chain = tuple[Path, ...]
 
 
@@ -61,14 +57,14 @@ class Composed:
         files: the ``-c`` files, absolute.
     """
 
-    source: DictConfig
+    source: Tree
     resolved: Tree
     files: tuple[Path, ...]
 
     @property
     def source_yaml(self) -> str:
         """The unresolved configuration as YAML text."""
-        return OmegaConf.to_yaml(self.source)
+        return write_yaml(self.source)
 
 
 def compose(files: Sequence[str | Path], overrides: Iterable[str] = (), *, identify: bool = True) -> Composed:
@@ -90,12 +86,28 @@ def compose(files: Sequence[str | Path], overrides: Iterable[str] = (), *, ident
     return _compose([Path(f) if str(f) else None for f in files], list(overrides), (), {} if identify else None)
 
 
+def compose_tree(tree: Mapping[str, Any], name: str, directory: Path) -> Composed:
+    """The configuration of a file that has this content; nothing is read but its bases and what it requires.
+
+    Args:
+        tree: the content; its relative paths start at the directory.
+        name: of the text, for errors.
+        directory: where the file would lie.
+
+    Raises:
+        ConfigError: as :func:`compose`.
+    """
+    source = _expand(copy.deepcopy(dict(tree)), name, directory, ()).tree
+    return Composed(source, _finish(resolve(source), (), {}), ())
+
+
 def fingerprint(resolved: Mapping[str, Any]) -> str:
     """Twelve hex digits that name the result a configuration leads to.
 
     Run directory, loggers, worker processes and progress display are left out; a required experiment enters
     by its own fingerprint, a file by what it holds.
     """
+    resolved = plain(resolved)
     files = resolved.get("files") or {}
     kept = {k: v if k == "requires" else with_contents(v, files) for k, v in resolved.items() if k != "files"}
     kept = significant(kept)
@@ -116,16 +128,31 @@ def significant(resolved: Mapping[str, Any]) -> Tree:
 
 def to_yaml(resolved: Mapping[str, Any]) -> str:
     """A resolved configuration as YAML text that composes to an equal configuration."""
-    return OmegaConf.to_yaml(OmegaConf.create(_escape(dict(resolved))))
+    return write_yaml(escape(dict(resolved)))
 
 
-def _escape(value: Any) -> Any:
-    # A literal "${" in a resolved string would be read as an interpolation when the text is loaded again.
-    if isinstance(value, str):
-        return value.replace("${", "\\${")
-    if isinstance(value, Mapping):
-        return {k: _escape(v) for k, v in value.items()}
-    return [_escape(v) for v in value] if isinstance(value, list) else value
+def read_mapping(path: Path) -> Tree:
+    """Read a YAML file whose top level is a mapping; interpolations stay as they are written.
+
+    Raises:
+        ConfigError: one line with the path: it cannot be read, is not YAML, is empty or holds something else.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {_reason(error)}") from error
+    node = read_yaml(text, str(path))
+    if node is None or node == {}:
+        raise ConfigError(f"{path} is empty; write 'key: value' lines")
+    if not isinstance(node, dict):
+        raise ConfigError(f"{path} must hold 'key: value' lines, not {kind(node)}")
+    return node
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start} is not UTF-8 text"
+    return one_line((isinstance(error, OSError) and error.strerror) or error)
 
 
 def _compose(
@@ -133,18 +160,19 @@ def _compose(
 ) -> Composed:
     if not files:
         raise ConfigError("no configuration given; add -c FILE.yaml")
-    tree: Tree = {}
+    layer = Layer({})
     paths: list[Path] = []
     identified = True
     for file in files:
         if file is None:
             raise ConfigError("-c got an empty file name; write -c FILE.yaml")
         paths.append(_locate(file, Path.cwd(), None))
-        layer = _load(paths[-1], chain)
-        identified = identified and not _is_older_run(paths[-1], layer)
-        tree = _merge(tree, layer)
-    source = _override(tree, [parse_override(text) for text in overrides], chain)
-    return Composed(source, _resolve(source, chain + tuple(paths), known if identified else None), tuple(paths))
+        loaded = _load(paths[-1], chain)
+        identified = identified and not _is_older_run(paths[-1], loaded.tree)
+        layer = _merge(layer, loaded)
+    source = _override(layer.tree, [parse_override(text) for text in overrides], chain)
+    resolved = _finish(resolve(source), chain + tuple(paths), known if identified else None)
+    return Composed(source, resolved, tuple(paths))
 
 
 def _is_older_run(path: Path, tree: Tree) -> bool:
@@ -153,89 +181,60 @@ def _is_older_run(path: Path, tree: Tree) -> bool:
     return saved and "files" not in tree and names_files(tree)
 
 
-def _locate(file: Path, directory: Path, named_in: Path | None) -> Path:
+def _locate(file: Path, directory: Path, named_in: str | None) -> Path:
     where = f" (named in {named_in})" if named_in else ""
     try:
-        path = (find_experiment(str(file)) or directory / expand(file)).resolve()
+        path = find_experiment(str(file)) or directory / expand(file)
     except ValueError as error:
         raise ConfigError(f"{error}{where}") from error
-    if path.is_dir():
-        raise ConfigError(f"{file} is a directory, not a YAML file{where}")
-    if not path.is_file():
-        beside = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        hint = shipped_like(file) or (suggestion(path.name, beside) if beside else "")
-        raise ConfigError(f"file {file} does not exist{where}{hint}")
-    return path
+    try:
+        path = path.resolve()
+        if path.is_file():
+            return path
+        fault = "is a directory, not a YAML file" if path.is_dir() else "is no regular file"
+        if not path.exists():
+            beside = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+            fault = f"does not exist{shipped_like(file) or (suggestion(path.name, beside) if beside else '')}"
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, links in a circle, a null byte
+        fault = f"cannot be read: {_reason(error)}"
+    fault, semicolon, hint = fault.partition(";")
+    raise ConfigError(f"file {one_line(file)} {fault}{where}{semicolon}{hint}")
 
 
-def _load(path: Path, chain: Chain) -> Tree:
+def _load(path: Path, chain: Chain) -> Layer:
     """Read one file and fold its bases under it."""
     if path in chain:
         names = " -> ".join(str(p) for p in (*chain[chain.index(path) :], path))
         raise ConfigError(f"configuration files name each other in a cycle: {names}")
-    return _expand(_read(path), path, (*chain, path))
+    return _expand(read_mapping(path), str(path), path.parent, (*chain, path))
 
 
-def _read(path: Path) -> Tree:
-    try:
-        node = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 0
-        since = f", {error.context} from line {error.context_mark.line + 1}" if error.context_mark else ""
-        raise ConfigError(f"{path}, line {line}: not valid YAML: {error.problem}{since}") from error
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}, key '{error.full_key}': {str(error).splitlines()[0]}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read: {one_line(error)}") from error
-    if not node:
-        raise ConfigError(f"{path} is empty; an experiment file holds data, model and trainer")
-    if not isinstance(node, dict):
-        raise ConfigError(f"{path} must hold 'key: value' lines, not a list or a text")
-    return cast(Tree, node)
-
-
-def _expand(node: Tree, path: Path, chain: Chain) -> Tree:
-    """Fold ``base:`` under a node and make its ``requires`` paths absolute."""
-    bases = node.pop("base", None) or []
-    bases = [bases] if isinstance(bases, str) else bases
+def _expand(node: Tree, name: str, directory: Path, chain: Chain) -> Layer:
+    """Fold ``base:`` under the content of a text and make its ``requires`` paths absolute."""
+    given = node.pop("base", None) or []
+    bases = [given] if isinstance(given, str) else given
     if not isinstance(bases, list) or not all(isinstance(b, str) for b in bases):
-        raise ConfigError(f"{path}: base must be a list of files, got {bases!r}")
+        raise ConfigError(f"{name}: base must be a list of files, got {plain(given)!r}")
     if isinstance(node.get("requires"), dict):
-        node["requires"] = {k: _anchor(v, path, chain) for k, v in node["requires"].items()}
-    tree: Tree = {}
+        required = node["requires"].items()
+        node["requires"] = {k: _anchor(v, name, directory, chain) for k, v in required}
+    layer = Layer({})
     for base in bases:
-        tree = _merge(tree, _load(_locate(Path(base), path.parent, path), chain))
-    return _merge(tree, node)
+        layer = _merge(layer, _load(_locate(Path(base), directory, name), chain))
+    return _merge(layer, Layer.of(node, name))
 
 
-def _anchor(value: Any, path: Path, chain: Chain) -> Any:
+def _anchor(value: Any, name: str, directory: Path, chain: Chain) -> Any:
     if isinstance(value, str) and not value.startswith(("${", PREFIX)):
-        return str(path.parent / Path(value).expanduser())
-    return _expand(value, path, chain) if isinstance(value, dict) else value
+        return str(directory / expand(value))
+    return _expand(value, name, directory, chain).tree if isinstance(value, dict) else value
 
 
-def _merge(tree: Tree, layer: Tree) -> Tree:
-    tree = _cut_replaced(tree, layer)
-    if _names_budget(layer):
-        tree = _without_budget(tree)
-    merged = OmegaConf.merge(OmegaConf.create(tree), OmegaConf.create(_unmarked(layer)))
-    return cast(Tree, OmegaConf.to_container(merged, resolve=False))
-
-
-def _cut_replaced(tree: Tree, layer: Tree) -> Tree:
-    if layer.get(REPLACE):
-        return {}
-    out = dict(tree)
-    for key, value in layer.items():
-        if isinstance(value, dict) and isinstance(out.get(key), dict):
-            out[key] = _cut_replaced(out[key], value)
-    return out
-
-
-def _unmarked(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _unmarked(v) for k, v in value.items() if k != REPLACE}
-    return value
+def _merge(low: Layer, high: Layer) -> Layer:
+    if _names_budget(high.tree):
+        low = Layer(_without_budget(low.tree), low.texts)
+    merged = merge(low, high)
+    return Layer(without_marks(merged.tree), merged.texts)
 
 
 def _is_budget(value: Any) -> bool:
@@ -255,43 +254,35 @@ def _without_budget(tree: Tree) -> Tree:
     return out
 
 
-def _override(tree: Tree, pairs: list[tuple[str, Any]], chain: Chain) -> DictConfig:
-    layer = OmegaConf.create({})
+def _override(tree: Tree, pairs: list[tuple[str, Any]], chain: Chain) -> Tree:
+    layer: Tree = {}
     for key, value in pairs:
         if key.startswith(("budget", "trainer")):
-            apply_override(layer, key, value)
-    if _names_budget(cast(Tree, OmegaConf.to_container(layer, resolve=False))):
+            set_key(layer, key, copy.deepcopy(value))
+    if _names_budget(layer):
         tree = _without_budget(tree)
-    for name in {key.split(".")[1] for key, _ in pairs if key.startswith("requires.") and key.count(".") > 1}:
-        required = tree.get("requires", {}).get(name)
-        if isinstance(required, str):  # an override reaches into the required file: inline it first
-            tree["requires"][name] = _compose([_locate(Path(required), Path.cwd(), None)], [], chain, None).resolved
+    for name in {split_key(key)[1] for key, _ in pairs if key.startswith("requires.") and len(split_key(key)) > 2}:
+        required = tree.get("requires")
+        if isinstance(required, dict) and isinstance(required.get(name), str):
+            # An override reaches into the required file: inline it first.
+            required[name] = _compose([_locate(Path(required[name]), Path.cwd(), None)], [], chain, None).resolved
     for key, _ in pairs:
-        _cut_required_budget(tree, key.split("."))
-    config = OmegaConf.create(tree)
+        _cut_required_budget(tree, split_key(key))
     for key, value in pairs:
-        apply_override(config, key, value)
-    return config
+        set_key(tree, key, without_marks(value))
+    return tree
 
 
-def _cut_required_budget(tree: Tree, key: list[str]) -> None:
+def _cut_required_budget(tree: Tree, key: tuple[str, ...]) -> None:
     """An override that names the budget of a required experiment replaces it, as it does at the top."""
     node: Any = tree
     while len(key) > 2 and key[0] == "requires" and isinstance(node, dict):
-        node, key = (node.get("requires") or {}).get(key[1]), key[2:]
-    if node is not tree and isinstance(node, dict) and (key[0] == "budget" or key[:2] == ["trainer", "max_steps"]):
+        required = node.get("requires")
+        node, key = required.get(key[1]) if isinstance(required, dict) else None, key[2:]
+    if node is not tree and isinstance(node, dict) and (key[0] == "budget" or key[:2] == ("trainer", "max_steps")):
         node.pop("budget", None)
         if isinstance(node.get("trainer"), dict):
             node["trainer"].pop("max_steps", None)
-
-
-def _resolve(source: DictConfig, chain: Chain, known: Mapping[str, str] | None) -> Tree:
-    try:
-        tree = cast(Tree, OmegaConf.to_container(source, resolve=True, throw_on_missing=True))
-    except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"key '{error.full_key}' cannot be resolved: {one_line(reason)}") from error
-    return _finish(tree, chain, known)
 
 
 def _drop_nulls(tree: Tree, names: tuple[str, ...]) -> None:
@@ -312,14 +303,14 @@ def _finish(tree: Tree, chain: Chain, known: Mapping[str, str] | None) -> Tree:
     recorded = _recorded(tree, known)
     requires = tree.get("requires") or {}
     if not isinstance(requires, dict):
-        raise ConfigError(f"requires must be 'name: experiment.yaml' lines, got {requires!r}")
+        raise ConfigError(f"requires must be 'name: experiment.yaml' lines, got {plain(requires)!r}")
     for name, value in requires.items():
         if isinstance(value, str):
             requires[name] = _compose([_locate(Path(value), Path.cwd(), None)], [], chain, recorded).resolved
         elif isinstance(value, dict):
             requires[name] = _finish(value, chain, recorded)
         else:
-            raise ConfigError(f"requires.{name} must be an experiment file or a mapping, got {value!r}")
+            raise ConfigError(f"requires.{name} must be an experiment file or a mapping, got {plain(value)!r}")
         requires[name].pop("evaluator", None)  # it is trained here, not measured: its metrics name no other result
     if recorded is not None:
         inner = {text: content for value in requires.values() for text, content in (value.get("files") or {}).items()}
@@ -332,5 +323,5 @@ def _recorded(tree: Tree, known: Mapping[str, str] | None) -> Mapping[str, str] 
     """Contents that were recorded before, those of the outer experiment first; None where none shall be."""
     own = tree.pop("files", None) or {}
     if not isinstance(own, dict) or not all(isinstance(v, str) for pair in own.items() for v in pair):
-        raise ConfigError(f"files must hold 'name: content' lines, as runs save them, got {own!r}")
+        raise ConfigError(f"files must hold 'name: content' lines, as runs save them, got {shown(own)}")
     return None if known is None else {**own, **known}

@@ -8,10 +8,16 @@ from collections.abc import Iterable
 __all__ = ["ConfigError", "one_line", "suggestion"]
 
 _LISTED = 12
+_LONGEST = 1000
 
 
 class ConfigError(ValueError):
     """A mistake in an experiment file or an override: one line that says what to do about it."""
+
+    def __init__(self, message: object = "") -> None:
+        text = one_line(message)
+        # A message may quote a user's text of any length; what to do about it stands at the end.
+        super().__init__(text if len(text) <= _LONGEST else f"{text[: _LONGEST - 305]} ... {text[-300:]}")
 
 
 def one_line(text: object) -> str:

@@ -7,14 +7,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flowbench.config.annotations import constructor_hints, takes_path
 from flowbench.config.budget import read_budget
-from flowbench.config.classes import Arguments, Object, accepted_names, constructor_hints, takes_path
+from flowbench.config.classes import Arguments, Object, accepted_names
 from flowbench.config.compose import Composed, compose, fingerprint, to_yaml
 from flowbench.config.errors import ConfigError, suggestion
 from flowbench.config.files import check_files
+from flowbench.config.fitting import fit_experiment
 from flowbench.config.imports import import_class
+from flowbench.config.text import shown
 from flowbench.config.trainer import check_trainer, check_trainer_numbers
 from flowbench.core.checks import check_seed
+from flowbench.core.places import expand
+from flowbench.core.terminal import wrapped
 from flowbench.storage import write_text
 
 if TYPE_CHECKING:
@@ -119,6 +124,7 @@ class Experiment:
         cls, resolved: dict[str, Any], source_yaml: str, stem: str, home: Path | None = None
     ) -> Experiment:
         _check_sections(resolved)
+        resolved = fit_experiment(resolved)
         name = fingerprint(resolved)
         seed = _seed(resolved.get("seed", 0))
         run_dir = _run_dir(resolved.get("run"), stem, name)
@@ -144,6 +150,7 @@ class Experiment:
             sections: experiments that have an equal section, by its name.
         """
         parts = replace(self._parts, **{name: getattr(other._parts, name) for name, other in sections.items()})
+        resolved = fit_experiment(resolved)
         return replace(self, resolved=resolved, fingerprint=fingerprint(resolved), _parts=parts)
 
     @property
@@ -175,7 +182,7 @@ class Experiment:
             "requires": ", ".join(f"{k} ({v.fingerprint})" for k, v in self.requirements.items()) or "nothing",
             "fingerprint": self.fingerprint,
         }
-        return "\n".join(f"{name:<12} {value}" for name, value in lines.items())
+        return "\n".join(wrapped(value, f"{name:<12} ", " " * 13) for name, value in lines.items())
 
     def save(self, run_dir: Path) -> None:
         """Write ``config.source.yaml`` and ``config.yaml``, each atomically; call it on one process."""
@@ -373,7 +380,7 @@ def _check_sections(resolved: Mapping[str, Any]) -> None:
             raise ConfigError(f"the experiment has no '{key}'; see flowbench list experiments")
     run = resolved.get("run") or {}
     if not isinstance(run, Mapping):
-        raise ConfigError(f"run must hold dir and name, got {run!r}")
+        raise ConfigError(f"run must hold dir and name, got {shown(run)}")
     for key in run:
         if key not in RUN_KEYS:
             raise ConfigError(f"run: unknown key '{key}'{suggestion(str(key), RUN_KEYS)}")
@@ -389,10 +396,15 @@ def _seed(value: Any) -> int:
 
 def _run_dir(run: Mapping[str, Any] | None, stem: str, name: str) -> Path:
     run = run or {}
+    for key, value in run.items():
+        if isinstance(value, (Mapping, list)):
+            raise ConfigError(f"run.{key} must be text, got {shown(value)}")
     if run.get("dir"):
-        return Path(str(run["dir"])).expanduser()
+        return expand(run["dir"])
     if run.get("name"):
-        return Path("runs") / str(run["name"])
+        if run["name"].startswith("~"):
+            raise ConfigError(f"run.name={run['name']} names a folder inside of runs/; write run.dir={run['name']}")
+        return Path("runs") / run["name"]
     return Path("runs") / (stem if stem.endswith(name) else f"{stem}-{name}")
 
 
@@ -405,10 +417,10 @@ def _requirement(name: str, resolved: dict[str, Any]) -> Experiment:
     return experiment
 
 
-def _section(resolved: Mapping[str, Any], key: str) -> dict[str, Any]:
+def _section(resolved: Mapping[str, Any], key: str, where: str = "") -> dict[str, Any]:
     value = resolved.get(key) or {}
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{key} must hold 'name: value' lines, got {value!r}")
+        raise ConfigError(f"{where}{key} must hold 'name: value' lines, got {shown(value)}")
     return dict(value)
 
 
@@ -446,6 +458,7 @@ def _named(resolved: Mapping[str, Any], key: str, base: type, defaults: Mapping[
         if isinstance(spec, Mapping) and "class_path" in spec:
             accepted = accepted_names(import_class(f"{key}.{name}", spec["class_path"]))
             fill = {k: v for k, v in defaults.items() if k in accepted}
-            spec = {**spec, "init_args": {**fill, **(spec.get("init_args") or {})}}
+            given = _section(spec, "init_args", f"{key}.{name}.")
+            spec = {**spec, "init_args": {**fill, **given}}
         parts[str(name)] = Object(f"{key}.{name}", base, spec)
     return parts

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from flowbench.core.launch import started_by_srun
 
 __all__ = ["LISTENER", "Listener", "Stopped", "reason_of_exit", "stops_on_signals"]
 
@@ -130,6 +131,5 @@ def stops_on_signals() -> Iterator[None]:
 
 
 def _numbers() -> list[int]:
-    under_slurm = "SLURM_NTASKS" in os.environ
-    names = [name for name in _NAMES if not (under_slurm and name in _SCHEDULERS)]
+    names = [name for name in _NAMES if not (name in _SCHEDULERS and started_by_srun())]
     return [getattr(signal, name) for name in names if hasattr(signal, name)]

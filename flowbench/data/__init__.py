@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from flowbench.torchvision_guard import ensure_importable
+from typing import TYPE_CHECKING
 
-ensure_importable()
+from flowbench.core.lazy import lazy_exports
 
-from flowbench.data.batch import Batch  # noqa: E402
-from flowbench.data.catalogue import get, list_datasets, register  # noqa: E402
-from flowbench.data.datamodule import FlowDataModule  # noqa: E402
-from flowbench.data.declaration import Declaration  # noqa: E402
-from flowbench.data.densities import DENSITIES, Density2D, get_density  # noqa: E402
-from flowbench.data.entry import DatasetEntry  # noqa: E402
-from flowbench.data.samplers import BatchIndex, EndlessSampler, ShardedSampler  # noqa: E402
-from flowbench.data.spec import DataSpec, Units  # noqa: E402
-from flowbench.data.split import SPLITS, Split  # noqa: E402
-from flowbench.data.user_data import USER_FORMATS  # noqa: E402
+if TYPE_CHECKING:
+    from flowbench.data.batch import Batch
+    from flowbench.data.catalogue import get, list_datasets, register
+    from flowbench.data.datamodule import FlowDataModule
+    from flowbench.data.declaration import Declaration
+    from flowbench.data.densities import DENSITIES, Density2D, get_density
+    from flowbench.data.entry import DatasetEntry
+    from flowbench.data.samplers import BatchIndex, EndlessSampler, ShardedSampler
+    from flowbench.data.spec import DataSpec, Units
+    from flowbench.data.split import SPLITS, Split
+    from flowbench.data.user_formats import USER_FORMATS
 
 __all__ = [
     "DENSITIES",
@@ -37,3 +38,5 @@ __all__ = [
     "list_datasets",
     "register",
 ]
+
+__getattr__ = lazy_exports(__name__)

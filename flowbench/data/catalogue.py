@@ -15,7 +15,7 @@ from flowbench.data.entry import DatasetEntry
 from flowbench.data.fashion_mnist_mini import FASHION_MNIST_MINI
 from flowbench.data.real_images import CIFAR10, FASHION_MNIST, MNIST
 from flowbench.data.spec import DataSpec
-from flowbench.data.user_data import USER_FORMATS, open_user_data
+from flowbench.data.user_formats import USER_FORMATS
 
 __all__ = ["check", "check_declaration", "declared_spec", "get", "list_datasets", "register"]
 
@@ -65,12 +65,15 @@ def check(
         ValueError: for an unknown name, a missing path, or an option that the dataset does not use.
     """
     _check_name(name)
+    path = None if path is None else expand(path)
     if name in _entries and path is not None:
         raise ValueError(f"path: the dataset {name!r} takes none, got {str(path)!r}; remove it")
     if name in USER_FORMATS and path is None:
         raise ValueError(f"path: the dataset {name!r} is your own data; set path to your {USER_FORMATS[name]}")
     if path is not None and not expand(path).exists():
         raise ValueError(f"path: {str(path)!r} does not exist (working directory {str(Path.cwd())!r})")
+    if path is not None and not (path.is_file() or path.is_dir()):
+        raise ValueError(f"path: {str(path)!r} is neither a file nor a folder")
     if image_size is not None and name != "image_folder":
         raise ValueError(f"image_size: only 'image_folder' resizes, {name!r} does not; remove it")
     if declared is not None and declared.given and name in _entries:
@@ -173,6 +176,8 @@ def get(
     check(name, path, image_size, random_flip, declared)
     if path is None:
         return _entries[name]
+    from flowbench.data.user_data import open_user_data  # reads files with libraries that a list does not need
+
     entry = open_user_data(name, expand(path), image_size, declared)
     if random_flip:
         _check_flips(entry)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from flowbench.core.lazy import lazy_module
 from flowbench.data.entry import DatasetEntry
 from flowbench.data.spec import DataSpec
 from flowbench.data.split import Split
 from flowbench.seeds import generator as keyed_generator
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = lazy_module("torch")
 
 __all__ = ["CHI_ARCS", "SCALE", "draw_chi_arcs"]
 

@@ -12,16 +12,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cache, cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from flowbench.core.lazy import lazy_module
 from flowbench.data.entry import DatasetEntry
 from flowbench.data.spec import DataSpec
 from flowbench.data.split import Split
 from flowbench.seeds import generator as keyed_generator
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = lazy_module("torch")
 
 __all__ = [
     "DENSITIES",
@@ -48,6 +53,7 @@ class Density2D(ABC):
 
     Attributes:
         name: name in the catalogue.
+        summary: the definition in one line, for the catalogue.
         version: changes with any constant of the definition.
         num_classes: number of labels, or None.
         has_log_prob: whether :meth:`log_prob` is available.
@@ -55,6 +61,7 @@ class Density2D(ABC):
     """
 
     name: ClassVar[str]
+    summary: ClassVar[str]
     version: ClassVar[str] = "1"
     num_classes: ClassVar[int | None] = None
     has_log_prob: ClassVar[bool] = False
@@ -164,6 +171,7 @@ class Gaussian(_Mixture):
     """
 
     name = "gaussian"
+    summary = "One correlated Gaussian: mean (2, -1), covariance [[1.5, 0.8], [0.8, 1.0]]"
     bounds = (-8.0, 12.0, -9.0, 7.0)
     weights: ClassVar = [1.0]
     means: ClassVar = [(2.0, -1.0)]
@@ -182,6 +190,7 @@ class EightGaussians(_Mixture):
     """
 
     name = "eight_gaussians"
+    summary = "Eight equal Gaussians on a ring: radius 5, angles k pi / 4, standard deviation 0.5 each"
     num_classes = 8
     bounds = (-9.5, 9.5, -9.5, 9.5)
     weights: ClassVar = [1.0 / 8.0] * 8
@@ -197,6 +206,7 @@ class FiveGaussians(_Mixture):
     """
 
     name = "five_gaussians"
+    summary = "Five equal Gaussians on a ring: radius 4, angles pi / 2 + 2 k pi / 5, standard deviation 0.4 each"
     num_classes = 5
     bounds = (-7.0, 7.0, -7.0, 7.0)
     weights: ClassVar = [1.0 / 5.0] * 5
@@ -222,6 +232,7 @@ class GaussianMixture(_Mixture):
     """
 
     name = "gaussian_mixture"
+    summary = "Five unequal Gaussians, off centre and without symmetry"
     num_classes = 5
     bounds = (-9.0, 8.0, -8.0, 9.0)
     weights: ClassVar = [0.30, 0.25, 0.20, 0.15, 0.10]
@@ -306,6 +317,7 @@ class Moons(_NoisyCurve):
     """
 
     name = "moons"
+    summary = "Two interleaved half circles of radius 3 with Gaussian noise of standard deviation 0.25"
     num_classes = 2
     noise_std = 0.25
     bounds = (-6.75, 6.75, -4.5, 4.5)
@@ -325,6 +337,7 @@ class SCurve(_NoisyCurve):
     """
 
     name = "s_curve"
+    summary = "An S with Gaussian noise of standard deviation 0.2"
     noise_std = 0.2
     bounds = (-4.0, 4.0, -6.0, 6.0)
 
@@ -345,6 +358,7 @@ class Ring(Density2D):
     """
 
     name = "ring"
+    summary = "A centred circle of radius 4 with Gaussian noise of standard deviation 0.3"
     has_log_prob = True
     bounds = (-6.25, 6.25, -6.25, 6.25)
     radius: ClassVar[float] = 4.0
@@ -381,6 +395,7 @@ class Checkerboard(Density2D):
     """
 
     name = "checkerboard"
+    summary = "Uniform on the eight dark squares of a 4 x 4 board on [-4, 4]^2"
     has_log_prob = True
     bounds = (-4.0, 4.0, -4.0, 4.0)
 
@@ -451,10 +466,9 @@ def _loader(density: Density2D) -> Callable[[Path], dict[str, Split]]:
 
 def density_entry(density: Density2D) -> DatasetEntry:
     """The catalogue's entry of a density."""
-    summary = (type(density).__doc__ or "").splitlines()[0].removesuffix(f". Version {density.version}.")
     return DatasetEntry(
         spec=density.spec,
-        description=f"2-D: {summary}",
+        description=f"2-D: {density.summary}",
         licence="none needed (synthetic)",
         citation="flowbench (defined in flowbench/data/densities.py)",
         load=_loader(density),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from flowbench.core.lazy import lazy_module
 from flowbench.core.resources import resource
 from flowbench.data.entry import DatasetEntry, Report
 from flowbench.data.real_images import FASHION_MNIST, canonical_splits
@@ -15,6 +15,12 @@ from flowbench.data.spec import DataSpec
 from flowbench.data.split import Split, stratified_order
 from flowbench.data.store import array_sha256
 from flowbench.storage import write_atomic
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = lazy_module("torch")
 
 __all__ = ["FASHION_MNIST_MINI", "FILE", "KEY", "draw", "load_mini"]
 

@@ -11,17 +11,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from filelock import FileLock, Timeout
 from numpy.lib import format as npy_format
 
+from flowbench.core.lazy import lazy_module
 from flowbench.core.places import writable
 from flowbench.data.entry import Report
 from flowbench.data.split import Split
 from flowbench.storage import write_atomic, write_text
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = lazy_module("torch")
 
 __all__ = ["Arrays", "ImageStore", "Part", "array_sha256"]
 

@@ -24,14 +24,7 @@ from flowbench.data.own_values import Grid, checked_array, find_grid, find_units
 from flowbench.data.spec import DataSpec, Units
 from flowbench.data.split import SPLITS, Split, cut_order, stratified_order
 
-__all__ = ["USER_FORMATS", "open_user_data"]
-
-USER_FORMATS = {
-    "npz": ".npz file (x, or train/val/test; optional label)",
-    "npy": ".npy file (one array)",
-    "pt": ".pt file (a tensor, or a dict with the keys of an npz)",
-    "image_folder": "folder of images, one subfolder per class",
-}
+__all__ = ["open_user_data"]
 
 MIN_SAMPLES = 10
 # Names the cut and the order of the splits; another rule is another version of the data.

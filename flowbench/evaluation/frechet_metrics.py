@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from flowbench import metrics as pure
+from flowbench.core.places import expand
 from flowbench.core.remarks import say_once
 from flowbench.data import DataSpec
 from flowbench.evaluation.feature_metrics import FeatureMetric
@@ -47,7 +48,7 @@ class _FrechetMetric(FeatureMetric):
         super().__init__(features, num_samples, num_reference)
         if statistics is not None and num_reference is not None:
             raise ValueError(f"num_reference={num_reference} has no say over the statistics in {statistics}; remove it")
-        self.statistics = statistics
+        self.statistics = None if statistics is None else str(expand(statistics))
         # The file's moments and hash: read once, not for every point of a sweep.
         self._loaded: tuple[Moments, str] | None = None
 

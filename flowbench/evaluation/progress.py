@@ -41,14 +41,18 @@ class ProgressFile(L.Callback):
         self.trained = is_trained(path)
         self._clock = clock
         self._last = 0.0
+        self._loss: torch.Tensor | float | None = _last_loss(path)
         self._written: dict[str, Any] = {}
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write when a second has passed."""
+        loss = outputs.get("loss") if isinstance(outputs, dict) else None
+        if isinstance(loss, torch.Tensor):
+            self._loss = loss.detach()  # read when it is written, because that waits for the device
         if self._clock() - self._last >= INTERVAL:
-            self.write(trainer, "fit", outputs)
+            self.write(trainer, "fit")
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Training is over; the budget says whether it is used up."""
@@ -71,21 +75,19 @@ class ProgressFile(L.Callback):
         before = str(self._written.get("what", ""))
         begins = what.rstrip(_COUNT) != before.rstrip(_COUNT)
         if begins or self._clock() - self._last >= INTERVAL:
-            self._put({**self._written, "phase": phase, "what": what, "fraction": fraction, "loss": None})
+            self._put({**self._written, "phase": phase, "what": what, "fraction": fraction})
 
-    def write(self, trainer: L.Trainer, phase: str, outputs: Any = None, reason: str | None = None) -> None:
+    def write(self, trainer: L.Trainer, phase: str, reason: str | None = None) -> None:
         """Write the file on process 0, atomically.
 
         Args:
             trainer: for the step.
             phase: `fit`, `test`, `done`, or how the run broke off: `interrupted` by a signal, `failed` by an error. A
                 process that was killed leaves the phase that it was in, and its folder's lock free.
-            outputs: what the training step returned, for the loss.
             reason: why a run broke off.
         """
         if not trainer.is_global_zero:
             return
-        loss = outputs.get("loss") if isinstance(outputs, dict) else None
         record = {
             "phase": phase,
             "trained": self.trained,
@@ -93,7 +95,9 @@ class ProgressFile(L.Callback):
             "max_steps": self.budget.max_steps if self.budget else None,
             # Of the training; a measurement that begins has done nothing of its own.
             "fraction": self.budget.progress if self.budget and phase != "test" else 0.0,
-            "loss": float(loss.detach()) if isinstance(loss, torch.Tensor) else None,
+            "loss": None if self._loss is None else float(self._loss),
+            "samples_seen": self.budget.samples_seen if self.budget else None,
+            "train_seconds": self.budget.train_seconds if self.budget else None,
             "reason": reason,
         }
         self._put(record)
@@ -129,6 +133,12 @@ def is_trained(path: Path) -> bool:
     record = _read(path)
     # Files of earlier versions have the phase alone, and `done` only after the whole training.
     return bool(record.get("trained", record.get("phase") == "done"))
+
+
+def _last_loss(path: Path) -> float | None:
+    """The loss that the run's training ended with, which a measurement of it leaves as it is."""
+    loss = _read(path).get("loss")
+    return float(loss) if isinstance(loss, (int, float)) else None
 
 
 def _read(path: Path) -> dict[str, Any]:

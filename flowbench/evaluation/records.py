@@ -123,4 +123,4 @@ class Curve:
         write_text(self.path, "".join(f"{line}\n" for line in kept))
 
     def _lines(self) -> list[str]:
-        return self.path.read_text().splitlines() if self.path.is_file() else []
+        return self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []

@@ -9,6 +9,7 @@ from typing import IO, Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from flowbench.core.places import expand
 from flowbench.families.training import TrainingModule
 from flowbench.storage import write_atomic
 
@@ -55,7 +56,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: when the file is missing, cut short, or holds anything but tensors and plain types.
     """
-    path = Path(path)
+    path = expand(path)
     if not path.is_file():
         raise ValueError(f"there is no checkpoint at {path}: give a .ckpt file, e.g. RUN/checkpoints/last.ckpt")
     try:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowbench.core.checks import check_count, check_counts, check_number, check_seed
+from flowbench.core.places import expand
 from flowbench.seeds import generator
 from flowbench.storage import write_atomic
 
@@ -291,7 +292,8 @@ def load_classifier(path: str | Path, expected_checksum: str | None = None) -> D
     Raises:
         ValueError: the file is missing, damaged or not a classifier, or the checksum does not agree.
     """
-    if not Path(path).is_file():
+    path = expand(path)
+    if not path.is_file():
         raise ValueError(f"no classifier weights at {path}; train them with train_classifier")
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from flowbench.core.places import expand
 from flowbench.metrics.classifier import weights_checksum
 from flowbench.metrics.features import as_rgb, in_batches
 from flowbench.packages import sha256_of
@@ -74,7 +75,7 @@ def _clip(name: str, path: str | Path | None) -> nn.Module:
 
     expected = MODEL_METADATA[name]["hash"]
     # The name under which torch-fidelity keeps it.
-    file = Path(path) if path else _checkpoints() / f"{name}-{expected}.pt"
+    file = expand(path) if path else _checkpoints() / f"{name}-{expected}.pt"
     if not file.is_file():
         raise ValueError(
             f"no weights for {name}: {file} does not exist; run torch_fidelity.feature_extractor_clip."

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flowbench.core.checks import check_count
+from flowbench.core.places import expand
 from flowbench.metrics.frechet import FeatureStatistics, GaussianStatistics
 from flowbench.storage import write_atomic
 
@@ -77,6 +78,7 @@ def load_statistics(
     Raises:
         ValueError: the file is missing or damaged, or its metadata is not the expected; one line.
     """
+    path = expand(path)
     _must_exist(path, "make them with save_statistics")
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -115,6 +117,7 @@ def load_moments(
             moments, or metadata that are not the expected; one line.
     """
     check_count("dimension", dimension, or_none=True)
+    path = expand(path)
     _must_exist(path, "give the path of an .npz with mu and sigma, or of a torch-fidelity .pt")
     try:
         with open(path, "rb") as file:

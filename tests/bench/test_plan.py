@@ -146,7 +146,7 @@ def test_more_mistakes(workshop):
     with pytest.raises(ValueError, match="does not exist"):
         make_plan(workshop.folder / "nothing.yaml")
     (workshop.folder / "broken.yaml").write_text("a: [1\nb: }")
-    with pytest.raises(ValueError, match="cannot be read as YAML"):
+    with pytest.raises(ValueError, match="not valid YAML"):
         make_plan(workshop.folder / "broken.yaml")
     workshop.experiment("cfm")
     path = workshop.bench(

@@ -13,17 +13,27 @@ import pytest
 from flowbench import cli
 from flowbench.cli import COMMANDS, main
 from flowbench.config import compose
+from flowbench.rows import Row, write_rows
+
+ROW = Row(
+    bench="", task="", contender="left", family="F", dataset="digits", seed=0, metric="w2", value=0.5, n=10,
+    protocol="test/10", unit="", network_evaluations=4.0, weights="ema",
+)  # fmt: skip
 
 
 @pytest.fixture
-def runs(monkeypatch):
-    """A `flowbench.runs` that writes down what it was asked."""
+def runs(monkeypatch, tmp_path):
+    """A `flowbench.runs` that writes down what it was asked, and leaves a folder with a row."""
+    left = tmp_path / "left"
+    left.mkdir()
+    write_rows(left / "rows.jsonl", [ROW])
     calls: list[tuple] = []
     module = types.ModuleType("flowbench.runs")
     for name in ("fit", "validate", "test", "predict", "reference", "prepare"):
 
         def record(*given, _name=name, **options):
             calls.append((_name, given[1:], options, given[0]))
+            return {"validate": {"loss": 0.5}, "prepare": {}}.get(_name, left)
 
         setattr(module, name, record)
     monkeypatch.setitem(sys.modules, "flowbench.runs", module)
@@ -117,8 +127,11 @@ def test_print_config_composes_to_itself(experiment_file, write, runs, capsys):
     assert runs.calls == []
 
 
-def test_dry_run_says_what_would_run(experiment_file, runs, capsys):
+def test_dry_run_says_what_would_run(experiment_file, runs, capsys, monkeypatch):
+    rehearsed = []  # the classes here are dummies, which no rehearsal takes for a flow
+    monkeypatch.setattr("flowbench.rehearsal.Rehearsal.run", lambda self, experiment: rehearsed.append(experiment))
     assert main(["fit", "-c", "wcfm.yaml", "--dry-run", "run.name=x"]) == 0
+    assert [experiment.run_dir for experiment in rehearsed] == [Path("runs/x")]
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert lines["run"] == "runs/x"
     assert lines["family"] == "cli_dummies.Family"
@@ -139,7 +152,8 @@ def test_bench_compare_report(monkeypatch, capsys):
     assert calls == [(Path("b.yaml"), ["seeds=[0]", "budget.steps=3"], 2, True)]
     assert main(["compare", "runs/a", "runs/b"]) == 0
     assert main(["report", "runs/a"]) == 0
-    assert capsys.readouterr().out == "table of 2\nruns/a/report.md\n"
+    table, _, place = capsys.readouterr().out.splitlines()
+    assert (table, place) == ("table of 2", "runs/a/report.md")
 
 
 @pytest.mark.parametrize(
@@ -296,7 +310,7 @@ def test_what_is_ignored_stays_ignored(experiment_file, runs, monkeypatch):
     """As under nohup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        runs.module.fit = lambda *_given, **_options: signal.raise_signal(signal.SIGHUP)
+        runs.module.fit = lambda *_given, **_options: signal.raise_signal(signal.SIGHUP) or Path("run")
         assert main(["fit", "-c", "wcfm.yaml"]) == 0
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -8,6 +8,12 @@ from flowbench.cli import main
 from flowbench.listing import listing
 
 
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch):
+    """Where every item has one line; narrow ones are tested with the commands."""
+    monkeypatch.setenv("COLUMNS", "400")
+
+
 def test_classes_are_listed_by_the_name_that_class_path_takes():
     for kind, expected in (
         ("families", {"flowbench.families.WeightedCFM", "flowbench.families.STARFlow"}),

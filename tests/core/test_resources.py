@@ -171,8 +171,9 @@ def test_a_shipped_bench_is_planned_in_any_directory(installed: Path) -> None:
 
 
 def test_what_ships_is_listed_by_the_names_that_commands_take(
-    installed: Path, capsys: pytest.CaptureFixture[str]
+    installed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "400")  # one line for each
     assert main(["list", "experiments"]) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
     assert listed == [f"flowbench:{name}" for name in SOURCES if not name.startswith("base/")]
@@ -185,6 +186,7 @@ def test_in_the_checkout_files_are_listed_by_their_paths(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "400")
     assert main(["list", "experiments"]) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
     assert listed == [f"experiments/{name}" for name in SOURCES if not name.startswith("base/")]

@@ -63,10 +63,19 @@ def test_handlers_of_others_stay_unless_they_are_taken_over():
 
 
 def test_the_warnings_of_slurm_are_left_to_lightning(monkeypatch):
-    monkeypatch.setenv("SLURM_NTASKS", "1")
+    for name, value in {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "x"}.items():
+        monkeypatch.setenv(name, value)
     with stops_on_signals():
         assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
         assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+
+
+def test_the_script_of_a_job_is_no_task_of_slurm_and_ends_like_any_other(monkeypatch):
+    """Lightning takes it for a process that is alone, and has no use of its own for the warnings then."""
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    with pytest.raises(Stopped, match="ended by SIGUSR1"), stops_on_signals():
+        signal.raise_signal(signal.SIGUSR1)
 
 
 def test_other_threads_leave_the_signals_alone():

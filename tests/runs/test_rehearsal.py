@@ -334,7 +334,7 @@ def test_a_false_declaration_is_met_before_an_autoencoder_is_trained(own, capsys
 def test_a_run_reads_the_users_data_once(own, monkeypatch):
     files, overrides = own
     calls = []
-    monkeypatch.setattr("flowbench.data.catalogue.open_user_data", counting(calls, "flowbench.data.catalogue"))
+    monkeypatch.setattr("flowbench.data.user_data.open_user_data", counting(calls, "flowbench.data.user_data"))
     runs.fit(Experiment.from_files([files / "base.yaml"], [*overrides, f"run.dir={files / 'run'}"]))
     assert len(calls) == 1
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from flowbench.core.places import expand
 from flowbench.seeds import generator
 
 __all__ = ["MASKS", "make_mask"]
@@ -37,7 +38,7 @@ def make_mask(name: str, shape: tuple[int, ...], seed: int = 0) -> Tensor:
     if name.startswith("random-"):
         mask = _random_mask(name, sides, seed)
     elif name.lower().endswith(".png"):
-        mask = _mask_from_file(Path(name), sides)
+        mask = _mask_from_file(expand(name), sides)
     else:
         mask = _named_mask(name, sides)
     if not mask.any():

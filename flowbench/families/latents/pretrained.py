@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from flowbench.core.checks import check_counts, check_number
+from flowbench.core.places import expand
 from flowbench.data import Batch, DataSpec
 from flowbench.families.latents.autoencoder import Autoencoder, AutoencoderFactory
 from flowbench.families.training import Loss
@@ -39,7 +40,7 @@ class TAEF2(TinyAutoencoder):
     def __init__(self, shape: tuple[int, ...], *, weights: str) -> None:
         super().__init__(shape, latent_channels=32)
         for name, module in (("encoder", self.encoder), ("decoder", self.decoder)):
-            _load_weights(module, Path(weights).expanduser() / f"taef2_{name}.pth")
+            _load_weights(module, expand(weights) / f"taef2_{name}.pth")
 
 
 def _load_weights(module: nn.Module, path: Path) -> None:
@@ -76,7 +77,7 @@ class DiffusersAutoencoder(GaussianAutoencoder):
             self.latent_channels, self.downsampling = latents
             self._check_sides("the declared autoencoder")
             return
-        self.vae = _read_diffusers(Path(path).expanduser())
+        self.vae = _read_diffusers(expand(path))
         config = self.vae.config
         self.downsampling = 2 ** (len(config.block_out_channels) - 1)
         self.latent_channels = int(config.latent_channels)

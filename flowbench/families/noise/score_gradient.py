@@ -68,7 +68,8 @@ def with_input_gradient(
     gradients = torch.autograd.grad(loss, [inputs, *parameters], retain_graph=retain_graph, allow_unused=True)
     used = [(p, g) for p, g in zip(parameters, gradients[1:], strict=True) if g is not None]
     handed: Tensor = _HandOn.apply(loss.detach(), [g for _, g in used], *(p for p, _ in used))
-    assert gradients[0] is not None, "the loss does not depend on the input"
+    if gradients[0] is None:
+        raise ValueError("this density does not depend on its points, so it has no score to denoise with")
     return handed, gradients[0]
 
 
