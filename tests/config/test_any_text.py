@@ -169,7 +169,7 @@ def test_to_the_end_of_the_validation(mutation, value, data):
     taken_or_refused(lambda: Experiment.from_files([file], [f"{dotted(place)}={data.draw(texts(value))}"]))
 
 
-@settings(max_examples=40, **relaxed)
+@settings(max_examples=20, **relaxed)
 @given(bench_mutations, values, st.data())
 def test_as_the_text_of_every_shipped_bench(folder, mutation, value, data):
     file, place = mutation
