@@ -35,6 +35,8 @@ from .range_cases import (
 )
 
 ROOMS = ("flows", "networks", "metrics", "data", "families", "evaluation", "config")
+# What an abstract class asks of a derived one before it looks at its arguments.
+MEMBERS = {"density": "exact"}
 BAD = (math.nan, math.inf, -math.inf, -1, -1e-3, 0, 1e300, 2**70, True)
 
 
@@ -117,7 +119,7 @@ def maker(key: str, owner: Any) -> Callable[..., Any]:
     if key in MAKERS:
         return MAKERS[key]
     if inspect.isabstract(owner) or getattr(owner, "__abstractmethods__", ()):
-        missing = {name: None for name in owner.__abstractmethods__}
+        missing = {name: MEMBERS.get(name) for name in owner.__abstractmethods__}
         return type(f"Least{owner.__name__}", (owner,), missing)
     return owner
 

@@ -113,7 +113,7 @@ def test_conditions_that_do_not_fit_are_refused_in_one_line(name):
         plain(x, t, None, condition)
     with pytest.raises(ValueError, match="the condition has shape"):
         network(x, t, None, condition[:, :2])
-    with pytest.raises(ValueError, match="condition_channels is -1"):
+    with pytest.raises(ValueError, match=r"condition_channels must be a whole number in .*, got -1"):
         MAKERS[name](condition_channels=-1)
 
 
