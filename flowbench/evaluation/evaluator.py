@@ -68,16 +68,13 @@ class Evaluator(L.Callback):
     Args:
         metrics: what to measure, by any name.
         num_samples: samples to draw for the sample metrics, >= 1.
-        batch_size: samples drawn at a time by one process, >= 1; changes results only of adaptive solvers, whose steps
-            follow their batch.
+        batch_size: samples drawn at a time by one process, >= 1; changes results of adaptive solvers alone.
         reference: split that samples are compared with.
         held_out: split that the row `floor` scores as if it were generated.
         seed: the evaluation seed, >= 0.
-        weights: `ema` for the averaged weights, `raw` for the live ones; a flow that keeps no average is measured,
-            and its rows are marked, `raw`.
-        sweep: `{network_evaluations: [1, 2, 4, ...]}` and `{guidance: [1, 2, 4, ...]}`: budgets, whole numbers from 1
-            to 1e6, and guidance scales, from 1 to 1e12, to sample with from the same weights, one at a time, for
-            families that can choose.
+        weights: `ema` for the averaged weights, `raw` for the live ones; a flow without an average is measured `raw`.
+        sweep: `{network_evaluations: [1, 2, ...]}`, budgets from 1 to 1e6, and `{guidance: [1, 2, ...]}`, scales from 1
+            to 1e12, to sample with from the same weights, one at a time, for families that can choose.
         curve: names of metrics to measure at every validation during training, with the same weights.
         num_trajectories: paths for the geometry metrics, >= 1.
         trajectory_points: states along each path of a continuous flow, 2 to 1e6.

@@ -154,11 +154,7 @@ class FlowModule(TrainingModule):
         """Carry points `z` (B, *flow_shape) to the noise that the flow maps to them, same shape, without guidance."""
 
     def flow_decode(self, noise: Tensor, label: Tensor | None, guidance: float = 1.0) -> tuple[Tensor, float]:
-        """Carry noise to the data end of the flow: at scale 1 the inverse of :meth:`flow_encode`, never denoised.
-
-        Returns:
-            The points (B, *flow_shape) and the evaluations per sample.
-        """
+        """Points (B, *flow_shape), never denoised, and evaluations per sample: the inverse of encoding at scale 1."""
         return self.flow_sample(noise, label, None, guidance)[:2]
 
     def flow_denoise(self, z: Tensor, label: Tensor | None) -> Tensor:
@@ -368,18 +364,14 @@ class FlowModule(TrainingModule):
         guidance: float | None = None,
         spatial: SpatialCondition | None = None,
     ) -> Samples:
-        """Draw samples.
+        """Draw samples in data space, with their cost.
 
         Args:
             noise: source points, shape (B, *flow_shape).
             condition: labels, shape (B,), or None for unconditional samples.
-            network_evaluations: evaluations per sample, for families whose solver can choose; None keeps the
-                family's own sampler.
+            network_evaluations: evaluations per sample, for solvers that can choose; None keeps the family's own.
             guidance: scale of classifier-free guidance; 1 is none; None keeps the family's own.
             spatial: conditions that the flow's conditioner made, one per sample; None where it has none.
-
-        Returns:
-            Samples in data space with their cost.
 
         Raises:
             ValueError: when the family cannot choose its evaluations, guidance is asked of an unconditional model, or a
@@ -398,20 +390,16 @@ class FlowModule(TrainingModule):
             x = self.conditioner.finish(x, spatial)
         if x.is_cuda:
             torch.cuda.synchronize(x.device)
-        seconds = time.perf_counter() - start
-        return Samples(x, drawn.network_evaluations, seconds, drawn.iterations, drawn.residual)
+        return Samples(x, drawn.network_evaluations, time.perf_counter() - start, drawn.iterations, drawn.residual)
 
     def _drawn(self, found: object, noise: Tensor) -> Drawn:
-        """What :meth:`flow_sample` gave."""
         drawn = Drawn(*returned(found, tuple, self, "flow_sample"))
         shaped(drawn.points, tuple(noise.shape), self, "flow_sample")
         return drawn
 
     @torch.no_grad()
     def encode(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The noise that the flow carries to some data: the deterministic way back, with autocast off.
-
-        Latent families take the mean of the autoencoder's posterior, and no noise of training is added.
+        """The noise that the flow carries to data, with autocast off; latent families take the posterior's mean.
 
         Args:
             x: points in model space, shape (B, *shape).
