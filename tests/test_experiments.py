@@ -178,12 +178,25 @@ def named(files: list[Path], *slow: str) -> list:
     return [pytest.param(file, marks=[pytest.mark.slow] * (file in late), id=str(file)) for file in files]
 
 
+# Of the files for a GPU, one of each kind of flow steps in its own precision in every run.
+SLOW_STEPS = [f"fashion_mnist/gpu/{name}.yaml" for name in ("cfm", "ot_cfm", "starflow", "autoencoder_finetuned")]
+# Many tasks of a kind that another bench has, or other data alone.
+SLOW_BENCHES = [
+    f"{name}.yaml"
+    for name in (
+        "wcfm_2d", "sources_2d", "wcfm_images", "pruned_sampling", "families_mnist", "families_mnist_gpu",
+        "families_fashion_mnist_gpu", "families_cifar10",
+    )
+]  # fmt: skip
+
+
 # A fine-tuned decoder starts from weights, and there are none to copy on the meta device.
 LARGE = [file for file in EXPERIMENTS if file.parent.name == "gpu" and "finetuned" not in file.name]
 
 
-# MNIST's files say what Fashion-MNIST's say, and CIFAR-10's large networks are built below.
-@pytest.mark.parametrize("file", named(TRAINED, "mnist", "cifar10/gpu"))
+# MNIST's files say what Fashion-MNIST's say, CIFAR-10's what both say of smaller images. Every file of a bench, those
+# for a GPU included, is rehearsed by the bench's dry run below.
+@pytest.mark.parametrize("file", named(TRAINED, "mnist", "cifar10", *SLOW_STEPS))
 def test_an_experiment_is_parsed_built_and_trained_for_a_step(file, tmp_path, images):
     overrides = [f"run.dir={tmp_path / 'run'}", *quick(file, images)]
     evaluator = shipped(file).build_evaluator()
@@ -240,7 +253,14 @@ def test_every_published_flow_has_a_size():
     assert {file.stem for file in PUBLISHED} == {*SIZES, "sd_vae"}
 
 
-@pytest.mark.parametrize("name", SIZES)
+# One of each family in every run.
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in ("tarflow_imagenet128", "starflow_imagenet256")))
+        for name in SIZES
+    ],
+)
 def test_a_published_configuration_has_its_published_size(name):
     """Built on the meta device: no data, no weights, no autoencoder's files."""
     experiment = Experiment.from_files([ROOT / "large" / f"{name}.yaml"])
@@ -268,7 +288,7 @@ def test_an_experiment_as_shipped_has_an_end(file):
     assert experiment.budget is not None, "a budget travels to any batch size, trainer.max_steps does not"
 
 
-@pytest.mark.parametrize("file", BENCHES, ids=str)
+@pytest.mark.parametrize("file", named(BENCHES, *SLOW_BENCHES))
 def test_a_bench_is_planned(file, tmp_path, monkeypatch, capsys):
     """Every cell of it is an experiment, and every claim about a metric that will be there: the dry run sees to it."""
     monkeypatch.chdir(tmp_path)

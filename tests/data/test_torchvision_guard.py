@@ -31,7 +31,7 @@ def fake_torchvision(tmp_path: Path, source: str) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("first", ["data.FlowDataModule", "families.FlowModule"])
+@pytest.mark.parametrize("first", ["data.FlowDataModule", pytest.param("families.FlowModule", marks=pytest.mark.slow)])
 def test_everything_imports_after_a_class_that_is_used(first: str) -> None:
     """A room alone imports nothing: lists need no torch."""
     room, _, name = first.partition(".")

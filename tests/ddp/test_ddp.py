@@ -94,14 +94,17 @@ def test_training_with_the_same_global_batch_gives_the_same_weights(workplace, t
     assert one["ema"]["num_updates"] == two["ema"]["num_updates"] == 6
 
 
+@pytest.mark.slow
 def test_a_weighted_flow_fits_and_tests(workplace, wcfm):
     assert_finished(workplace, "wcfm-2", wcfm)
 
 
+@pytest.mark.slow
 def test_a_weighted_flow_measures_the_same_with_one_process(workplace, wcfm):
     assert_same_measurements(workplace, "wcfm-2")
 
 
+@pytest.mark.slow
 def test_the_running_normaliser_averages_over_all_processes(workplace, wcfm):
     seed, kappa, decay = 5, 0.7, 0.8
     data = FlowDataModule("npz", path=str(workplace.folder / "odd.npz"), batch_size=32, seed=seed)

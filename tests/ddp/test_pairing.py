@@ -46,6 +46,7 @@ def one_process(workplace: Workplace) -> tuple[Tensor, Tensor]:
     return pairs_of(workplace, "gathered-1", 1)
 
 
+@pytest.mark.slow
 def test_gathered_pairs_are_those_of_one_process(workplace, one_process):
     """Invariant 11: one global problem, its answer sent to all; solved in line or by a thread beside."""
     outcome = two(workplace, "gathered", ahead=1)

@@ -66,6 +66,7 @@ def trained(request) -> FlowModule:
     return train(module, density.sample, 300)
 
 
+@pytest.mark.slow
 def test_a_trained_density_integrates_to_one(trained):
     axis = torch.linspace(-8, 8, 141)
     grid = torch.cartesian_prod(axis, axis)
@@ -125,6 +126,7 @@ def test_straightness_of_a_trained_cfm_is_the_closed_form():
     assert geometry["path_energy"] == pytest.approx(geometry["straightness"] + geometry["displacement"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_couplings_and_weights_straighten_the_paths():
     density = get_density("eight_gaussians")
 
@@ -212,6 +214,7 @@ def drawn(label: int, num: int = 4000) -> torch.Tensor:
     return MEANS[label] + torch.randn(num, 2, generator=rng) @ torch.linalg.cholesky(NOISY).T
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", [0, 1])
 def test_a_conditional_density_integrates_to_one_and_reaches_the_entropy(gaussians, label):
     axis = torch.linspace(-9, 9, 121)

@@ -87,6 +87,7 @@ def test_names_tell_the_protocol(made):
         made(precision="half")
 
 
+@pytest.mark.slow
 def test_half_precision_is_near_but_another_network(made, pictures, expected):
     found = made(precision="bfloat16")(pictures)
     assert found.dtype == torch.float32

@@ -176,6 +176,7 @@ def latent(tmp_path, *overrides: str, autoencoder: str = AUTOENCODER) -> Experim
     return Experiment.from_files([tmp_path / "latent.yaml"], overrides)
 
 
+@pytest.mark.slow
 def test_a_required_autoencoder_is_trained_once_and_shared(tmp_path, cache, capsys):
     first = latent(tmp_path, f"run.dir={tmp_path / 'a'}")
     found = runs.prepare(first)
