@@ -51,7 +51,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [2, 3])
 def test_any_number_of_processes_collects_the_same_set(tmp_path, world_size):
     mp.spawn(worker, (world_size, free_port(), str(tmp_path)), nprocs=world_size)
     alone = collect(0, 1)

@@ -122,6 +122,7 @@ def test_the_running_normaliser_averages_over_all_processes(workplace, wcfm):
     assert float(state["weight.running_log_mean"]) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_shared_is_refused_in_one_line(workplace):
     path, run = workplace.folder / "uneven.yaml", workplace.folder / "uneven"
     workplace.write("uneven", TARFLOW, data={"batch_size": 33})
