@@ -5,6 +5,7 @@ Those in experiments/large/ are too large to run: they are built on the meta dev
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -30,8 +31,14 @@ ROOT = Path(__file__).parent.parent / "experiments"
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.yaml"))
 
 
-def content(file: Path) -> dict:
+@cache
+def parsed(file: Path) -> dict:
     return yaml.safe_load((ROOT / file).read_text())
+
+
+def content(file: Path) -> dict:
+    """What a file says, for the caller to change."""
+    return copy.deepcopy(parsed(file))
 
 
 def bases(file: Path) -> set[Path]:
