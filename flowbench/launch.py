@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -12,33 +11,41 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from flowbench.core.launch import number_of_tasks, started_by_srun
 
-__all__ = ["make_trainer"]
+__all__ = ["listed", "make_trainer"]
 
 
-def make_trainer(plugins: Sequence[Any], **arguments: Any) -> L.Trainer:
+def make_trainer(plugins: Any = None, **arguments: Any) -> L.Trainer:
     """A trainer, or one line about what Lightning refuses.
 
     In the script of a SLURM job, or a shell inside one, Lightning would take this process for one of the job's tasks
     and wait for the others. It is told that it is alone there. Only tasks that ``srun`` started belong together.
 
     Args:
-        plugins: as for ``lightning.Trainer``; a cluster environment among them decides for itself.
+        plugins: one, several or None; a cluster environment among them decides for itself.
         arguments: the others.
 
     Raises:
         ValueError: for what Lightning refuses, or where ``srun`` started another number of tasks than the trainer has
             processes.
     """
+    plugins = listed(plugins)
     chosen = any(isinstance(plugin, ClusterEnvironment) for plugin in plugins)
     if not chosen and "SLURM_NTASKS" in os.environ and not (started_by_srun() or TorchElasticEnvironment.detect()):
         plugins = [*plugins, LightningEnvironment()]
     try:
-        trainer = L.Trainer(plugins=list(plugins), **arguments)
+        trainer = L.Trainer(plugins=plugins, **arguments)
     except (MisconfigurationException, RuntimeError, TypeError) as error:
         raise ValueError(f"trainer: {' '.join(str(error).split())}") from error
     if not chosen and not TorchElasticEnvironment.detect():
         _check_tasks(trainer)
     return trainer
+
+
+def listed(value: Any) -> list[Any]:
+    """Arguments that may be one, several or None, as a new list."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _check_tasks(trainer: L.Trainer) -> None:

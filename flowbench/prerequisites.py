@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ from flowbench.core.launch import without_launcher
 from flowbench.core.places import cached, locked
 from flowbench.evaluation.progress import is_trained
 from flowbench.processes import exit_status, how_it_ended, run_child
-from flowbench.storage import write_text
+from flowbench.storage import read_record, write_text
 
 __all__ = ["required_checkpoints"]
 
@@ -73,8 +72,5 @@ def _refuse(name: str, folder: Path, code: int) -> None:
 
 
 def _standing(folder: Path) -> str:
-    try:
-        record = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return "it noted no progress"
-    return f"{record.get('fraction', 0.0):.0%} of its budget"
+    fraction = read_record(folder / "progress.json").get("fraction")
+    return "it noted no progress" if fraction is None else f"{fraction:.0%} of its budget"

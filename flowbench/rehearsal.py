@@ -22,6 +22,7 @@ import torch  # noqa: E402
 from lightning.pytorch.utilities.exceptions import MisconfigurationException  # noqa: E402
 
 from flowbench.config import fingerprint  # noqa: E402
+from flowbench.core.checks import named  # noqa: E402
 from flowbench.counting import loss_of_one, training_flops  # noqa: E402
 from flowbench.evaluation.measurable import check_measurable  # noqa: E402
 from flowbench.families import BudgetLimit, TrainingModule, check_precision, check_strategy  # noqa: E402
@@ -86,7 +87,7 @@ class Rehearsal:
             ValueError: one line, for the first thing that would keep the run from its end.
         """
         for name, needed in experiment.requirements.items():
-            with _named(f"requires.{name}"):
+            with named(f"requires.{name}"):
                 self._required(needed)
         data = self._data_of(experiment)
         module = _built_somewhere(lambda: self._untrained(experiment))
@@ -161,15 +162,7 @@ def _trainer(values: Mapping[str, Any]) -> L.Trainer:
     check_precision(values.get("precision"))
     ours = {"max_epochs": -1, "max_steps": -1, "check_val_every_n_epoch": None, "num_sanity_val_steps": 0}
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    plugins = values.get("plugins") or []
-    arguments = {
-        **ours,
-        **values,
-        **quiet,
-        "max_steps": -1,
-        "plugins": plugins if isinstance(plugins, list) else [plugins],
-    }
-    trainer = make_trainer(use_distributed_sampler=False, **arguments)
+    trainer = make_trainer(use_distributed_sampler=False, **{**ours, **values, **quiet, "max_steps": -1})
     check_precision(values.get("precision"), trainer.precision)
     return trainer
 
@@ -234,14 +227,6 @@ def _try_for_real(module: TrainingModule) -> None:
 
 
 # ---- words --------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _named(key: str) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}") from error
 
 
 @contextmanager

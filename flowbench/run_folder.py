@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Any
 from flowbench.core.endings import is_expected, keep_details
 from flowbench.core.launch import is_first_process
 from flowbench.rows import read_rows
+from flowbench.storage import read_record
 
 __all__ = ["KINDS", "claim", "contents", "keeps_details", "read_manifest", "working_in"]
 
@@ -95,7 +95,7 @@ def contents(folder: Path) -> tuple[str, str] | None:
             return "foreign", "a config.yaml that flowbench did not write"
         return "run", KINDS["run"]
     if (folder / "plan.json").is_file():
-        return "bench", f"the bench {_json(folder / 'plan.json').get('name', '')}".rstrip()
+        return "bench", f"the bench {read_record(folder / 'plan.json').get('name', '')}".rstrip()
     manifest = read_manifest(folder)
     if manifest is not None:
         return "predict", f"what predict made with {manifest['checkpoint']}"
@@ -104,7 +104,7 @@ def contents(folder: Path) -> tuple[str, str] | None:
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """What predict noted about a folder's contents; None where it made none."""
-    manifest = _json(folder / "manifest.json")
+    manifest = read_record(folder / "manifest.json")
     return manifest if "task" in manifest and "checkpoint" in manifest else None
 
 
@@ -120,11 +120,3 @@ def _measured(path: Path) -> tuple[str, str] | None:
         if row.family in ("reference", "external"):
             return row.family, f"the rows of {row.contender} ({KINDS[row.family]})"
     return ("run", KINDS["run"]) if rows else None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}

@@ -40,7 +40,7 @@ from flowbench.families import (  # noqa: E402
     count_flops,
 )
 from flowbench.interruption import StopOnSignal  # noqa: E402
-from flowbench.launch import make_trainer  # noqa: E402
+from flowbench.launch import listed, make_trainer  # noqa: E402
 from flowbench.prediction import run_task  # noqa: E402
 from flowbench.prediction_folder import check_output  # noqa: E402
 from flowbench.prediction_request import Request  # noqa: E402
@@ -360,18 +360,12 @@ def _trainer(
         callbacks.append(_checkpoint_callback(experiment.run_dir, known))
     else:
         arguments["enable_checkpointing"] = False
-    arguments["plugins"] = [*_listed(arguments.get("plugins")), AtomicCheckpointIO()]
+    arguments["plugins"] = [*listed(arguments.get("plugins")), AtomicCheckpointIO()]
     loggers = list(built.loggers.values())
     _quieten()
     trainer = make_trainer(**arguments, callbacks=callbacks, logger=loggers or False)
     check_precision(arguments.get("precision"), trainer.precision)
     return trainer
-
-
-def _listed(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _quieten() -> None:

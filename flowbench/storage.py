@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-__all__ = ["write_atomic", "write_text"]
+__all__ = ["read_record", "write_atomic", "write_text"]
 
 
 def write_atomic(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -45,3 +46,12 @@ def write_atomic(path: str | Path, write: Callable[[IO[bytes]], object]) -> None
 def write_text(path: str | Path, text: str) -> None:
     """Write a UTF-8 text file, whole or not at all; see :func:`write_atomic`."""
     write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file; an empty one where there is no such file, or it holds something else."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}

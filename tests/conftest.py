@@ -27,6 +27,11 @@ from flowbench.torchvision_guard import ensure_importable
 WORKER_BYTES = 3 * 2**29  # what a worker takes at most
 
 ensure_importable()
+import lightning  # noqa: E402, F401
+
+# The first run of a process turns these remarks off for good; whichever test that is, the others meet the same.
+for name in ("lightning.pytorch", "lightning.fabric"):
+    logging.getLogger(name).setLevel(logging.WARNING)
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 if os.environ.get("FLOWBENCH_TEST_ONEDNN") == "0":
     with warnings.catch_warnings():
@@ -73,8 +78,9 @@ def global_state() -> dict[str, Any]:
         "oneDNN": torch.backends.mkldnn.enabled,
         "working directory": os.getcwd(),
     }
-    # Lightning's own: the first run of a process turns its remarks off for good.
-    state |= {f"log level of {name!r}": logging.getLogger(name).level for name in ("", "flowbench")}
+    state |= {
+        f"log level of {name!r}": logging.getLogger(name).level for name in ("", "lightning.pytorch", "flowbench")
+    }
     return state | {f"${name}": value for name, value in os.environ.items() if not name.startswith(VOLATILE)}
 
 

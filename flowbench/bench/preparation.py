@@ -12,8 +12,8 @@ from typing import Any
 from flowbench.bench.causes import explain, was_killed
 from flowbench.bench.plan import Cell, Plan
 from flowbench.bench.process import start_process
-from flowbench.bench.status import read_json
 from flowbench.core.progress import PROGRESS_FILE
+from flowbench.storage import read_record
 
 __all__ = ["Failure", "Preparations"]
 
@@ -105,7 +105,7 @@ class Preparations:
         arguments = [*self._program, "prepare", "-c", str(cell.config_path)]
         self.process = start_process(arguments, log, environment, label)
         while (code := self.process.poll()) is None:
-            self._show({label: {**read_json(progress), "phase": "preparing"}})
+            self._show({label: {**read_record(progress), "phase": "preparing"}})
             time.sleep(_POLL_SECONDS)
         self.process = None
         return code

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from flowbench.storage import write_text
+from flowbench.storage import read_record, write_text
 
-__all__ = ["State", "Status", "lock_is_held", "move_aside", "read_json", "read_progress", "read_status", "write_status"]
+__all__ = ["State", "Status", "lock_is_held", "move_aside", "read_progress", "read_status", "write_status"]
 
 State = Literal["PENDING", "RUNNING", "DONE", "FAILED"]
 
@@ -62,7 +62,7 @@ class Status:
 
 def read_status(directory: Path) -> Status:
     """The cell's status; a fresh PENDING one when there is none or it is damaged."""
-    record = read_json(directory / "status.json")
+    record = read_record(directory / "status.json")
     known = {key: value for key, value in record.items() if key in Status.__dataclass_fields__}
     return Status(**known)
 
@@ -74,7 +74,7 @@ def write_status(directory: Path, status: Status) -> None:
 
 def read_progress(directory: Path) -> dict[str, Any]:
     """The cell's progress.json, empty when there is none yet."""
-    return read_json(directory / "progress.json")
+    return read_record(directory / "progress.json")
 
 
 def lock_is_held(directory: Path) -> bool:
@@ -99,12 +99,3 @@ def move_aside(directory: Path) -> Path:
         number += 1
     directory.rename(target)
     return target
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file; empty where there is none, or it is damaged."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}

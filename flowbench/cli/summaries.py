@@ -5,13 +5,13 @@ The last line is the folder or file alone, for scripts.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from flowbench.core.launch import is_first_process
 from flowbench.core.terminal import wrapped
+from flowbench.storage import read_record
 
 __all__ = [
     "facts_text",
@@ -59,7 +59,7 @@ def fit_facts(folder: Path, tested: bool) -> Facts:
         folder: of the run.
         tested: whether it was measured afterwards.
     """
-    record = _read(folder / "progress.json")
+    record = read_record(folder / "progress.json")
     checkpoint = folder / "checkpoints" / "last.ckpt"
     config = folder / "config.yaml"
     facts = [
@@ -86,7 +86,7 @@ def measured_facts(folder: Path) -> Facts:
 
 def prediction_facts(folder: Path) -> Facts:
     """What a prediction drew, at what cost, and where it lies."""
-    manifest = _read(folder / "manifest.json")
+    manifest = read_record(folder / "manifest.json")
     evaluations = manifest.get("network_evaluations")
     cost = "" if evaluations is None else f"{_amount(evaluations)} network evaluations a sample, "
     seconds = manifest.get("seconds")
@@ -155,11 +155,3 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}

@@ -7,7 +7,8 @@ and booleans are refused everywhere, unless a bound is itself infinite.
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "check_numbers",
     "check_scale",
     "check_seed",
+    "named",
 ]
 
 # Squares of both, inverted or summed over a billion values, are finite and not zero in float32.
@@ -164,6 +166,15 @@ def check_interval(name: str, value: object, *, low: float = 0.0, high: float = 
                 name, f"two numbers in [{_bound(low)}, {_bound(high)}], the first below the second", value, hint, False
             )
         )
+
+
+@contextmanager
+def named(key: str) -> Iterator[None]:
+    """Say of whose argument a refusal inside of the block is: ``key: message``."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
 
 
 def _sequence(name: str, values: object, length: int | None, what: str, hint: str) -> Sequence[object]:

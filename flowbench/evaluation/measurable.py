@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import lightning as L
 
+from flowbench.core.checks import named
 from flowbench.data import FlowDataModule
 from flowbench.evaluation.trainer_parts import flow_of
 from flowbench.families import FlowModule
@@ -40,7 +39,7 @@ def check_measurable(
     flow = flow_of(module)
     check_data(evaluator, data)
     for point in evaluator.imposed(flow):
-        with _named("evaluator.sweep"):
+        with named("evaluator.sweep"):
             flow.check_sampling(point.network_evaluations, point.guidance)
     if flow.conditioner is not None:
         flow.conditioner.check(data.known_spec, evaluates=True)
@@ -56,7 +55,7 @@ def check_measurable(
 def _check_likelihood(evaluator: Evaluator, flow: FlowModule) -> None:
     for key, metric in evaluator.metrics.items():
         if "log_prob" in metric.needs:
-            with _named(f"evaluator.metrics.{key}"):
+            with named(f"evaluator.metrics.{key}"):
                 flow.space.check_likelihood()
 
 
@@ -69,13 +68,5 @@ def check_data(evaluator: Evaluator, data: FlowDataModule) -> None:
     if data.train_on_val and "val" in (evaluator.reference, evaluator.held_out):
         raise ValueError("evaluator.reference or held_out is val, but data.train_on_val trains on it: take test")
     for key, metric in evaluator.metrics.items():
-        with _named(f"evaluator.metrics.{key}"):
+        with named(f"evaluator.metrics.{key}"):
             metric.check(data.dataset, data.known_spec)
-
-
-@contextmanager
-def _named(key: str) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}") from error

@@ -13,7 +13,7 @@ import torch
 
 from flowbench.core.progress import note_progress
 from flowbench.families import Budget
-from flowbench.storage import write_text
+from flowbench.storage import read_record, write_text
 
 __all__ = ["ProgressFile", "is_trained", "note_end", "read_phase"]
 
@@ -119,31 +119,23 @@ def note_end(path: Path, phase: str, reason: str) -> None:
         phase: `interrupted` or `failed`.
         reason: one line.
     """
-    write_text(path, json.dumps({**_read(path), "phase": phase, "reason": reason, "updated": time.time()}))
+    write_text(path, json.dumps({**read_record(path), "phase": phase, "reason": reason, "updated": time.time()}))
 
 
 def read_phase(path: Path) -> str | None:
     """The phase that a run has reached, or None when it has not begun."""
-    phase = _read(path).get("phase")
+    phase = read_record(path).get("phase")
     return None if phase is None else str(phase)
 
 
 def is_trained(path: Path) -> bool:
     """Whether a run's training is finished: not only ended, for a signal or an error ends it too."""
-    record = _read(path)
+    record = read_record(path)
     # Files of earlier versions have the phase alone, and `done` only after the whole training.
     return bool(record.get("trained", record.get("phase") == "done"))
 
 
 def _last_loss(path: Path) -> float | None:
     """The loss that the run's training ended with, which a measurement of it leaves as it is."""
-    loss = _read(path).get("loss")
+    loss = read_record(path).get("loss")
     return float(loss) if isinstance(loss, (int, float)) else None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}

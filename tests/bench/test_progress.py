@@ -138,6 +138,7 @@ def test_a_note_that_cannot_be_written_costs_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(core, "_last", -10.0)
     monkeypatch.setenv(core.PROGRESS_FILE, str(tmp_path / "nowhere" / "progress.json"))
     core.note_progress("a", 1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_plan_is_text_too(workshop):

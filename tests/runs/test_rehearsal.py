@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import resource
 
 import numpy as np
 import pytest
@@ -420,7 +421,12 @@ def test_no_numbers_are_allocated_for_a_model(files):
     """A model of two terabytes in float32 is rehearsed in the memory at hand."""
     overrides = ["model.init_args.network.init_args.width=65536", "model.init_args.network.init_args.depth=8"]
     experiment = Experiment.from_files([files / "base.yaml"], overrides)
+    with torch.device("meta"):
+        model = experiment.build_model(experiment.build_data().known_spec)
+    assert sum(parameter.numel() for parameter in model.parameters()) > 2.5e11
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     rehearse(experiment)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB
 
 
 def test_a_rehearsal_draws_nothing_from_the_global_generators(files):
