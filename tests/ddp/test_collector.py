@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from flowbench.data import DataSpec
 from flowbench.evaluation.gather import shard
 from flowbench.evaluation.samples import Collector
 from flowbench.metrics import FeatureStatistics, IdentityFeatures, kernel_distance, precision_recall
+from tests.ranks import run_ranks
 
 SPEC = DataSpec("pictures", "1", (1, 4, 4), levels=256)
 NUM, ASKED = 41, 38  # of neither is the rest the same for two and three processes
@@ -51,10 +51,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_any_number_of_processes_collects_the_same_set(tmp_path, world_size):
-    mp.spawn(worker, (world_size, free_port(), str(tmp_path)), nprocs=world_size)
+    run_ranks(worker, world_size, free_port(), str(tmp_path), number=world_size)
     alone = collect(0, 1)
     statistics = FeatureStatistics.from_features(alone["features"])
     real = IdentityFeatures(16)(SPEC.to_uint8(-images()))

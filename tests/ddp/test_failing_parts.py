@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from flowbench.core.failures import NoSolutionError
 from flowbench.evaluation.failures import Failure, Failures, PartFailedError, agreed, together
 from flowbench.evaluation.gather import gather_by_index, shard
+from tests.ranks import run_ranks
 
 ERRORS = {"numerical": NoSolutionError("gave up"), "mistake": TypeError("no such operand")}
 
@@ -58,7 +58,7 @@ def worker(rank: int, world_size: int, folder: str) -> None:
 def told(tmp_path_factory) -> list[list[dict[str, str]]]:
     """By process and case."""
     folder = tmp_path_factory.mktemp("processes")
-    mp.spawn(worker, (2, str(folder)), nprocs=2)
+    run_ranks(worker, 2, str(folder))
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -21,6 +21,7 @@ from flowbench.metrics import (
     wasserstein2,
 )
 from flowbench.seeds import generator
+from tests.ranks import run_ranks
 
 NUM, DIM = 37, 3  # odd, so that two processes hold ragged shares
 
@@ -165,7 +166,7 @@ def _worker(rank: int, store: str, results: str) -> None:
 
 
 def test_two_processes_with_ragged_shares_equal_one(tmp_path):
-    torch.multiprocessing.spawn(_worker, (str(tmp_path / "store"), str(tmp_path / "rank")), nprocs=2)
+    run_ranks(_worker, str(tmp_path / "store"), str(tmp_path / "rank"))
     whole = FeatureStatistics.from_features(samples("real"))
     for rank in range(2):
         result = torch.load(tmp_path / f"rank{rank}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import logsumexp
-from torch import distributed, multiprocessing
+from torch import distributed
 
 from flowbench.flows import GibbsWeight, UniformWeight, WeightResult, transport_decomposition
 from flowbench.seeds import generator
 from tests.closeness import assert_near
+from tests.ranks import run_ranks
 
 seeds = st.integers(0, 999)
 pytestmark = pytest.mark.filterwarnings("ignore:the Gibbs weight keeps")
@@ -294,7 +296,7 @@ def test_unpaired_batches_are_refused():
         GibbsWeight()(torch.zeros(0, 2), torch.zeros(0, 2))
 
 
-def _worker(rank: int, address: str, queue) -> None:
+def _worker(rank: int, address: str, folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     x0, x1 = pairs(4)
@@ -306,24 +308,16 @@ def _worker(rank: int, address: str, queue) -> None:
         refused = False
     except ValueError:  # on both: a process that stopped alone would leave the other waiting
         refused = True
-    queue.put((rank, ([w.tolist() for w in weights], refused)))
+    torch.save((weights, refused), Path(folder) / f"{rank}.pt")
     distributed.destroy_process_group()
 
 
-@pytest.mark.slow
 def test_two_processes_normalise_as_one(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    address = f"file://{tmp_path}/rendezvous"
-    workers = [context.Process(target=_worker, args=(rank, address, queue)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    results = dict(queue.get(timeout=60) for _ in workers)
-    for worker in workers:
-        worker.join()
+    run_ranks(_worker, f"file://{tmp_path}/rendezvous", str(tmp_path))
+    results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     x0, x1 = pairs(4)
     for position, normalization in enumerate(("batch", "running")):
-        together = torch.tensor(results[0][0][position] + results[1][0][position])
+        together = torch.cat([results[0][0][position], results[1][0][position]])
         torch.testing.assert_close(together, GibbsWeight(0.3, normalization=normalization)(x0, x1).weight)
     assert results[0][1]
     assert results[1][1]
