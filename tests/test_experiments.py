@@ -187,6 +187,14 @@ def named(files: list[Path], *slow: str) -> list:
 
 # Of the files for a GPU, one of each kind of flow steps in its own precision in every run.
 SLOW_STEPS = [f"fashion_mnist/gpu/{name}.yaml" for name in ("cfm", "ot_cfm", "starflow", "autoencoder_finetuned")]
+# What the digits have in the same words, and the bench of Fashion-MNIST rehearses.
+SLOW_STEPS += [
+    f"fashion_mnist/tiny/{name}.yaml"
+    for name in (
+        "latent_cfm", "latent_cfm_conditional", "latent_cfm_inpaint", "latent_cfm_semantic", "ot_cfm", "starflow_noisy",
+        "tarflow_likelihood", "wcfm",
+    )
+]  # fmt: skip
 # Many tasks of a kind that another bench has, or other data alone.
 SLOW_BENCHES = [
     f"{name}.yaml"
@@ -260,13 +268,10 @@ def test_every_published_flow_has_a_size():
     assert {file.stem for file in PUBLISHED} == {*SIZES, "sd_vae"}
 
 
-# One of each family in every run.
+# One in every run; each of the others takes several seconds.
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] * (name not in ("tarflow_imagenet128", "starflow_imagenet256")))
-        for name in SIZES
-    ],
+    [pytest.param(name, marks=[pytest.mark.slow] * (name != "starflow_imagenet256")) for name in SIZES],
 )
 def test_a_published_configuration_has_its_published_size(name):
     """Built on the meta device: no data, no weights, no autoencoder's files."""

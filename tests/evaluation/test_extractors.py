@@ -56,6 +56,8 @@ def test_the_digits_classifier_recognises_unseen_digits():
     test = data.split("test")
     pictures = data.spec.to_uint8(data.model_values("test"))
     assert classification_accuracy(extractor.model, pictures, test.label) > 0.95
+    assert not extractor.model.training
+    assert not any(parameter.requires_grad for parameter in extractor.model.parameters())
 
 
 def test_the_second_call_reads_the_cache(cache, short_training):

@@ -230,6 +230,7 @@ def test_a_conditional_density_integrates_to_one_and_reaches_the_entropy(gaussia
     assert -0.01 < float(nll + truth.log_prob(x).mean()) < 0.02
 
 
+@pytest.mark.slow
 def test_a_fitted_flow_sends_data_to_unit_normals_and_back(gaussians):
     x, label = torch.cat([drawn(0), drawn(1)]), torch.arange(2).repeat_interleave(4000)
     with gaussians.evaluating("ema"):

@@ -8,6 +8,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from flowbench.data import FlowDataModule
+from flowbench.evaluation import get_extractor
 from flowbench.metrics import (
     FIDELITY_DIMENSIONS,
     ClassifierFeatures,
@@ -16,7 +18,6 @@ from flowbench.metrics import (
     FeatureStatistics,
     FidelityFeatures,
     IdentityFeatures,
-    classification_accuracy,
     classifier_settings,
     extract,
     fidelity_features,
@@ -42,16 +43,9 @@ def digits():
 
 
 @pytest.fixture(scope="module")
-def model(digits):
-    images, labels, train = digits
-    return train_classifier(images[train], labels[train], 10, seed=0)
-
-
-def test_learns_digits_it_has_not_seen(model, digits):
-    images, labels, train = digits
-    assert classification_accuracy(model, images[~train], labels[~train]) > 0.95
-    assert not model.training
-    assert not any(p.requires_grad for p in model.parameters())
+def model():
+    """The classifier of the digits that all tests share."""
+    return get_extractor("digits-cnn", FlowDataModule("digits")).model
 
 
 def test_training_is_deterministic_whatever_surrounds_it(digits):

@@ -17,7 +17,6 @@ from flowbench.rows import read_rows
 @pytest.fixture(autouse=True)
 def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FLOWBENCH_CACHE", str(tmp_path / "cache"))
     return tmp_path
 
 
