@@ -127,7 +127,8 @@ def build(name: str, spec: DataSpec, *, conditional: bool = False, seed: int = 0
     tarflow = {"layers": [1, 2], "patch_size": 2 if spec is IMAGES else 1, **tokens, **variant(name), **common}
     starflow = {"deep_layers": 2, "shallow_blocks": 1, "shallow_layers": 1, **tokens, **variant(name), **common}
     noise_std = 0.3 if name == "starflow_decoder" else 0.0
-    common = {**(variant(name) if family in ("cfm", "wcfm") else {}), **common}
+    matching = {"likelihood_solver": RungeKutta4(num_steps=8)}
+    common = {**matching, **(variant(name) if family in ("cfm", "wcfm") else {}), **common}
     makers = {
         "tarflow": lambda: TARFlow(spec, **tarflow),
         "starflow": lambda: STARFlow(spec, autoencoder=autoencoder(noise_std), **starflow),
