@@ -13,6 +13,7 @@ os.environ["OMP_NUM_THREADS"] = os.environ.get("FLOWBENCH_TEST_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import logging
+import signal
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,9 @@ import lightning  # noqa: E402, F401
 for name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.WARNING)
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+# Whoever starts the tests in the background (`nohup`, `&`) has them ignore what some of them send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 if os.environ.get("FLOWBENCH_TEST_ONEDNN") == "0":
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of cards that are not there
