@@ -40,6 +40,7 @@ def working_in(folder: Path) -> Iterator[None]:
         if not is_first_process():
             yield
             return
+        is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "lock").open("w", encoding="utf-8") as handle:
             try:
@@ -48,7 +49,19 @@ def working_in(folder: Path) -> Iterator[None]:
                 raise ValueError(f"another process works in {folder}: wait for it, or give another run.dir") from None
             for place in (folder, folder / "checkpoints"):
                 _remove_abandoned(place)
-            yield
+            try:
+                yield
+            except Exception as error:
+                if is_new and is_expected(error):
+                    _remove_unused(folder)
+                raise
+
+
+def _remove_unused(folder: Path) -> None:
+    """Take away a new folder in which a command was refused before it wrote anything."""
+    if [path.name for path in folder.iterdir()] == ["lock"]:
+        (folder / "lock").unlink()
+        folder.rmdir()
 
 
 def _remove_abandoned(folder: Path) -> None:

@@ -249,3 +249,18 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
         pass
     left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
     assert left == [".git", ".notes.txt.old", "lock"]
+
+
+def test_a_refusal_leaves_no_new_folder_and_what_was_there_stays(tmp_path):
+    def refused(name: str, written: str = "") -> list[str]:
+        with pytest.raises(ValueError, match="no"), working_in(tmp_path / name):
+            if written:
+                (tmp_path / name / written).touch()
+            raise ValueError("no")
+        return sorted(path.name for path in (tmp_path / name).glob("*"))
+
+    (tmp_path / "old").mkdir()
+    assert refused("old") == ["lock"]
+    assert refused("new", "rows.jsonl") == ["lock", "rows.jsonl"]
+    refused("other")
+    assert not (tmp_path / "other").exists()
