@@ -195,12 +195,15 @@ SLOW_STEPS += [
         "tarflow_likelihood", "wcfm",
     )
 ]  # fmt: skip
+# What toy/ has of another data set, and sources that differ in a number.
+SLOW_STEPS += [f"digits/{name}.yaml" for name in ("reflow2", "reflow_distilled", "ot_cfm_ahead")]
+SLOW_STEPS += [f"source_simulation/{name}.yaml" for name in ("density_coarse", "directional", "tight")]
 # Many tasks of a kind that another bench has, or other data alone.
 SLOW_BENCHES = [
     f"{name}.yaml"
     for name in (
-        "wcfm_2d", "sources_2d", "wcfm_images", "pruned_sampling", "families_mnist", "families_mnist_gpu",
-        "families_fashion_mnist_gpu", "families_cifar10",
+        "wcfm_2d", "sources_2d", "wcfm_images", "wcfm_epsilon", "pruned_sampling", "ot_batch", "families_mnist",
+        "families_mnist_gpu", "families_fashion_mnist_gpu", "families_cifar10", "denoisers_mnist",
     )
 ]  # fmt: skip
 
@@ -268,11 +271,8 @@ def test_every_published_flow_has_a_size():
     assert {file.stem for file in PUBLISHED} == {*SIZES, "sd_vae"}
 
 
-# One in every run; each of the others takes several seconds.
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[pytest.mark.slow] * (name != "starflow_imagenet256")) for name in SIZES],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SIZES)
 def test_a_published_configuration_has_its_published_size(name):
     """Built on the meta device: no data, no weights, no autoencoder's files."""
     experiment = Experiment.from_files([ROOT / "large" / f"{name}.yaml"])

@@ -30,8 +30,9 @@ def states(workshop, *names):
     return [read_status(workshop.cell(name, 0)).state for name in names]
 
 
-@pytest.mark.parametrize("code", [KILL, SEGV, 137])
-@pytest.mark.parametrize("verb", ["prepare", "fit", "reference"])
+@pytest.mark.parametrize(
+    ("verb", "code"), [("prepare", KILL), ("fit", SEGV), ("fit", 137), ("reference", KILL), ("reference", 137)]
+)
 def test_what_was_killed_once_is_tried_once_more(workshop, verb, code):
     """137: a child of the process was killed, and its command passed that on."""
     assert workshop.run(bench(workshop, die={verb: [code]})) == 0

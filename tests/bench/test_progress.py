@@ -64,7 +64,7 @@ def test_what_somebody_wrote_is_shown_as_it_is(text):
     assert f"running: cell {text} preparing: what {text} (50%)" in console.file.getvalue()
 
 
-@pytest.mark.parametrize("text", MARKUP)
+@pytest.mark.parametrize("text", ["".join(MARKUP), "[/]"])
 def test_nothing_in_a_bench_file_is_markup(workshop, text):
     folder = workshop.folder / text.replace("/", "")
     folder.mkdir(exist_ok=True)

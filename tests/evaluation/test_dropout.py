@@ -36,7 +36,7 @@ def switches(module: nn.Module) -> list[nn.Dropout]:
     return found
 
 
-@pytest.mark.parametrize("weights", ["ema", "raw"])
+@pytest.mark.parametrize("weights", ["ema", pytest.param("raw", marks=pytest.mark.slow)])
 def test_measurements_are_those_of_the_network_without_dropout(tmp_path, weights):
     found = {}
     for name, dropout in (("with", DROPOUT), ("again", DROPOUT), ("without", 0.0)):

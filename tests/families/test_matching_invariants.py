@@ -59,7 +59,7 @@ def data(num: int, seed: int = 0) -> Tensor:
     return torch.tensor([1.0, -0.5]) + 1.5 * torch.randn(num, 2, generator=generator(seed, "data"))
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_thin_bridge_trains_on_the_pairs_and_targets_of_ot_cfm(seed: int):
     x1 = data(8, seed)
     optimal = trained_on(OTCFM(POINTS, NETWORK), x1, seed)
@@ -154,7 +154,7 @@ def test_the_effective_sample_is_whole_for_constant_weights_and_for_no_others(se
 # ---- learned fields: no path is cheaper than optimal transport --------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["cfm", "ot_cfm"])
+@pytest.fixture(scope="module", params=[pytest.param("cfm", marks=pytest.mark.slow), "ot_cfm"])
 def learned(request) -> tuple[str, FlowMatching]:
     flow = matching(OTCFM if request.param == "ot_cfm" else FlowMatching)
     before = [p.detach().clone() for p in flow.parameters()]

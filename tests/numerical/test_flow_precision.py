@@ -56,7 +56,7 @@ def test_a_float32_network_takes_a_float64_state(method):
     assert_near(back.float(), x.float())
 
 
-@pytest.mark.parametrize("scale", ["exp", "softplus"])
+@pytest.mark.parametrize("scale", ["exp", pytest.param("softplus", marks=pytest.mark.slow)])
 def test_the_compiler_changes_neither_noise_nor_log_determinant(scale):
     torch.compiler.reset()
     flow, x = make_flow(2, scale=scale, soft_clip=4.0, std=0.2), normal(4, 6, 2)

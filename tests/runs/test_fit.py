@@ -96,7 +96,9 @@ def test_never_resuming_starts_over(experiment):
     assert curve_of(run.run_dir) == curve_of(again.run_dir)
 
 
-@pytest.mark.parametrize("step", [6, 8, 9, 20])
+@pytest.mark.parametrize(
+    "step", [8, 9, pytest.param(6, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.slow)]
+)
 def test_a_run_that_died_goes_on_as_if_it_had_not(experiment, monkeypatch, step):
     """In the middle of validation (8, and 20 the last), between checkpoints (9), right after one (6)."""
     whole, broken = experiment(WEIGHTED, name="whole"), experiment(WEIGHTED, name="broken")
