@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
-__all__ = ["Display", "LiveDisplay", "PlainDisplay", "make_display"]
+__all__ = ["Display", "LiveDisplay", "PlainDisplay", "make_display", "share_of_cell"]
 
 TRAINING = 0.75
 """Share of a cell that its training is taken for, in the bar of all cells."""
@@ -25,8 +25,10 @@ class Display(Protocol):
     def say(self, line: str) -> None:
         """Print one line that stays."""
 
-    def update(self, running: Mapping[str, Mapping[str, Any]], done: int, total: int) -> None:
-        """Show the running cells (label -> progress.json) and how many are finished."""
+    def update(
+        self, running: Mapping[str, Mapping[str, Any]], done: int, total: int, seconds_left: float | None = None
+    ) -> None:
+        """Show the running cells (label -> progress.json), how many are finished and how long the others will take."""
 
     def __enter__(self) -> Display: ...
 
@@ -52,12 +54,14 @@ class PlainDisplay:
         """Print one line with the time of day."""
         self.console.print(f"{time.strftime('%H:%M:%S')} {line}", highlight=False, markup=False, soft_wrap=True)
 
-    def update(self, running: Mapping[str, Mapping[str, Any]], done: int, total: int) -> None:
+    def update(
+        self, running: Mapping[str, Mapping[str, Any]], done: int, total: int, seconds_left: float | None = None
+    ) -> None:
         """Every ``interval`` seconds, one line that names the running cells."""
         if running and time.monotonic() - self.last >= self.interval:
             self.last = time.monotonic()
             parts = [f"{label} {_summary(progress)}" for label, progress in running.items()]
-            self.say(f"{done}/{total} finished; running: {'; '.join(parts)}")
+            self.say(f"{done}/{total} finished{_left(seconds_left)}; running: {'; '.join(parts)}")
 
     def __enter__(self) -> PlainDisplay:
         return self
@@ -90,12 +94,15 @@ class LiveDisplay:
         """Print one line above the bars."""
         self.progress.console.print(line, highlight=False, markup=False)
 
-    def update(self, running: Mapping[str, Mapping[str, Any]], done: int, total: int) -> None:
+    def update(
+        self, running: Mapping[str, Mapping[str, Any]], done: int, total: int, seconds_left: float | None = None
+    ) -> None:
         """Move the bars."""
         for label in [label for label in self.bars if label not in running]:
             self.progress.remove_task(self.bars.pop(label))
-        parts = done + sum(_share(progress) for progress in running.values())
-        self.progress.update(self.overall, total=max(1, total), completed=parts, detail=f"{done}/{total}")
+        parts = done + sum(share_of_cell(progress) for progress in running.values())
+        detail = f"{done}/{total}{_left(seconds_left)}"
+        self.progress.update(self.overall, total=max(1, total), completed=parts, detail=detail)
         for label, progress in running.items():
             if label not in self.bars:
                 self.bars[label] = self.progress.add_task(_shortened(label, self._longest), total=1.0, detail="")
@@ -126,7 +133,16 @@ def _fraction(progress: Mapping[str, Any]) -> float:
     return min(1.0, max(0.0, float(value))) if isinstance(value, (int, float)) else 0.0
 
 
-def _share(progress: Mapping[str, Any]) -> float:
+def _left(seconds: float | None) -> str:
+    """The time left in words, in whole minutes, from a comma on; empty where it is not known."""
+    if seconds is None:
+        return ""
+    hours, minutes = divmod(max(1, round(seconds / 60)), 60)
+    parts = [f"{hours} h"] * (hours > 0) + [f"{minutes} min"] * (minutes > 0)
+    return f", about {' '.join(parts)} left"
+
+
+def share_of_cell(progress: Mapping[str, Any]) -> float:
     """How much of a whole cell is done: measuring follows training, and no bar may go back."""
     phase, fraction = progress.get("phase"), _fraction(progress)
     if phase == "fit":

@@ -16,11 +16,12 @@ from types import FrameType
 from typing import Any
 
 from flowbench.bench.causes import explain, last_line, was_killed
+from flowbench.bench.forecast import Forecast, Underway
 from flowbench.bench.kept import adopt, check_rows, rename
 from flowbench.bench.plan import Cell, Plan
 from flowbench.bench.preparation import Preparations
 from flowbench.bench.process import start_process, stop_processes
-from flowbench.bench.progress import Display
+from flowbench.bench.progress import Display, share_of_cell
 from flowbench.bench.status import Status, lock_is_held, read_progress, read_status, write_status
 from flowbench.bench.store import collect
 from flowbench.core.statuses import PARTLY_MEASURED
@@ -73,6 +74,7 @@ class Runner:
         self.running: dict[Path, _Attempt] = {}
         self.again: set[Path] = set()
         self.finished = 0
+        self.forecast = Forecast(plan.policy.jobs)
         self.preparations = Preparations(plan, self.program, display.say, self._show)
 
     def run(self) -> bool:
@@ -88,6 +90,8 @@ class Runner:
             try:
                 adopt(self.plan, self.display.say)
                 todo = deque(cell for cell in everything if not self._settle(cell))
+                for cell in everything:
+                    self._note_duration(cell)
                 self.finished = len(everything) - len(todo)
                 if self.finished:
                     self.display.say(f"{self.finished} of {len(everything)} finished before; they are kept")
@@ -153,8 +157,24 @@ class Runner:
     def _total(self) -> int:
         return len(self.plan.everything)
 
-    def _show(self, running: Mapping[str, Mapping[str, Any]]) -> None:
-        self.display.update(running, self.finished, self._total)
+    def _show(self, running: Mapping[str, Mapping[str, Any]], seconds_left: float | None = None) -> None:
+        self.display.update(running, self.finished, self._total, seconds_left)
+
+    def _show_cells(self, waiting: Sequence[Cell]) -> None:
+        """Each running cell, and when the last of all will have ended."""
+        progress = {a.cell.directory: read_progress(a.cell.directory) for a in self.running.values()}
+        underway = [
+            Underway(a.cell, time.time() - a.started, share_of_cell(progress[a.cell.directory]))
+            for a in self.running.values()
+        ]
+        left = self.forecast.seconds_left(waiting, underway)
+        self._show({a.cell.label: progress[a.cell.directory] for a in self.running.values()}, left)
+
+    def _note_duration(self, cell: Cell) -> None:
+        """What a finished cell took; one that was interrupted took longer than its last attempt."""
+        status = read_status(cell.directory)
+        if status.is_done(cell.config_hash) and status.wall_seconds is not None and status.attempts == 1:
+            self.forecast.add(cell, status.wall_seconds)
 
     def _run_pool(self, todo: deque[Cell]) -> None:
         while todo or self.running:
@@ -163,7 +183,7 @@ class Runner:
             for attempt in list(self.running.values()):
                 if self._poll(attempt, todo):
                     collect(self.plan.directory)
-            self._show({a.cell.label: read_progress(a.cell.directory) for a in self.running.values()})
+            self._show_cells(todo)
             if self.running:
                 time.sleep(_POLL_SECONDS)
 
@@ -258,6 +278,7 @@ class Runner:
         self._mark(cell, replace(status, state=state, exit_code=code, wall_seconds=seconds, message=message))
         self.finished += 1
         if state == "DONE":
+            self._note_duration(cell)
             less = "" if code == 0 else f", {last_line(log).removeprefix('flowbench: ')}"
             self.display.say(f"done  {cell.label} in {seconds:.0f} s{less}")
         else:

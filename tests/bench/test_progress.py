@@ -15,7 +15,7 @@ from rich.console import Console
 from flowbench.bench.plan import make_plan
 from flowbench.bench.preparation import Preparations
 from flowbench.bench.preview import plan_table
-from flowbench.bench.progress import LiveDisplay, PlainDisplay, _share
+from flowbench.bench.progress import LiveDisplay, PlainDisplay, share_of_cell
 from flowbench.core import progress as core
 
 from .conftest import PROGRAM
@@ -40,13 +40,18 @@ def test_bars_fit_the_terminal_and_cells_can_be_told_apart(width):
     running = {
         label: {"phase": "test", "what": "sweep 2/7, 16 evaluations, 256/2000", "fraction": 0.4} for label in labels
     }
-    display.update({**running, "prepare cfm seed 0": {"phase": "preparing", "what": "training autoencoder"}}, 2, 9)
+    display.update(
+        {**running, "prepare cfm seed 0": {"phase": "preparing", "what": "training autoencoder"}}, 2, 9, 200.0
+    )
     text = screen(display, width)
     assert max(map(len, text.splitlines())) <= width
     assert len(text.splitlines()) == 4
     assert " seed 0" in text
     assert "seed 11" in text
     assert "40%" in text
+    assert "2/9" in text
+    if width >= 60:
+        assert "about 3 min left" in text
 
 
 @pytest.mark.parametrize("text", MARKUP)
@@ -60,7 +65,8 @@ def test_what_somebody_wrote_is_shown_as_it_is(text):
     assert f"line {text}" in display.progress.console.file.getvalue()
     console = Console(file=io.StringIO(), width=200)
     plain = PlainDisplay(console, -1.0)
-    plain.update({f"cell {text}": {"phase": "preparing", "what": f"what {text}", "fraction": 0.5}}, 0, 1)
+    plain.update({f"cell {text}": {"phase": "preparing", "what": f"what {text}", "fraction": 0.5}}, 0, 1, 200.0)
+    assert "0/1 finished, about 3 min left; running" in console.file.getvalue()
     assert f"running: cell {text} preparing: what {text} (50%)" in console.file.getvalue()
 
 
@@ -98,10 +104,10 @@ def test_the_bar_of_all_cells_never_goes_back(fractions):
     """A cell trains from 0 to 1, then measures from 0 to 1."""
     steps = [{"phase": "fit", "fraction": f} for f in sorted(fractions)]
     steps += [{"phase": "fit", "fraction": 1.0}, *({"phase": "test", "fraction": f} for f in sorted(fractions))]
-    shares = [_share(step) for step in [{}, *steps, {"phase": "done", "fraction": 1.0}]]
+    shares = [share_of_cell(step) for step in [{}, *steps, {"phase": "done", "fraction": 1.0}]]
     assert shares == sorted(shares)
     assert (shares[0], shares[-1]) == (0.0, 1.0)
-    nobody_trains = [_share({"phase": "reference", "fraction": f}) for f in sorted(fractions)]
+    nobody_trains = [share_of_cell({"phase": "reference", "fraction": f}) for f in sorted(fractions)]
     assert nobody_trains == sorted(fractions)
 
 

@@ -1,0 +1,75 @@
+"""How long the cells that are left will take, judged by those that have ended and those that run."""
+
+from __future__ import annotations
+
+import heapq
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from flowbench.bench.plan import Cell
+
+__all__ = ["Forecast", "Underway"]
+
+_LEAST_SHARE = 0.1
+"""Of a cell: what must be done before its own pace says something about its end."""
+
+
+@dataclass(frozen=True)
+class Underway:
+    """A cell that runs: for how many seconds, and which share of it is done."""
+
+    cell: Cell
+    seconds: float
+    share: float
+
+
+class Forecast:
+    """Estimates the time that a bench still takes.
+
+    A cell is expected to take as long as those of the same contender that have ended (their median). Where none has
+    ended, the pace of one that runs counts, and else the mean over the other contenders.
+
+    Args:
+        jobs: how many cells run at once.
+    """
+
+    def __init__(self, jobs: int) -> None:
+        self._jobs = jobs
+        self._ended: dict[tuple[str, str, str], list[float]] = {}
+
+    def add(self, cell: Cell, seconds: float) -> None:
+        """Take note of a cell that has ended after so many seconds."""
+        self._ended.setdefault(_kind(cell), []).append(seconds)
+
+    def seconds_left(self, waiting: Iterable[Cell], running: Iterable[Underway]) -> float | None:
+        """Seconds until the last cell ends; None while nothing is known of any.
+
+        Args:
+            waiting: cells in the order in which they will start.
+            running: cells that have started.
+        """
+        running = list(running)
+        known = {kind: statistics.median(seconds) for kind, seconds in self._ended.items()}
+        for one in running:
+            if one.share >= _LEAST_SHARE:
+                known.setdefault(_kind(one.cell), one.seconds / one.share)
+        if not known:
+            return None
+        typical = statistics.fmean(known.values())
+        free = [_rest(one, known.get(_kind(one.cell), typical)) for one in running]
+        free += [0.0] * (self._jobs - len(free))
+        heapq.heapify(free)
+        for cell in waiting:
+            heapq.heapreplace(free, free[0] + known.get(_kind(cell), typical))
+        return max(free)
+
+
+def _rest(one: Underway, expected: float) -> float:
+    """What a running cell has left; one that takes longer than expected is judged by its share."""
+    return expected - one.seconds if one.seconds < expected else expected * (1 - one.share)
+
+
+def _kind(cell: Cell) -> tuple[str, str, str]:
+    """Cells that differ in their seed alone take about equally long."""
+    return cell.kind, cell.task, cell.contender
