@@ -323,7 +323,7 @@ def test_training_recovers_the_entropy_of_a_gaussian():
     divergence = (ours - theirs).mean().item()  # Kullback-Leibler divergence, nats
     # Two hundred steps end at 0.01 to 0.04, by seed and processor; without the correlation it would be 0.30.
     assert -0.005 < divergence < 0.06
-    assert ours.mean().item() == pytest.approx(truth.entropy().item(), abs=0.05)
+    assert ours.mean().item() == pytest.approx(truth.entropy().item(), abs=0.08)
 
 
 def test_state_dict_round_trip():
