@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import heapq
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from flowbench.bench.plan import Cell
 
 __all__ = ["Forecast", "Underway"]
 
-_LEAST_SHARE = 0.1
+_LEAST_SHARE = 0.2
 """Of a cell: what must be done before its own pace says something about its end."""
 
 
@@ -28,7 +28,8 @@ class Forecast:
     """Estimates the time that a bench still takes.
 
     A cell is expected to take as long as those of the same contender that have ended (their median). Where none has
-    ended, the pace of one that runs counts, and else the mean over the other contenders.
+    ended, the pace of one that runs counts, and else the mean over the other contenders; reference rows, which nobody
+    trains, say nothing about those.
 
     Args:
         jobs: how many cells run at once.
@@ -43,7 +44,7 @@ class Forecast:
         self._ended.setdefault(_kind(cell), []).append(seconds)
 
     def seconds_left(self, waiting: Iterable[Cell], running: Iterable[Underway]) -> float | None:
-        """Seconds until the last cell ends; None while nothing is known of any.
+        """Seconds until the last cell ends; None while nothing is known of one of them.
 
         Args:
             waiting: cells in the order in which they will start.
@@ -54,15 +55,23 @@ class Forecast:
         for one in running:
             if one.share >= _LEAST_SHARE:
                 known.setdefault(_kind(one.cell), one.seconds / one.share)
-        if not known:
+        waiting = list(waiting)
+        expected = {cell.directory: _expected(cell, known) for cell in (*waiting, *(one.cell for one in running))}
+        if None in expected.values():
             return None
-        typical = statistics.fmean(known.values())
-        free = [_rest(one, known.get(_kind(one.cell), typical)) for one in running]
+        free = [_rest(one, expected[one.cell.directory] or 0.0) for one in running]
         free += [0.0] * (self._jobs - len(free))
         heapq.heapify(free)
         for cell in waiting:
-            heapq.heapreplace(free, free[0] + known.get(_kind(cell), typical))
+            heapq.heapreplace(free, free[0] + (expected[cell.directory] or 0.0))
         return max(free)
+
+
+def _expected(cell: Cell, known: Mapping[tuple[str, str, str], float]) -> float | None:
+    if _kind(cell) in known:
+        return known[_kind(cell)]
+    alike = [seconds for (subcommand, *_), seconds in known.items() if subcommand == cell.kind]
+    return statistics.fmean(alike) if alike else None
 
 
 def _rest(one: Underway, expected: float) -> float:

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,7 +75,7 @@ class Runner:
         self.again: set[Path] = set()
         self.finished = 0
         self.forecast = Forecast(plan.policy.jobs)
-        self.preparations = Preparations(plan, self.program, display.say, self._show)
+        self.preparations = Preparations(plan, self.program, display.say)
 
     def run(self) -> bool:
         """Run what is not finished; True when every cell is DONE.
@@ -95,7 +95,6 @@ class Runner:
                 self.finished = len(everything) - len(todo)
                 if self.finished:
                     self.display.say(f"{self.finished} of {len(everything)} finished before; they are kept")
-                todo = self._prepare(todo)
                 self._run_pool(todo)
             except BaseException:
                 self._stop()
@@ -139,13 +138,12 @@ class Runner:
             return False
         return True
 
-    def _prepare(self, todo: deque[Cell]) -> deque[Cell]:
-        """Make what the cells share before they run; cells without their prerequisites fail."""
-        failed = self.preparations.run(todo)
-        for cell in todo:
-            if (failure := failed.get(cell.directory)) is not None:
+    def _drop_unprepared(self, todo: deque[Cell]) -> None:
+        """Cells without their prerequisites fail."""
+        for cell in list(todo):
+            if (failure := self.preparations.failures.get(cell.directory)) is not None:
+                todo.remove(cell)
                 self._fail(cell, f"preparation: {failure.message}", failure.code, str(failure.log))
-        return deque(cell for cell in todo if cell.directory not in failed)
 
     def _fail(self, cell: Cell, message: str, code: int | None = None, log: str = "log.txt") -> None:
         """A cell that cannot start."""
@@ -157,18 +155,16 @@ class Runner:
     def _total(self) -> int:
         return len(self.plan.everything)
 
-    def _show(self, running: Mapping[str, Mapping[str, Any]], seconds_left: float | None = None) -> None:
-        self.display.update(running, self.finished, self._total, seconds_left)
-
-    def _show_cells(self, waiting: Sequence[Cell]) -> None:
-        """Each running cell, and when the last of all will have ended."""
+    def _show(self, waiting: Sequence[Cell]) -> None:
+        """What is prepared and each running cell, and when the last of all will have ended."""
         progress = {a.cell.directory: read_progress(a.cell.directory) for a in self.running.values()}
         underway = [
             Underway(a.cell, time.time() - a.started, share_of_cell(progress[a.cell.directory]))
             for a in self.running.values()
         ]
         left = self.forecast.seconds_left(waiting, underway)
-        self._show({a.cell.label: progress[a.cell.directory] for a in self.running.values()}, left)
+        cells = {a.cell.label: progress[a.cell.directory] for a in self.running.values()}
+        self.display.update({**self.preparations.progress, **cells}, self.finished, self._total, left)
 
     def _note_duration(self, cell: Cell) -> None:
         """What a finished cell took; one that was interrupted took longer than its last attempt."""
@@ -177,15 +173,34 @@ class Runner:
             self.forecast.add(cell, status.wall_seconds)
 
     def _run_pool(self, todo: deque[Cell]) -> None:
-        while todo or self.running:
-            while len(self.running) < self.plan.policy.jobs and (cell := self._next(todo)) is not None:
+        """Run cells side by side; a preparation takes the place of one, and what it does not concern goes on."""
+        preparing = self.preparations.steps(list(todo))
+        while self._advance(preparing) or todo or self.running:
+            self._drop_unprepared(todo)
+            while self._busy < self.plan.policy.jobs and (cell := self._next(todo)) is not None:
                 self._start(cell)
             for attempt in list(self.running.values()):
                 if self._poll(attempt, todo):
                     collect(self.plan.directory)
-            self._show_cells(todo)
-            if self.running:
+            self._show(todo)
+            if self._busy:
                 time.sleep(_POLL_SECONDS)
+
+    def _advance(self, preparing: Iterator[None]) -> bool:
+        """Go on with the preparations; True while one runs."""
+        next(preparing, None)
+        return self.preparations.process is not None
+
+    @property
+    def _busy(self) -> int:
+        return len(self.running) + (self.preparations.process is not None)
+
+    def _is_prepared(self, cell: Cell) -> bool:
+        """Reference rows wait for the first preparation, which fetches what they need too."""
+        preparations = self.preparations
+        if preparations.process is None or cell.preparation in preparations.ended:
+            return True
+        return not cell.preparation and bool(preparations.ended)
 
     def _next(self, todo: deque[Cell]) -> Cell | None:
         """Take the first cell whose weights are there; those whose training failed fail with it.
@@ -196,7 +211,9 @@ class Runner:
             return None
         waiting = {cell.directory for cell in todo} | self.running.keys()
         for cell in list(todo):
-            if cell.trained in waiting or (cell.directory in self.again and self.running):
+            if cell.trained in waiting or (cell.directory in self.again and self._busy):
+                continue
+            if not self._is_prepared(cell):
                 continue
             todo.remove(cell)
             if cell.trained is None or read_status(cell.trained).state == "DONE":

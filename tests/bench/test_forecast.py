@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ def test_nothing_is_known_before_anything_has_run():
     forecast = Forecast(2)
     assert forecast.seconds_left([cell("a")], []) is None
     assert forecast.seconds_left([], [Underway(cell("a"), 5.0, 0.05)]) is None
+    forecast.add(replace(cell("reference"), kind="reference"), 3.0)
+    assert forecast.seconds_left([cell("a")], []) is None
 
 
 def test_the_pace_of_a_running_cell_counts_until_one_of_its_kind_has_ended():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -118,7 +119,12 @@ def test_a_preparation_tells_what_is_trained_and_how_far(workshop):
         cell.directory.mkdir(parents=True)
         cell.config_path.write_text(cell.config_text())
     shown: list = []
-    assert Preparations(plan, PROGRAM, lambda _: None, shown.append).run(plan.cells) == {}
+    preparations = Preparations(plan, PROGRAM, lambda _: None)
+    for _ in preparations.steps(plan.cells):
+        shown.append(preparations.progress)
+        time.sleep(0.02)
+    assert (preparations.failures, preparations.progress) == ({}, {})
+    assert preparations.ended == {cell.preparation for cell in plan.cells}
     expected = {"what": "training autoencoder, step 3", "fraction": 0.25, "phase": "preparing"}
     assert {"prepare a seed 0": expected} in shown
     assert shown[0]["prepare a seed 0"]["phase"] == "preparing"

@@ -245,3 +245,21 @@ def test_concurrent_timings_are_announced(workshop):
     plan = make_plan(two(workshop), ["budget.train_seconds=5"], jobs=2)
     assert "under 2 concurrent cells" in plan_lines(plan)
     assert dict(os.environ) == before, "the policy is for cells, not for this process"
+
+
+def test_what_a_preparation_does_not_concern_runs_beside_it(workshop):
+    """Reference rows and contenders that require no training begin while a training is prepared."""
+    workshop.experiment("quick")
+    slow = workshop.folder / workshop.experiment("slow", prepare_notes=[["training teacher", k / 6] for k in range(6)])
+    slow.write_text(slow.read_text() + "requires: {teacher: quick.yaml}\n")
+    path = workshop.bench(contenders={"slow": "slow.yaml", "quick": "quick.yaml"}, seeds=[0])
+    assert workshop.run(path, jobs=2) == 0
+    assert [call for call in workshop.calls() if call.startswith("prepare")] == ["prepare quick 0", "prepare slow 0"]
+    lines = [line[9:] for line in workshop.output.splitlines()]
+    order = ["preparing 2/2", "start reference", "start quick", "done  quick", "start slow"]
+    places = [next(k for k, line in enumerate(lines) if line.startswith(text)) for text in order]
+    assert places == sorted(places)
+
+    workshop.runs.rename(workshop.folder / "before")
+    assert workshop.run(path, jobs=1) == 0  # one place: everything is prepared for first
+    assert [call.split()[0] for call in workshop.calls()] == ["prepare", "prepare", "reference", "fit", "fit"]
