@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -39,6 +40,13 @@ class Batch:
 
     def __post_init__(self) -> None:
         check_position(self.position)
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory, from where a copy to a GPU does not make the host wait."""
+        tensors: dict[str, Any] = {
+            name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **tensors)
 
     def __len__(self) -> int:
         """Number of samples of this process's part of the batch."""

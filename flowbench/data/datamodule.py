@@ -313,7 +313,12 @@ class FlowDataModule(LightningDataModule):
 
     def _loader(self, dataset: SplitDataset, sampler: EndlessSampler | ShardedSampler) -> DataLoader[Batch]:
         # batch_size=None: the sampler yields whole batches and the dataset gathers them, nothing is collated.
-        return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers)
+        return DataLoader(
+            dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers, pin_memory=self._feeds_a_gpu()
+        )
+
+    def _feeds_a_gpu(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
 
 def _no_labels(dataset: str) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from flowbench.core.checks import check_number
 from flowbench.core.contract import ContractError, returned, shaped
+from flowbench.core.precision import autocast_off
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families.answers import Drawn, Samples, Trajectory
 from flowbench.families.conditioning.base import Conditioner, SpatialCondition
@@ -301,11 +302,7 @@ class FlowModule(TrainingModule):
             raise ValueError("labels were given to an unconditional model: train with conditional=true")
         if condition.shape != (num,):
             raise ValueError(f"expected {num} labels, got shape {tuple(condition.shape)}")
-        if condition.numel() and not (0 <= int(condition.min()) and int(condition.max()) <= self.num_classes):
-            raise ValueError(
-                f"labels must lie in 0..{self.num_classes} (the last is the null label), got "
-                f"{int(condition.min())}..{int(condition.max())}"
-            )
+        _check_range(condition, self.num_classes)
         return condition.long()
 
     @property
@@ -488,8 +485,15 @@ class FlowModule(TrainingModule):
     @contextmanager
     def full_precision(self) -> Iterator[None]:
         """Turn autocast off: likelihoods are computed in the precision of their inputs."""
-        with torch.autocast(self.device.type, enabled=False):
+        with autocast_off(self.device):
             yield
+
+
+def _check_range(label: Tensor, num_classes: int) -> None:
+    """One read of the device for each call, where a label out of range would end the whole process on a GPU."""
+    low, high = (0, 0) if not label.numel() else torch.stack([label.min(), label.max()]).tolist()
+    if not 0 <= low <= high <= num_classes:
+        raise ValueError(f"labels must lie in 0..{num_classes} (the last is the null label), got {low}..{high}")
 
 
 def _given(spatial: SpatialCondition | None) -> dict[str, Any]:

@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import lightning as L
-import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowbench.core.checks import LARGEST_BUDGET, check_count, check_number
+from flowbench.families.step_timer import StepTimer
 
 __all__ = ["Budget", "BudgetKind", "BudgetLimit", "count_flops"]
+
+# Steps that a device may lag behind the host when a limit of time is looked at.
+STEPS_BEHIND = 2
 
 BudgetKind = Literal["train_flops", "train_seconds", "steps", "samples_seen", "epochs"]
 
@@ -141,10 +144,9 @@ class Budget(L.Callback):
         self.max_steps = max_steps
         self.steps = 0
         self.train_seconds = 0.0
+        self._timer = StepTimer(clock)
         self.ended_early = False
         self.changed_from: BudgetLimit | None = None
-        self._clock = clock
-        self._batch_start = 0.0
 
     @property
     def samples_seen(self) -> int:
@@ -196,15 +198,15 @@ class Budget(L.Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         """Start the clock; validation and checkpoints in between do not count."""
-        self._batch_start = self._clock()
+        self._timer.start(module.device)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop the clock, count the step, stop the training when the limit is reached on any process."""
-        if module.device.type == "cuda":
-            torch.cuda.synchronize(module.device)
-        self.train_seconds += self._clock() - self._batch_start
+        self._timer.stop(module.device)
+        # A limit of time must not fall far behind the device; elsewhere what has not finished is collected later.
+        self.train_seconds += self._timer.collect(STEPS_BEHIND if self.max_steps is None else None)
         self.steps = trainer.global_step
         if self.max_steps is None:
             # The schedule follows the clock: with clocks of their own, replicas would step at different rates.
@@ -212,8 +214,13 @@ class Budget(L.Callback):
         if self.max_steps is None and trainer.strategy.reduce_boolean_decision(self.exhausted, all=False):
             trainer.should_stop = True
 
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Wait for the last steps."""
+        self.train_seconds += self._timer.collect(0)
+
     def state_dict(self) -> dict[str, Any]:
-        """What is spent, and on which limit."""
+        """What is spent, and on which limit; waits for the device."""
+        self.train_seconds += self._timer.collect(0)
         return {
             "steps": self.steps,
             "train_seconds": self.train_seconds,

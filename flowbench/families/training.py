@@ -18,6 +18,7 @@ from flowbench.core.contract import returned
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families.budget import Budget
 from flowbench.families.ema import ExponentialMovingAverage, check_ema_decay
+from flowbench.families.loss_guard import LossGuard, NonFiniteLoss
 from flowbench.families.optimization import OptimizerConfig, build_optimizer, learning_rate_factor
 from flowbench.families.parallel import gathered, shard
 from flowbench.seeds import generator
@@ -79,6 +80,7 @@ class TrainingModule(L.LightningModule, ABC):
         self.budget: Budget | None = None
         self._ema: ExponentialMovingAverage | None = None
         self._noted: Mapping[str, Tensor | float] = {}
+        self._guard = LossGuard()
 
     @abstractmethod
     def training_loss(self, batch: Batch, generator: torch.Generator) -> Loss:
@@ -145,7 +147,10 @@ class TrainingModule(L.LightningModule, ABC):
         return generator(self.seed, "noise", self.trainer.global_step, micro, self.global_rank, device=self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One loss, guarded: a non-finite value on any process stops the run before it reaches the optimiser.
+        """One loss, guarded: a non-finite value on any process stops the run before it reaches the weights.
+
+        Devices that run behind the host are read on logging steps only; see
+        :class:`~flowbench.families.loss_guard.LossGuard`.
 
         Raises:
             NonFiniteLossError: names the step, the samples and the last checkpoint; on all processes alike.
@@ -153,10 +158,12 @@ class TrainingModule(L.LightningModule, ABC):
         loss = returned(self.training_loss(batch, self.step_generator(batch_idx)), Loss, self, "training_loss")
         # Reduced first: a process that stopped alone would leave the others waiting for its gradients.
         value = self.trainer.strategy.reduce(loss.total.detach(), reduce_op="mean")
-        if not torch.isfinite(value):
-            raise NonFiniteLossError(self._divergence_message(value, batch))
+        optimizer = next(iter(self.trainer.optimizers), None)
+        is_logging_step = self._is_logging_step()
+        if self._guard.watch(value, self.trainer.global_step, batch.index, optimizer) or is_logging_step:
+            self._stop_if_diverged()
         self._noted = {}  # of a step that broke off
-        if self._is_logging_step():
+        if is_logging_step:
             total = loss.total.detach()
             self.log("train/loss", total, prog_bar=True, logger=False, batch_size=len(batch))
             self._noted = {"loss": total, **loss.parts, **(loss.diagnostics() if loss.diagnostics else {})}
@@ -167,12 +174,29 @@ class TrainingModule(L.LightningModule, ABC):
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return every > 0 and (self.trainer.global_step + 1) % every == 0
 
-    def _divergence_message(self, value: Tensor, batch: Batch) -> str:
-        index = _global_index(batch)
+    def _stop_if_diverged(self) -> None:
+        found = self._guard.first()
+        if found is not None:
+            raise NonFiniteLossError(self._divergence_message(found))
+
+    def on_train_start(self) -> None:
+        """Forget the losses of an earlier training."""
+        self._guard.reset(self.trainer.optimizers)
+
+    def on_validation_start(self) -> None:
+        """Measure nothing whose training has diverged."""
+        self._stop_if_diverged()
+
+    def on_train_end(self) -> None:
+        """Read the losses since the last logging step."""
+        self._stop_if_diverged()
+
+    def _divergence_message(self, found: NonFiniteLoss) -> str:
+        index = _global_index(found.index)
         samples = ", ".join(map(str, index[:8])) + ", ..." if index else "unknown"
         saved = getattr(self.trainer.checkpoint_callback, "best_model_path", "") or "none yet"
         return (
-            f"the loss became {float(value)} at step {self.trainer.global_step} (samples {samples}); "
+            f"the loss became {found.value} at step {found.step} (samples {samples}); "
             f"last good checkpoint: {saved}; lower model.init_args.optimizer.lr or set trainer.gradient_clip_val"
         )
 
@@ -267,7 +291,12 @@ class TrainingModule(L.LightningModule, ABC):
         return {"family": type(self).__name__, "shape": list(self.spec.shape)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store who wrote the file beside the averaged weights; plain types only, so `weights_only` can load it."""
+        """Store who wrote the file beside the averaged weights; plain types only, so `weights_only` can load it.
+
+        Raises:
+            NonFiniteLossError: nothing is kept of a training that has diverged.
+        """
+        self._stop_if_diverged()
         checkpoint["flowbench"] = self.checkpoint_identity
         if self.ema:
             checkpoint["ema"] = self.ema.state_dict()
@@ -302,9 +331,9 @@ def _trained(optimizer: torch.optim.Optimizer) -> Iterator[nn.Parameter]:
     return (parameter for group in optimizer.param_groups for parameter in group["params"])
 
 
-def _global_index(batch: Batch) -> list[int]:
-    """Sample indices of the batch over all processes; a collective call."""
-    index: list[int] = [] if batch.index is None else batch.index.tolist()
+def _global_index(own: Tensor | None) -> list[int]:
+    """Sample indices of a batch over all processes from this process's own; a collective call."""
+    index: list[int] = [] if own is None else own.tolist()
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return index
     parts = [index] * torch.distributed.get_world_size()

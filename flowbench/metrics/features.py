@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from flowbench.core.checks import check_count
+from flowbench.core.precision import autocast_off
 from flowbench.metrics.classifier import DigitsCNN, weights_checksum
 
 __all__ = [
@@ -167,7 +168,7 @@ def exact_inference(device: torch.device) -> Iterator[None]:
     before = convolution.fp32_precision
     convolution.fp32_precision = "ieee"
     try:
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        with torch.no_grad(), autocast_off(device):
             yield
     finally:
         convolution.fp32_precision = before

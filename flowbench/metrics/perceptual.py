@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowbench.core.checks import check_count
+from flowbench.core.precision import autocast_off
 from flowbench.metrics.classifier import MAX_SIDE, DigitsCNN, load_classifier
 from flowbench.metrics.efficientnet import EfficientNetFeatures, EfficientNetLite0
 from flowbench.metrics.features import fold_normalisations
@@ -104,7 +105,7 @@ class PerceptualDistance:
         """
         if x.shape != x_hat.shape or x.ndim != 4:
             raise ValueError(f"pictures must share a shape (B, C, H, W), got {tuple(x.shape)} and {tuple(x_hat.shape)}")
-        with torch.autocast(x.device.type, enabled=False):
+        with autocast_off(x.device):
             with torch.no_grad():
                 wanted = self._feature_maps(x.detach())
             return feature_map_distance(wanted, self._feature_maps(x_hat))

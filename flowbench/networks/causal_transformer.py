@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from flowbench.core.checks import check_counts, check_scale
+from flowbench.core.precision import active_autocast_dtype
 from flowbench.networks.attention import CausalBlock, LayerNorm, Temperature
 from flowbench.networks.cache import KeyValueCache
 from flowbench.networks.linear import Linear
@@ -152,10 +153,9 @@ class CausalTransformer(nn.Module):
             static: for :meth:`step` with a tensor position on a CPU; elsewhere there is one layout.
         """
         weight = self.embed.weight
-        device, dtype = weight.device.type, weight.dtype
-        # Autocast leaves float64 alone and does not know the meta device, where models are counted.
-        if device != "meta" and torch.is_autocast_enabled(device) and dtype != torch.float64:
-            dtype = torch.get_autocast_dtype(device)
+        dtype = weight.dtype
+        if dtype != torch.float64:  # which autocast leaves alone
+            dtype = active_autocast_dtype(weight.device) or dtype
         num_heads = self.embed.out_features // self.head_dim
         shape = (batch_size, num_heads, self.num_slots, self.head_dim)
         return KeyValueCache.allocate(weight, dtype, len(self.blocks), shape, static)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from flowbench.core.places import cached, locked
+from flowbench.core.precision import autocast_off
 from flowbench.data import DataSpec, FlowDataModule
 from flowbench.storage import write_atomic
 
@@ -129,7 +130,7 @@ def _encoded(autoencoder: Autoencoder, data: FlowDataModule, device: torch.devic
     values = data.split("train").values
     shape = (len(values), *network.latent_shape)
     mean, log_variance = torch.empty(shape), torch.empty(shape)
-    with torch.autocast(device.type, enabled=False):
+    with autocast_off(device):
         for start in range(0, len(values), ENCODING_BATCH):
             rows = slice(start, start + ENCODING_BATCH)
             mean[rows], log_variance[rows] = network.encode(_model_values(data.spec, values[rows]).to(device))

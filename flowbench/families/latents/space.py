@@ -214,13 +214,7 @@ class LatentSpace(Space):
     def check_likelihood(self) -> None:
         """Refuse a deterministic encoder without noise, whose q(z | x) has no density."""
         if self.autoencoder.network.is_deterministic and not self.noise_std:
-            raise ValueError(self._no_density())
-
-    def _no_density(self) -> str:
-        return (
-            "the likelihood bound needs a posterior with a variance, but this encoder is deterministic and noise_std "
-            f"is {self.noise_std:g}: set noise_std above 0"
-        )
+            raise ValueError(_no_density(self.noise_std))
 
     @torch.no_grad()
     def encode_batch(self, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -284,14 +278,31 @@ class LatentSpace(Space):
         """
         with torch.no_grad():
             mean, std = self._posterior(x)
-            if not bool((std > 0).all()):
-                raise ValueError(self._no_density())
+            _check_spread(std, self.noise_std)
             z = self._keyed_draw(mean, std, index, seed)
             decoded = self.decode(z if denoise is None else denoise(z))
-            likelihood = torch.distributions.Normal(decoded, self.autoencoder.network.decoder_std)
+            likelihood = _normal(decoded, self.autoencoder.network.decoder_std)
             reconstruction = likelihood.log_prob(x).flatten(1).sum(1)
-            entropy_term = torch.distributions.Normal(mean, std).log_prob(z).flatten(1).sum(1)
+            entropy_term = _normal(mean, std).log_prob(z).flatten(1).sum(1)
         return reconstruction + flow_density(z) - entropy_term
+
+
+def _normal(mean: Tensor, std: Tensor | float) -> torch.distributions.Normal:
+    """Without the check of its arguments, which is read from the device for each."""
+    return torch.distributions.Normal(mean, std, validate_args=False)
+
+
+def _check_spread(std: Tensor, noise_std: float) -> None:
+    """One read of the device for each call: no setting says whether a pretrained encoder is deterministic."""
+    if not bool((std > 0).all()):
+        raise ValueError(_no_density(noise_std))
+
+
+def _no_density(noise_std: float) -> str:
+    return (
+        "the likelihood bound needs a posterior with a variance, but this encoder is deterministic and noise_std "
+        f"is {noise_std:g}: set noise_std above 0"
+    )
 
 
 def _draw(mean: Tensor, std: Tensor, generator: torch.Generator) -> Tensor:

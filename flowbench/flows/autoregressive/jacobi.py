@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowbench.core.checks import check_count, check_counts, check_number
+from flowbench.core.precision import active_autocast_dtype
 from flowbench.flows.autoregressive.affine_guided import GuidedBlock
 from flowbench.flows.autoregressive.inversion import (
     BlockInversion,
@@ -387,10 +388,9 @@ _CROSSOVER_ACCELERATOR = 64
 
 def _rounding(state: Tensor, network: nn.Module) -> float:
     """Relative change between iterates that says nothing: rounding of the state, or of a coarser network."""
-    device = state.device.type
     dtype = next((parameter.dtype for parameter in network.parameters()), state.dtype)
-    if torch.is_autocast_enabled(device) and dtype != torch.float64:  # which autocast leaves alone
-        dtype = torch.get_autocast_dtype(device)
+    if dtype != torch.float64:  # which autocast leaves alone
+        dtype = active_autocast_dtype(state.device) or dtype
     # Of 16-bit networks a single epsilon: 32 of bfloat16's would be a quarter.
     coarse = torch.finfo(dtype).eps * (1 if dtype.itemsize == 2 else 32)
     return max(32 * torch.finfo(state.dtype).eps, coarse)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flowbench import onednn
 from flowbench.core.contract import ContractError, shaped
+from flowbench.core.precision import autocast_off
 
 __all__ = ["Coupling", "CouplingCost", "draw_sources", "pairwise_cost", "squared_distances"]
 
@@ -81,7 +82,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b.T`` in the precision of the points, even under autocast."""
     if a.dtype == torch.float32 and onednn.is_usable() and not onednn.needs_derivatives(a, b):
         return onednn.product(a, b)
-    with torch.autocast(a.device.type, enabled=False):
+    with autocast_off(a.device):
         return a @ b.T
 
 

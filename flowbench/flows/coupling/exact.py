@@ -29,7 +29,7 @@ class IndependentCoupling(Coupling):
 
     def _pair(self, x0: Tensor, x1: Tensor, generator: torch.Generator, condition: Tensor | None) -> Tensor:
         if len(x0) == len(x1):
-            return torch.arange(len(x1))
+            return torch.arange(len(x1), device=x1.device)
         return torch.randint(len(x0), (len(x1),), generator=generator, device=generator.device)
 
 

@@ -120,4 +120,6 @@ def _transform(old: PathCoefficients, new: PathCoefficients) -> tuple[Tensor, Te
 
 
 def _like(value: Tensor, x: Tensor) -> Tensor:
+    if value.ndim == 0:  # a time for all states: a number, which may lie on another device than they
+        return value.to(x.dtype)
     return value.to(x.dtype).reshape(value.shape + (1,) * (x.ndim - value.ndim))

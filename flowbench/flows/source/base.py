@@ -152,6 +152,7 @@ class FittedSource(Source):
         self._values: dict[str, Tensor] = {}
         self._shape: tuple[int, ...] = ()
         self._placed: dict[torch.device, dict[str, Tensor]] = {}
+        self._numbers: dict[str, float] = {}
 
     @property
     def needs_fit(self) -> bool:
@@ -188,6 +189,7 @@ class FittedSource(Source):
 
     def _keep(self, values: dict[str, Tensor], shape: tuple[int, ...]) -> None:
         self._values, self._shape, self._placed = values, shape, {}
+        self._numbers = {name: float(value) for name, value in values.items() if value.ndim == 0}
 
     def _fitted(self, name: str, device: torch.device | str = "cpu") -> Tensor:
         """A fitted tensor on a device; the copies are kept, for training asks at every step."""
@@ -197,6 +199,11 @@ class FittedSource(Source):
         if device not in self._placed:
             self._placed[device] = {key: value.to(device) for key, value in self._values.items()}
         return self._placed[device][name]
+
+    def _number(self, name: str) -> float:
+        """A fitted scalar, which no step has to read from a tensor."""
+        self._fitted(name)
+        return self._numbers[name]
 
     def _check_shape(self, shape: tuple[int, ...]) -> None:
         if self._values and tuple(shape) != self._shape:

@@ -51,7 +51,7 @@ class NormAlignedSource(FittedSource):
     @property
     def std(self) -> float:
         """Fitted standard deviation of each coordinate."""
-        return float(self._fitted("std"))
+        return self._number("std")
 
     def _fit(self, points: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         return {"std": self.ratio * points.norm(dim=1).mean() / mean_chi(points.shape[1])}

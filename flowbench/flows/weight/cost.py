@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from flowbench.core.precision import autocast_off
+
 __all__ = ["COSTS", "Cost", "cost_matrix", "flat_points", "pair_cost"]
 
 Cost = Literal["norm", "squared"]
@@ -41,6 +43,6 @@ def _expanded_squares(x0: Tensor, x1: Tensor) -> Tensor:
     # Distances do not feel a common shift, but the expanded square loses digits to it.
     centre = x1.mean(0)
     a, b = x0 - centre, x1 - centre
-    with torch.autocast(a.device.type, enabled=False):
+    with autocast_off(a.device):
         norms = a.square().sum(1)[:, None] + b.square().sum(1)
         return torch.addmm(norms, a, b.T, alpha=-2).clamp_(min=0)

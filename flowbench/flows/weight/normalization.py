@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, distributed
 
+from flowbench.core.devices import reading_waits
+
 __all__ = ["global_log_mean_exp", "is_distributed"]
 
 
@@ -25,7 +27,7 @@ def global_log_mean_exp(log_weight: Tensor) -> Tensor | float:
     # torch.logsumexp looks for infinities and takes twice as long, which every step of a small network feels.
     if not is_distributed():
         largest, share, count = log_weight.max(), log_weight.log_softmax(0).max(), len(log_weight)
-        if log_weight.is_cpu:
+        if not reading_waits(log_weight.device):
             return largest.item() - share.item() - math.log(count)
         return largest - share - math.log(count)
     sums = torch.stack([torch.logsumexp(log_weight, 0), log_weight.new_tensor(len(log_weight))])
@@ -34,4 +36,4 @@ def global_log_mean_exp(log_weight: Tensor) -> Tensor | float:
     distributed.all_gather(gathered, sums)
     totals, counts = torch.stack(gathered).unbind(1)
     mean = torch.logsumexp(totals, 0) - counts.sum().log()
-    return mean.item() if mean.is_cpu else mean
+    return mean if reading_waits(mean.device) else mean.item()
