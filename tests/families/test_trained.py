@@ -159,7 +159,8 @@ def test_a_wide_source_gives_wide_noise():
     assert module.draw_noise(torch.arange(3000), 0).std() == pytest.approx(3.0, rel=0.05)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_source_that_is_a_dataset_has_a_density_for_points_on_the_gpu():
     source = DatasetSource("moons")
     x = source.sample(5, (2,), torch.Generator(), "cuda")

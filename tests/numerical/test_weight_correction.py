@@ -308,7 +308,8 @@ def test_fitted_weights_load_into_fresh_ones(correction, isotropic):
     )
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @corrections
 @pytest.mark.parametrize("isotropic", [True, False])
 def test_weights_on_the_gpu_are_those_on_the_cpu(correction, isotropic):
