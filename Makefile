@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 # All cores; a module's tests stay together while there is work for every worker.
 PYTEST := $(BIN)/python -m pytest -q -n auto --dist worksteal
 
-.PHONY: help setup bench fit test test-slow test-portable lint format tensorboard clean
+.PHONY: help setup bench fit test test-slow test-portable gpu lint format tensorboard clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ test-slow: $(STAMP) ## Run the slow tests too: several processes, whole benches,
 
 test-portable: $(STAMP) ## Run the numerical tests on other processors' instructions, without oneDNN, in random order
 	@$(BIN)/python -m tests.portable
+
+gpu: $(STAMP) ## Measure on one GPU what only a GPU shows: make gpu [REFERENCE=checkout of ml-tarflow]
+	@env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks.gpu --output docs/results/gpu.md $(if $(REFERENCE),--reference $(REFERENCE))
 
 lint: $(STAMP) ## Check style and types
 	@$(BIN)/ruff check .
