@@ -97,7 +97,7 @@ def small(name: str):
     return build(name, spec, conditional=name != "cfm_bridge"), DataLoader(batches, batch_size=None)
 
 
-@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize("clip", [pytest.param(None, marks=pytest.mark.slow), 1.0])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_reads_nothing_but_on_logging_steps(name, clip, tmp_path, accelerated):
     module, data = small(name)

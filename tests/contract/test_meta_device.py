@@ -35,7 +35,7 @@ def on_meta(name, spec, conditional: bool):
     module = build(name, spec, conditional=conditional).to(META)
     for solver in (getattr(module, "solver", None), getattr(module, "likelihood_solver", None)):
         if solver is not None:
-            solver.num_steps = 2  # all are alike, and meta operators are slow
+            solver.num_steps = 1  # all are alike, and meta operators are slow
     batch = batch_of(spec, 8)
     label = batch.label.to(META) if conditional else None
     # Indices key generators of the host and stay there, as the datamodule leaves them.
@@ -56,7 +56,7 @@ def steps(module, batch, conditional: bool):
     yield "encode", lambda: module.eval().encode(batch.x, label)
 
 
-@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("conditional", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize(("name", "spec"), CASES, ids=IDS)
 def test_nothing_is_read_and_nothing_is_left_on_another_device(name, spec, conditional, monkeypatch):
     for check in READ_ONCE_A_CALL:
