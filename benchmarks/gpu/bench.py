@@ -56,7 +56,8 @@ def measure(setting: Setting) -> Iterator[Line]:
     ((kind, amount),) = plan["budget"].items()
     note = f"{ended}; four families and the reference rows share the card; {kind} {amount:g} each, one seed"
     size = setting.choose("10,000", "8")
-    yield Line(f"CIFAR-10, FID at N = {size} against {size} training images", "fid", note=note)
+    value = "fid" if ended == "exit status 0" else "FAILED"
+    yield Line(f"CIFAR-10, FID at N = {size} against {size} training images", value, note=note)
     yield from _table(plan, directory, "fd[identity]" if setting.tiny else "fid")
 
 
