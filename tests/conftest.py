@@ -66,7 +66,7 @@ def _shared_cache(shared_folder: Path) -> Iterator[None]:
 
 
 # Of pytest and of packages that are imported.
-VOLATILE = ("PYTEST_", "KMP_", "TORCHINDUCTOR_", "PYTORCH_NVML_", "TRITON_")
+VOLATILE = ("PYTEST_", "KMP_", "TORCHINDUCTOR_", "_TORCHINDUCTOR_", "PYTORCH_NVML_", "TRITON_")
 # What Lightning leaves for the processes that a command starts.
 SEEDS = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
 

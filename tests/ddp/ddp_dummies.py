@@ -6,6 +6,7 @@ import os
 import signal
 import time
 
+from flowbench.core.failures import NoSolutionError
 from flowbench.families import Loss, TARFlow
 
 
@@ -42,3 +43,19 @@ class EndingTARFlow(TARFlow):
             raise ValueError("data.path holds something else here")
         else:
             os.kill(os.getpid(), getattr(signal, how))
+
+
+class GivingUp(TARFlow):
+    """Has neither densities nor samples on process 1; its paths are there on all."""
+
+    def flow_log_prob(self, x, label, index, seed):
+        self._give_up()
+        return super().flow_log_prob(x, label, index, seed)
+
+    def flow_sample(self, *given, **named):
+        self._give_up()
+        return super().flow_sample(*given, **named)
+
+    def _give_up(self):
+        if self.global_rank == 1:
+            raise NoSolutionError("no answer here")

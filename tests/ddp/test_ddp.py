@@ -166,7 +166,7 @@ def test_fewer_samples_than_processes_are_refused(workplace, tarflow):
     path = workplace.write("few", TARFLOW, evaluator={"num_samples": 1})
     outcome = workplace.two("test", "-c", path, "--ckpt", workplace.last("tarflow-2"))
     assert outcome.status == 2
-    assert "1 samples are too few for 2 processes" in outcome.stderr
+    assert "evaluator.num_samples=1 is too few for 2 processes" in outcome.stderr
 
 
 @pytest.mark.slow

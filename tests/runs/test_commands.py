@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from PIL import Image
 from flowbench import runs
 from flowbench.bench.status import lock_is_held
 from flowbench.config import Experiment
+from flowbench.core.endings import ProcessEnded
 from flowbench.rows import read_rows
 
 from .conftest import DIGITS, POINTS, WEIGHTED
@@ -199,10 +200,15 @@ def test_a_required_autoencoder_is_trained_once_and_shared(tmp_path, cache, caps
 
 @pytest.mark.slow
 def test_a_requirement_that_fails_names_its_log(tmp_path, cache, capsys):
-    own_data = AUTOENCODER.replace("dataset: digits", "dataset: npz, path: nowhere.npz")
-    with pytest.raises(ValueError, match="training the required autoencoder ended with exit status 2: see ") as caught:
-        runs.prepare(latent(tmp_path, autoencoder=own_data))
-    assert "nowhere.npz" in Path(str(caught.value).rsplit(" ", 1)[1]).read_text()
+    """Its own folder is in the way: a file stands where its checkpoints go."""
+    experiment = latent(tmp_path)
+    folder = cache / f"autoencoder-{experiment.requirements['autoencoder'].fingerprint}"
+    folder.mkdir(parents=True)
+    (folder / "checkpoints").touch()
+    message = f"training the required autoencoder ended with exit status 1: see {folder / 'log.txt'}"
+    with pytest.raises(ProcessEnded, match=re.escape(message)):
+        runs.prepare(experiment)
+    assert "checkpoints" in (folder / "log.txt").read_text()
 
 
 @pytest.mark.slow

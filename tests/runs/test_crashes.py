@@ -103,7 +103,8 @@ def test_a_kill_anywhere(server, whole, tmp_path):
     hooks = {point for point in counts if point.startswith("hook ")}
     # Nothing that a run does is left out: files of a run, and all of Lightning's stages.
     assert {f"{when} {name}" for when in ("before", "after") for name in (
-        "config.source.yaml", "config.yaml", "last.ckpt", "progress.json", "curve.jsonl", "rows.jsonl", "samples.npz"
+        "config.source.yaml", "config.yaml", "last.ckpt", "progress.json", "curve.jsonl", "floor.jsonl", "rows.jsonl",
+        "samples.npz",
     )} == counts.keys() - hooks  # fmt: skip
     assert len(hooks) > 25
     for point, number in counts.items():
