@@ -24,6 +24,7 @@ def stand_in(rank: int = 0, world: int = 1, step: int = 0, injects: bool = False
         global_step=step,
         accumulate_grad_batches=accumulate,
         overfit_batches=0.0,
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
         _accelerator_connector=SimpleNamespace(use_distributed_sampler=injects),
     )
 

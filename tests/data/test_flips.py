@@ -31,6 +31,7 @@ def batches(data: FlowDataModule, num: int = 12, rank: int = 0, world: int = 1, 
         global_step=step,
         accumulate_grad_batches=1,
         overfit_batches=0.0,
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
         _accelerator_connector=SimpleNamespace(use_distributed_sampler=False),
     )
     loader = iter(data.train_dataloader())
