@@ -14,5 +14,5 @@ __all__ = ["run_ranks"]
 def run_ranks(work: Callable[..., None], *arguments: Any, number: int = 2) -> None:
     """Call ``work(rank, *arguments)`` in each of ``number`` processes and wait for all of them."""
     # A process that has trained cannot be forked; the fork server imports and does nothing else.
-    multiprocessing.set_forkserver_preload(["flowbench.evaluation", "flowbench.families", "torch.distributed.nn"])
+    multiprocessing.set_forkserver_preload(["flowbench.evaluation", "flowbench.families"])
     start_processes(work, arguments, nprocs=number, start_method="forkserver")

@@ -59,8 +59,9 @@ def test_round_trip_and_log_determinant(num_blocks, last, scale, soft_clip, star
     z, logdet = flow(x, label)
     assert (z - x).abs().max() > 1e-2
     torch.testing.assert_close(flow.inverse(z, label), x, rtol=0, atol=1e-10)
-    if soft_clip is not None:  # without, a scale far from the data may decode to 1e73
-        torch.testing.assert_close(flow(flow.inverse(x, label), label)[0], x, rtol=0, atol=1e-10)
+    # Nothing bounds an unclipped scale: what the flow never encodes may decode to 1e73.
+    noise = x if soft_clip is not None else z
+    torch.testing.assert_close(flow(flow.inverse(noise, label), label)[0], noise, rtol=0, atol=1e-10)
     for row in range(2):
         one = x[row : row + 1]
         jacobian = torch.autograd.functional.jacobian(lambda v, row=row: flow(v, label[row : row + 1])[0], one)
@@ -307,23 +308,25 @@ def test_training_recovers_the_entropy_of_a_gaussian():
     )
     truth = torch.distributions.MultivariateNormal(torch.tensor([0.5, -0.5]), torch.tensor([[1.0, 0.6], [0.6, 0.8]]))
     factor = truth.scale_tril.T
-    optimizer = torch.optim.Adam(flow.parameters(), lr=5e-3)
+    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-2)
+    # With a decay it ends at 0.007 to 0.017 nats over five seeds; at a constant rate up to 0.04.
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, total_iters=300)
 
     def nll(num: int, seed: int) -> tuple[Tensor, Tensor]:
         x = truth.mean + normal(num, 2, seed=seed, dtype=torch.float32) @ factor
         z, logdet = flow(x[:, :, None])
         return -(torch.distributions.Normal(0, 1).log_prob(z).sum((1, 2)) + logdet), -truth.log_prob(x)
 
-    for step in range(200):
+    for step in range(300):
         optimizer.zero_grad()
         nll(256, step)[0].mean().backward()
         optimizer.step()
+        schedule.step()
     with torch.no_grad():
         ours, theirs = nll(20_000, 1000)
     divergence = (ours - theirs).mean().item()  # Kullback-Leibler divergence, nats
-    # Two hundred steps end at 0.01 to 0.04, by seed and processor; without the correlation it would be 0.30.
-    assert -0.005 < divergence < 0.06
-    assert ours.mean().item() == pytest.approx(truth.entropy().item(), abs=0.08)
+    assert -0.005 < divergence < 0.03
+    assert ours.mean().item() == pytest.approx(truth.entropy().item(), abs=0.05)
 
 
 def test_state_dict_round_trip():
