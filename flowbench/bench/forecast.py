@@ -29,7 +29,7 @@ class Forecast:
 
     A cell is expected to take as long as those of the same contender that have ended (their median). Where none has
     ended, the pace of one that runs counts, and else the mean over the other contenders; reference rows, which nobody
-    trains, say nothing about those.
+    trains, say nothing about those. What a preparation still takes is not counted.
 
     Args:
         jobs: how many cells run at once.
@@ -55,23 +55,22 @@ class Forecast:
         for one in running:
             if one.share >= _LEAST_SHARE:
                 known.setdefault(_kind(one.cell), one.seconds / one.share)
-        waiting = list(waiting)
-        expected = {cell.directory: _expected(cell, known) for cell in (*waiting, *(one.cell for one in running))}
-        if None in expected.values():
+        try:
+            free = [_rest(one, _expected(one.cell, known)) for one in running]
+            durations = [_expected(cell, known) for cell in waiting]
+        except statistics.StatisticsError:  # the mean of nothing
             return None
-        free = [_rest(one, expected[one.cell.directory] or 0.0) for one in running]
         free += [0.0] * (self._jobs - len(free))
         heapq.heapify(free)
-        for cell in waiting:
-            heapq.heapreplace(free, free[0] + (expected[cell.directory] or 0.0))
+        for seconds in durations:
+            heapq.heapreplace(free, free[0] + seconds)
         return max(free)
 
 
-def _expected(cell: Cell, known: Mapping[tuple[str, str, str], float]) -> float | None:
+def _expected(cell: Cell, known: Mapping[tuple[str, str, str], float]) -> float:
     if _kind(cell) in known:
         return known[_kind(cell)]
-    alike = [seconds for (subcommand, *_), seconds in known.items() if subcommand == cell.kind]
-    return statistics.fmean(alike) if alike else None
+    return statistics.fmean(seconds for (subcommand, *_), seconds in known.items() if subcommand == cell.kind)
 
 
 def _rest(one: Underway, expected: float) -> float:

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
+from flowbench.core.terminal import duration
+
 __all__ = ["Display", "LiveDisplay", "PlainDisplay", "make_display", "share_of_cell"]
 
 TRAINING = 0.75
@@ -137,9 +139,7 @@ def _left(seconds: float | None) -> str:
     """The time left in words, in whole minutes, from a comma on; empty where it is not known."""
     if seconds is None:
         return ""
-    hours, minutes = divmod(max(1, round(seconds / 60)), 60)
-    parts = [f"{hours} h"] * (hours > 0) + [f"{minutes} min"] * (minutes > 0)
-    return f", about {' '.join(parts)} left"
+    return f", about {duration(60 * max(1, round(seconds / 60)))} left"
 
 
 def share_of_cell(progress: Mapping[str, Any]) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flowbench.core.launch import is_first_process
-from flowbench.core.terminal import wrapped
+from flowbench.core.terminal import duration, wrapped
 from flowbench.storage import read_record
 
 __all__ = [
@@ -93,7 +93,7 @@ def prediction_facts(folder: Path) -> Facts:
     unit = "results" if manifest.get("task") != "sample" else "samples"
     facts = [
         (str(manifest.get("task", "")), f"{_amount(manifest.get('num_samples'))} {unit} of {manifest.get('family')}"),
-        ("cost", f"{cost}{_duration(seconds)}" if seconds is not None else ""),
+        ("cost", f"{cost}{duration(seconds)}" if seconds is not None else ""),
         ("sampler", str(manifest.get("sampler") or manifest.get("method") or "")),
         ("weights", str(manifest.get("checkpoint", ""))),
     ]
@@ -133,7 +133,7 @@ def _spent(record: Mapping[str, Any]) -> str:
     if record.get("samples_seen"):
         parts.append(f"{_amount(record['samples_seen'])} samples")
     if record.get("train_seconds"):
-        parts.append(_duration(record["train_seconds"]))
+        parts.append(duration(record["train_seconds"]))
     if record.get("fraction") is not None:
         parts.append(f"{record['fraction']:.0%} of the budget")
     return ", ".join(parts)
@@ -147,11 +147,3 @@ def _amount(value: Any) -> str:
     if isinstance(value, float) and not value.is_integer():
         return f"{value:.4g}"
     return f"{value:,.0f}" if isinstance(value, (int, float)) else "-"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

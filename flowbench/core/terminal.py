@@ -1,11 +1,11 @@
-"""How wide the terminal is, and text that fits it."""
+"""How wide the terminal is, text that fits it, and durations for people."""
 
 from __future__ import annotations
 
 import shutil
 import textwrap
 
-__all__ = ["command_lines", "terminal_width", "wrapped"]
+__all__ = ["command_lines", "duration", "terminal_width", "wrapped"]
 
 
 def terminal_width() -> int:
@@ -44,3 +44,18 @@ def command_lines(command: str, indent: str = "  ") -> str:
         break_on_hyphens=False,
     )
     return " \\\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the two largest units that say something.
+
+    Example:
+        >>> [duration(seconds) for seconds in (4.25, 180, 200, 3600, 7500)]
+        ['4.2 s', '3 min', '3 min 20 s', '1 h', '2 h 5 min']
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = ((hours, "h"), (minutes, "min"), (0 if hours else rest, "s"))
+    return " ".join(f"{number} {unit}" for number, unit in parts if number)

@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 
-from flowbench.core.terminal import command_lines, terminal_width, wrapped
+from flowbench.core.terminal import command_lines, duration, terminal_width, wrapped
 
 
 @pytest.mark.parametrize(("columns", "width"), [("120", 120), ("20", 40), ("no", 80)])
@@ -31,3 +31,19 @@ def test_a_command_is_broken_as_a_shell_reads_it(monkeypatch):
     text = command_lines(command)
     assert "\\\n" in text
     assert shlex.split(text.replace("\\\n", " ")) == command.split()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "0.0 s"),
+        (59.9, "59.9 s"),
+        (60.0, "1 min"),
+        (3599.4, "59 min 59 s"),
+        (3599.6, "1 h"),
+        (3661.0, "1 h 1 min"),
+        (90000.0, "25 h"),
+    ],
+)
+def test_durations_are_in_the_two_largest_units(seconds, text):
+    assert duration(seconds) == text
