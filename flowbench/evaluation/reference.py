@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -109,57 +110,81 @@ def reference_subjects(
     Yields:
         Contender name and subject.
     """
-
-    def subject(samples: SampleSet, log_prob: Tensor | None = None) -> Subject:
-        return Subject(
-            data.spec, samples, reference, log_prob=log_prob, dequantize=data.dequantize, extractors=extractors,
-            held_out=held_out,
-        )  # fmt: skip
-
-    def drawn(draw: Callable[[Tensor], Tensor]) -> SampleSet:
-        collector = Collector(data.spec, extractors, counts, num_shown)
-        for index in torch.arange(num_samples).split(CHUNK):
-            collector.add(index, draw(index))
-        return collector.gathered("generated")
-
-    def noise() -> Subject:
-        return subject(drawn(lambda index: indexed_normal(index, data.spec.shape, seed, "sample")))
-
-    fitted: dict[tuple[int, ...], GaussianMixture] = {}
-
-    def mixture(name: str, sizes: Sequence[int]) -> Subject:
-        train, val = (_flat(data.model_values(split, slice(MIXTURE_POINTS))) for split in ("train", "val"))
-        sizes = _affordable(sizes, train)
-        # Large images try one component only: their mixture is the Gaussian, and takes as long again.
-        model = fitted[sizes] = fitted.get(sizes) or fit_mixture(train, val, sizes, seed)
-        sampler = _Sampler(model, num_samples, generator(seed, name))
-        samples = drawn(lambda index: sampler.draw(index).reshape(-1, *data.spec.shape).float())
-        test = _flat(data.model_values("test", slice(num_likelihood)))
-        return subject(samples, torch.from_numpy(model.score_samples(test)))
-
+    make = _Subjects(
+        data, extractors, counts, num_samples, reference, held_out, seed, num_shown, num_likelihood
+    )  # fmt: skip
     makers: dict[str, Callable[[], Subject]] = {
-        "floor": lambda: subject(RealSet(data, held_out.name, num_samples)),
-        "noise": noise,
-        "gaussian": lambda: mixture("gaussian", (1,)),
-        "gmm": lambda: mixture("gmm", MIXTURE_SIZES),
+        "floor": make.floor,
+        "noise": make.noise,
+        "gaussian": lambda: make.mixture("gaussian", (1,)),
+        "gmm": lambda: make.mixture("gmm", MIXTURE_SIZES),
     }
-    for name, make in makers.items():
+    for name, maker in makers.items():
         if name == "gaussian" and data.spec.num_dims > MOST_DIMENSIONS:
             size = f"{data.spec.num_dims:,} dimensions takes {8 * data.spec.num_dims**2 / 2**30:,.0f} GiB"
             left_out = f"gaussian, gmm: left out, because a covariance of {size}"
             say_once(f"{left_out}; smaller images have these rows (data.image_size)")
             return
         begin(name)
-        found = failures.compute(make)
-        if isinstance(found, Failure):
-            reason = found.reason
-            found = subject(UndrawnSet(data.spec, "generated", num_samples))
-            found.missing |= {"samples": reason, "log_prob": reason}
-        yield name, found
+        found = failures.compute(maker)
+        yield name, make.undrawn(found.reason) if isinstance(found, Failure) else found
 
 
-def _flat(x: Tensor) -> np.ndarray:
-    return x.flatten(1).double().numpy()
+@dataclass(frozen=True)
+class _Subjects:
+    """Makes the subjects of the reference rows; see :func:`reference_subjects`."""
+
+    data: FlowDataModule
+    extractors: dict[str, FeatureExtractor]
+    counts: Mapping[str, int]
+    num_samples: int
+    reference: RealSet
+    held_out: RealSet
+    seed: int
+    num_shown: int
+    num_likelihood: int | None
+    _fitted: dict[tuple[int, ...], GaussianMixture] = field(default_factory=dict)
+
+    def floor(self) -> Subject:
+        return self._subject(RealSet(self.data, self.held_out.name, self.num_samples))
+
+    def noise(self) -> Subject:
+        return self._subject(
+            self._drawn(lambda index: indexed_normal(index, self.data.spec.shape, self.seed, "sample"))
+        )
+
+    def mixture(self, name: str, sizes: Sequence[int]) -> Subject:
+        """Large images can afford a single component: their mixture is the Gaussian, which is fitted once."""
+        train, val = (self._points(split, MIXTURE_POINTS) for split in ("train", "val"))
+        affordable = _affordable(sizes, train)
+        if affordable not in self._fitted:
+            self._fitted[affordable] = fit_mixture(train, val, affordable, self.seed)
+        model = self._fitted[affordable]
+        sampler = _Sampler(model, self.num_samples, generator(self.seed, name))
+        samples = self._drawn(lambda index: sampler.draw(index).reshape(-1, *self.data.spec.shape).float())
+        test = self._points("test", self.num_likelihood)
+        return self._subject(samples, torch.from_numpy(model.score_samples(test)))
+
+    def undrawn(self, reason: str) -> Subject:
+        """Of a row that cannot be made."""
+        found = self._subject(UndrawnSet(self.data.spec, "generated", self.num_samples))
+        found.missing |= {"samples": reason, "log_prob": reason}
+        return found
+
+    def _subject(self, samples: SampleSet, log_prob: Tensor | None = None) -> Subject:
+        return Subject(
+            self.data.spec, samples, self.reference, log_prob=log_prob, dequantize=self.data.dequantize,
+            extractors=self.extractors, held_out=self.held_out,
+        )  # fmt: skip
+
+    def _drawn(self, draw: Callable[[Tensor], Tensor]) -> SampleSet:
+        collector = Collector(self.data.spec, self.extractors, self.counts, self.num_shown)
+        for index in torch.arange(self.num_samples).split(CHUNK):
+            collector.add(index, draw(index))
+        return collector.gathered("generated")
+
+    def _points(self, split: str, most: int | None) -> np.ndarray:
+        return self.data.model_values(split, slice(most)).flatten(1).double().numpy()
 
 
 def fit_mixture(train: np.ndarray, val: np.ndarray, sizes: Sequence[int], seed: int) -> GaussianMixture:
@@ -190,7 +215,7 @@ def fit_mixture(train: np.ndarray, val: np.ndarray, sizes: Sequence[int], seed: 
         return max(models, key=lambda model: model.score(val))
 
     sizes = _affordable(sizes, train)
-    if sizes == (1,):
+    if sizes == (1,):  # the grid of floors, once
         chosen = best(fit(1, floor) for floor in COVARIANCE_FLOORS)
     else:
         floors: Sequence[float] = COVARIANCE_FLOORS

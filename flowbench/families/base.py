@@ -18,6 +18,7 @@ from flowbench.core.precision import autocast_off
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families.answers import Drawn, Samples, Trajectory
 from flowbench.families.conditioning.base import Conditioner, SpatialCondition
+from flowbench.families.conditioning.labels import check_labels
 from flowbench.families.latents.space import LatentSpace, PixelSpace, Space
 from flowbench.families.optimization import OptimizerConfig
 from flowbench.families.training import Loss, TrainingModule
@@ -302,7 +303,7 @@ class FlowModule(TrainingModule):
             raise ValueError("labels were given to an unconditional model: train with conditional=true")
         if condition.shape != (num,):
             raise ValueError(f"expected {num} labels, got shape {tuple(condition.shape)}")
-        _check_range(condition, self.num_classes)
+        check_labels(condition, self.num_classes)
         return condition.long()
 
     @property
@@ -487,13 +488,6 @@ class FlowModule(TrainingModule):
         """Turn autocast off: likelihoods are computed in the precision of their inputs."""
         with autocast_off(self.device):
             yield
-
-
-def _check_range(label: Tensor, num_classes: int) -> None:
-    """One read of the device for each call, where a label out of range would end the whole process on a GPU."""
-    low, high = (0, 0) if not label.numel() else torch.stack([label.min(), label.max()]).tolist()
-    if not 0 <= low <= high <= num_classes:
-        raise ValueError(f"labels must lie in 0..{num_classes} (the last is the null label), got {low}..{high}")
 
 
 def _given(spatial: SpatialCondition | None) -> dict[str, Any]:
