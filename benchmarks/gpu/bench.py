@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from benchmarks.gpu.setting import Line, Setting
 from benchmarks.gpu.subjects import pictures
 from flowbench.bench.statistics import summarise
@@ -24,7 +26,7 @@ JOBS = 5
 # Seconds left for the table when the bench has to be stopped.
 RESERVE = 20.0
 COSTS = ("train_seconds", "step_milliseconds", "samples_per_second", "peak_memory")
-FAMILIES = ("tarflow", "cfm", "ot_cfm", "wcfm")
+FAMILIES = tuple(yaml.safe_load(BENCH.read_text(encoding="utf-8"))["contenders"])
 # A dry run keeps every class and shrinks every number; the distance is that of pixels, which needs no download.
 TINY = [
     "budget={steps: 1}",
@@ -39,7 +41,8 @@ TINY = [
     "contenders.tarflow.overrides.model.init_args={layers: [1, 1], width: 64}",
     *(
         f"contenders.{name}.overrides.model.init_args.network.init_args.{size}"
-        for name in FAMILIES[1:]
+        for name in FAMILIES
+        if name != "tarflow"
         for size in ("channels=8", "num_res_blocks=1", "num_heads=1")
     ),
 ]

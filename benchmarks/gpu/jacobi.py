@@ -21,7 +21,7 @@ LAYERS = "[4,4]"
 def measure(setting: Setting) -> Iterator[Line]:
     """Sequential against Jacobi on a flow trained for some steps, since random weights are too easy."""
     model = built(setting, "tarflow", [] if setting.tiny else [f"model.init_args.layers={LAYERS}"]).model
-    flow: AutoregressiveFlow = model.flow  # type: ignore[assignment,union-attr]
+    flow: AutoregressiveFlow = model.flow
     loss = _train(setting, flow)
     flow.eval()
     for batch in setting.choose([1, 16, 64, 256], [1, 2]):
@@ -34,7 +34,7 @@ def measure(setting: Setting) -> Iterator[Line]:
                 found[name] = flow.invert(z, None, method=method)  # type: ignore[arg-type]
 
         methods = {"sequential": SequentialInverse(), "jacobi": JacobiInverse(TOLERANCE)}
-        runs = {name: lambda name=name, method=method: run(name, method) for name, method in methods.items()}  # type: ignore[misc]
+        runs = {name: lambda name=name, method=method: run(name, method) for name, method in methods.items()}
         seconds = interleaved(setting, runs, setting.choose(2, 1))
         difference = (found["jacobi"].x - found["sequential"].x).abs().max().item()
         evaluations = found["jacobi"].network_evaluations

@@ -50,8 +50,8 @@ def _matching(setting: Setting) -> Line:
         x, h = noise, 1.0 / steps
         for index in range(steps):
             t = torch.full((batch,), index * h, device=setting.device)
-            middle = x + 0.5 * h * model.network(x, t)  # type: ignore[operator,union-attr]
-            x = x + h * model.network(middle, t + 0.5 * h)  # type: ignore[operator,union-attr]
+            middle = x + 0.5 * h * model.network(x, t)
+            x = x + h * model.network(middle, t + 0.5 * h)
         return x
 
     runs: dict[str, Callable[[], object]] = {

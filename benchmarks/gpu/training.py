@@ -110,7 +110,7 @@ def _own_loss(setting: Setting, name: str) -> tuple[nn.Module, Loss]:
     """Our network and a loss written out around it."""
     model = built(setting, name).model
     if name == "tarflow":
-        flow = copy.deepcopy(model.flow)  # type: ignore[arg-type,union-attr]
+        flow = copy.deepcopy(model.flow)
 
         def likelihood(x: Tensor) -> Tensor:
             tokens = nn.functional.unfold(x + 0.05 * torch.randn_like(x), 2, stride=2).transpose(1, 2)
@@ -118,7 +118,7 @@ def _own_loss(setting: Setting, name: str) -> tuple[nn.Module, Loss]:
             return 0.5 * z.square().mean() - logdet.mean() / z[0].numel()
 
         return flow, likelihood
-    network = copy.deepcopy(model.network)  # type: ignore[arg-type,union-attr]
+    network = copy.deepcopy(model.network)
 
     def matching(x1: Tensor) -> Tensor:
         t, x0 = torch.rand(len(x1), device=x1.device), torch.randn_like(x1)
@@ -131,7 +131,7 @@ def _own_loss(setting: Setting, name: str) -> tuple[nn.Module, Loss]:
 def _peer_loss(model: nn.Module) -> Loss:
     def loss(x: Tensor) -> Tensor:
         z, _, logdets = model(x + 0.05 * torch.randn_like(x))
-        return model.get_loss(z, logdets)  # type: ignore[operator,no-any-return]
+        return model.get_loss(z, logdets)
 
     return loss
 

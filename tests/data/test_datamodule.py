@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,23 +14,12 @@ from lightning import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from flowbench.data import Batch, FlowDataModule
-
-
-def stand_in(rank: int = 0, world: int = 1, step: int = 0, injects: bool = False, accumulate: int = 1) -> Any:
-    return SimpleNamespace(
-        global_rank=rank,
-        world_size=world,
-        global_step=step,
-        accumulate_grad_batches=accumulate,
-        overfit_batches=0.0,
-        strategy=SimpleNamespace(root_device=torch.device("cpu")),
-        _accelerator_connector=SimpleNamespace(use_distributed_sampler=injects),
-    )
+from tests.stand_ins import trainer_on
 
 
 def on_process(rank: int, world: int, step: int = 0, **options: Any) -> FlowDataModule:
     data = FlowDataModule(**options)
-    data.trainer = stand_in(rank, world, step)
+    data.trainer = trainer_on(rank, world, step)
     data.setup("fit")
     return data
 
@@ -87,7 +75,7 @@ def test_resume_continues_the_stream() -> None:
     resumed = take(on_process(0, 1, step=9).train_dataloader(), 3)
     assert all(same(a, b) for a, b in zip(run[9:], resumed, strict=True))
     accumulated = FlowDataModule()
-    accumulated.trainer = stand_in(step=3, accumulate=3)
+    accumulated.trainer = trainer_on(step=3, accumulate=3)
     assert same(next(iter(accumulated.train_dataloader())), run[9])
 
 
@@ -203,7 +191,7 @@ def test_batch_must_be_shared_evenly() -> None:
 
 def test_lightnings_padding_sampler_is_refused() -> None:
     data = FlowDataModule()
-    data.trainer = stand_in(0, 2, injects=True)
+    data.trainer = trainer_on(0, 2, injects=True)
     with pytest.raises(ValueError, match=r"use_distributed_sampler: .* set it to False"):
         data.setup("fit")
 

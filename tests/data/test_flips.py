@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowbench.data import DataSpec, FlowDataModule, Split
+from tests.stand_ins import trainer_on
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (64, 3, 4, 6), dtype=np.uint8)
 
@@ -25,15 +25,7 @@ def pictures(tmp_path: Path) -> dict[str, Any]:
 
 
 def batches(data: FlowDataModule, num: int = 12, rank: int = 0, world: int = 1, step: int = 0) -> list:
-    data.trainer = SimpleNamespace(
-        global_rank=rank,
-        world_size=world,
-        global_step=step,
-        accumulate_grad_batches=1,
-        overfit_batches=0.0,
-        strategy=SimpleNamespace(root_device=torch.device("cpu")),
-        _accelerator_connector=SimpleNamespace(use_distributed_sampler=False),
-    )
+    data.trainer = trainer_on(rank, world, step)
     loader = iter(data.train_dataloader())
     return [next(loader) for _ in range(num)]
 
