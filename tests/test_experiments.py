@@ -195,15 +195,26 @@ SLOW_STEPS += [
         "tarflow_likelihood", "wcfm",
     )
 ]  # fmt: skip
-# What toy/ has of another data set, and sources that differ in a number.
-SLOW_STEPS += [f"digits/{name}.yaml" for name in ("reflow2", "reflow_distilled", "ot_cfm_ahead")]
-SLOW_STEPS += [f"source_simulation/{name}.yaml" for name in ("density_coarse", "directional", "tight")]
+SLOW_STEPS += [
+    f"fashion_mnist/tiny/{name}.yaml" for name in ("autoencoder", "autoencoder_finetuned", "cfm", "starflow", "tarflow")
+]
+# What toy/ has of another data set, what its unconditional file says of all classes, and what differs in a number.
+SLOW_STEPS += [
+    f"digits/{name}.yaml"
+    for name in (
+        "reflow1", "reflow2", "reflow_distilled", "ot_cfm_ahead", "cfm_conditional", "tarflow_conditional",
+        "latent_cfm_conditional",
+    )
+]  # fmt: skip
+SLOW_STEPS += [f"source_simulation/{name}.yaml" for name in ("cfm", "ot_cfm", "density_coarse", "directional", "tight")]
+SLOW_STEPS += [f"toy/{name}.yaml" for name in ("reflow2", "moons_to_eight_gaussians")]
 # Many tasks of a kind that another bench has, or other data alone.
 SLOW_BENCHES = [
     f"{name}.yaml"
     for name in (
         "wcfm_2d", "sources_2d", "wcfm_images", "wcfm_epsilon", "pruned_sampling", "ot_batch", "families_mnist",
-        "families_mnist_gpu", "families_fashion_mnist_gpu", "families_cifar10", "denoisers_mnist",
+        "families_mnist_gpu", "families_fashion_mnist_gpu", "families_cifar10", "families_cifar10_minutes",
+        "denoisers_mnist", "likelihood_images",
     )
 ]  # fmt: skip
 

@@ -94,7 +94,7 @@ def test_a_claim_on_what_nobody_will_have_is_refused(workshop, claim, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("words", [[], ["--dry-run"]])
+@pytest.mark.parametrize("words", [pytest.param([], marks=pytest.mark.slow), ["--dry-run"]])
 def test_it_is_one_line_before_anything_runs(workshop, capsys, words):
     contenders = {"cfm": workshop.real_experiment("cfm")}
     path = workshop.bench(contenders=contenders, claims=["cfm.w22 < 1"])

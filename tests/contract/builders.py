@@ -105,8 +105,8 @@ def variant(name: str) -> dict:
         "tarflow_score_matching": {"augmentation": GaussianNoise(0.2), **score_matching},
         "starflow_score_matching": {"augmentation": GaussianNoise(0.3), **score_matching},
         "cfm_bridge": {"path": SchrodingerBridgePath(0.5), "coupling": SchrodingerBridgeCoupling(0.5)},
-        "cfm_cosine": {"path": CosinePath(), "times": LogitNormalTimes(), "solver": RungeKutta4(num_steps=32)},
-        "cfm_rescheduled": {"sampling_path": CosinePath(), "solver": RungeKutta4(num_steps=32, grid=CosineGrid())},
+        "cfm_cosine": {"path": CosinePath(), "times": LogitNormalTimes(), "solver": RungeKutta4(num_steps=16)},
+        "cfm_rescheduled": {"sampling_path": CosinePath(), "solver": RungeKutta4(num_steps=16, grid=CosineGrid())},
         "cfm_aligned": {"source": NormAlignedSource()},
         "wcfm_corrected": {"weight": GibbsWeight(kappa=1.0, correction="mixed")},
         "starflow_decoder": {"augmentation": GaussianNoise(0.3), "denoiser": DecoderDenoiser()},
@@ -127,7 +127,7 @@ def build(name: str, spec: DataSpec, *, conditional: bool = False, seed: int = 0
     tarflow = {"layers": [1, 2], "patch_size": 2 if spec is IMAGES else 1, **tokens, **variant(name), **common}
     starflow = {"deep_layers": 2, "shallow_blocks": 1, "shallow_layers": 1, **tokens, **variant(name), **common}
     noise_std = 0.3 if name == "starflow_decoder" else 0.0
-    matching = {"likelihood_solver": RungeKutta4(num_steps=8)}
+    matching = {"likelihood_solver": RungeKutta4(num_steps=3)}
     common = {**matching, **(variant(name) if family in ("cfm", "wcfm") else {}), **common}
     makers = {
         "tarflow": lambda: TARFlow(spec, **tarflow),

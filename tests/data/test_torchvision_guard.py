@@ -3,32 +3,61 @@
 from __future__ import annotations
 
 import importlib.util
-import os
+import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-GUARDED = """
-import sys, flowbench.torchvision_guard as guard
-guard.ensure_importable()
+# Importing torch takes seconds and torchvision is what these tests are about: one process imports the first and forks.
+FORKS = """
+import json, os, sys, traceback, torch, flowbench.torchvision_guard as guard
+for line in sys.stdin:
+    request = json.loads(line)
+    pid = os.fork()
+    if pid == 0:
+        sys.stdout = sys.stderr = open(request["output"], "w", encoding="utf-8")
+        sys.path.insert(0, request["path"])
+        status = 0
+        try:
+            exec(request["code"])
+        except BaseException:
+            status = 1
+            traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
 
 
-def python(code: str, *, extra_path: Path | None = None) -> str:
-    env = dict(os.environ)
-    if extra_path is not None:
-        env["PYTHONPATH"] = os.pathsep.join([str(extra_path), env.get("PYTHONPATH", "")])
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+@pytest.fixture(scope="module")
+def forks() -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+    )
+    yield process
+    process.stdin.close()
+    process.wait(60)
 
 
-def fake_torchvision(tmp_path: Path, source: str) -> Path:
-    (tmp_path / "torchvision").mkdir()
-    (tmp_path / "torchvision" / "__init__.py").write_text(source)
-    return tmp_path
+@pytest.fixture
+def guarded(forks: subprocess.Popen[str], tmp_path: Path) -> Callable[[str, str], str]:
+    """What code prints after the guard, beside a torchvision of the given source."""
+
+    def run(torchvision: str, code: str) -> str:
+        (tmp_path / "torchvision").mkdir()
+        (tmp_path / "torchvision" / "__init__.py").write_text(torchvision)
+        output = tmp_path / "output.txt"
+        request = {"code": f"guard.ensure_importable()\n{code}", "path": str(tmp_path), "output": str(output)}
+        forks.stdin.write(json.dumps(request) + "\n")
+        forks.stdin.flush()
+        status = forks.stdout.readline()
+        assert status == "0\n", output.read_text()
+        return output.read_text().strip()
+
+    return run
 
 
 @pytest.mark.parametrize("first", ["data.FlowDataModule", pytest.param("families.FlowModule", marks=pytest.mark.slow)])
@@ -36,33 +65,30 @@ def test_everything_imports_after_a_class_that_is_used(first: str) -> None:
     """A room alone imports nothing: lists need no torch."""
     room, _, name = first.partition(".")
     code = f"from flowbench.{room} import {name}; import lightning, torchmetrics.image.fid, torch_fidelity, torchvision"
-    assert python(f"{code}; print('ok')") == "ok"
+    done = subprocess.run([sys.executable, "-c", f"{code}; print('ok')"], capture_output=True, text=True, check=False)
+    assert done.stdout == "ok\n", done.stderr
 
 
-def test_a_sound_torchvision_is_left_alone(tmp_path: Path) -> None:
-    path = fake_torchvision(tmp_path, "SOUND = object()")
-    code = GUARDED + "import torchvision; print(guard._library, hasattr(torchvision, 'SOUND'))"
-    assert python(code, extra_path=path) == "None True"
+def test_a_sound_torchvision_is_left_alone(guarded: Callable[[str, str], str]) -> None:
+    said = guarded("SOUND = object()", "import torchvision; print(guard._library, hasattr(torchvision, 'SOUND'))")
+    assert said == "None True"
 
 
-def test_the_missing_operators_are_declared_once(tmp_path: Path) -> None:
+def test_the_missing_operators_are_declared_once(guarded: Callable[[str, str], str]) -> None:
     # Fails as the CUDA wheel does: it registers a fake kernel for an operator that nobody has declared.
-    path = fake_torchvision(
-        tmp_path, "import torch\n@torch.library.register_fake('torchvision::nms')\ndef fake(*args): ...\n"
-    )
-    code = GUARDED + (
+    torchvision = "import torch\n@torch.library.register_fake('torchvision::nms')\ndef fake(*args): ...\n"
+    code = (
         "first = guard._library; guard.ensure_importable(); import torch, torchvision\n"
         "print(first is not None, first is guard._library, str(torch.ops.torchvision.qnms.default._schema))"
     )
     expected = "True True torchvision::qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-    assert python(code, extra_path=path) == expected
+    assert guarded(torchvision, code) == expected
 
 
 @pytest.mark.parametrize("fault", ["RuntimeError('another fault')", "ImportError('missing.so')"])
-def test_other_faults_are_left_to_the_importer(tmp_path: Path, fault: str) -> None:
-    path = fake_torchvision(tmp_path, f"raise {fault}")
-    code = GUARDED + f"print(guard._library)\ntry:\n    import torchvision\nexcept {fault.split('(')[0]}: print('met')"
-    assert python(code, extra_path=path) == "None\nmet"
+def test_other_faults_are_left_to_the_importer(guarded: Callable[[str, str], str], fault: str) -> None:
+    code = f"print(guard._library)\ntry:\n    import torchvision\nexcept {fault.split('(')[0]}: print('met')"
+    assert guarded(f"raise {fault}", code) == "None\nmet"
 
 
 def test_no_torchvision_no_action(monkeypatch: pytest.MonkeyPatch) -> None:

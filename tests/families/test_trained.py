@@ -59,7 +59,8 @@ def matching(cls=FlowMatching, **options) -> FlowMatching:
 TRAINING = {"optimizer": OptimizerConfig(lr=4e-3, weight_decay=0.0)}
 
 
-@pytest.fixture(scope="module", params=["tarflow", "cfm"])
+# An autoregressive flow is trained to a known entropy by every run of tests/numerical/test_autoregressive.
+@pytest.fixture(scope="module", params=[pytest.param("tarflow", marks=pytest.mark.slow), "cfm"])
 def trained(request) -> FlowModule:
     density = get_density("moons")
     module = tarflow() if request.param == "tarflow" else matching()
@@ -245,6 +246,7 @@ def test_a_fitted_flow_sends_data_to_unit_normals_and_back(gaussians):
         torch.testing.assert_close(back[label == k].T.cov(), NOISY, atol=0.12, rtol=0.0)
 
 
+@pytest.mark.slow
 def test_denoisers_of_a_fitted_flow_are_wieners_filter(gaussians):
     """E[clean | noisy] = m + C (C + n^2)^-1 (noisy - m), by Tweedie's formula and by the network that learned it."""
     x, label = drawn(1, 500), torch.ones(500, dtype=torch.long)

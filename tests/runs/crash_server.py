@@ -17,6 +17,7 @@ from pathlib import Path
 
 from flowbench import runs  # noqa: F401 - imported once for all children
 from flowbench.cli import main
+from flowbench.config import Experiment
 from flowbench.evaluation.progress import ProgressFile
 
 CALLS: Counter[str] = Counter()
@@ -87,6 +88,7 @@ def serve(request: dict) -> int:
     _, status = os.waitpid(pid, 0)
     if "counts" in request:
         import_for_all(json.loads(Path(request["counts"]).with_name("modules.json").read_text()))
+        Experiment.from_files([request["words"][2]])  # validated once: what its classes take is kept
     return os.waitstatus_to_exitcode(status)
 
 
