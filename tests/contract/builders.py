@@ -40,6 +40,8 @@ from flowbench.networks import MLP, DiT, KLAutoencoder
 
 IMAGES = DataSpec("images", "1", (1, 4, 4), num_classes=3, levels=17)
 POINTS = DataSpec("points", "1", (2,), num_classes=3)
+# Enough for what every likelihood must do; how exact a longer solution is stands in tests/numerical.
+LIKELIHOOD_STEPS = 3
 
 # (name, data): every family on every kind of data that it takes.
 CASES = [
@@ -127,7 +129,7 @@ def build(name: str, spec: DataSpec, *, conditional: bool = False, seed: int = 0
     tarflow = {"layers": [1, 2], "patch_size": 2 if spec is IMAGES else 1, **tokens, **variant(name), **common}
     starflow = {"deep_layers": 2, "shallow_blocks": 1, "shallow_layers": 1, **tokens, **variant(name), **common}
     noise_std = 0.3 if name == "starflow_decoder" else 0.0
-    matching = {"likelihood_solver": RungeKutta4(num_steps=3)}
+    matching = {"likelihood_solver": RungeKutta4(num_steps=LIKELIHOOD_STEPS)}
     common = {**matching, **(variant(name) if family in ("cfm", "wcfm") else {}), **common}
     makers = {
         "tarflow": lambda: TARFlow(spec, **tarflow),

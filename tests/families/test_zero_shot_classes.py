@@ -9,7 +9,7 @@ from scipy import stats
 from torch import nn
 
 from flowbench.families.zero_shot import classify, clopper_pearson
-from tests.contract.builders import IMAGES, build
+from tests.contract.builders import IMAGES, LIKELIHOOD_STEPS, build
 
 from .gaussian_flow import GaussianFlow, data
 
@@ -46,7 +46,7 @@ def test_all_classes_see_the_same_draws(name):
     log_prior = torch.tensor([0.5, 0.3, 0.2]).log()
     found = classify(module, data(IMAGES, 3).float() * 0.5, log_prior, index=torch.tensor([5, 1, 8]), seed=3)
     torch.testing.assert_close(found.log_posterior, log_prior.double().expand(3, 3), rtol=0, atol=2e-4)
-    assert found.network_evaluations == (3 if name == "starflow" else 3 * 32)
+    assert found.network_evaluations == (3 if name == "starflow" else 3 * 4 * LIKELIHOOD_STEPS)
 
 
 def test_the_bound_of_a_latent_flow_decodes_what_its_sampler_decodes(monkeypatch):
