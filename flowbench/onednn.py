@@ -1,7 +1,8 @@
 """Float32 products on a CPU through oneDNN.
 
 PyTorch sends them to MKL, whose float32 kernels use half of the vector width of AMD's AVX-512 processors (96 against
-192 GFLOP/s on one core at 64 rows, width 256); elsewhere both are alike. bfloat16 goes through oneDNN anyway.
+192 GFLOP/s on one core at 64 rows, width 256); on Intel's MKL is the faster one. :mod:`flowbench.core.kernels` finds
+out which. bfloat16 goes through oneDNN anyway.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowbench import onednn
+from flowbench.core.kernels import ONEDNN
 from flowbench.flows import AffineBlock
 from flowbench.networks import attention as attention_module
 from flowbench.networks import linear as linear_module
@@ -44,6 +45,7 @@ def gradients(module: nn.Module, x: Tensor, *args: object) -> list[Tensor]:
 def through_onednn(monkeypatch) -> None:
     """Small products too; an empty one has nothing to multiply."""
     monkeypatch.setattr(linear_module, "_MIN_WORK", 1)
+    monkeypatch.setattr(linear_module, "fastest", lambda *_: ONEDNN)
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (2, 6, 5), (4, 1, 5), (64, 63, 5), (1, 5), (0, 5)])
@@ -63,12 +65,13 @@ def test_linear_equals_pytorch(shape, bias):
 @pytest.mark.skipif(not onednn.is_usable(), reason="PyTorch without oneDNN")
 def test_linear_leaves_small_products_to_pytorch(monkeypatch):
     monkeypatch.undo()
+    monkeypatch.setattr(linear_module, "fastest", lambda *_: ONEDNN)
     layer, products = Linear(64, 256), []
     product = onednn.product
     monkeypatch.setattr(onednn, "product", lambda *args: products.append(len(args[0])) or product(*args))
-    for rows in (1, 63, 64, 300):
+    for rows in (1, 127, 128, 300):
         layer(normal(rows, 64))
-    assert products == [64, 300]
+    assert products == [128, 300]
 
 
 def test_linear_takes_views_and_frozen_weights(monkeypatch):

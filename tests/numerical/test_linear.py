@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowbench import onednn
+from flowbench.core.kernels import ONEDNN
 from flowbench.networks import linear as linear_module
 from flowbench.networks.linear import Linear
 
@@ -17,6 +18,7 @@ def products(monkeypatch) -> list[int]:
     """Small products go through oneDNN too; their rows are noted."""
     rows, product = [], onednn.product
     monkeypatch.setattr(linear_module, "_MIN_WORK", 1)
+    monkeypatch.setattr(linear_module, "fastest", lambda *_: ONEDNN)
     monkeypatch.setattr(onednn, "product", lambda *args: rows.append(len(args[0])) or product(*args))
     return rows
 

@@ -10,12 +10,15 @@ from torch import Tensor
 
 from flowbench import onednn
 from flowbench.core.contract import ContractError, shaped
+from flowbench.core.kernels import ONEDNN, PLAIN, Way, fastest, rounded_up
 from flowbench.core.precision import autocast_off
 
 __all__ = ["Coupling", "CouplingCost", "draw_sources", "pairwise_cost", "squared_distances"]
 
 CouplingCost = Literal["squared", "norm"]
 _MANY_DIMENSIONS = 512
+# Multiplications below which a choice between libraries costs more than it saves.
+_MIN_WORK = 1 << 18
 
 
 class Coupling(ABC):
@@ -80,10 +83,20 @@ def squared_distances(x0: Tensor, x1: Tensor) -> Tensor:
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b.T`` in the precision of the points, even under autocast."""
-    if a.dtype == torch.float32 and onednn.is_usable() and not onednn.needs_derivatives(a, b):
-        return onednn.product(a, b)
+    on_cpu = a.device.type == b.device.type == "cpu"
+    if on_cpu and a.dtype == torch.float32 and onednn.is_usable() and not onednn.needs_derivatives(a, b):
+        shape = (rounded_up(len(a)), rounded_up(len(b)), a.shape[1])
+        if a.numel() * len(b) >= _MIN_WORK and fastest("distances", shape, lambda: _ways(shape)) == ONEDNN:
+            return onednn.product(a, b)
     with autocast_off(a.device):
         return a @ b.T
+
+
+def _ways(shape: tuple[int, int, int]) -> dict[str, Way]:
+    """The product of points of a shape by each library."""
+    rng = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(num, shape[2], generator=rng) for num in shape[:2])
+    return {PLAIN: lambda: a @ b.T, ONEDNN: lambda: onednn.product(a, b)}
 
 
 def _squared_norms(points: Tensor) -> Tensor:
