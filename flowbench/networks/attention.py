@@ -7,11 +7,14 @@ dimension.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowbench.core.kernels import PLAIN, Way, fastest, rounded_up
 from flowbench.networks.cache import LayerCache, SlotRun
 from flowbench.networks.linear import Linear
 from flowbench.networks.rotary import rotate
@@ -21,6 +24,7 @@ __all__ = ["CausalAttention", "CausalBlock", "LayerNorm", "Temperature"]
 # The fused bfloat16 kernel of CPUs is slow backward: forward and backward of 64 sequences of 64 slots (4 heads of 64)
 # take it 34 ms, the written-out products 6 ms; the lines cross between 256 and 1024 slots.
 _MAX_EXPLICIT = 512
+_PRODUCTS = "products"
 
 Temperature = float | Tensor
 """What divides the attention logits: one number, or one per sequence, shape (B,)."""
@@ -159,14 +163,16 @@ def _attend_explicitly(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, scale: fl
 def _attend_one_query(q_BH1E: Tensor, scale: float, cache: LayerCache, run: SlotRun) -> Tensor:
     """Attention of one query per head on a CPU, which is bound by reading the cache.
 
-    The fused kernel is made for many queries. Two batched products read faster: by a quarter in float32, five times in
-    bfloat16. From memory rather than a core's cache they reach a third of its speed; there the keys come in pages, and
-    the weighted sum of values is a bag of embeddings, whose kernel prefetches.
+    The fused kernel is made for many queries, but it is one call: in float32 it is the faster one for small batches,
+    and two batched products for large ones; in bfloat16 they read five times as fast. From memory rather than a core's
+    cache they reach a third of its speed; there the keys come in pages, and the weighted sum of values is a bag of
+    embeddings, whose kernel prefetches.
     """
-    q_BH1E = scale * q_BH1E
     if run.rows is None:
-        k_BHSE, v_BHSE = cache.seen_keys(run.end).to(q_BH1E.dtype), cache.values[:, :, : run.end].to(q_BH1E.dtype)
-        return torch.matmul(torch.matmul(q_BH1E, k_BHSE.transpose(-1, -2)).softmax(dim=-1), v_BHSE)
+        k_BHSE, v_BHSE = cache.seen_keys(run.end).to(q_BH1E.dtype), cache.values.narrow(2, 0, run.end).to(q_BH1E.dtype)
+        attend = _fused if _prefers_fused(q_BH1E, cache, run.end) else _two_products
+        return attend(q_BH1E, k_BHSE, v_BHSE, scale)
+    q_BH1E = scale * q_BH1E
     dtype = cache.values.dtype  # autocast's products have another, if the cache was allocated outside of it
     q_XE1 = q_BH1E.flatten(0, 1).transpose(1, 2).to(dtype)  # X = B * H
     logits = torch.cat([torch.bmm(page.flatten(0, 1), q_XE1) for page in cache.seen_pages(run.end)], dim=1)
@@ -175,6 +181,34 @@ def _attend_one_query(q_BH1E: Tensor, scale: float, cache: LayerCache, run: Slot
         run.rows, cache.values.flatten(0, 2), run.offsets, mode="sum", per_sample_weights=weight_XS.flatten()
     )
     return y_XE.view(q_BH1E.shape).to(q_BH1E.dtype)
+
+
+def _fused(q_BH1E: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, scale: float) -> Tensor:
+    return F.scaled_dot_product_attention(q_BH1E, k_BHSE, v_BHSE, scale=scale)
+
+
+def _two_products(q_BH1E: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, scale: float) -> Tensor:
+    return torch.matmul(torch.matmul(scale * q_BH1E, k_BHSE.transpose(-1, -2)).softmax(dim=-1), v_BHSE)
+
+
+def _prefers_fused(q_BH1E: Tensor, cache: LayerCache, end: int) -> bool:
+    """Whether the fused kernel was measured to be the faster one on this machine."""
+    if torch.compiler.is_compiling() or not q_BH1E.dtype == cache.values.dtype == torch.float32:
+        return False
+    batch, heads, slots, size = cache.values.shape
+    shape = (batch, heads, slots, size, min(rounded_up(end), slots))
+    return fastest("attention-step", shape, partial(_step_ways, shape)) != _PRODUCTS
+
+
+def _step_ways(shape: tuple[int, int, int, int, int]) -> Mapping[str, Way]:
+    *sizes, end = shape
+    rng = torch.Generator().manual_seed(0)
+    k_BHSE, v_BHSE = (torch.randn(sizes, generator=rng)[:, :, :end] for _ in range(2))
+    q_BH1E, scale = k_BHSE[:, :, -1:].contiguous(), sizes[-1] ** -0.5
+    return {
+        PLAIN: lambda: _fused(q_BH1E, k_BHSE, v_BHSE, scale),
+        _PRODUCTS: lambda: _two_products(q_BH1E, k_BHSE, v_BHSE, scale),
+    }
 
 
 class CausalBlock(nn.Module):

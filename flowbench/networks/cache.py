@@ -52,7 +52,10 @@ class LayerCache:
 
     def write(self, k_BHLE: Tensor, v_BHLE: Tensor, run: SlotRun) -> None:
         """Store the rows of a run of slots."""
-        self.values[:, :, run.first : run.end] = v_BHLE
+        self.values.narrow(2, run.first, run.end - run.first).copy_(v_BHLE)
+        if len(self.pages) == 1:
+            self.pages[0].narrow(2, run.first, run.end - run.first).copy_(k_BHLE)
+            return
         size = self.pages[0].shape[2]
         for index in range(run.first // size, (run.end - 1) // size + 1):
             start = index * size
