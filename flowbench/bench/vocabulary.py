@@ -85,6 +85,7 @@ _INFO: dict[str, MetricInfo] = {
     "samples_per_second": MetricInfo("cost", "higher"),
     "train_seconds": MetricInfo("cost", "lower"),
     "step_milliseconds": MetricInfo("cost", "lower"),
+    "flop_utilisation": MetricInfo("cost", "higher"),
     "train_flops": MetricInfo("cost", "none"),
     "samples_seen": MetricInfo("cost", "none"),
     "peak_memory": MetricInfo("cost", "lower"),

@@ -276,7 +276,7 @@ class Evaluator(L.Callback):
         data, failures = _data(trainer), self._failures
         main, *swept = subjects_of(flow, data, answers, partial(self._subject, data), failures, self.seed)
         fill(main, "training_pairs", failures.compute(lambda: self._training_pairs(flow, trainer)))
-        main.cost = cost_of(flow, self.budget, rate_of(answers.samples))
+        main.cost = cost_of(flow, self.budget, rate_of(answers.samples), trainer.world_size)
         provenance = {**self._provenance(trainer), **asdict(main.cost)}
         weights = self.weights if flow.ema else "raw"
         family = type(flow).__name__

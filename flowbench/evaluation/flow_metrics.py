@@ -149,10 +149,10 @@ class CostReport(Metric):
 
     def declares(self, who: Prospect) -> tuple[str, ...]:
         """See :meth:`Metric.declares`; what nobody trains costs nothing."""
-        return () if who.flow is None else (*self.names, "step_milliseconds")
+        return () if who.flow is None else (*self.names, "step_milliseconds", "flop_utilisation")
 
     def measure(self, subject: Subject) -> list[Measurement]:
-        """Parameters, operations, seconds (in all and a step), memory, evaluations per sample, samples per second."""
+        """Parameters, operations, seconds (in all and a step), utilisation, memory, evaluations, samples per second."""
         cost, n = subject.cost, len(subject.samples)
         if cost is None:
             return []
@@ -167,6 +167,8 @@ class CostReport(Metric):
             rows.append(("samples_per_second", cost.samples_per_second, "1/s"))
         if cost.steps:
             rows.append(("step_milliseconds", 1000 * cost.train_seconds / cost.steps, "ms"))
+        if cost.flop_utilisation is not None:
+            rows.append(("flop_utilisation", cost.flop_utilisation, "of product rate"))
         if subject.network_evaluations is not None:
             rows.append(("network_evaluations", subject.network_evaluations, "per sample"))
         return [Measurement(name, value, n, "cost", unit) for name, value, unit in rows]

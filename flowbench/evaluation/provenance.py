@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from flowbench.core.kernels import kernel_summary
+from flowbench.evaluation.product_rate import product_rate
 from flowbench.evaluation.subject import Cost
 from flowbench.families import Budget, FlowModule
 
@@ -64,6 +66,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(terse=True),
         "threads": torch.get_num_threads(),
         "concurrent_cells": int(os.environ.get("FLOWBENCH_JOBS", "1")),
+        "kernels": kernel_summary(),
         "wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
     }
 
@@ -77,13 +80,14 @@ def peak_memory_mb(device: torch.device) -> float:
     return peak / 2**20 if platform.system() == "Darwin" else peak / 2**10
 
 
-def cost_of(flow: FlowModule, budget: Budget | None, rate: float | None) -> Cost:
+def cost_of(flow: FlowModule, budget: Budget | None, rate: float | None, world_size: int = 1) -> Cost:
     """What a flow cost.
 
     Args:
         flow: the flow.
         budget: what its training spent; None where it was not metered.
         rate: samples per second; None where none were drawn.
+        world_size: number of processes.
     """
     return Cost(
         parameters=sum(p.numel() for p in flow.parameters() if p.requires_grad),
@@ -93,4 +97,5 @@ def cost_of(flow: FlowModule, budget: Budget | None, rate: float | None) -> Cost
         peak_memory_mb=peak_memory_mb(flow.device),
         samples_per_second=rate,
         steps=budget.steps if budget else 0,
+        product_rate=world_size * product_rate(flow.device) if budget and budget.steps else None,
     )

@@ -46,6 +46,8 @@ class Cost:
         peak_memory_mb: highest memory of the process (resident on a CPU, allocated on a GPU), MiB.
         samples_per_second: samples drawn per second by this process's shard, decoding included; None where none were.
         steps: optimiser steps of the training; 0 where they were not counted.
+        product_rate: operations a second of large float32 products on this machine, over all processes; None where
+            nothing was trained.
     """
 
     parameters: int
@@ -55,6 +57,14 @@ class Cost:
     peak_memory_mb: float
     samples_per_second: float | None
     steps: int = 0
+    product_rate: float | None = None
+
+    @property
+    def flop_utilisation(self) -> float | None:
+        """Share of the product rate that training reached; None where one of them is unknown."""
+        if not self.product_rate or not self.train_seconds or not self.train_flops:
+            return None
+        return self.train_flops / (self.train_seconds * self.product_rate)
 
 
 @dataclass

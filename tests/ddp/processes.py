@@ -109,7 +109,9 @@ class Workplace:
     def two(self, *words: str | Path, timeout: float = 200, strategy: str = "ddp", **variables: str) -> Outcome:
         """A command under two processes, as a user starts it; killed with its children when it hangs."""
         command = [sys.executable, "-m", "flowbench.cli", *map(str, words), *TWO, f"trainer.strategy={strategy}"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE), **variables}
+        # The package under test may lie on the path instead of being installed.
+        path = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **variables}
         process = subprocess.Popen(
             command,
             cwd=self.folder,

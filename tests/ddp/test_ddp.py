@@ -14,7 +14,7 @@ from flowbench.data import FlowDataModule
 from flowbench.seeds import generator
 
 # What the machine's speed or memory decides, and so differs between runs.
-COSTS = {"samples_per_second", "peak_memory", "train_seconds", "step_milliseconds"}
+COSTS = {"samples_per_second", "peak_memory", "train_seconds", "step_milliseconds", "flop_utilisation"}
 QUALITY = {
     "fd[identity]", "kid[identity]", "precision[identity]", "recall[identity]", "authenticity[identity]",
     "data_copying[identity]", "nll", "straightness", "path_energy", "displacement", "path_length_ratio",

@@ -38,7 +38,7 @@ PROVENANCE = {
 
 def values(rows: dict) -> dict:
     costs = {"parameters", "train_flops", "train_seconds", "samples_seen", "peak_memory", "samples_per_second"}
-    costs.add("step_milliseconds")
+    costs |= {"step_milliseconds", "flop_utilisation"}
     return {key: row.value for key, row in rows.items() if key[0] not in costs}
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import ot
 import pytest
+import torch
 
 from flowbench import evaluation
 from flowbench.evaluation import (
@@ -28,6 +30,7 @@ from flowbench.evaluation import (
     TrainingPairs,
     Wasserstein2,
 )
+from flowbench.evaluation.product_rate import measure_product_rate
 from flowbench.metrics import IdentityFeatures
 
 from .subjects import DIGITS, POINTS, cloud, sample_set, subject
@@ -54,6 +57,26 @@ def test_the_mean_step_is_reported_where_steps_were_counted():
     )  # fmt: skip
     found = {m.metric: m for m in CostReport().measure(subject(cost=cost))}
     assert (found["step_milliseconds"].value, found["step_milliseconds"].unit) == (5.0, "ms")
+
+
+@pytest.mark.parametrize(
+    ("flops", "seconds", "rate", "expected"),
+    [(6e9, 1.5, 8e9, 0.5), (6e9, 1.5, None, None), (6e9, 0.0, 8e9, None), (0.0, 1.5, 8e9, None)],
+)
+def test_utilisation_is_the_rate_of_training_over_that_of_products(flops, seconds, rate, expected):
+    """6 GFLOP in 1.5 s are half of 8 GFLOP/s; an autoencoder that others share, say, has no operations of its own."""
+    cost = Cost(
+        parameters=7, train_seconds=seconds, train_flops=flops, samples_seen=64, peak_memory_mb=9.0,
+        samples_per_second=3.0, steps=300, product_rate=rate,
+    )  # fmt: skip
+    found = {m.metric: (m.value, m.unit) for m in CostReport().measure(subject(cost=cost))}
+    assert found.get("flop_utilisation") == (None if expected is None else (expected, "of product rate"))
+
+
+def test_the_product_rate_counts_two_operations_for_each_term():
+    """By a clock on which every product takes a quarter of a second."""
+    ticks = itertools.count(0.0, 0.25)
+    assert measure_product_rate(torch.device("cpu"), lambda: next(ticks)) == 8 * 512**3
 
 
 def test_costs_are_reported_as_given():
