@@ -8,7 +8,8 @@
 `jacobi` measures on a trained flow: that of a run's folder, or one that it trains on `--data` for `--steps` steps and
 keeps in `--weights`. The other tables need no training; their flows have random output weights (std 0.02).
 `--reference` is a checkout of github.com/apple/ml-tarflow, which lives outside this repository; it gets a flow of the
-same shape. Variants take turns; the table shows the fastest of `--repeats`. Run with OMP_NUM_THREADS=1 to compare
+same shape. Variants take turns; tables show the fastest of `--repeats`, `sequential` medians, with the median of the
+ratios within a round. Run with OMP_NUM_THREADS=1 to compare
 single threads: then the time is the process's own, whatever else runs on the machine.
 """
 
@@ -18,6 +19,7 @@ import argparse
 import importlib.util
 import os
 import platform
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -46,15 +48,30 @@ from flowbench.flows import (  # noqa: E402
 from flowbench.networks import CausalTransformer  # noqa: E402
 from flowbench.seeds import generator  # noqa: E402
 
+REFERENCE_HEAD_DIM = 64
+
 
 def make_flow(
-    num_tokens: int, token_dim: int, width: int, layers: list[int], num_classes: int | None, std: float
+    num_tokens: int,
+    token_dim: int,
+    width: int,
+    layers: list[int],
+    num_classes: int | None,
+    std: float,
+    head_dim: int = 32,
 ) -> AutoregressiveFlow:
     """A TARFlow with output weights from N(0, std^2)."""
 
     def block(depth: int, order: Any) -> AffineBlock:
         network = CausalTransformer(
-            num_tokens, token_dim, num_classes, width=width, depth=depth, position="learned", start="zero"
+            num_tokens,
+            token_dim,
+            num_classes,
+            width=width,
+            depth=depth,
+            head_dim=head_dim,
+            position="learned",
+            start="zero",
         )
         nn.init.normal_(network.out.weight, std=std)
         return AffineBlock(network, order)
@@ -123,6 +140,18 @@ def fastest(variants: dict[str, Callable[[], Any]], repeats: int) -> dict[str, t
             result = run()
             found[name] = (min(clock() - start, found.get(name, (float("inf"),))[0]), result)
     return found
+
+
+def in_turns(variants: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each variant by round, after one that warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for index in range(repeats + 1):
+        for name, run in variants.items():
+            start = clock()
+            run()
+            if index:
+                seconds[name].append(clock() - start)
+    return seconds
 
 
 def clock() -> float:
@@ -196,7 +225,8 @@ def sequential_table(given: argparse.Namespace) -> None:
     print(f"\n{'batch':>6}{'tokens':>7}{'ours s':>10}{'one pass s':>12}{'reference s':>13}{'ratio':>7}")
     for batch in given.batches:
         for tokens in given.tokens:
-            flow = make_flow(tokens, given.token_dim, given.width, given.layers, None, 0.02)
+            heads = {"head_dim": REFERENCE_HEAD_DIM} if given.reference else {}
+            flow = make_flow(tokens, given.token_dim, given.width, given.layers, None, 0.02, **heads)
             z = noise(batch, tokens, given.token_dim)
             variants: dict[str, Callable[[], Any]] = {
                 "ours": lambda flow=flow, z=z: flow.invert(z, method=SequentialInverse(given.chunk)),
@@ -204,11 +234,13 @@ def sequential_table(given: argparse.Namespace) -> None:
             }
             if given.reference:
                 variants["reference"] = reference_sampler(given, tokens, batch)
-            found = {name: seconds for name, (seconds, _) in fastest(variants, given.repeats).items()}
+            rounds = in_turns(variants, given.repeats)
+            found = {name: statistics.median(seconds) for name, seconds in rounds.items()}
+            peer = rounds.get("reference", [float("nan")] * given.repeats)
+            ratio = statistics.median(theirs / own for theirs, own in zip(peer, rounds["ours"], strict=True))
             theirs = found.get("reference", float("nan"))
             print(
-                f"{batch:6d}{tokens:7d}{found['ours']:10.3f}{found['pass']:12.3f}{theirs:13.3f}"
-                f"{theirs / found['ours']:7.2f}",
+                f"{batch:6d}{tokens:7d}{found['ours']:10.3f}{found['pass']:12.3f}{theirs:13.3f}{ratio:7.2f}",
                 flush=True,
             )
 

@@ -3,8 +3,9 @@
     python benchmarks/autoregressive_training.py --reference PATH_TO_A_CHECKOUT_OF_ML_TARFLOW
 
 A step is forward, loss and backward; the optimiser is left out. Variants take turns, so that a machine whose load
-changes treats them alike; the table shows medians and the fastest step. Without --reference only ours is measured. The
-reference stays outside this repository: its licence is not ours.
+changes treats them alike; the table shows medians, the fastest step, and the median of the ratios within a round. One
+thread is timed by the process's own time. Without --reference only ours is measured. The reference stays outside this
+repository: its licence is not ours.
 """
 
 from __future__ import annotations
@@ -91,14 +92,15 @@ def step_of(model: nn.Module, loss: Callable[[Tensor], Tensor], tokens: Tensor, 
 
 def measure(steps: dict[str, Step], repeats: int) -> dict[str, list[float]]:
     """Seconds of every repetition, after one warm-up step each."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():
         step()
     for _ in range(repeats):
         for name, step in steps.items():
-            start = time.perf_counter()
+            start = clock()
             step()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return seconds
 
 
@@ -133,8 +135,8 @@ def main() -> None:
     seconds = measure(steps, arguments.repeats)
     for name, values in seconds.items():
         peer = seconds.get("reference, " + name.split(", ")[1], values)
-        ratio = statistics.median(peer) / statistics.median(values)
-        print(f"| {name} | {statistics.median(values):.2f} | {min(values):.2f} | {ratio:.2f} |")
+        ratio = statistics.median(theirs / own for theirs, own in zip(peer, values, strict=True))
+        print(f"| {name} | {statistics.median(values):.3f} | {min(values):.3f} | {ratio:.2f} |")
 
 
 if __name__ == "__main__":
