@@ -16,7 +16,7 @@ import lightning as L  # noqa: E402
 from lightning.pytorch.trainer.states import TrainerFn  # noqa: E402
 
 from flowbench.config import Built, Experiment  # noqa: E402
-from flowbench.core.endings import ProcessEnded, describe, keep_details, note, notes  # noqa: E402
+from flowbench.core.endings import ProcessEnded, describe, keep_details, note, notes, reason  # noqa: E402
 from flowbench.core.launch import is_first_process  # noqa: E402
 from flowbench.core.stopping import LISTENER, Stopped, reason_of_exit  # noqa: E402
 from flowbench.evaluation.progress import ProgressFile  # noqa: E402
@@ -167,13 +167,13 @@ def _noted(run: Run, error: BaseException, watch: ProcessWatch, phase: str | Non
             keep_details(error, run.experiment.run_dir)
     cause = watch.explain(error)
     stopped = isinstance(cause, Stopped | KeyboardInterrupt)
-    reason = (str(cause) or "interrupted") if stopped else describe(cause)[0].removeprefix("error: ")
+    said = (str(cause) or "interrupted") if stopped else reason(cause)
     if not is_plain:
         note(cause, _standing(run))
     for text in notes(error) if cause is not error else ():
         note(cause, text)
     with suppress(OSError):  # of a full disk, which must not hide the exception
-        run.progress.write(run.trainer, phase or ("interrupted" if stopped else "failed"), reason=reason)
+        run.progress.write(run.trainer, phase or ("interrupted" if stopped else "failed"), reason=said)
         if isinstance(cause, ProcessEnded) and not is_first_process():
             speak_of_loss(run.progress.path, str(cause))
     return cause

@@ -30,6 +30,8 @@ CONFIGURATIONS: dict[str, dict[str, str]] = {
     "mkl-avx2": {"MKL_ENABLE_INSTRUCTIONS": "AVX2"},
     "all-avx2": AVX2,
     "all-oldest": OLDEST,
+    "kernels-onednn": {"FLOWBENCH_KERNELS": "onednn"},
+    "kernels-measured": {"FLOWBENCH_KERNELS": "auto"},
     "threads-1": {"FLOWBENCH_TEST_THREADS": "1"},
     "threads-2": {"FLOWBENCH_TEST_THREADS": "2"},
     "random-order": {},

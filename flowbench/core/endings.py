@@ -23,6 +23,7 @@ __all__ = [
     "keep_details",
     "note",
     "notes",
+    "reason",
     "recorded_error",
 ]
 
@@ -104,12 +105,17 @@ def describe(error: BaseException) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt | Stopped):
         stop = error if isinstance(error, Stopped) else Stopped(2)
         return "; ".join([str(stop), *(more or [_CONTINUES])]), stop.status
+    status = 2 if _is_mistake(error) else getattr(error, "status", 1) if is_expected(error) else 1
+    return "; ".join([f"error: {reason(error)}", *more]), status
+
+
+def reason(error: BaseException) -> str:
+    """What an error says in one line, without what was noted on it."""
     if is_expected(error):
-        status = 2 if _is_mistake(error) else getattr(error, "status", 1)
-        return "; ".join([f"error: {_one_line(error)}", *more]), status
+        return _one_line(error)
     kind = LOST if is_distributed(error) else type(error).__name__
     message = _shortened(_one_line(error))
-    return "; ".join([f"error: {kind}: {message}" if message else f"error: {kind}", *more]), 1
+    return f"{kind}: {message}" if message else kind
 
 
 def _one_line(text: object) -> str:

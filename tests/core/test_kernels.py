@@ -127,6 +127,7 @@ def test_where_memory_does_not_suffice_to_measure_pytorch_decides(tmp_path, erro
 def test_a_process_that_is_forked_while_a_thread_measures_measures_for_itself(monkeypatch):
     """The thread, and with it the lock's owner, does not exist in the child."""
     monkeypatch.setattr(kernels, "_kernels", Kernels(None))
+    monkeypatch.setattr(kernels, "override", lambda: None)
     measuring, go_on = threading.Event(), threading.Event()
 
     def slow():
@@ -136,7 +137,7 @@ def test_a_process_that_is_forked_while_a_thread_measures_measures_for_itself(mo
 
     thread = threading.Thread(target=lambda: kernels.fastest("sum", (1,), slow))
     thread.start()
-    measuring.wait(60)
+    assert measuring.wait(60)
     child = os.fork()
     if child == 0:
         signal.alarm(60)

@@ -210,6 +210,7 @@ def test_the_noise_is_in_units_of_the_scaled_latents():
     torch.testing.assert_close(latent.mean(0), mean[0].detach(), rtol=0, atol=0.06)
 
 
+@pytest.mark.slow
 def test_fine_tuning_brings_the_noisy_reconstruction_closer(tmp_path):
     """A short training, then 150 steps of the decoder: better with noise, and calibrated to it."""
     data = digits()
