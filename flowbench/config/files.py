@@ -125,7 +125,10 @@ def _paths(key: str, value: Any) -> Iterator[tuple[str, Path]]:
 
 
 def _may_name_a_file(key: str, text: str) -> bool:
-    return key in _FILE_KEYS or "/" in text or (bool(Path(text).suffix) and not Path(text).is_dir())
+    if key in _FILE_KEYS or "/" in text:
+        return True
+    found = _existing(text)
+    return found is not None and bool(found.suffix) and not found.is_dir()
 
 
 def _existing(text: str) -> Path | None:

@@ -27,16 +27,27 @@ _NO_FOLDER = frozenset({errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST})
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
+# Bytes, of file systems on Linux and macOS.
+_LONGEST_NAME, _LONGEST_PATH = 255, 4_000
+
+
 def expand(path: str | Path) -> Path:
     """A path as people write it, with ``~`` and ``~user`` replaced by the home folder.
 
     Raises:
-        ValueError: there is no such user.
+        ValueError: there is no such user, or a name is longer than file systems take.
     """
     try:
-        return Path(path).expanduser()
+        found = Path(path).expanduser()
     except RuntimeError:
         raise ValueError(f"{path}: has no home folder to stand for its ~; write the whole path") from None
+    sizes = [len(os.fsencode(part)) for part in found.parts]
+    if max(sizes, default=0) > _LONGEST_NAME or sum(sizes) > _LONGEST_PATH:
+        raise ValueError(
+            f"{str(path)[:60]}... cannot name a file: its longest part has {max(sizes)} bytes of at most "
+            f"{_LONGEST_NAME}, the whole {sum(sizes)} of at most {_LONGEST_PATH}"
+        )
+    return found
 
 
 def cache_dir() -> Path:

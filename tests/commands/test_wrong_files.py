@@ -14,12 +14,13 @@ from flowbench.cli import COMMANDS, main
 from flowbench.storage import write_text
 
 ROOT = Path(__file__).parents[2]
+LONG = "x" * 300  # longer than file systems take
 KINDS = [
     "folder", "empty", "pipe", "binary", "loop", "text", "list.yaml", "missing", "folder/missing", "text/below",
-    "x" * 300, "~nobody-here/x", "a\0b", "unreadable",
+    LONG, "~nobody-here/x", "a\0b", "unreadable",
 ]  # fmt: skip
 # At doors behind which data are read or models built before.
-FEWER = ["folder", "empty", "pipe", "binary", "loop", "missing"]
+FEWER = ["folder", "empty", "pipe", "binary", "loop", "missing", LONG]
 # Where a command takes a path; what stands for {} is the wrong thing.
 DOORS = [
     "fit -c {}",
