@@ -31,7 +31,14 @@ def states(workshop, *names):
 
 
 @pytest.mark.parametrize(
-    ("verb", "code"), [("prepare", KILL), ("fit", SEGV), ("fit", 137), ("reference", KILL), ("reference", 137)]
+    ("verb", "code"),
+    [
+        ("prepare", KILL),
+        ("fit", SEGV),
+        ("fit", 137),
+        pytest.param("reference", KILL, marks=pytest.mark.slow),
+        ("reference", 137),
+    ],
 )
 def test_what_was_killed_once_is_tried_once_more(workshop, verb, code):
     """137: a child of the process was killed, and its command passed that on."""

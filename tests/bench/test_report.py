@@ -79,6 +79,7 @@ def test_main_table_against_scipy(digits):
     assert float(shown[2]) == pytest.approx(half, rel=0.06)
 
 
+@pytest.mark.slow
 def test_tasks_in_the_plane(toys):
     text = build_report(toys).read_text()
     assert "### Quality: toy-a" in text

@@ -159,6 +159,7 @@ def test_rows_and_curves_carry_the_name_that_auto_stands_for(tmp_path, labelled)
     assert "fd[npz-cnn]" in (tmp_path / "curve.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_one_evaluator_serves_two_data_sets(labelled):
     made = evaluator({"fd": FrechetDistance("auto")})
     for data, expected in ((FlowDataModule("moons"), "fd[identity]"), (labelled, "fd[npz-cnn]")):

@@ -148,7 +148,7 @@ def test_flows_in_data_space_have_no_reconstructions(tmp_path):
     assert not [metric for metric, _ in found if "reconstruction" in metric]
 
 
-@pytest.mark.parametrize("name", ["cfm", "tarflow"])
+@pytest.mark.parametrize("name", ["cfm", pytest.param("tarflow", marks=pytest.mark.slow)])
 def test_the_batch_size_of_the_evaluator_changes_no_number(tmp_path, name):
     small, large = (
         values(measured(tmp_path / str(b), name, digits(), evaluator(batch_size=b, sweep={"network_evaluations": [2]})))

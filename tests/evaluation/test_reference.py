@@ -115,6 +115,7 @@ def test_baselines_draw_what_they_model():
     assert abs((drawn[: num // 10, 0] > 0.5).mean() - model.weights_[model.means_[:, 0].argmax()]) < 0.03
 
 
+@pytest.mark.slow
 def test_the_same_seed_draws_the_same_and_another_does_not(digits):
     def drawn(seed: int):
         found = subjects_of(digits, 20, "test", seed)

@@ -362,7 +362,11 @@ CONDITIONERS = {
 }
 
 
-@pytest.fixture(scope="module", params=CONDITIONERS)
+# One condition is learned by every run, the others by the slow one.
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.slow] * (name != "semantic")) for name in CONDITIONERS],
+)
 def learned(request):
     return trained(flow(CONDITIONERS[request.param]()))
 

@@ -282,6 +282,7 @@ def test_an_untrained_denoiser_leaves_samples_alone():
     torch.testing.assert_close(flow.sample(noise).x, flow.flow_decode(noise, None)[0])
 
 
+@pytest.mark.slow
 def test_at_the_optimum_the_network_is_the_score_and_the_step_is_tweedies():
     """A fixed flow N(m, S^2) has noise * grad(-log p) = noise (x - m) / S^2; the trained step is Tweedie's."""
     mean, std = 0.5, 0.9

@@ -188,6 +188,7 @@ def test_a_learned_flow_spends_at_least_the_transport_cost_between_its_ends(lear
     assert (energy < 1.05 * least) == (name == "ot_cfm")
 
 
+@pytest.mark.slow
 def test_a_learned_flow_spends_at_least_the_reference_less_the_error_of_its_samples(learned):
     """W2(source, data) <= W2(source, samples) + W2(samples, data), and the path energy bounds the first of these."""
     _, flow = learned

@@ -162,7 +162,7 @@ def test_batch_size_order_and_ranks_do_not_matter(halves, batch_size, ranks):
     assert precision_recall(first[order], second, chunk_size=batch_size + 40) == precision_recall(first, second)
 
 
-@pytest.mark.parametrize("space", ["pixels", "random-network"])
+@pytest.mark.parametrize("space", ["pixels", pytest.param("random-network", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("damage", ["blur", "noise"])
 def test_distances_grow_with_blur_and_noise(digits, space, damage):
     features = RandomConvolutions() if space == "random-network" else (lambda x: torch.from_numpy(x).flatten(1))

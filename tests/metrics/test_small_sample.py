@@ -82,6 +82,7 @@ def coverage(dim, num, trials, level, power=1.0):
 
 
 @pytest.mark.parametrize(("dim", "num"), [(8, 200), (60, 50)])
+@pytest.mark.slow
 def test_interval_covers_the_expected_distance(dim, num):
     covered, intervals, deviation = coverage(dim, num, trials=80, level=0.9)
     assert covered >= 0.82  # 80 trials at 0.9: standard deviation 0.034

@@ -126,6 +126,7 @@ def test_log_variance_stays_finite_for_extreme_inputs():
     assert torch.isfinite(log_variance.exp()).all()
 
 
+@pytest.mark.slow
 def test_training_on_digits_beats_the_mean_image():
     """50 steps must beat the best constant reconstruction, whose error is the pixels' variance."""
     levels = torch.tensor(load_digits().images, dtype=torch.float32)[:, None]

@@ -109,6 +109,7 @@ def test_sinkhorn_matches_the_gaussian_closed_form():
     assert covariance == pytest.approx(((4 * a**2 * b**2 + s2**2) ** 0.5 - s2) / 2, rel=2e-3)
 
 
+@pytest.mark.slow
 def test_sinkhorn_draws_follow_the_columns_of_the_plan():
     x0, x1 = clouds(2, 5, 4)
     cost = squared_distances(x0, x1)

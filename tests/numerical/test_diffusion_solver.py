@@ -174,8 +174,8 @@ def test_two_m_beats_ddim_at_equal_cost():
     ("path", "solver"),
     [
         (LinearPath(), EulerMaruyama(300)),
-        (LinearPath(), EulerMaruyama(300, EDMGrid(), "constant", eta=0.5)),
-        (CosinePath(), EulerMaruyama(300, eta=2.0)),
+        pytest.param(LinearPath(), EulerMaruyama(300, EDMGrid(), "constant", eta=0.5), marks=pytest.mark.slow),
+        pytest.param(CosinePath(), EulerMaruyama(300, eta=2.0), marks=pytest.mark.slow),
         (VariancePreservingPath(), EulerMaruyama(600, diffusion="path")),
     ],
     ids=lambda value: type(value).__name__,

@@ -57,6 +57,7 @@ def test_a_float32_network_takes_a_float64_state(method):
 
 
 @pytest.mark.parametrize("scale", ["exp", pytest.param("softplus", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_the_compiler_changes_neither_noise_nor_log_determinant(scale):
     torch.compiler.reset()
     flow, x = make_flow(2, scale=scale, soft_clip=4.0, std=0.2), normal(4, 6, 2)

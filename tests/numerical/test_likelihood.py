@@ -82,7 +82,7 @@ def test_divergence_of_optimal_transport_integrates_to_the_log_determinant():
     torch.testing.assert_close(change, torch.logdet(ROOT).expand(6), rtol=0, atol=1e-8)
 
 
-@pytest.mark.parametrize("shape", [(3,), (1, 2, 2)])
+@pytest.mark.parametrize("shape", [pytest.param((3,), marks=pytest.mark.slow), (1, 2, 2)])
 def test_change_of_variables_agrees_with_the_jacobian_of_the_flow(shape):
     dim = math.prod(shape)
     field, z = network(dim), points(4, dim).view(4, *shape)
@@ -115,7 +115,7 @@ def test_hutchinson_is_unbiased_with_the_known_variance(distribution):
     assert abs(mean.item() - matrix.trace().item()) < 4 * error.item()
 
 
-@pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
+@pytest.mark.parametrize("distribution", ["rademacher", pytest.param("gaussian", marks=pytest.mark.slow)])
 def test_hutchinson_likelihood_agrees_with_the_exact_one_within_its_error(distribution):
     field, x = network(3), points(16)
     solver = RungeKutta4(8)

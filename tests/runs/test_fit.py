@@ -97,7 +97,13 @@ def test_never_resuming_starts_over(experiment):
 
 
 @pytest.mark.parametrize(
-    "step", [8, 9, pytest.param(6, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.slow)]
+    "step",
+    [
+        9,
+        pytest.param(8, marks=pytest.mark.slow),
+        pytest.param(6, marks=pytest.mark.slow),
+        pytest.param(20, marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_that_died_goes_on_as_if_it_had_not(experiment, monkeypatch, step):
     """In the middle of validation (8, and 20 the last), between checkpoints (9), right after one (6)."""
@@ -153,7 +159,7 @@ def test_a_run_killed_by_sigkill_goes_on_as_if_it_had_not(experiment):
     [
         ("budget.steps=7", 7),
         ("budget.samples_seen=100", 6),  # 16 per step; the rest does not pay for another
-        ("budget.epochs=0.1", 6),  # 1077 training digits: 6.73 batches
+        pytest.param("budget.epochs=0.1", 6, marks=pytest.mark.slow),  # 1077 training digits: 6.73 batches
         ("budget.train_flops={flops}", 5),
         ("trainer.max_steps=4", 4),
     ],

@@ -201,8 +201,8 @@ CONSTANT = f"{MODEL}.optimizer={{lr: 1.0e-2, schedule: constant, warmup_fraction
     ("before", "after"),
     [
         ("budget.steps=10", "budget.steps=20"),
-        ("budget.steps=10", "budget.samples_seen=640"),  # another kind, 32 a step
-        ("trainer.max_steps=10", "budget.steps=20"),
+        pytest.param("budget.steps=10", "budget.samples_seen=640", marks=pytest.mark.slow),  # another kind, 32 a step
+        pytest.param("trainer.max_steps=10", "budget.steps=20", marks=pytest.mark.slow),
     ],
 )
 def test_a_raised_budget_goes_on_and_trains_what_the_longer_training_would(

@@ -83,8 +83,7 @@ def measured(folder) -> dict[tuple[str, str], float | None]:
     return {(row.metric, row.protocol): row.value for row in rows if row.protocol != "cost"}
 
 
-# Of autoregressive flows, the one that is differentiated twice is compiled in every run.
-@pytest.mark.parametrize("kind", [pytest.param("autoregressive", marks=pytest.mark.slow), "matching, exact divergence"])
+@pytest.mark.parametrize("kind", ["autoregressive", "matching, exact divergence"])
 def test_all_switches_together_go_through_fit_test_and_predict(kind, experiment, quick_compiler):
     text, overrides = KINDS[kind]
     first, second = run_everything(
@@ -93,6 +92,7 @@ def test_all_switches_together_go_through_fit_test_and_predict(kind, experiment,
     assert first == second
 
 
+@pytest.mark.slow
 def test_a_compiled_flow_that_is_differentiated_twice_goes_through_fit_test_and_predict(experiment, quick_compiler):
     text, overrides = KINDS["score matching"]
     first, second = run_everything(experiment, text, *overrides, "model.init_args.compile=true")
