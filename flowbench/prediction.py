@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from flowbench import prediction_pictures as pictures
+from flowbench.core.devices import wait_for
 from flowbench.data import DataSpec, FlowDataModule
 from flowbench.families import FlowModule, LatentSpace, Samples
 from flowbench.families.conditioning.filling import fill_in
@@ -99,8 +100,7 @@ def run_task(
         _check_weights(module, manifest)
         outcome = _TASKS[request.task](request, module, data, seed)
     _check_outcome(outcome)
-    if module.device.type == "cuda":
-        torch.cuda.synchronize(module.device)
+    wait_for(module.device)
     seconds = time.perf_counter() - start
     arrays, picture = file_names(request.task)
     write_atomic(folder / arrays, lambda file: np.savez_compressed(file, **outcome.arrays))

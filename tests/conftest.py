@@ -11,8 +11,6 @@ import os
 # Before torch is imported, and for the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = os.environ.get("FLOWBENCH_TEST_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# No test depends on which kernel is faster here; those of the choice ask for it, and portable.py takes oneDNN's.
-os.environ.setdefault("FLOWBENCH_KERNELS", "plain")
 
 import logging
 import signal

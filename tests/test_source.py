@@ -14,9 +14,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 @cache
 def everything() -> list[tuple[str, ast.AST]]:
     """Every node of the package with its place."""
+    names = {file: str(file.relative_to(PACKAGE)) for file in FILES}
     return [
-        (f"{file.relative_to(PACKAGE)}:{getattr(node, 'lineno', 0)}", node)
-        for file in FILES
+        (f"{name}:{getattr(node, 'lineno', 0)}", node)
+        for file, name in names.items()
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
     ]
 

@@ -119,16 +119,13 @@ def _paths(key: str, value: Any) -> Iterator[tuple[str, Path]]:
     elif isinstance(value, list):
         for item in value:
             yield from _paths(key, item)
-    elif isinstance(value, str) and key != "class_path" and _may_name_a_file(key, value):
-        if path := _existing(value):
-            yield value, path
-
-
-def _may_name_a_file(key: str, text: str) -> bool:
-    if key in _FILE_KEYS or "/" in text:
-        return True
-    found = _existing(text)
-    return found is not None and bool(found.suffix) and not found.is_dir()
+    elif isinstance(value, str) and key != "class_path":
+        is_path = key in _FILE_KEYS or "/" in value
+        # A bare word with an ending may be a file; a folder of that name is there by chance.
+        if is_path or Path(value).suffix:
+            path = _existing(value)
+            if path and (is_path or path.is_file()):
+                yield value, path
 
 
 def _existing(text: str) -> Path | None:

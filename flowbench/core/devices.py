@@ -1,10 +1,10 @@
-"""What it costs to read a value from a device."""
+"""What a device has queued, and what it costs to read a value from it."""
 
 from __future__ import annotations
 
 import torch
 
-__all__ = ["reading_waits"]
+__all__ = ["reading_waits", "wait_for"]
 
 
 def reading_waits(device: torch.device) -> bool:
@@ -13,3 +13,11 @@ def reading_waits(device: torch.device) -> bool:
     True of every device but the CPU. There a training step reads nothing, or the host could not run ahead of it.
     """
     return device.type != "cpu"
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done what was queued, so that a clock tells its time; a CPU queues nothing."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

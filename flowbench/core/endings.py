@@ -105,8 +105,10 @@ def describe(error: BaseException) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt | Stopped):
         stop = error if isinstance(error, Stopped) else Stopped(2)
         return "; ".join([str(stop), *(more or [_CONTINUES])]), stop.status
-    status = 2 if _is_mistake(error) else getattr(error, "status", 1) if is_expected(error) else 1
-    return "; ".join([f"error: {reason(error)}", *more]), status
+    said = "; ".join([f"error: {reason(error)}", *more])
+    if _is_mistake(error):
+        return said, 2
+    return said, getattr(error, "status", 1) if is_expected(error) else 1
 
 
 def reason(error: BaseException) -> str:

@@ -27,8 +27,8 @@ _NO_FOLDER = frozenset({errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST})
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
-# Bytes, of file systems on Linux and macOS.
-_LONGEST_NAME, _LONGEST_PATH = 255, 4_000
+# Bytes that the file systems of Linux take, a path's without the zero at its end.
+_LONGEST_NAME, _LONGEST_PATH = 255, 4_095
 
 
 def expand(path: str | Path) -> Path:
@@ -41,11 +41,11 @@ def expand(path: str | Path) -> Path:
         found = Path(path).expanduser()
     except RuntimeError:
         raise ValueError(f"{path}: has no home folder to stand for its ~; write the whole path") from None
-    sizes = [len(os.fsencode(part)) for part in found.parts]
-    if max(sizes, default=0) > _LONGEST_NAME or sum(sizes) > _LONGEST_PATH:
+    longest, whole = max((len(os.fsencode(part)) for part in found.parts), default=0), len(os.fsencode(found))
+    if longest > _LONGEST_NAME or whole > _LONGEST_PATH:
         raise ValueError(
-            f"{str(path)[:60]}... cannot name a file: its longest part has {max(sizes)} bytes of at most "
-            f"{_LONGEST_NAME}, the whole {sum(sizes)} of at most {_LONGEST_PATH}"
+            f"{str(path)[:60]}... cannot name a file: its longest part has {longest} bytes of at most "
+            f"{_LONGEST_NAME}, the whole {whole} of at most {_LONGEST_PATH}"
         )
     return found
 

@@ -9,13 +9,13 @@ from functools import cache
 import torch
 
 from flowbench import onednn
+from flowbench.core.devices import wait_for
 from flowbench.core.precision import autocast_off
 
 __all__ = ["measure_product_rate", "product_rate"]
 
 # Sides of the square factors: large enough for the full rate, small enough to take a few milliseconds.
-_SIDES = {"cpu": 512}
-_ACCELERATOR_SIDE = 4096
+_CPU_SIDE, _ACCELERATOR_SIDE = 512, 4096
 _REPEATS = 9
 
 
@@ -45,7 +45,7 @@ def measure_product_rate(device: torch.device, clock: Callable[[], float] = time
     Returns:
         FLOP/s.
     """
-    side = _SIDES.get(device.type, _ACCELERATOR_SIDE)
+    side = _CPU_SIDE if device.type == "cpu" else _ACCELERATOR_SIDE
     rng = torch.Generator().manual_seed(0)
     a, b = (torch.randn(side, side, generator=rng).to(device) for _ in range(2))
     ways: list[Callable[[], object]] = [lambda: a @ b.T]
@@ -61,7 +61,6 @@ def _seconds(way: Callable[[], object], device: torch.device, clock: Callable[[]
     for _ in range(_REPEATS + 1):
         began = clock()
         way()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for(device)
         found.append(clock() - began)
     return min(found[1:])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from flowbench.core.checks import check_number
 from flowbench.core.contract import ContractError, returned, shaped
+from flowbench.core.devices import wait_for
 from flowbench.core.precision import autocast_off
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families.answers import Drawn, Samples, Trajectory
@@ -386,8 +387,7 @@ class FlowModule(TrainingModule):
         x = shaped(self.space.decode(drawn.points), (len(noise), *self.spec.shape), self.space, "decode")
         if spatial is not None and self.conditioner is not None:
             x = self.conditioner.finish(x, spatial)
-        if x.is_cuda:
-            torch.cuda.synchronize(x.device)
+        wait_for(x.device)
         return Samples(x, drawn.network_evaluations, time.perf_counter() - start, drawn.iterations, drawn.residual)
 
     def _drawn(self, found: object, noise: Tensor) -> Drawn:

@@ -101,7 +101,7 @@ TREES = st.recursive(
 CONFIGURATIONS = st.dictionaries(st.sampled_from(["seed", "data", "model", "trainer", "run"]), TREES)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(CONFIGURATIONS, CONFIGURATIONS)
 def test_there_are_differences_exactly_where_fingerprints_differ(one, other):
     assert bool(differences(one, other)) == (fingerprint(one) != fingerprint(other))

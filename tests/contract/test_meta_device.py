@@ -57,7 +57,7 @@ def steps(module, batch, conditional: bool):
 
 
 # Variants whose operations others have, with other numbers.
-ALIKE = {"tarflow_widths", "tarflow_temperature", "tarflow_tweedie", "cfm_cosine", "cfm_rescheduled", "wcfm_corrected"}
+ALIKE = {"tarflow_widths", "tarflow_temperature", "tarflow_tweedie", "cfm_cosine"}
 FIRST = [
     pytest.param(name, spec, id=case, marks=[pytest.mark.slow] * (name in ALIKE))
     for (name, spec), case in zip(CASES, IDS, strict=True)

@@ -13,6 +13,12 @@ from flowbench.networks import attention as attention_module
 PRODUCTS = "products"
 
 
+@pytest.fixture
+def asks_always(monkeypatch):
+    """Small caches are asked for too."""
+    monkeypatch.setattr(attention_module, "_MIN_READ", 0)
+
+
 def parameters(network: CausalTransformer, x_BND: Tensor) -> Tensor:
     """Of all tokens, one after the other."""
     cache = network.allocate_cache(len(x_BND))
@@ -28,7 +34,7 @@ def example() -> tuple[CausalTransformer, Tensor]:
 
 
 @pytest.mark.parametrize("way", [PLAIN, PRODUCTS, ONEDNN])
-def test_either_way_agrees_with_one_pass(way, monkeypatch):
+def test_either_way_agrees_with_one_pass(way, monkeypatch, asks_always):
     """A way that attention does not have, as the user may ask for one, is PyTorch's own."""
     taken = []
     for name in ("_fused", "_two_products"):
@@ -43,7 +49,7 @@ def test_either_way_agrees_with_one_pass(way, monkeypatch):
     assert set(taken) == {"_two_products" if way == PRODUCTS else "_fused"}
 
 
-def test_the_question_is_the_shape_with_few_lengths(monkeypatch):
+def test_the_question_is_the_shape_with_few_lengths(monkeypatch, asks_always):
     """Lengths are rounded up, so that a sampler of N tokens measures log N of them; the cache's stride counts."""
     asked = []
     monkeypatch.setattr(attention_module, "fastest", lambda operation, shape, ways: asked.append(shape) or PLAIN)
@@ -52,6 +58,18 @@ def test_the_question_is_the_shape_with_few_lengths(monkeypatch):
         parameters(network, x)
     slots = network.num_slots
     assert set(asked) == {(4, 2, slots, 16, end) for end in (1, 2, 4, slots)}
+
+
+def test_what_reads_little_asks_nothing(monkeypatch):
+    asked = []
+    monkeypatch.setattr(attention_module, "fastest", lambda operation, shape, ways: asked.append(shape[-1]) or PRODUCTS)
+    network, x = example()
+    # Four sequences of two heads of 16 channels: at the fifth slot the bound is reached.
+    monkeypatch.setattr(attention_module, "_MIN_READ", 4 * 2 * 16 * 5)
+    with torch.no_grad():
+        torch.testing.assert_close(parameters(network, x), network(x), rtol=1e-4, atol=1e-5)
+    assert set(asked) == {network.num_slots}
+    assert len(asked) == 2 * (network.num_slots - 4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

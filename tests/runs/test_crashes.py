@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked pr
 SMALL = POINTS.replace("    nll: {class_path: flowbench.evaluation.NegativeLogLikelihood}\n", "").replace(
     "budget: {steps: 20}", "budget: {steps: 10}"
 )
-# One kill in each part of a run; the slow tests go through all of them.
+# One kill in training, in measuring and in validation; the slow tests go through all points of a run.
 QUICK = [("after last.ckpt", 5), ("after rows.jsonl", 1), ("hook on_validation_end", 5)]
 
 
@@ -91,7 +91,7 @@ def test_a_run_that_nobody_kills_is_finished(whole):
 
 
 @pytest.mark.parametrize(("point", "call"), QUICK)
-def test_a_kill_in_each_part_of_a_run(server, whole, tmp_path, point, call):
+def test_a_kill_in_training_measuring_and_validation(server, whole, tmp_path, point, call):
     assert kill_and_go_on(server, whole, tmp_path, point, call) == left(whole / "run")
 
 
