@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import heapq
+import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flowbench.bench.plan import Cell
@@ -51,7 +52,7 @@ class Forecast:
             running: cells that have started.
         """
         running = list(running)
-        known = {kind: statistics.median(seconds) for kind, seconds in self._ended.items()}
+        known = self._known()
         for one in running:
             if one.share >= _LEAST_SHARE:
                 known.setdefault(_kind(one.cell), one.seconds / one.share)
@@ -65,6 +66,24 @@ class Forecast:
         for seconds in durations:
             heapq.heapreplace(free, free[0] + seconds)
         return max(free)
+
+    def longest_of_seed(self, cells: Sequence[Cell]) -> Cell:
+        """The cell to start next: the longest with the least seed of the first problem.
+
+        All contenders are compared at one seed before the next one begins, and with the short cells last the least
+        time is spent with nothing left to run beside a long one. Contenders of which nothing is known come first, in
+        the order of the plan.
+
+        Args:
+            cells: those that can start, in the order of the plan; at least one.
+        """
+        known = self._known()
+        same = [cell for cell in cells if cell.task == cells[0].task]
+        return min(same, key=lambda cell: (cell.seed, -known.get(_kind(cell), math.inf)))
+
+    def _known(self) -> dict[tuple[str, str, str], float]:
+        """What cells of each kind that have ended took, in seconds."""
+        return {kind: statistics.median(seconds) for kind, seconds in self._ended.items()}
 
 
 def _expected(cell: Cell, known: Mapping[tuple[str, str, str], float]) -> float:

@@ -203,24 +203,31 @@ class Runner:
         return not cell.preparation and bool(preparations.ended)
 
     def _next(self, todo: deque[Cell]) -> Cell | None:
-        """Take the first cell whose weights are there; those whose training failed fail with it.
-
-        One that was killed before runs alone: others beside it may have taken the memory.
-        """
-        if self.again & self.running.keys():
-            return None
-        waiting = {cell.directory for cell in todo} | self.running.keys()
-        for cell in list(todo):
-            if cell.trained in waiting or (cell.directory in self.again and self._busy):
-                continue
-            if not self._is_prepared(cell):
-                continue
+        """Take a cell that can start; those whose weights' training failed fail with it."""
+        while ready := self._ready(todo):
+            cell = self.forecast.longest_of_seed(ready)
             todo.remove(cell)
             if cell.trained is None or read_status(cell.trained).state == "DONE":
                 return cell
             self._fail(cell, f"its weights are missing: {cell.trained} did not finish")
             self.display.say(f"FAILED {cell.label}: its weights are missing")
         return None
+
+    def _ready(self, todo: Sequence[Cell]) -> list[Cell]:
+        """Cells that are prepared and whose weights nobody trains at the moment.
+
+        One that was killed before runs alone: others beside it may have taken the memory.
+        """
+        if self.again & self.running.keys():
+            return []
+        waiting = {cell.directory for cell in todo} | self.running.keys()
+        return [
+            cell
+            for cell in todo
+            if cell.trained not in waiting
+            and not (cell.directory in self.again and self._busy)
+            and self._is_prepared(cell)
+        ]
 
     def _start(self, cell: Cell) -> None:
         if lock_is_held(cell.directory):

@@ -47,6 +47,27 @@ def test_cells_start_where_one_has_ended():
     assert forecast.seconds_left([], []) == 0.0
 
 
+def test_the_longest_cell_of_a_seed_starts_first():
+    forecast = Forecast(2)
+    cells = [cell(name, seed) for name in ("a", "b", "new", "other") for seed in (1, 2)]
+    assert forecast.longest_of_seed(cells) == cell("a", 1)
+    forecast.add(cell("a"), 40.0)
+    forecast.add(cell("b"), 100.0)
+    started = []
+    while cells:
+        started.append(forecast.longest_of_seed(cells))
+        cells.remove(started[-1])
+    assert started == [cell(name, seed) for seed in (1, 2) for name in ("new", "other", "b", "a")]
+
+
+def test_one_problem_is_not_mixed_with_another():
+    forecast = Forecast(2)
+    forecast.add(replace(cell("b"), task="moons"), 9.0)
+    cells = [replace(cell(name), task=task) for task in ("rings", "moons") for name in ("a", "b")]
+    assert forecast.longest_of_seed(cells) == cells[0]
+    assert forecast.longest_of_seed(cells[2:]) == cells[2]
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [

@@ -6,13 +6,15 @@ augmentations stay with their data point.
 
 from __future__ import annotations
 
-import ot
 import torch
 from torch import Tensor
 
 from flowbench.core.failures import NoSolutionError
+from flowbench.core.lazy import lazy_module
 from flowbench.flows.coupling.assignment import assign
 from flowbench.flows.coupling.base import Coupling, draw_sources, squared_distances
+
+ot = lazy_module("ot")  # only some couplings need it, and it takes most of a second
 
 __all__ = [
     "IndependentCoupling",

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 
-import ot
 import torch
 from torch import Tensor
 
 from flowbench.core.checks import check_number
 from flowbench.core.failures import NoSolutionError
+from flowbench.core.lazy import lazy_module
 from flowbench.flows.coupling.assignment import assign
 from flowbench.flows.coupling.base import Coupling, draw_sources, squared_distances
 from flowbench.flows.coupling.entropic import complete_plan
+
+ot = lazy_module("ot")  # only some couplings need it, and it takes most of a second
 
 __all__ = ["PartialCoupling"]
 
