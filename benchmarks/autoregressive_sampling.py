@@ -26,15 +26,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from flowbench.torchvision_guard import ensure_importable
+import torch
+from torch import Tensor, nn
 
-ensure_importable()
-
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-from flowbench.data import FlowDataModule  # noqa: E402
-from flowbench.flows import (  # noqa: E402
+from flowbench.core.seeds import generator
+from flowbench.data import FlowDataModule
+from flowbench.flows import (
     AffineBlock,
     AutoregressiveFlow,
     AutoregressiveGuidance,
@@ -45,8 +42,7 @@ from flowbench.flows import (  # noqa: E402
     alternating,
     patchify,
 )
-from flowbench.networks import CausalTransformer  # noqa: E402
-from flowbench.seeds import generator  # noqa: E402
+from flowbench.networks import CausalTransformer
 
 REFERENCE_HEAD_DIM = 64
 

@@ -23,10 +23,10 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from flowbench.core.seeds import generator
 from flowbench.data import get_density
 from flowbench.flows import OptimalTransportCoupling
 from flowbench.flows.coupling.base import squared_distances
-from flowbench.seeds import generator
 
 
 def batch(num: int, dim: int) -> tuple[Tensor, Tensor]:

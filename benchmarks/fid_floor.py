@@ -10,17 +10,13 @@ from __future__ import annotations
 
 import argparse
 
-from flowbench.torchvision_guard import ensure_importable
+import torch
 
-ensure_importable()
-
-import torch  # noqa: E402
-
-from flowbench.data import FlowDataModule  # noqa: E402
-from flowbench.evaluation import get_extractor  # noqa: E402
-from flowbench.evaluation.samples import RealSet  # noqa: E402
-from flowbench.metrics import frechet_distance_of_features, frechet_interval, kernel_distance  # noqa: E402
-from flowbench.seeds import generator  # noqa: E402
+from flowbench.core.seeds import generator
+from flowbench.data import FlowDataModule
+from flowbench.evaluation import get_extractor
+from flowbench.evaluation.samples import RealSet
+from flowbench.metrics import frechet_distance_of_features, frechet_interval, kernel_distance
 
 
 def main() -> None:

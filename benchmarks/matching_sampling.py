@@ -22,11 +22,11 @@ import torch
 import torchdiffeq
 from torch import Tensor, nn
 
+from flowbench.core.seeds import generator
 from flowbench.flows.solver.adaptive import DormandPrince
 from flowbench.flows.solver.base import ConditionedField, Solver
 from flowbench.flows.solver.fixed_step import Euler
 from flowbench.networks import MLP, UNet
-from flowbench.seeds import generator
 
 TOLERANCE = 1e-5
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

@@ -17,9 +17,8 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
+from flowbench.core.seeds import generator
 from flowbench.metrics import precision_recall
-from flowbench.seeds import generator
-from flowbench.torchvision_guard import ensure_importable
 
 
 def features(num: int, dim: int, name: str) -> Tensor:
@@ -46,7 +45,6 @@ def by_differences(real: Tensor, generated: Tensor, k: int = 3) -> tuple[float, 
 
 
 def by_torch_fidelity(real: Tensor, generated: Tensor) -> tuple[float, float]:
-    ensure_importable()
     from torch_fidelity.metric_prc import prc_features_to_metric
 
     found = prc_features_to_metric(

@@ -1,1 +1,3 @@
 """flowbench."""
+
+from flowbench.core import torchvision_guard as torchvision_guard

@@ -12,20 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 
-from flowbench.torchvision_guard import ensure_importable
-
-ensure_importable()
-
-import lightning as L  # noqa: E402
-from lightning.pytorch.trainer.states import TrainerFn  # noqa: E402
-
-from flowbench.core.endings import LOST, ProcessEnded, is_distributed, recorded_error  # noqa: E402
-from flowbench.core.launch import is_first_process  # noqa: E402
-from flowbench.core.stopping import LISTENER, Handler, Stopped  # noqa: E402
-from flowbench.evaluation.progress import note_end, read_phase  # noqa: E402
-from flowbench.processes import exit_status, how_it_ended  # noqa: E402
+from flowbench.core.endings import LOST, ProcessEnded, is_distributed, recorded_error
+from flowbench.core.launch import is_first_process
+from flowbench.core.processes import exit_status, how_it_ended
+from flowbench.core.stopping import LISTENER, Handler, Stopped
+from flowbench.evaluation.progress import note_end, read_phase
 
 __all__ = ["ProcessWatch", "StopOnSignal", "speak_of_loss"]
 

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from flowbench import prediction_pictures as pictures
 from flowbench.core.devices import wait_for
+from flowbench.core.seeds import derive_seed
+from flowbench.core.storage import write_atomic, write_text
 from flowbench.data import DataSpec, FlowDataModule
 from flowbench.families import FlowModule, LatentSpace, Samples
 from flowbench.families.conditioning.filling import fill_in
@@ -36,8 +38,6 @@ from flowbench.prediction_conditions import check_conditions, given_images
 from flowbench.prediction_folder import file_names
 from flowbench.prediction_input import BATCH, Subjects, find_subjects
 from flowbench.prediction_request import Request
-from flowbench.seeds import derive_seed
-from flowbench.storage import write_atomic, write_text
 
 __all__ = ["run_task"]
 

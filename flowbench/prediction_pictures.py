@@ -14,8 +14,8 @@ from PIL import Image
 
 from flowbench.bench.pictures import tile
 from flowbench.bench.plots import new_figure
+from flowbench.core.storage import write_atomic
 from flowbench.evaluation.pictures import image_grid
-from flowbench.storage import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,9 +10,9 @@ from flowbench.config import Experiment, to_yaml
 from flowbench.core.endings import ProcessEnded
 from flowbench.core.launch import without_launcher
 from flowbench.core.places import cached, locked
+from flowbench.core.processes import exit_status, how_it_ended, run_child
+from flowbench.core.storage import read_record, write_text
 from flowbench.evaluation.progress import is_trained
-from flowbench.processes import exit_status, how_it_ended, run_child
-from flowbench.storage import read_record, write_text
 
 __all__ = ["required_checkpoints"]
 

@@ -13,20 +13,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from flowbench.torchvision_guard import ensure_importable
+import lightning as L
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-ensure_importable()
-
-import lightning as L  # noqa: E402
-import torch  # noqa: E402
-from lightning.pytorch.utilities.exceptions import MisconfigurationException  # noqa: E402
-
-from flowbench.config import fingerprint  # noqa: E402
-from flowbench.core.checks import named  # noqa: E402
-from flowbench.counting import loss_of_one, training_flops  # noqa: E402
-from flowbench.evaluation.measurable import check_measurable  # noqa: E402
-from flowbench.families import BudgetLimit, TrainingModule, check_precision, check_strategy  # noqa: E402
-from flowbench.launch import make_trainer  # noqa: E402
+from flowbench.config import fingerprint
+from flowbench.core.checks import named
+from flowbench.counting import loss_of_one, training_flops
+from flowbench.evaluation.measurable import check_measurable
+from flowbench.families import BudgetLimit, TrainingModule, check_precision, check_strategy
+from flowbench.launch import make_trainer
 
 if TYPE_CHECKING:
     from flowbench.config import Experiment

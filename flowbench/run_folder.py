@@ -11,8 +11,8 @@ from typing import Any
 
 from flowbench.core.endings import is_expected, keep_details
 from flowbench.core.launch import is_first_process
-from flowbench.rows import read_rows
-from flowbench.storage import read_record
+from flowbench.core.rows import read_rows
+from flowbench.core.storage import read_record
 
 __all__ = ["KINDS", "claim", "contents", "keeps_details", "read_manifest", "working_in"]
 

@@ -12,24 +12,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
-from flowbench.torchvision_guard import ensure_importable
-
-ensure_importable()
-
-import lightning as L  # noqa: E402
-from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
-
-from flowbench.config import Built, Experiment  # noqa: E402
-from flowbench.core.launch import local_rank  # noqa: E402
-from flowbench.counting import meta_module, training_flops  # noqa: E402
-from flowbench.data import FlowDataModule  # noqa: E402
-from flowbench.evaluation import Evaluator, Identity  # noqa: E402
-from flowbench.evaluation.artifacts import save_samples  # noqa: E402
-from flowbench.evaluation.earlier import set_aside  # noqa: E402
-from flowbench.evaluation.progress import ProgressFile, read_phase  # noqa: E402
-from flowbench.families import (  # noqa: E402
+from flowbench.config import Built, Experiment
+from flowbench.core.launch import local_rank
+from flowbench.core.rows import write_rows
+from flowbench.core.seeds import generator
+from flowbench.counting import meta_module, training_flops
+from flowbench.data import FlowDataModule
+from flowbench.evaluation import Evaluator, Identity
+from flowbench.evaluation.artifacts import save_samples
+from flowbench.evaluation.earlier import set_aside
+from flowbench.evaluation.progress import ProgressFile, read_phase
+from flowbench.families import (
     AtomicCheckpointIO,
     Budget,
     BudgetLimit,
@@ -39,18 +36,16 @@ from flowbench.families import (  # noqa: E402
     check_strategy,
     count_flops,
 )
-from flowbench.interruption import StopOnSignal  # noqa: E402
-from flowbench.launch import listed, make_trainer  # noqa: E402
-from flowbench.prediction import run_task  # noqa: E402
-from flowbench.prediction_folder import check_output  # noqa: E402
-from flowbench.prediction_request import Request  # noqa: E402
-from flowbench.prerequisites import required_checkpoints  # noqa: E402
-from flowbench.rehearsal import rehearse  # noqa: E402
-from flowbench.rows import write_rows  # noqa: E402
-from flowbench.run_folder import claim, keeps_details, working_in  # noqa: E402
-from flowbench.run_identity import check_folder, check_weights, own_folder  # noqa: E402
-from flowbench.seeds import generator  # noqa: E402
-from flowbench.training_run import Run, last_checkpoint, load_weights, noting_the_end, resume_training, train  # noqa: E402
+from flowbench.interruption import StopOnSignal
+from flowbench.launch import listed, make_trainer
+from flowbench.prediction import run_task
+from flowbench.prediction_folder import check_output
+from flowbench.prediction_request import Request
+from flowbench.prerequisites import required_checkpoints
+from flowbench.rehearsal import rehearse
+from flowbench.run_folder import claim, keeps_details, working_in
+from flowbench.run_identity import check_folder, check_weights, own_folder
+from flowbench.training_run import Run, last_checkpoint, load_weights, noting_the_end, resume_training, train
 
 __all__ = ["fit", "predict", "prepare", "reference", "test", "validate"]
 

@@ -10,16 +10,13 @@ from typing import Any, Literal
 
 import torch
 
-from flowbench.torchvision_guard import ensure_importable
-
-ensure_importable()
-
-from flowbench.bench.report import build_report  # noqa: E402
-from flowbench.bench.store import EXTERNAL, REFERENCES, collect, load_plan  # noqa: E402
-from flowbench.config import Experiment, compose  # noqa: E402
-from flowbench.core.remarks import say_once  # noqa: E402
-from flowbench.data import FlowDataModule  # noqa: E402
-from flowbench.evaluation import (  # noqa: E402
+from flowbench.bench.report import build_report
+from flowbench.bench.store import EXTERNAL, REFERENCES, collect, load_plan
+from flowbench.config import Experiment, compose
+from flowbench.core.remarks import say_once
+from flowbench.core.rows import FLOOR_FILE, write_rows
+from flowbench.data import FlowDataModule
+from flowbench.evaluation import (
     DensityCoverage,
     Evaluator,
     FrechetDistance,
@@ -30,13 +27,12 @@ from flowbench.evaluation import (  # noqa: E402
     PrecisionRecall,
     get_extractor,
 )
-from flowbench.evaluation.artifacts import save_pictures  # noqa: E402
-from flowbench.evaluation.earlier import set_aside  # noqa: E402
-from flowbench.evaluation.external import ExternalImages  # noqa: E402
-from flowbench.evaluation.samples import RealSet  # noqa: E402
-from flowbench.metrics import FeatureStatistics, load_statistics, save_statistics  # noqa: E402
-from flowbench.rows import FLOOR_FILE, write_rows  # noqa: E402
-from flowbench.run_folder import claim, working_in  # noqa: E402
+from flowbench.evaluation.artifacts import save_pictures
+from flowbench.evaluation.earlier import set_aside
+from flowbench.evaluation.external import ExternalImages
+from flowbench.evaluation.samples import RealSet
+from flowbench.metrics import FeatureStatistics, load_statistics, save_statistics
+from flowbench.run_folder import claim, working_in
 
 __all__ = ["evaluate", "image_evaluator", "join_bench", "open_data", "open_experiment", "stats"]
 

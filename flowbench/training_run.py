@@ -8,21 +8,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from flowbench.torchvision_guard import ensure_importable
+import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
 
-ensure_importable()
-
-import lightning as L  # noqa: E402
-from lightning.pytorch.trainer.states import TrainerFn  # noqa: E402
-
-from flowbench.config import Built, Experiment  # noqa: E402
-from flowbench.core.endings import ProcessEnded, describe, keep_details, note, notes, reason  # noqa: E402
-from flowbench.core.launch import is_first_process  # noqa: E402
-from flowbench.core.stopping import LISTENER, Stopped, reason_of_exit  # noqa: E402
-from flowbench.evaluation.progress import ProgressFile  # noqa: E402
-from flowbench.evaluation.records import Curve  # noqa: E402
-from flowbench.families import Budget, BudgetLimit, TrainingModule, load_checkpoint  # noqa: E402
-from flowbench.interruption import ProcessWatch, speak_of_loss  # noqa: E402
+from flowbench.config import Built, Experiment
+from flowbench.core.endings import ProcessEnded, describe, keep_details, note, notes, reason
+from flowbench.core.launch import is_first_process
+from flowbench.core.stopping import LISTENER, Stopped, reason_of_exit
+from flowbench.evaluation.progress import ProgressFile
+from flowbench.evaluation.records import Curve
+from flowbench.families import Budget, BudgetLimit, TrainingModule, load_checkpoint
+from flowbench.interruption import ProcessWatch, speak_of_loss
 
 __all__ = ["Run", "last_checkpoint", "load_weights", "noting_the_end", "resume_training", "train"]
 

@@ -12,6 +12,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = os.environ.get("FLOWBENCH_TEST_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import importlib
 import logging
 import signal
 import warnings
@@ -23,14 +24,11 @@ import pytest
 import torch
 
 from flowbench.bench.machine import available_cores
-from flowbench.torchvision_guard import ensure_importable
 
 WORKER_BYTES = 3 * 2**29  # what a worker takes at most
 
-ensure_importable()
-import lightning  # noqa: E402, F401
-
 # The first run of a process turns these remarks off for good; whichever test that is, the others meet the same.
+importlib.import_module("lightning")  # it sets the levels when it is imported, and must be so after flowbench
 for name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.WARNING)
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

@@ -21,11 +21,11 @@ from flowbench import runs
 from flowbench.bench.plan import make_plan
 from flowbench.cli import main
 from flowbench.config import Experiment
+from flowbench.core.rows import read_rows
 from flowbench.counting import count
 from flowbench.data.catalogue import list_datasets
 from flowbench.evaluation import cache_dir
 from flowbench.families import read_checkpoint
-from flowbench.rows import read_rows
 
 ROOT = Path(__file__).parent.parent / "experiments"
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.yaml"))

@@ -18,7 +18,7 @@ from sklearn.datasets import load_sample_images
 
 from flowbench.cli import main
 from flowbench.core.remarks import say_once
-from flowbench.rows import Row, read_rows
+from flowbench.core.rows import Row, read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 # The README's budgets and counts are for a user who waits; these are for a test that does not.

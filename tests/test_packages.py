@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from flowbench import packages
-from flowbench.packages import Package, PackageError, fetch_members, offline, sha256_of
+from flowbench.core import packages
+from flowbench.core.packages import Package, PackageError, fetch_members, offline, sha256_of
 
 FILES = {"data/a.bin": b"first" * 1000, "data/b.bin": b"second"}
 

@@ -29,7 +29,7 @@ import torch
 from benchmarks.gpu.page import document
 from benchmarks.gpu.sections import ALONE, BENCH, BESIDE, LIMITS, Section
 from benchmarks.gpu.setting import Line, Setting
-from flowbench.storage import write_text
+from flowbench.core.storage import write_text
 
 
 def arguments() -> argparse.Namespace:

@@ -8,8 +8,8 @@ import torch
 
 from benchmarks.gpu.setting import Line, Setting, interleaved, median_ratio, milliseconds
 from benchmarks.gpu.subjects import built
+from flowbench.core.seeds import generator
 from flowbench.flows import AutoregressiveFlow, JacobiInverse, SequentialInverse
-from flowbench.seeds import generator
 
 __all__ = ["measure"]
 

@@ -21,11 +21,11 @@ from flowbench.bench.runner import PROGRAM, Interrupted, Runner
 from flowbench.bench.status import read_status
 from flowbench.bench.store import collect
 from flowbench.bench.validation import check_experiments
+from flowbench.core.processes import die_with_parent
+from flowbench.core.rows import unmeasured_text
 from flowbench.core.statuses import PARTLY_MEASURED
-from flowbench.processes import die_with_parent
-from flowbench.rows import unmeasured_text
+from flowbench.core.storage import write_text
 from flowbench.run_folder import claim
-from flowbench.storage import write_text
 
 __all__ = ["run_bench"]
 

@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 from flowbench.bench.machine import memory_limit
-from flowbench.processes import how_it_ended
+from flowbench.core.processes import how_it_ended
 
 __all__ = ["explain", "last_line", "was_killed"]
 

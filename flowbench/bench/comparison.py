@@ -14,7 +14,7 @@ from flowbench.bench.notes import reading_notes
 from flowbench.bench.store import REFERENCE, Results, is_failure, load_rows, planned_seeds
 from flowbench.bench.tables import metric_table
 from flowbench.bench.vocabulary import GROUPS
-from flowbench.rows import Row
+from flowbench.core.rows import Row
 
 __all__ = ["compare"]
 

@@ -16,7 +16,7 @@ from flowbench.bench.status import lock_is_held, move_aside, read_status
 from flowbench.bench.store import cell_rows
 from flowbench.config.compose import read_mapping
 from flowbench.config.text import write_yaml
-from flowbench.storage import write_text
+from flowbench.core.storage import write_text
 
 __all__ = ["adopt", "check_rows", "find_kept", "is_finished", "other_home", "rename"]
 

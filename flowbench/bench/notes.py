@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from flowbench.bench.store import Results
 from flowbench.bench.vocabulary import MetricInfo, info
-from flowbench.rows import Row
-from flowbench.sample_size import sample_size_warning
+from flowbench.core.rows import Row
+from flowbench.core.sample_size import sample_size_warning
 
 __all__ = ["reading_notes"]
 

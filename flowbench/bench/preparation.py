@@ -12,7 +12,7 @@ from flowbench.bench.causes import explain, was_killed
 from flowbench.bench.plan import Cell, Plan
 from flowbench.bench.process import start_process
 from flowbench.core.progress import PROGRESS_FILE
-from flowbench.storage import read_record
+from flowbench.core.storage import read_record
 
 __all__ = ["Failure", "Preparations"]
 

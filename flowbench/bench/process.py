@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from flowbench.core.launch import without_launcher
-from flowbench.processes import die_with_parent
+from flowbench.core.processes import die_with_parent
 
 __all__ = ["start_process", "stop_processes"]
 

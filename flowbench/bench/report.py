@@ -18,7 +18,7 @@ from flowbench.bench.provenance import provenance_lines
 from flowbench.bench.store import UNFINISHED, Results, load_plan, load_rows
 from flowbench.bench.tables import difference_table, metric_table, seed_table
 from flowbench.bench.vocabulary import GROUPS, info
-from flowbench.storage import write_text
+from flowbench.core.storage import write_text
 
 __all__ = ["build_report", "print_summary"]
 

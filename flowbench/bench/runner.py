@@ -25,7 +25,7 @@ from flowbench.bench.progress import Display, share_of_cell
 from flowbench.bench.status import Status, lock_is_held, read_progress, read_status, write_status
 from flowbench.bench.store import collect
 from flowbench.core.statuses import PARTLY_MEASURED
-from flowbench.storage import write_text
+from flowbench.core.storage import write_text
 
 __all__ = ["PROGRAM", "Interrupted", "Runner"]
 

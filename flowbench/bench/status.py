@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from flowbench.storage import read_record, write_text
+from flowbench.core.storage import read_record, write_text
 
 __all__ = ["State", "Status", "lock_is_held", "move_aside", "read_progress", "read_status", "write_status"]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flowbench.bench.status import read_status
-from flowbench.rows import FLOOR_FILE, Row, read_rows, write_rows
-from flowbench.storage import write_text
+from flowbench.core.rows import FLOOR_FILE, Row, read_rows, write_rows
+from flowbench.core.storage import write_text
 
 __all__ = [
     "EXTERNAL",

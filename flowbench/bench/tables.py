@@ -15,7 +15,7 @@ from rich.text import Text
 from flowbench.bench.statistics import ROUNDING, Summary, best_and_ties, paired_difference, summarise
 from flowbench.bench.store import Results
 from flowbench.bench.vocabulary import GROUPS, Group, heading, info, order_metrics
-from flowbench.rows import unmeasured_text
+from flowbench.core.rows import unmeasured_text
 
 __all__ = [
     "Entry",

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from flowbench.core.launch import is_first_process
+from flowbench.core.storage import read_record
 from flowbench.core.terminal import duration, wrapped
-from flowbench.storage import read_record
 
 __all__ = [
     "facts_text",

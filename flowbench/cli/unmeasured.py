@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from flowbench.core.launch import is_first_process
+from flowbench.core.rows import read_rows, unmeasured_text
 from flowbench.core.statuses import PARTLY_MEASURED
-from flowbench.rows import read_rows, unmeasured_text
 
 __all__ = ["report_unmeasured"]
 

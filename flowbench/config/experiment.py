@@ -19,8 +19,8 @@ from flowbench.config.text import shown
 from flowbench.config.trainer import check_trainer, check_trainer_numbers
 from flowbench.core.checks import check_seed
 from flowbench.core.places import expand
+from flowbench.core.storage import write_text
 from flowbench.core.terminal import wrapped
-from flowbench.storage import write_text
 
 if TYPE_CHECKING:
     from lightning import Callback, LightningModule
@@ -299,9 +299,6 @@ class _Parts:
 
     @classmethod
     def validate(cls, resolved: Mapping[str, Any], seed: int, run_dir: Path, required: tuple[str, ...]) -> _Parts:
-        from flowbench.torchvision_guard import ensure_importable
-
-        ensure_importable()
         from lightning import Callback, LightningModule, Trainer
         from lightning.pytorch.loggers import Logger
 
@@ -366,7 +363,7 @@ class _Parts:
     def _seed(self) -> None:
         from lightning import seed_everything
 
-        from flowbench.seeds import derive_seed
+        from flowbench.core.seeds import derive_seed
 
         seed_everything(derive_seed(self.seed, "init") % 2**32, verbose=False)  # Lightning takes 32 bits
 

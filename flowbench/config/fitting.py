@@ -39,9 +39,6 @@ def fit_experiment(resolved: Mapping[str, Any]) -> Tree:
     Returns:
         The same tree of plain values.
     """
-    from flowbench.torchvision_guard import ensure_importable
-
-    ensure_importable()
     from lightning import Trainer
 
     from flowbench.data import FlowDataModule

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 
 from flowbench.core.places import cache_dir, locked
-from flowbench.storage import write_text
+from flowbench.core.storage import write_text
 
 __all__ = [
     "ONEDNN",

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowbench.core.lazy import lazy_module
+from flowbench.core.seeds import generator as keyed_generator
 from flowbench.data.entry import DatasetEntry
 from flowbench.data.spec import DataSpec
 from flowbench.data.split import Split
-from flowbench.seeds import generator as keyed_generator
 
 if TYPE_CHECKING:
     import torch

@@ -7,27 +7,22 @@ from functools import cached_property
 from typing import Literal
 
 import torch
+from lightning import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from flowbench.torchvision_guard import ensure_importable
-
-ensure_importable()
-
-from lightning import LightningDataModule, Trainer  # noqa: E402
-
-from flowbench.core.checks import check_count, check_number, check_seed  # noqa: E402
-from flowbench.core.places import data_root  # noqa: E402
-from flowbench.core.remarks import say_once  # noqa: E402
-from flowbench.data import catalogue  # noqa: E402
-from flowbench.data.batch import Batch  # noqa: E402
-from flowbench.data.declaration import Declaration  # noqa: E402
-from flowbench.data.entry import DatasetEntry  # noqa: E402
-from flowbench.data.samplers import BatchIndex, EndlessSampler, ShardedSampler  # noqa: E402
-from flowbench.data.spec import DataSpec  # noqa: E402
-from flowbench.data.split import SPLITS, Split  # noqa: E402
-from flowbench.data.split_dataset import SplitDataset  # noqa: E402
-from flowbench.seeds import generator  # noqa: E402
+from flowbench.core.checks import check_count, check_number, check_seed
+from flowbench.core.places import data_root
+from flowbench.core.remarks import say_once
+from flowbench.core.seeds import generator
+from flowbench.data import catalogue
+from flowbench.data.batch import Batch
+from flowbench.data.declaration import Declaration
+from flowbench.data.entry import DatasetEntry
+from flowbench.data.samplers import BatchIndex, EndlessSampler, ShardedSampler
+from flowbench.data.spec import DataSpec
+from flowbench.data.split import SPLITS, Split
+from flowbench.data.split_dataset import SplitDataset
 
 __all__ = ["FlowDataModule"]
 

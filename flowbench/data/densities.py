@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from flowbench.core.lazy import lazy_module
+from flowbench.core.seeds import generator as keyed_generator
 from flowbench.data.entry import DatasetEntry
 from flowbench.data.spec import DataSpec
 from flowbench.data.split import Split
-from flowbench.seeds import generator as keyed_generator
 
 if TYPE_CHECKING:
     import torch

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from flowbench.core.checks import check_count, check_seed
+from flowbench.core.seeds import generator
 from flowbench.data.batch import check_position
-from flowbench.seeds import generator
 
 __all__ = ["BatchIndex", "EndlessSampler", "ShardedSampler"]
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from flowbench.core.packages import Package, fetch_members, offline
 from flowbench.core.places import NO_ROOM, data_roots
 from flowbench.data.entry import Report
 from flowbench.data.store import Arrays, ImageStore
-from flowbench.packages import Package, fetch_members, offline
 
 __all__ = ["SOURCES", "Source", "huggingface", "obtain", "packages", "reachable", "torchvision"]
 

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from flowbench.core.seeds import derive_seed, generator
 from flowbench.data.batch import Batch
 from flowbench.data.samplers import BatchIndex
 from flowbench.data.spec import DataSpec
 from flowbench.data.split import Split
-from flowbench.seeds import derive_seed, generator
 
 __all__ = ["SplitDataset", "indexed_uniform"]
 

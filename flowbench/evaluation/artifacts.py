@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from flowbench.core.storage import write_atomic
 from flowbench.data import DataSpec
-from flowbench.storage import write_atomic
 
 __all__ = ["save_pictures", "save_samples", "save_trajectories"]
 

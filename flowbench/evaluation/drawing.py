@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flowbench.core.checks import LARGEST, check_numbers
 from flowbench.core.contract import returned
+from flowbench.core.seeds import derive_seed
 from flowbench.data import FlowDataModule
 from flowbench.evaluation.conditions import condition_labels, given_condition
 from flowbench.evaluation.failures import agreed
@@ -19,7 +20,6 @@ from flowbench.evaluation.stages import Steps, uncounted
 from flowbench.evaluation.subject import SweptName
 from flowbench.families import FlowModule, Samples, Trajectory
 from flowbench.metrics import FeatureExtractor, PathGeometry, block_geometry, path_geometry
-from flowbench.seeds import derive_seed
 
 __all__ = [
     "Drawing",

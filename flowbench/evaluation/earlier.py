@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flowbench.rows import FLOOR_FILE, Row, read_rows
+from flowbench.core.rows import FLOOR_FILE, Row, read_rows
 
 __all__ = ["set_aside"]
 

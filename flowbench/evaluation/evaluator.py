@@ -16,6 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from flowbench.core.checks import check_count, check_seed
+from flowbench.core.rows import FLOOR_FILE, Row, write_rows
 from flowbench.data import FlowDataModule
 from flowbench.evaluation.answers import Answers, Drawn, fill, rate_of, sample_set, show, subjects_of
 from flowbench.evaluation.auto_features import resolve_features
@@ -51,7 +52,6 @@ from flowbench.evaluation.trainer_parts import data_of as _data
 from flowbench.evaluation.trainer_parts import flow_of as _flow
 from flowbench.families import Budget, FlowModule, LatentSpace
 from flowbench.metrics import FeatureExtractor
-from flowbench.rows import FLOOR_FILE, Row, write_rows
 
 __all__ = ["Evaluator"]
 

@@ -12,6 +12,7 @@ import torch
 
 from flowbench.core.places import cached, locked
 from flowbench.core.progress import note_progress
+from flowbench.core.seeds import derive_seed
 from flowbench.data import DataSpec, FlowDataModule
 from flowbench.evaluation.auto_features import AUTO, resolve_features
 from flowbench.metrics import (
@@ -32,7 +33,6 @@ from flowbench.metrics import (
 )
 from flowbench.metrics.classifier import DigitsCNN
 from flowbench.metrics.features import NormFeatures
-from flowbench.seeds import derive_seed
 
 __all__ = ["check_extractor", "get_extractor"]
 

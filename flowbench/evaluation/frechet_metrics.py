@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from flowbench import metrics as pure
+from flowbench.core.packages import sha256_of
 from flowbench.core.places import expand
 from flowbench.core.remarks import say_once
+from flowbench.core.sample_size import sample_size_warning
+from flowbench.core.seeds import generator
 from flowbench.data import DataSpec
 from flowbench.evaluation.feature_metrics import FeatureMetric
 from flowbench.evaluation.metric import distance
 from flowbench.evaluation.subject import Measurement, Subject
 from flowbench.metrics import FeatureExtractor, Moments
-from flowbench.packages import sha256_of
-from flowbench.sample_size import sample_size_warning
-from flowbench.seeds import generator
 
 if TYPE_CHECKING:
     from flowbench.evaluation.prospect import Prospect

@@ -10,8 +10,8 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from flowbench.core.rows import Row
 from flowbench.data import DataSpec
-from flowbench.rows import Row
 
 __all__ = ["image_grid", "log_hyperparameters", "log_pictures", "log_samples"]
 

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from flowbench import metrics as pure
 from flowbench.core.checks import check_count
+from flowbench.core.seeds import generator
 from flowbench.data import DataSpec
 from flowbench.evaluation.metric import Metric, check_points, distance
 from flowbench.evaluation.subject import Measurement, Subject
-from flowbench.seeds import generator
 
 __all__ = ["MaximumMeanDiscrepancy", "SlicedWasserstein2", "Wasserstein2"]
 

@@ -8,7 +8,7 @@ from functools import cache
 
 import torch
 
-from flowbench import onednn
+from flowbench.core import onednn
 from flowbench.core.devices import wait_for
 from flowbench.core.precision import autocast_off
 

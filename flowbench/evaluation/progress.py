@@ -12,8 +12,8 @@ import lightning as L
 import torch
 
 from flowbench.core.progress import note_progress
+from flowbench.core.storage import read_record, write_text
 from flowbench.families import Budget
-from flowbench.storage import read_record, write_text
 
 __all__ = ["ProgressFile", "is_trained", "note_end", "read_phase"]
 

@@ -11,10 +11,10 @@ from typing import Any
 import lightning as L
 
 from flowbench.core.checks import check_seed
+from flowbench.core.rows import Row
+from flowbench.core.storage import write_text
 from flowbench.evaluation.subject import Measurement, Subject
 from flowbench.families import Budget
-from flowbench.rows import Row
-from flowbench.storage import write_text
 
 __all__ = ["Curve", "Identity", "make_row"]
 

@@ -15,13 +15,13 @@ from torch import Tensor
 from flowbench.core.checks import check_counts, check_seed
 from flowbench.core.contract import returned
 from flowbench.core.remarks import say_once
+from flowbench.core.seeds import derive_seed, generator, indexed_normal
 from flowbench.data import FlowDataModule
 from flowbench.evaluation.failures import Failure, Failures
 from flowbench.evaluation.metric import Metric
 from flowbench.evaluation.samples import CHUNK, Collector, RealSet, SampleSet, UndrawnSet
 from flowbench.evaluation.subject import Measurement, Subject, unmeasured
 from flowbench.metrics import FeatureExtractor
-from flowbench.seeds import derive_seed, generator, indexed_normal
 
 __all__ = ["REFERENCE_NAMES", "fit_mixture", "reference_subjects", "score"]
 

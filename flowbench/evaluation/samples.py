@@ -18,10 +18,10 @@ from torch import Tensor
 from flowbench.core.checks import check_count
 from flowbench.core.places import cached, locked
 from flowbench.core.progress import note_progress
+from flowbench.core.storage import write_atomic
 from flowbench.data import DataSpec, FlowDataModule
 from flowbench.evaluation.gather import gather_by_index
 from flowbench.metrics import FeatureExtractor, FeatureStatistics, Moments, extract, load_statistics, save_statistics
-from flowbench.storage import write_atomic
 
 __all__ = ["Collector", "DrawnSet", "Images", "RealSet", "SampleSet", "UndrawnSet"]
 

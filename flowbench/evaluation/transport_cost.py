@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from flowbench.core.seeds import derive_seed
 from flowbench.data import FlowDataModule
 from flowbench.data.transport import STANDARD_NORMAL, reference_transport
 from flowbench.families import DatasetSource, FlowModule
 from flowbench.metrics import wasserstein2_squared
-from flowbench.seeds import derive_seed
 
 __all__ = ["transport_cost"]
 

@@ -16,6 +16,7 @@ from flowbench.core.checks import check_number
 from flowbench.core.contract import ContractError, returned, shaped
 from flowbench.core.devices import wait_for
 from flowbench.core.precision import autocast_off
+from flowbench.core.seeds import generator
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families.answers import Drawn, Samples, Trajectory
 from flowbench.families.conditioning.base import Conditioner, SpatialCondition
@@ -24,7 +25,6 @@ from flowbench.families.latents.space import LatentSpace, PixelSpace, Space
 from flowbench.families.optimization import OptimizerConfig
 from flowbench.families.training import Loss, TrainingModule
 from flowbench.flows import GaussianSource, Source
-from flowbench.seeds import generator
 
 __all__ = ["Drawn", "FlowModule", "LikelihoodKind", "NetworkFactory", "Samples", "Trajectory"]
 

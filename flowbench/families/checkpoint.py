@@ -10,8 +10,8 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from flowbench.core.places import expand
+from flowbench.core.storage import write_atomic
 from flowbench.families.training import TrainingModule
-from flowbench.storage import write_atomic
 
 __all__ = ["AtomicCheckpointIO", "load_checkpoint", "read_checkpoint"]
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flowbench.core.contract import returned, shaped
+from flowbench.core.seeds import generator
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families.base import FlowModule, NetworkFactory, Trajectory
 from flowbench.families.conditioning.base import Conditioner, SpatialCondition, check_condition_channels, guided_network
@@ -52,7 +53,6 @@ from flowbench.flows import (
     log_likelihood,
     sample_with_log_prob,
 )
-from flowbench.seeds import generator
 
 __all__ = ["FlowMatching"]
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flowbench.core.checks import check_count, check_number, check_seed
+from flowbench.core.seeds import generator
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.data.samplers import EndlessSampler
 from flowbench.families.base import Drawn, FlowModule, NetworkFactory
@@ -25,7 +26,6 @@ from flowbench.families.pairing.teacher import (
     space_of,
 )
 from flowbench.flows import Solver, Source
-from flowbench.seeds import generator
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -15,13 +15,13 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from flowbench.core.contract import returned
+from flowbench.core.seeds import generator
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families.budget import Budget
 from flowbench.families.ema import ExponentialMovingAverage, check_ema_decay
 from flowbench.families.loss_guard import LossGuard, NonFiniteLoss
 from flowbench.families.optimization import OptimizerConfig, build_optimizer, learning_rate_factor
 from flowbench.families.parallel import gathered, shard
-from flowbench.seeds import generator
 
 __all__ = ["Loss", "NonFiniteLossError", "TrainingModule", "WeightsName"]
 

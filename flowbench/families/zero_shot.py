@@ -14,10 +14,10 @@ from scipy.stats import beta
 from torch import Tensor
 
 from flowbench.core.checks import check_count, check_number
+from flowbench.core.seeds import indexed_normal
 from flowbench.families.base import FlowModule
 from flowbench.families.latents.space import LatentSpace
 from flowbench.flows import GaussianSource
-from flowbench.seeds import indexed_normal
 
 __all__ = [
     "ClassPosterior",

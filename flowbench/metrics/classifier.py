@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from flowbench.core.checks import check_count, check_counts, check_number, check_seed
 from flowbench.core.places import expand
-from flowbench.seeds import generator
-from flowbench.storage import write_atomic
+from flowbench.core.seeds import generator
+from flowbench.core.storage import write_atomic
 
 __all__ = [
     "ClassifierSettings",

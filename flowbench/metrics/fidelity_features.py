@@ -9,11 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from flowbench.core.packages import sha256_of
 from flowbench.core.places import expand
 from flowbench.metrics.classifier import weights_checksum
 from flowbench.metrics.features import as_rgb, in_batches
-from flowbench.packages import sha256_of
-from flowbench.torchvision_guard import ensure_importable
 
 __all__ = ["FIDELITY_DIMENSIONS", "FidelityFeatures"]
 
@@ -40,7 +39,6 @@ class FidelityFeatures:
     def __init__(self, name: str, path: str | Path | None = None, *, device: str | torch.device = "cpu") -> None:
         if name not in FIDELITY_DIMENSIONS:
             raise ValueError(f"name must be one of {', '.join(FIDELITY_DIMENSIONS)}, got {name!r}")
-        ensure_importable()
         self.name = name
         self.dimension = FIDELITY_DIMENSIONS[name]
         self.protocol = f"{name}/bilinear-224"

@@ -12,20 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from flowbench.core.checks import check_count, check_numbers, check_seed
+from flowbench.core.seeds import generator
 from flowbench.metrics.features import FeatureExtractor
 from flowbench.metrics.frechet import FeatureStatistics, frechet_distance
 from flowbench.metrics.kernel import kernel_distance, mmd_rbf
 from flowbench.metrics.neighbours import density_coverage, precision_recall
 from flowbench.metrics.transport import sliced_wasserstein2, wasserstein2
-from flowbench.seeds import generator
-from flowbench.torchvision_guard import ensure_importable
-
-ensure_importable()  # torchmetrics imports torchvision wherever it is installed, sound or not
-
-from torchmetrics import Metric  # noqa: E402
-from torchmetrics.utilities import dim_zero_cat  # noqa: E402
 
 __all__ = [
     "DensityCoverageMetric",

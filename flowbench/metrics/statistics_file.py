@@ -15,8 +15,8 @@ from torch import Tensor
 
 from flowbench.core.checks import check_count
 from flowbench.core.places import expand
+from flowbench.core.storage import write_atomic
 from flowbench.metrics.frechet import FeatureStatistics, GaussianStatistics
-from flowbench.storage import write_atomic
 
 __all__ = ["load_moments", "load_statistics", "save_statistics"]
 

@@ -22,10 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowbench.core.packages import Package, fetch_members, offline, sha256_of
 from flowbench.core.places import cached, expand, locked
-from flowbench.packages import Package, fetch_members, offline, sha256_of
-from flowbench.storage import write_atomic
-from flowbench.torchvision_guard import ensure_importable
+from flowbench.core.storage import write_atomic
 
 __all__ = [
     "EFFICIENTNET_SHA256",
@@ -271,7 +270,6 @@ def _fidelity_file(content: bytes, origin: str) -> StateDict:
 
 def _unloaded(outputs: Sequence[str] = ("2048",)) -> nn.Module:
     """torch-fidelity's network on the meta device: shapes and names without weights."""
-    ensure_importable()
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     class Unloaded(FeatureExtractorInceptionV3):
@@ -292,7 +290,6 @@ def _hub_file() -> Path:
 
 
 def _fidelity_url() -> str:
-    ensure_importable()
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     return str(URL_INCEPTION_V3)

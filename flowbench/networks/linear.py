@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowbench import onednn
+from flowbench.core import onednn
 from flowbench.core.kernels import ONEDNN, PLAIN, Way, fastest, is_clearly_faster, rounded_up, seconds_of
 
 __all__ = ["Linear"]

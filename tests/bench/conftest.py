@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from flowbench.bench import run_bench
-from flowbench.rows import Row
+from flowbench.core.rows import Row
 
 PROGRAM = (sys.executable, str(Path(__file__).with_name("fake_cell.py")))
 

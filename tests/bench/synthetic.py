@@ -11,8 +11,8 @@ import numpy as np
 from flowbench.bench.plan import Plan
 from flowbench.bench.status import Status, write_status
 from flowbench.bench.store import collect
-from flowbench.rows import Row, write_rows
-from flowbench.storage import write_text
+from flowbench.core.rows import Row, write_rows
+from flowbench.core.storage import write_text
 
 LEVEL = {"starflow": 30.0, "wcfm": 18.0, "cfm": 19.0, "tarflow": 24.0}
 SWEPT = ("wcfm", "cfm")

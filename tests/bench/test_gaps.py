@@ -17,7 +17,7 @@ from flowbench.bench.report import print_summary
 from flowbench.bench.status import read_status, write_status
 from flowbench.bench.store import Results, collect, load_rows
 from flowbench.bench.tables import difference_table, metric_table, seed_table
-from flowbench.rows import read_rows, write_rows
+from flowbench.core.rows import read_rows, write_rows
 
 from .synthetic import write_synthetic_bench
 

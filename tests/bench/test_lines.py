@@ -10,7 +10,7 @@ import pytest
 from flowbench.bench import compare
 from flowbench.bench.store import REFERENCES, Results
 from flowbench.bench.tables import metric_table, seed_table
-from flowbench.rows import write_rows
+from flowbench.core.rows import write_rows
 
 FAMILIES = {"cfm": "FlowMatching", "stranger": "external", "noise": "reference", "floor": "reference"}
 

@@ -15,7 +15,7 @@ from flowbench.bench.notes import reading_notes
 from flowbench.bench.plan import make_plan
 from flowbench.bench.report import print_summary
 from flowbench.bench.store import Results, collect
-from flowbench.rows import read_rows, write_rows
+from flowbench.core.rows import read_rows, write_rows
 
 from .synthetic import write_synthetic_bench
 

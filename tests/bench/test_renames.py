@@ -14,7 +14,7 @@ from flowbench.bench.kept import adopt, find_kept
 from flowbench.bench.plan import make_plan
 from flowbench.bench.status import read_status, write_status
 from flowbench.bench.store import load_rows
-from flowbench.rows import read_rows, write_rows
+from flowbench.core.rows import read_rows, write_rows
 
 from .synthetic import write_synthetic_bench
 

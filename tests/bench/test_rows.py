@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowbench.rows import SCHEMA, Row, read_rows, write_rows
-from flowbench.storage import write_text
+from flowbench.core.rows import SCHEMA, Row, read_rows, write_rows
+from flowbench.core.storage import write_text
 
 FIELDS = {
     "schema": 2,

@@ -4,15 +4,10 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
+import cli_dummies
 import pytest
 
-from flowbench.torchvision_guard import ensure_importable
-
-ensure_importable()
-
-import cli_dummies  # noqa: E402
-
-import flowbench.evaluation  # noqa: E402, F401 - it must bind the true classes before a test replaces them
+import flowbench.evaluation  # noqa: F401 - it must bind the true classes before a test replaces them
 
 EXPERIMENT = """
     seed: 3

@@ -13,7 +13,7 @@ import pytest
 from flowbench import cli
 from flowbench.cli import COMMANDS, main
 from flowbench.config import compose
-from flowbench.rows import Row, write_rows
+from flowbench.core.rows import Row, write_rows
 
 ROW = Row(
     bench="", task="", contender="left", family="F", dataset="digits", seed=0, metric="w2", value=0.5, n=10,

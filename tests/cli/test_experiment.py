@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from flowbench.config import ConfigError, Experiment, compose
 from flowbench.config.classes import Arguments
-from flowbench.seeds import derive_seed
+from flowbench.core.seeds import derive_seed
 
 NETWORK = "model.init_args.network"
 
@@ -210,7 +210,7 @@ def test_saving_leaves_the_old_file_when_the_disk_is_full(experiment_file, tmp_p
     def full(*_args, **_options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("flowbench.storage.os.fsync", full)
+    monkeypatch.setattr("flowbench.core.storage.os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         Experiment.from_files([experiment_file], ["seed=7"]).save(tmp_path / "run")
     assert (tmp_path / "run" / "config.yaml").read_text() == before

@@ -15,11 +15,11 @@ from torch import nn
 from flowbench import listing
 from flowbench.cli import main
 from flowbench.core.class_reader import ClassReader
+from flowbench.core.rows import Row, write_rows
 from flowbench.data import DENSITIES, list_datasets
 from flowbench.evaluation import Metric
 from flowbench.families import FlowModule, TrainingModule
 from flowbench.networks import VelocityNetwork
-from flowbench.rows import Row, write_rows
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("families", "datasets", "metrics", "networks", "experiments")

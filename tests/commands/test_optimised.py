@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flowbench.rows import read_rows
+from flowbench.core.rows import read_rows
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "experiments" / "toy" / "cfm.yaml"

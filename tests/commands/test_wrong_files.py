@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from flowbench.cli import COMMANDS, main
-from flowbench.storage import write_text
+from flowbench.core.storage import write_text
 
 ROOT = Path(__file__).parents[2]
 LONG = "x" * 300  # longer than file systems take

@@ -16,11 +16,11 @@ from flowbench import runs
 from flowbench.cli import main
 from flowbench.config import Experiment
 from flowbench.core.contract import ContractError, missing_parts
+from flowbench.core.rows import read_rows
 from flowbench.data import Batch
 from flowbench.families import Autoencoder, FlowMatching, FlowModule, PixelSpace, TrainingModule
 from flowbench.flows import Coupling, FixedStepSolver, UniformWeight
 from flowbench.networks import KLAutoencoder
-from flowbench.rows import read_rows
 
 from ..families.test_training import trainer
 from . import outside as dummies

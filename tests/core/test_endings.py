@@ -17,7 +17,7 @@ from flowbench.core.endings import (
     note,
     recorded_error,
 )
-from flowbench.processes import exit_status, how_it_ended, run_child
+from flowbench.core.processes import exit_status, how_it_ended, run_child
 
 
 def raised(error: BaseException) -> BaseException:

@@ -22,10 +22,10 @@ import pytest
 import torchvision
 from PIL import Image
 
+from flowbench.core.packages import Package, PackageError
 from flowbench.data import sources
 from flowbench.data.sources import Source, huggingface, obtain, packages, reachable
 from flowbench.data.store import Arrays, ImageStore, Part, array_sha256
-from flowbench.packages import Package, PackageError
 
 SIZES = {"train": 12, "test": 5}
 

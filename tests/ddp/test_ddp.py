@@ -10,8 +10,8 @@ import pytest
 import torch
 from processes import TARFLOW, Outcome, Workplace, matching, read_lines
 
+from flowbench.core.seeds import generator
 from flowbench.data import FlowDataModule
-from flowbench.seeds import generator
 
 # What the machine's speed or memory decides, and so differs between runs.
 COSTS = {"samples_per_second", "peak_memory", "train_seconds", "step_milliseconds", "flop_utilisation"}

@@ -7,7 +7,7 @@ import torch
 from processes import Outcome, Workplace, matching
 from torch import Tensor
 
-from flowbench.seeds import generator
+from flowbench.core.seeds import generator
 
 STEPS, BATCH, SEED = 5, 32, 5
 

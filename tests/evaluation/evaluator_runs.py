@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lightning as L
 
+from flowbench.core.rows import read_rows
 from flowbench.data import FlowDataModule
 from flowbench.evaluation import (
     CostReport,
@@ -15,7 +16,6 @@ from flowbench.evaluation import (
     Wasserstein2,
 )
 from flowbench.flows import Midpoint, RungeKutta4
-from flowbench.rows import read_rows
 
 from ..contract.builders import build
 

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from flowbench.core.remarks import say_once
+from flowbench.core.rows import read_rows
 from flowbench.data import DataSpec, FlowDataModule, list_datasets
 from flowbench.evaluation import (
     ClassAccuracy,
@@ -23,7 +24,6 @@ from flowbench.evaluation import (
 from flowbench.evaluation.auto_features import planned_features, resolve_features
 from flowbench.evaluation.samples import RealSet
 from flowbench.metrics import IdentityFeatures, frechet_distance_of_features
-from flowbench.rows import read_rows
 
 from .evaluator_runs import evaluator, flow, quick, trainer
 

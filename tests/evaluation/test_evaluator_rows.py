@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from flowbench.core.rows import read_rows
 from flowbench.data import FlowDataModule
 from flowbench.evaluation import CostReport, FrechetDistance, Reconstruction
 from flowbench.families import Autoencoder, GaussianNoise, STARFlow, Tweedie
 from flowbench.flows import DormandPrince, RungeKutta4
 from flowbench.networks import KLAutoencoder
-from flowbench.rows import read_rows
 
 from ..contract.builders import perturb
 from .evaluator_runs import (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from flowbench.core.rows import read_rows
 from flowbench.flows import ClassifierFreeGuidance, RungeKutta4
-from flowbench.rows import read_rows
 
 from .evaluator_runs import digits, evaluator, flow, measured, trainer
 

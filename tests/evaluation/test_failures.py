@@ -9,6 +9,7 @@ import torch
 
 from flowbench import evaluation
 from flowbench.core.failures import NoSolutionError
+from flowbench.core.rows import Row, read_rows, unmeasured_text
 from flowbench.data import FlowDataModule
 from flowbench.evaluation import (
     ConditionAgreement,
@@ -38,7 +39,6 @@ from flowbench.families import (
     LatentSpace,
 )
 from flowbench.networks import DiT, KLAutoencoder
-from flowbench.rows import Row, read_rows, unmeasured_text
 
 from .evaluator_runs import digits, evaluator, flow, points, quick, trainer
 

@@ -11,6 +11,7 @@ import torch
 
 from flowbench import evaluation
 from flowbench.bench.vocabulary import _INFO
+from flowbench.core.rows import read_rows
 from flowbench.data import FlowDataModule
 from flowbench.evaluation import (
     ClassAccuracy,
@@ -40,7 +41,6 @@ from flowbench.evaluation.prospect import Prospect, declare
 from flowbench.families import Autoencoder, InpaintingConditioner, LatentCFM, SemanticConditioner, STARFlow
 from flowbench.flows import Midpoint, RungeKutta4
 from flowbench.networks import DiT, KLAutoencoder
-from flowbench.rows import read_rows
 
 from ..contract.builders import build, perturb
 from .evaluator_runs import digits, evaluator, flow, quick, trainer

@@ -7,6 +7,7 @@ from scipy.stats import multivariate_normal
 from sklearn.mixture import GaussianMixture
 
 from flowbench.core.remarks import say_once
+from flowbench.core.seeds import derive_seed
 from flowbench.data import FlowDataModule
 from flowbench.evaluation import Evaluator, FrechetDistance, NegativeLogLikelihood
 from flowbench.evaluation import reference as module
@@ -14,7 +15,6 @@ from flowbench.evaluation.failures import Failures
 from flowbench.evaluation.reference import reference_subjects
 from flowbench.evaluation.samples import RealSet
 from flowbench.families import FlowMatching
-from flowbench.seeds import derive_seed
 
 from ..contract.builders import build
 

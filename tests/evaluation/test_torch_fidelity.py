@@ -9,10 +9,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from flowbench.cli import main
+from flowbench.core.rows import read_rows
 from flowbench.data import FlowDataModule
 from flowbench.metrics.weights import inception_network, inception_weights
-from flowbench.rows import read_rows
-from flowbench.torchvision_guard import ensure_importable
 
 NUM = 60
 
@@ -36,7 +35,6 @@ def test_fid_kid_precision_and_recall_are_torch_fidelitys(tmp_path, monkeypatch)
         weights = inception_weights()
     except ValueError as error:
         pytest.skip(f"no Inception weights to be had: {error}")
-    ensure_importable()
     from torch_fidelity import calculate_metrics
 
     # torch-fidelity's own loader reads a whole state dict, the classifier included.

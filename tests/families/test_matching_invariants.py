@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from flowbench.core.seeds import generator
 from flowbench.data import Batch, get_density
 from flowbench.data.transport import STANDARD_NORMAL, reference_transport
 from flowbench.families import OTCFM, FlowMatching
@@ -23,7 +24,6 @@ from flowbench.flows.path.base import PathSample
 from flowbench.flows.weight.tilt import effective_share
 from flowbench.metrics import path_geometry
 from flowbench.networks import MLP
-from flowbench.seeds import generator
 from tests.closeness import assert_near
 
 from ..contract.builders import POINTS, perturb

@@ -10,11 +10,11 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
+from flowbench.core.seeds import generator
 from flowbench.data import Batch, FlowDataModule
 from flowbench.families.pairing.problem import Problem, solve
 from flowbench.families.pairing.stream import StreamPairing
 from flowbench.flows import OptimalTransportCoupling
-from flowbench.seeds import generator
 
 from ..contract.builders import build
 from .test_training import trainer

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from flowbench.config import Experiment
+from flowbench.core.seeds import indexed_normal
 from flowbench.data import FlowDataModule
 from flowbench.families import FlowMatching, OptimizerConfig
 from flowbench.families.pairing.store import PairStore, weights_checksum
@@ -19,7 +20,6 @@ from flowbench.flows import Euler, PointTimes
 from flowbench.metrics import wasserstein2
 from flowbench.metrics.straightness import path_geometry
 from flowbench.networks import MLP
-from flowbench.seeds import indexed_normal
 from tests.closeness import assert_near
 
 from ..contract.builders import POINTS, build, perturb

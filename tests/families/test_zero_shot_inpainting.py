@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from flowbench.core.seeds import indexed_normal
 from flowbench.families import PixelSpace, TARFlow
 from flowbench.families.conditioning.masks import make_mask
 from flowbench.families.zero_shot import inpaint
-from flowbench.seeds import indexed_normal
 from tests.contract.builders import IMAGES, build, perturb
 
 from .gaussian_flow import IMAGE, GaussianFlow, data

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flowbench.cli import main
-from flowbench.rows import read_rows
+from flowbench.core.rows import read_rows
 
 from ..runs.conftest import DIGITS, POINTS
 from .conftest import DEVICE

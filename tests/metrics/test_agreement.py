@@ -9,6 +9,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_digits
 
+from flowbench.core.seeds import generator
 from flowbench.metrics import (
     FeatureStatistics,
     frechet_distance,
@@ -17,13 +18,10 @@ from flowbench.metrics import (
     kernel_distance,
     precision_recall,
 )
-from flowbench.seeds import generator
-from flowbench.torchvision_guard import ensure_importable
 
 
 @pytest.fixture(scope="module")
 def fidelity():
-    ensure_importable()
     from torch_fidelity import metric_fid, metric_kid, metric_prc
 
     return metric_fid, metric_kid, metric_prc

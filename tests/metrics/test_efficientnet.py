@@ -4,10 +4,10 @@ import pytest
 import torch
 from sklearn.datasets import load_sample_images
 
+from flowbench.core.seeds import generator
 from flowbench.metrics import EfficientNetFeatures, FeatureExtractor, efficientnet, extract
 from flowbench.metrics.efficientnet import ConvNorm, EfficientNetLite0
 from flowbench.metrics.weights import EFFICIENTNET_SHA256
-from flowbench.seeds import generator
 from tests.closeness import assert_near
 
 

@@ -8,6 +8,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from flowbench.core.seeds import generator
 from flowbench.data import FlowDataModule
 from flowbench.evaluation import get_extractor
 from flowbench.metrics import (
@@ -28,7 +29,6 @@ from flowbench.metrics import (
     weights_checksum,
 )
 from flowbench.metrics.features import NormFeatures, as_rgb, exact_inference, fold_normalisations
-from flowbench.seeds import generator
 from tests.closeness import assert_near
 
 

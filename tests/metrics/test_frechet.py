@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from flowbench.core.seeds import generator
 from flowbench.metrics import (
     FeatureStatistics,
     GaussianStatistics,
@@ -15,8 +16,6 @@ from flowbench.metrics import (
     frechet_distance_of_features,
     gaussian_frechet_distance,
 )
-from flowbench.seeds import generator
-from flowbench.torchvision_guard import ensure_importable
 
 
 def features(num: int, dim: int, *name: str | int, shift: float = 0.0, scale: float = 1.0) -> Tensor:
@@ -41,7 +40,6 @@ def test_equals_scipy_sqrtm(dim, num, seed):
 
 
 def test_equals_torch_fidelity():
-    ensure_importable()
     from torch_fidelity import metric_fid
 
     x, y = features(200, 24, "x"), features(150, 24, "y", shift=0.5)

@@ -5,10 +5,10 @@ import torch
 from sklearn.datasets import load_sample_images
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
+from flowbench.core.seeds import generator
 from flowbench.metrics import FeatureExtractor, InceptionFeatures, InceptionLogits, extract, inception, weights
 from flowbench.metrics.inception import resize_like_tensorflow
 from flowbench.metrics.weights import PretrainedWeights, inception_network
-from flowbench.seeds import generator
 
 
 @pytest.fixture(scope="module")

@@ -5,15 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flowbench.core.seeds import generator
 from flowbench.metrics import inception_score
-from flowbench.seeds import generator
-from flowbench.torchvision_guard import ensure_importable
 
 
 @settings(max_examples=20, deadline=None)
 @given(num=st.integers(10, 60), classes=st.integers(2, 12), splits=st.integers(1, 10), scale=st.floats(0, 8))
 def test_equals_torch_fidelity(num, classes, splits, scale):
-    ensure_importable()
     from torch_fidelity import metric_isc
 
     logits = scale * torch.randn(num, classes, generator=generator(0, "logits", num, classes))

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from flowbench.core.seeds import generator
 from flowbench.metrics import kernel, kernel_distance, median_bandwidths, mmd_rbf
-from flowbench.seeds import generator
-from flowbench.torchvision_guard import ensure_importable
 
 
 def normal(num, dim, *name, shift=0.0):
@@ -21,7 +20,6 @@ def brute(x, y, k):
 
 
 def test_full_set_equals_torch_fidelity_and_brute_force():
-    ensure_importable()
     from torch_fidelity import metric_kid
 
     x, y = normal(60, 9, "x"), normal(60, 9, "y", shift=0.2)

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flowbench.core.seeds import generator
 from flowbench.metrics import authenticity, data_copying, memorization, nearest_neighbours
-from flowbench.seeds import generator
 
 
 def normal(num, dim, *name):

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from flowbench import metrics
+from flowbench.core.seeds import generator
 from flowbench.metrics import (
     FeatureStatistics,
     IdentityFeatures,
@@ -20,7 +21,6 @@ from flowbench.metrics import (
     sliced_wasserstein2,
     wasserstein2,
 )
-from flowbench.seeds import generator
 from tests.ranks import run_ranks
 
 NUM, DIM = 37, 3  # odd, so that two processes hold ragged shares

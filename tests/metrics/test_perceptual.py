@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from flowbench.core.places import cached
+from flowbench.core.seeds import generator
 from flowbench.metrics import DigitsCNN, PerceptualDistance, feature_map_distance, save_classifier
 from flowbench.metrics.weights import EFFICIENTNET_MEMBER
-from flowbench.seeds import generator
 
 
 def randn(*shape, name="x"):

@@ -7,14 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from flowbench.torchvision_guard import ensure_importable
-
-ensure_importable()
-
-from torchmetrics.functional.image import peak_signal_noise_ratio  # noqa: E402
-
-from flowbench.metrics import psnr  # noqa: E402
+from flowbench.metrics import psnr
 
 
 @pytest.mark.parametrize("data_range", [1.0, 2.0, 255.0])

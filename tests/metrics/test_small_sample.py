@@ -7,6 +7,8 @@ import pytest
 import scipy.stats
 import torch
 
+from flowbench.core.sample_size import sample_size_warning
+from flowbench.core.seeds import generator
 from flowbench.metrics import (
     FeatureStatistics,
     GaussianStatistics,
@@ -17,8 +19,6 @@ from flowbench.metrics import (
     jackknife_interval,
 )
 from flowbench.metrics.small_sample import _Subsets
-from flowbench.sample_size import sample_size_warning
-from flowbench.seeds import generator
 
 
 class Gaussians:

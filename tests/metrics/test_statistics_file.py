@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from flowbench.core.seeds import generator
 from flowbench.metrics import (
     FeatureStatistics,
     GaussianStatistics,
@@ -12,8 +13,6 @@ from flowbench.metrics import (
     load_statistics,
     save_statistics,
 )
-from flowbench.seeds import generator
-from flowbench.torchvision_guard import ensure_importable
 
 
 def features(num=30, dim=4):
@@ -105,7 +104,6 @@ def test_reads_what_clean_fid_pytorch_fid_and_edm_write(tmp_path, dtype):
 
 
 def test_reads_torch_fidelitys_cache(tmp_path):
-    ensure_importable()
     from torch_fidelity import metric_fid, utils
 
     x = features()

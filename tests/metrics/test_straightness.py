@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flowbench.core.seeds import generator
 from flowbench.metrics import (
     PathEnergySplit,
     PathGeometry,
@@ -17,7 +18,6 @@ from flowbench.metrics import (
     normalized_path_energy,
     path_geometry,
 )
-from flowbench.seeds import generator
 
 
 def normal(*shape, name="z"):

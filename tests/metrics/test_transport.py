@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flowbench.core.seeds import generator
 from flowbench.metrics import sliced_wasserstein2, wasserstein2, wasserstein2_squared
 from flowbench.metrics.transport import _quantile_pieces
-from flowbench.seeds import generator
 
 
 def normal(num, dim, *name):

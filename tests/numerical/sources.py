@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flowbench.core.seeds import generator
 from flowbench.flows import GaussianSource, Source
 from flowbench.flows.source.mixture import GaussianMixtureSource
 from flowbench.flows.source.pruned import PrunedSource
 from flowbench.flows.source.radial import NormAlignedSource, RadialSource
 from flowbench.flows.source.von_mises_fisher import VonMisesFisherSource
-from flowbench.seeds import generator
 
 BUILDERS = {
     "gaussian": lambda: GaussianSource(1.3),

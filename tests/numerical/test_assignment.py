@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
+from flowbench.core.seeds import generator
 from flowbench.data import get_density
 from flowbench.flows.coupling.assignment import assign
 from flowbench.flows.coupling.base import squared_distances
-from flowbench.seeds import generator
 
 # One problem of all points, and two to five doublings, whole and with a remainder.
 SIZES = [30, 33, 100, 256, 500]
@@ -117,7 +117,7 @@ def test_no_folder_to_write_to_costs_only_time(tmp_path: Path):
     """Numba finds nowhere to keep its machine code."""
     source = tmp_path / "loops.py"
     source.write_text(
-        "from flowbench.machine_code import compiled\n@compiled\ndef twice(x: float) -> float:\n    return 2 * x\n"
+        "from flowbench.core.machine_code import compiled\n@compiled\ndef twice(x: float) -> float:\n    return 2 * x\n"
     )
     program = f"""
 import runpy

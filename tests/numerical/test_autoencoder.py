@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torch.distributions import Normal, kl_divergence
 
+from flowbench.core.seeds import generator
 from flowbench.networks import KLAutoencoder
-from flowbench.seeds import generator
 
 
 def randn(shape, name):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowbench import onednn
+from flowbench.core import onednn
 from flowbench.core.kernels import ONEDNN
 from flowbench.flows import AffineBlock
 from flowbench.networks import attention as attention_module

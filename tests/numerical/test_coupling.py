@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
+from flowbench.core.seeds import generator
 from flowbench.flows import (
     Coupling,
     IndependentCoupling,
@@ -23,7 +24,6 @@ from flowbench.flows.coupling import exact as exact_coupling
 from flowbench.flows.coupling.conditional import ConditionalCoupling
 from flowbench.flows.coupling.entropic import SchrodingerBridgeCoupling, UnbalancedCoupling
 from flowbench.flows.coupling.partial import PartialCoupling
-from flowbench.seeds import generator
 
 COUPLINGS = [
     IndependentCoupling(),

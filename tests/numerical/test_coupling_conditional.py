@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
+from flowbench.core.seeds import generator
 from flowbench.flows import OptimalTransportCoupling, squared_distances
 from flowbench.flows.coupling.conditional import ConditionalCoupling, condition_weight
-from flowbench.seeds import generator
 
 
 def batch(seed: int, num: int, num_classes: int = 3):

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flowbench.core.seeds import generator
 from flowbench.flows import SinkhornCoupling, sinkhorn_plan, squared_distances
 from flowbench.flows.coupling.entropic import (
     SchrodingerBridgeCoupling,
@@ -18,7 +19,6 @@ from flowbench.flows.coupling.entropic import (
     complete_plan,
     unbalanced_plan,
 )
-from flowbench.seeds import generator
 
 seeds = st.integers(0, 999)
 

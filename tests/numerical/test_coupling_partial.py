@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flowbench.core.seeds import generator
 from flowbench.flows import OptimalTransportCoupling, squared_distances
 from flowbench.flows.coupling.partial import PartialCoupling, _partial_assignment
-from flowbench.seeds import generator
 
 
 def clouds(seed: int, num_source: int, num_data: int, dim: int = 2):

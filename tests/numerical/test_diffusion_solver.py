@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from flowbench.core.seeds import generator
 from flowbench.flows.likelihood.change_of_variables import log_likelihood
 from flowbench.flows.likelihood.divergence import ExactDivergence
 from flowbench.flows.path.affine import CosinePath, LinearPath
@@ -18,7 +19,6 @@ from flowbench.flows.path.diffusion import VariancePreservingPath
 from flowbench.flows.solver.diffusion import DDIM, DiffusionSolver, DPMSolverPlusPlus2M, EulerMaruyama
 from flowbench.flows.solver.fixed_step import Euler, Heun, Midpoint, RungeKutta4
 from flowbench.flows.solver.time_grid import EDMGrid, TimeGrid
-from flowbench.seeds import generator
 from tests.closeness import assert_near
 
 UNIT = torch.tensor([0.0, 1.0], dtype=torch.float64)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from flowbench.core.seeds import generator
 from flowbench.networks import PatchDiscriminator
 from flowbench.networks.discriminator import hinge_discriminator_loss, hinge_generator_loss
-from flowbench.seeds import generator
 
 
 @pytest.mark.parametrize(("num_layers", "patch"), [(1, 16), (2, 34), (3, 70)])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from flowbench.core.seeds import generator
 from flowbench.flows.guidance.classifier_free import ClassifierFreeGuidance
 from flowbench.flows.solver.fixed_step import Euler, Heun
-from flowbench.seeds import generator
 
 
 class CountingNetwork:

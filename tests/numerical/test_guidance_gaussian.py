@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flowbench.core.seeds import generator
 from flowbench.flows import GuidanceRule, guided_gaussian
-from flowbench.seeds import generator
 
 RULES = get_args(GuidanceRule)
 

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flowbench.core.seeds import generator
 from flowbench.flows.guidance.classifier_free import ClassifierFreeGuidance
 from flowbench.flows.guidance.ratio_aware import RatioAwareGuidance, RatioProfile, ratio_profile
 from flowbench.flows.solver.fixed_step import Euler, Heun
-from flowbench.seeds import generator
 
 
 def velocities(seed: int = 0, num: int = 6, dtype: torch.dtype = torch.float64):

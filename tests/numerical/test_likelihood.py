@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import MultivariateNormal
 
+from flowbench.core.seeds import generator
 from flowbench.flows import (
     Divergence,
     DormandPrince,
@@ -21,7 +22,6 @@ from flowbench.flows import (
     bits_per_dim,
     log_likelihood,
 )
-from flowbench.seeds import generator
 
 EXACT, RK4 = ExactDivergence(), RungeKutta4(50)
 STANDARD = GaussianSource()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
+from flowbench.core.seeds import generator
 from flowbench.flows.likelihood.change_of_variables import log_likelihood, sample_with_log_prob
 from flowbench.flows.likelihood.divergence import ExactDivergence, HutchinsonDivergence
 from flowbench.flows.solver.adaptive import DormandPrince
@@ -15,7 +16,6 @@ from flowbench.flows.solver.base import ConditionedField
 from flowbench.flows.solver.fixed_step import Euler, Heun, RungeKutta4
 from flowbench.flows.source.base import GaussianSource
 from flowbench.networks import MLP
-from flowbench.seeds import generator
 
 EXACT, STANDARD = ExactDivergence(), GaussianSource()
 ROOT = torch.tensor([[1.5, 0.4, 0.0], [0.4, 0.8, -0.2], [0.0, -0.2, 0.6]], dtype=torch.float64)

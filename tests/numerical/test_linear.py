@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowbench import onednn
+from flowbench.core import onednn
 from flowbench.core.kernels import ONEDNN
 from flowbench.networks import linear as linear_module
 from flowbench.networks.linear import Linear

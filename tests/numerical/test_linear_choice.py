@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowbench import onednn
-from flowbench.core import kernels
+from flowbench.core import kernels, onednn
 from flowbench.core.kernels import ONEDNN, PLAIN, Kernels
 from flowbench.networks import linear as linear_module
 from flowbench.networks.linear import Linear

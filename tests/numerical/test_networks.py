@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from flowbench.core.seeds import generator
 from flowbench.networks import MLP, DiT, UNet, VelocityNetwork
 from flowbench.networks.blocks import ResidualBlock, SelfAttention, group_norm
 from flowbench.networks.embedding import TimeLabelEmbedding, grid_features
-from flowbench.seeds import generator
 
 NUM_CLASSES = 5
 BUILDERS = {

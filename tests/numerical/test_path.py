@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flowbench.core.seeds import generator
 from flowbench.flows.path.affine import CosinePath, LinearPath, TargetConditionalPath
 from flowbench.flows.path.base import Path, PathCoefficients
 from flowbench.flows.path.bridge import SchrodingerBridgePath
 from flowbench.flows.path.diffusion import VariancePreservingPath
-from flowbench.seeds import generator
 
 PATHS = [
     LinearPath(),

@@ -7,13 +7,13 @@ import math
 import pytest
 import torch
 
+from flowbench.core.seeds import generator
 from flowbench.flows.path.affine import CosinePath, LinearPath, TargetConditionalPath
 from flowbench.flows.path.base import Path
 from flowbench.flows.path.bridge import SchrodingerBridgePath
 from flowbench.flows.path.diffusion import VariancePreservingPath
 from flowbench.flows.solver.fixed_step import RungeKutta4
 from flowbench.metrics.straightness import path_geometry
-from flowbench.seeds import generator
 
 from .gaussian_flow import GaussianFlow
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchdiffeq._impl import rk_common
 
+from flowbench.core.seeds import generator
 from flowbench.flows import DormandPrince, Euler, Heun, LinearPath, Midpoint, RungeKutta4, Solver
-from flowbench.seeds import generator
 
 FIXED = [Euler, Midpoint, Heun, RungeKutta4]
 UNIT = torch.tensor([0.0, 1.0])

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import RK45
 
+from flowbench.core.seeds import generator
 from flowbench.flows.solver import per_sample as solver_per_sample
 from flowbench.flows.solver.adaptive import DormandPrince
 from flowbench.flows.solver.base import ConditionedField
-from flowbench.seeds import generator
 
 UNIT = torch.tensor([0.0, 1.0], dtype=torch.float64)
 RATES = torch.tensor([-0.5, -3.0, 0.1, -40.0, 2.0], dtype=torch.float64)

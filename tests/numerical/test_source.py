@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flowbench.core.seeds import generator
 from flowbench.flows import GaussianSource
-from flowbench.seeds import generator
 
 
 @given(std=st.floats(0.1, 10), shape=st.sampled_from([(2,), (1, 4, 4)]))

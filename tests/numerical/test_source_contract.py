@@ -10,8 +10,8 @@ import pytest
 import scipy.stats
 import torch
 
+from flowbench.core.seeds import generator
 from flowbench.flows.source.base import FittedSource
-from flowbench.seeds import generator
 from tests.numerical.sources import BUILDERS, data, fitted
 
 NAMES = list(BUILDERS)

@@ -9,8 +9,8 @@ import scipy.stats
 import torch
 from sklearn.mixture import GaussianMixture
 
+from flowbench.core.seeds import generator
 from flowbench.flows.source.mixture import GaussianMixtureSource
-from flowbench.seeds import generator
 from tests.numerical.sources import data
 
 

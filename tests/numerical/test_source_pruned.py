@@ -9,11 +9,11 @@ import scipy.stats
 import torch
 from torch import Tensor
 
+from flowbench.core.seeds import generator
 from flowbench.flows import GaussianSource
 from flowbench.flows.source.mixture import GaussianMixtureSource
 from flowbench.flows.source.pruned import PrunedSource, largest_cosines, principal_axes
 from flowbench.flows.source.radial import NormAlignedSource, RadialSource
-from flowbench.seeds import generator
 from tests.numerical.sources import data
 
 SHAPE = (1, 4, 5)

@@ -7,9 +7,9 @@ import pytest
 import scipy.stats
 import torch
 
+from flowbench.core.seeds import generator
 from flowbench.flows import GaussianSource
 from flowbench.flows.source.radial import NormAlignedSource, RadialSource, draw_chi, log_chi, mean_chi
-from flowbench.seeds import generator
 from tests.numerical.sources import data
 
 

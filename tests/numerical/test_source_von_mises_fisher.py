@@ -11,6 +11,7 @@ import scipy.stats
 import torch
 from torch.nn.functional import normalize
 
+from flowbench.core.seeds import generator
 from flowbench.flows import GaussianSource
 from flowbench.flows.source import von_mises_fisher
 from flowbench.flows.source.von_mises_fisher import (
@@ -19,7 +20,6 @@ from flowbench.flows.source.von_mises_fisher import (
     log_von_mises_fisher_constant,
     spherical_k_means,
 )
-from flowbench.seeds import generator
 from tests.numerical.sources import data
 
 

@@ -10,8 +10,8 @@ import scipy.integrate
 import scipy.stats
 import torch
 
+from flowbench.core.seeds import generator
 from flowbench.flows.time import LogitNormalTimes, PointTimes, TimeDistribution, UniformTimes, UShapedTimes
-from flowbench.seeds import generator
 
 DISTRIBUTIONS = [
     UniformTimes(),

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp
 from torch import distributed
 
+from flowbench.core.seeds import generator
 from flowbench.flows import GibbsWeight, UniformWeight, WeightResult, transport_decomposition
-from flowbench.seeds import generator
 from tests.closeness import assert_near
 from tests.ranks import run_ranks
 

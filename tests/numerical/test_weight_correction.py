@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from scipy import integrate
 from torch import Tensor
 
+from flowbench.core.seeds import generator
 from flowbench.flows import GibbsWeight, transport_decomposition
 from flowbench.flows.coupling.entropic import sinkhorn_plan
 from flowbench.flows.weight.marginal import KernelMean
 from flowbench.flows.weight.quadrature import EmpiricalRadii, GaussianRadii, radial_log_mean
-from flowbench.seeds import generator
 
 pytestmark = pytest.mark.filterwarnings("ignore:the Gibbs weight keeps")
 kinds = pytest.mark.parametrize("cost", ["norm", "squared"])

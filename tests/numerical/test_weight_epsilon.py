@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flowbench.core.seeds import generator
 from flowbench.flows import GibbsWeight
 from flowbench.flows.weight.epsilon import EffectiveSampleEpsilon, ElbowEpsilon
-from flowbench.seeds import generator
 
 kinds = pytest.mark.parametrize("cost", ["norm", "squared"])
 

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flowbench.core.seeds import generator
 from flowbench.flows import GibbsWeight, UniformWeight, Weight, transport_decomposition
-from flowbench.seeds import generator
 
 seeds = st.integers(0, 999)
 kinds = pytest.mark.parametrize("cost", ["norm", "squared"])

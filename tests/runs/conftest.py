@@ -99,7 +99,7 @@ def experiment(tmp_path) -> Callable[..., Experiment]:
 
 def quality(run_dir: Path) -> dict[tuple[str, float | None, str], float | None]:
     """The rows that must not depend on how the training went on."""
-    from flowbench.rows import read_rows
+    from flowbench.core.rows import read_rows
 
     rows = read_rows(run_dir / "rows.jsonl")
     return {(r.metric, r.network_evaluations, r.protocol): r.value for r in rows if r.metric in QUALITY}

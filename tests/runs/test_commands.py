@@ -17,7 +17,7 @@ from flowbench import runs
 from flowbench.bench.status import lock_is_held
 from flowbench.config import Experiment
 from flowbench.core.endings import ProcessEnded
-from flowbench.rows import read_rows
+from flowbench.core.rows import read_rows
 
 from .conftest import DIGITS, POINTS, WEIGHTED
 

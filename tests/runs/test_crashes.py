@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from flowbench.core.rows import read_rows
 from flowbench.families import read_checkpoint
-from flowbench.rows import read_rows
 
 from .conftest import POINTS, quality
 

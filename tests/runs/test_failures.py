@@ -230,7 +230,7 @@ budget: {steps: 1}
 
 
 def test_a_diverged_sampler_costs_its_own_rows_and_no_others(experiment, monkeypatch):
-    from flowbench.rows import read_rows
+    from flowbench.core.rows import read_rows
 
     inner = TARFlow.flow_sample
 

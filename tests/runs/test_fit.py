@@ -12,8 +12,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flowbench import runs
+from flowbench.core.rows import read_rows
 from flowbench.families import read_checkpoint
-from flowbench.rows import read_rows
 
 from .conftest import DIGITS, POINTS, WEIGHTED, quality
 

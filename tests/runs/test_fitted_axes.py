@@ -7,7 +7,7 @@ import pytest
 
 from flowbench import runs
 from flowbench.config import Experiment
-from flowbench.rows import read_rows
+from flowbench.core.rows import read_rows
 
 from .conftest import POINTS
 

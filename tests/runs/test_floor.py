@@ -8,9 +8,9 @@ import torch
 
 from flowbench.bench import compare
 from flowbench.cli import main
+from flowbench.core.rows import FLOOR_FILE, read_rows
 from flowbench.data import FlowDataModule
 from flowbench.evaluation import Identity
-from flowbench.rows import FLOOR_FILE, read_rows
 
 from ..evaluation.evaluator_runs import digits, evaluator, flow, measured, point_metrics, points
 

@@ -14,8 +14,8 @@ from flowbench.cli import main
 from flowbench.config import Experiment, compose
 from flowbench.config.differences import differences, of_weights
 from flowbench.config.imports import import_class
+from flowbench.core.rows import read_rows
 from flowbench.families import FlowModule, read_checkpoint
-from flowbench.rows import read_rows
 
 from .conftest import POINTS
 

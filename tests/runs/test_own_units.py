@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flowbench.cli import main
-from flowbench.rows import read_rows
+from flowbench.core.rows import read_rows
 
 from .conftest import POINTS
 

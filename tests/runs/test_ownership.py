@@ -12,8 +12,8 @@ import torch
 
 from flowbench.bench import run_bench
 from flowbench.cli import main
+from flowbench.core.rows import Row, read_rows, write_rows
 from flowbench.data import FlowDataModule
-from flowbench.rows import Row, read_rows, write_rows
 from flowbench.run_folder import KINDS, claim, contents, working_in
 
 from .conftest import DIGITS

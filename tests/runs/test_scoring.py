@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from flowbench.cli import main
+from flowbench.core.rows import read_rows
 from flowbench.data import FlowDataModule
 from flowbench.metrics import FeatureStatistics, load_statistics
-from flowbench.rows import read_rows
 
 
 @pytest.fixture(autouse=True)

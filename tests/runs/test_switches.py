@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from flowbench import runs
+from flowbench.core.rows import read_rows
 from flowbench.families import FlowModule
-from flowbench.rows import read_rows
 
 from .conftest import DIGITS, POINTS
 

@@ -8,8 +8,8 @@ import torch
 from flowbench import runs
 from flowbench.bench import compare
 from flowbench.cli import main
+from flowbench.core.rows import read_rows
 from flowbench.core.statuses import PARTLY_MEASURED
-from flowbench.rows import read_rows
 
 from .conftest import POINTS
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from flowbench.core.places import expand
-from flowbench.seeds import generator
+from flowbench.core.seeds import generator
 
 __all__ = ["MASKS", "make_mask"]
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from flowbench.core.places import cached, locked
 from flowbench.core.precision import autocast_off
+from flowbench.core.storage import write_atomic
 from flowbench.data import DataSpec, FlowDataModule
-from flowbench.storage import write_atomic
 
 if TYPE_CHECKING:
     from flowbench.families.latents.autoencoder import Autoencoder

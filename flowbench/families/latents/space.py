@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from flowbench.core.checks import check_counts, check_number
+from flowbench.core.seeds import indexed_normal
 from flowbench.data import Batch, FlowDataModule
 from flowbench.families.latents.cache import LatentCache, check_cacheable, latent_cache
-from flowbench.seeds import indexed_normal
 
 if TYPE_CHECKING:
     from flowbench.families.latents.autoencoder import Autoencoder

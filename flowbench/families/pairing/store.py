@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from flowbench.core.places import cached, writable
-from flowbench.storage import write_atomic
+from flowbench.core.storage import write_atomic
 
 __all__ = ["PairStore", "weights_checksum"]
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from flowbench.core.checks import check_count
+from flowbench.core.seeds import derive_seed, generator
 from flowbench.data import Batch, FlowDataModule
 from flowbench.families.latents.cache import LatentCache, latent_cache
 from flowbench.families.latents.space import LatentSpace
 from flowbench.families.pairing.batch import BatchPairing, Pairing, Pairs, cost_ratio
 from flowbench.families.pairing.problem import Problem, Solved, solve
 from flowbench.flows import Coupling, OptimalTransportCoupling, Source
-from flowbench.seeds import derive_seed, generator
 
 if TYPE_CHECKING:
     from flowbench.families.flow_matching import FlowMatching

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flowbench.machine_code import compiled
+from flowbench.core.machine_code import compiled
 
 __all__ = ["assign"]
 

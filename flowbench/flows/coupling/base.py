@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowbench import onednn
+from flowbench.core import onednn
 from flowbench.core.contract import ContractError, shaped
 from flowbench.core.kernels import ONEDNN, PLAIN, Way, fastest, rounded_up
 from flowbench.core.precision import autocast_off

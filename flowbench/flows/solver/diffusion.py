@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from flowbench.core.checks import check_number, check_scale, check_seed
+from flowbench.core.seeds import generator
 from flowbench.flows.path.base import Path
 from flowbench.flows.solver.base import Field, evaluate
 from flowbench.flows.solver.fixed_step import Euler, FixedStepSolver, Step
 from flowbench.flows.solver.time_grid import TimeGrid
-from flowbench.seeds import generator
 
 __all__ = ["DDIM", "DPMSolverPlusPlus2M", "DiffusionChoice", "DiffusionSolver", "EulerMaruyama"]
 

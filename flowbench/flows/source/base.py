@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flowbench.core.checks import check_scale
-from flowbench.seeds import derive_seed, indexed_normal
+from flowbench.core.seeds import derive_seed, indexed_normal
 
 __all__ = ["FittedSource", "GaussianSource", "Source", "log_standard_normal"]
 
@@ -129,7 +129,7 @@ class GaussianSource(Source):
         *names: str | int,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """Noise keyed by (seed, names, index), see :func:`flowbench.seeds.indexed_normal`."""
+        """Noise keyed by (seed, names, index), see :func:`flowbench.core.seeds.indexed_normal`."""
         return self.std * indexed_normal(indices, shape, seed, *names, device=device)
 
     def log_prob(self, x: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from flowbench.core.checks import check_count, check_number
+from flowbench.core.seeds import derive_seed
+from flowbench.core.seeds import generator as keyed_generator
 from flowbench.flows.source.base import FittedSource, GaussianSource, Source
-from flowbench.seeds import derive_seed
-from flowbench.seeds import generator as keyed_generator
 
 __all__ = ["AcceptanceRate", "PrunedSource"]
 

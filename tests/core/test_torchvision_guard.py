@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import pytest
 
 # Importing torch takes seconds and torchvision is what these tests are about: one process imports the first and forks.
 FORKS = """
-import json, os, sys, traceback, torch, flowbench.torchvision_guard as guard
+import json, os, sys, traceback, torch, flowbench.core.torchvision_guard as guard
 for line in sys.stdin:
     request = json.loads(line)
     pid = os.fork()
@@ -49,8 +48,9 @@ def guarded(forks: subprocess.Popen[str], tmp_path: Path) -> Callable[[str, str]
     def run(torchvision: str, code: str) -> str:
         (tmp_path / "torchvision").mkdir()
         (tmp_path / "torchvision" / "__init__.py").write_text(torchvision)
+        (tmp_path / "torchvision" / "extra.py").write_text("VALUE = 3")
         output = tmp_path / "output.txt"
-        request = {"code": f"guard.ensure_importable()\n{code}", "path": str(tmp_path), "output": str(output)}
+        request = {"code": code, "path": str(tmp_path), "output": str(output)}
         forks.stdin.write(json.dumps(request) + "\n")
         forks.stdin.flush()
         status = forks.stdout.readline()
@@ -76,26 +76,30 @@ def test_a_sound_torchvision_is_left_alone(guarded: Callable[[str, str], str]) -
 
 def test_the_missing_operators_are_declared_once(guarded: Callable[[str, str], str]) -> None:
     # Fails as the CUDA wheel does: it registers a fake kernel for an operator that nobody has declared.
-    torchvision = "import torch\n@torch.library.register_fake('torchvision::nms')\ndef fake(*args): ...\n"
-    code = (
-        "first = guard._library; guard.ensure_importable(); import torch, torchvision\n"
-        "print(first is not None, first is guard._library, str(torch.ops.torchvision.qnms.default._schema))"
+    torchvision = (
+        "import torch, torchvision.extra\n@torch.library.register_fake('torchvision::nms')\ndef fake(*args): ...\n"
     )
-    expected = "True True torchvision::qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+    code = (
+        "assert guard._library is None; import torchvision; first = guard._library; import torchvision.extra\n"
+        "print(first is guard._library, torchvision.extra.VALUE, torch.ops.torchvision.qnms.default._schema)"
+    )
+    expected = "True 3 torchvision::qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
     assert guarded(torchvision, code) == expected
 
 
 @pytest.mark.parametrize("fault", ["RuntimeError('another fault')", "ImportError('missing.so')"])
 def test_other_faults_are_left_to_the_importer(guarded: Callable[[str, str], str], fault: str) -> None:
-    code = f"print(guard._library)\ntry:\n    import torchvision\nexcept {fault.split('(')[0]}: print('met')"
-    assert guarded(f"raise {fault}", code) == "None\nmet"
+    code = f"try:\n    import torchvision\nexcept {fault.split('(')[0]}: print('met', guard._library)"
+    assert guarded(f"raise {fault}", code) == "met None"
 
 
-def test_no_torchvision_no_action(monkeypatch: pytest.MonkeyPatch) -> None:
-    from flowbench import torchvision_guard
-
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(torchvision_guard, "_declare_missing_operators", lambda: pytest.fail("acted"))
-    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
-    torchvision_guard.ensure_importable()
-    assert "torchvision" not in sys.modules
+def test_without_torchvision_its_import_fails_as_ever(guarded: Callable[[str, str], str]) -> None:
+    code = """
+sys.path[:] = [request["path"]]
+import pathlib; [file.unlink() for file in pathlib.Path(request["path"], "torchvision").iterdir() if file.is_file()]
+pathlib.Path(request["path"], "torchvision").rmdir()
+try:
+    import torchvision
+except ModuleNotFoundError as error: print(error)
+"""
+    assert guarded("", code) == "No module named 'torchvision'"

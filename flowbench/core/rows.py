@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from flowbench.storage import write_text
+from flowbench.core.storage import write_text
 
 __all__ = ["FLOOR_FILE", "SCHEMA", "STATUSES", "WEIGHTS", "Row", "read_rows", "unmeasured_text", "write_rows"]
 

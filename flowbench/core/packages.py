@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
-from flowbench.storage import write_atomic
+from flowbench.core.storage import write_atomic
 
 __all__ = ["Package", "PackageError", "fetch_members", "offline", "sha256_of"]
 

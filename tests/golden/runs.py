@@ -1,0 +1,74 @@
+"""What is compared with the stored numbers: four experiments of 20 steps, measured, and 20 losses of every family."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowbench import runs
+from flowbench.config import Experiment
+from flowbench.core.rows import Row, read_rows
+from flowbench.families.optimization import build_optimizer
+from tests.contract.builders import CASES, batch_of, build
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+STEPS = 20
+IMAGES = ["evaluator.num_samples=96", "evaluator.num_likelihood=8", "evaluator.num_trajectories=16"]
+POINTS = ["evaluator.num_samples=200", "evaluator.num_likelihood=64", "evaluator.num_trajectories=32"]
+MEASURED: dict[str, list[str]] = {
+    "digits/wcfm": IMAGES,
+    "digits/starflow": [*IMAGES, f"requires.autoencoder.budget={{steps: {STEPS}}}"],
+    "digits/tarflow": IMAGES,
+    "toy/ot_cfm": POINTS,
+}
+"""Experiment -> what keeps it short. All that ships is measured, at smaller N."""
+
+# What was counted (parameters, operations, samples) is the same on any machine; these are not.
+COSTS = {"flop_utilisation", "peak_memory", "samples_per_second", "step_milliseconds", "train_seconds"}
+
+
+def measured_rows(name: str, folder: Path) -> Iterator[dict[str, Any]]:
+    """The rows of an experiment after 20 steps, without costs: metric, what it was measured at, value."""
+    overrides = [*MEASURED[name], f"budget={{steps: {STEPS}}}", "loggers={}", "trainer.enable_progress_bar=false"]
+    experiment = Experiment.from_files(
+        [str(EXPERIMENTS / f"{name}.yaml")],
+        [*overrides, "evaluator.sweep={network_evaluations: [2]}", "evaluator.curve=[]", f"run.dir={folder / name}"],
+    )
+    directory = runs.fit(experiment, test=True)
+    for row in read_rows(directory / "rows.jsonl"):
+        if row.metric not in COSTS:
+            yield {"experiment": name, **identity(row), "value": row.value}
+
+
+def identity(row: Row) -> dict[str, Any]:
+    """What tells one row of a run from the others."""
+    return {
+        "contender": row.contender,
+        "metric": row.metric,
+        "n": row.n,
+        "protocol": row.protocol,
+        "unit": row.unit,
+        "network_evaluations": f"{row.network_evaluations:g}",
+        "sampler": row.sampler,
+        "weights": row.weights,
+        "status": row.status,
+    }
+
+
+def losses() -> Iterator[tuple[str, list[float]]]:
+    """``family-data`` and its losses of 20 steps, from weights none of which is zero."""
+    for family, spec in CASES:
+        module = build(family, spec).train()
+        optimizer = build_optimizer(module, module.optimizer_config)
+        found = []
+        for step in range(STEPS):
+            generator = torch.Generator().manual_seed(step)
+            loss = module.training_loss(batch_of(spec, 16, seed=step), generator).total
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            found.append(loss.item())
+        yield f"{family}-{spec.name}", found
