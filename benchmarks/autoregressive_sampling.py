@@ -119,7 +119,7 @@ def flow_of_run(folder: Path) -> AutoregressiveFlow:
     """The averaged flow of an autoregressive family's run."""
 
     from flowbench.config import Experiment
-    from flowbench.families.checkpoint import load_checkpoint
+    from flowbench.training.checkpoint import load_checkpoint
 
     module = Experiment.from_files([folder / "config.yaml"]).build().module
     load_checkpoint(module, folder / "checkpoints" / "last.ckpt")

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from flowbench.config import Experiment
-from flowbench.families import Budget, BudgetLimit
+from flowbench.training import Budget, BudgetLimit
 
 import lightning as L  # isort: skip (after flowbench, whose guard it needs beside some builds of torchvision)
 

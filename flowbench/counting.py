@@ -20,10 +20,11 @@ from flowbench.core.contract import returned
 from flowbench.core.terminal import wrapped
 from flowbench.data import Batch, DataSpec
 from flowbench.data.catalogue import declared_spec
-from flowbench.families import Autoencoder, BatchPairing, FlowMatching, FlowModule, TARFlow, TrainingModule, count_flops
+from flowbench.families import Autoencoder, BatchPairing, FlowMatching, FlowModule, TARFlow
 from flowbench.families.conditioning.base import NullConditioner
-from flowbench.families.training import Loss
 from flowbench.flows import FixedStepSolver, GaussianSource, IndependentCoupling, UniformWeight
+from flowbench.training import TrainingModule, count_flops
+from flowbench.training.module import Loss
 
 if TYPE_CHECKING:
     from flowbench.config import Experiment

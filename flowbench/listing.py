@@ -96,7 +96,7 @@ def _derived(base: str, *without: str) -> Callable[[str], bool]:
 
 
 def _families() -> Rows:
-    return _classes("families", _derived("flowbench.families.TrainingModule", "flowbench.families.FlowModule"))
+    return _classes("families", _derived("flowbench.training.TrainingModule", "flowbench.families.FlowModule"))
 
 
 def _networks() -> Rows:

@@ -12,7 +12,7 @@ from flowbench.core.launch import without_launcher
 from flowbench.core.places import cached, locked
 from flowbench.core.processes import exit_status, how_it_ended, run_child
 from flowbench.core.storage import read_record, write_text
-from flowbench.evaluation.progress import is_trained
+from flowbench.training.progress import is_trained
 
 __all__ = ["required_checkpoints"]
 

@@ -21,8 +21,8 @@ from flowbench.config import fingerprint
 from flowbench.core.checks import named
 from flowbench.counting import loss_of_one, training_flops
 from flowbench.evaluation.measurable import check_measurable
-from flowbench.families import BudgetLimit, TrainingModule, check_precision, check_strategy
 from flowbench.launch import make_trainer
+from flowbench.training import BudgetLimit, TrainingModule, check_precision, check_strategy
 
 if TYPE_CHECKING:
     from flowbench.config import Experiment

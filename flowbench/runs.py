@@ -25,18 +25,7 @@ from flowbench.data import FlowDataModule
 from flowbench.evaluation import Evaluator, Identity
 from flowbench.evaluation.artifacts import save_samples
 from flowbench.evaluation.earlier import set_aside
-from flowbench.evaluation.progress import ProgressFile, read_phase
-from flowbench.families import (
-    AtomicCheckpointIO,
-    Budget,
-    BudgetLimit,
-    FlowModule,
-    TrainingModule,
-    check_precision,
-    check_strategy,
-    count_flops,
-)
-from flowbench.interruption import StopOnSignal
+from flowbench.families import FlowModule
 from flowbench.launch import listed, make_trainer
 from flowbench.prediction import run_task
 from flowbench.prediction_folder import check_output
@@ -45,6 +34,17 @@ from flowbench.prerequisites import required_checkpoints
 from flowbench.rehearsal import rehearse
 from flowbench.run_folder import claim, keeps_details, working_in
 from flowbench.run_identity import check_folder, check_weights, own_folder
+from flowbench.training import (
+    AtomicCheckpointIO,
+    Budget,
+    BudgetLimit,
+    TrainingModule,
+    check_precision,
+    check_strategy,
+    count_flops,
+)
+from flowbench.training.interruption import StopOnSignal
+from flowbench.training.progress import ProgressFile, read_phase
 from flowbench.training_run import Run, last_checkpoint, load_weights, noting_the_end, resume_training, train
 
 __all__ = ["fit", "predict", "prepare", "reference", "test", "validate"]

@@ -15,10 +15,10 @@ from flowbench.config import Built, Experiment
 from flowbench.core.endings import ProcessEnded, describe, keep_details, note, notes, reason
 from flowbench.core.launch import is_first_process
 from flowbench.core.stopping import LISTENER, Stopped, reason_of_exit
-from flowbench.evaluation.progress import ProgressFile
 from flowbench.evaluation.records import Curve
-from flowbench.families import Budget, BudgetLimit, TrainingModule, load_checkpoint
-from flowbench.interruption import ProcessWatch, speak_of_loss
+from flowbench.training import Budget, BudgetLimit, TrainingModule, load_checkpoint
+from flowbench.training.interruption import ProcessWatch, speak_of_loss
+from flowbench.training.progress import ProgressFile
 
 __all__ = ["Run", "last_checkpoint", "load_weights", "noting_the_end", "resume_training", "train"]
 

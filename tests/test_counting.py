@@ -17,7 +17,8 @@ from flowbench.cli import main
 from flowbench.config import Experiment
 from flowbench.counting import ModelCount, count
 from flowbench.data import Batch, DataSpec
-from flowbench.families import DiffusersAutoencoder, count_flops
+from flowbench.families import DiffusersAutoencoder
+from flowbench.training import count_flops
 
 SHAPE, CLASSES = (3, 8, 8), 7
 WIDTH, HEAD, LAYERS, PATCH = 16, 8, (2, 3), 4

@@ -25,7 +25,7 @@ from flowbench.core.rows import read_rows
 from flowbench.counting import count
 from flowbench.data.catalogue import list_datasets
 from flowbench.evaluation import cache_dir
-from flowbench.families import read_checkpoint
+from flowbench.training import read_checkpoint
 
 ROOT = Path(__file__).parent.parent / "experiments"
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.yaml"))

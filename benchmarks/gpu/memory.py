@@ -10,7 +10,7 @@ import torch
 from benchmarks.gpu.setting import Line, Setting
 from benchmarks.gpu.subjects import built
 from benchmarks.gpu.training import trainer_of
-from flowbench.families import Budget, BudgetLimit
+from flowbench.training import Budget, BudgetLimit
 
 import lightning as L  # isort: skip (after flowbench, whose guard it needs beside some builds of torchvision)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from benchmarks.gpu.setting import Line, Setting, interleaved, median_ratio, milliseconds
 from benchmarks.gpu.subjects import built, peer_tarflow
 from flowbench.core.seeds import generator
-from flowbench.families import Budget, BudgetLimit
+from flowbench.training import Budget, BudgetLimit
 
 import lightning as L  # isort: skip (after flowbench, whose guard it needs beside some builds of torchvision)
 

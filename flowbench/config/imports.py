@@ -9,9 +9,15 @@ from typing import Any
 
 from flowbench.config.errors import ConfigError, one_line, suggestion
 
-__all__ = ["ROOMS", "import_class"]
+__all__ = ["MOVED", "ROOMS", "import_class"]
 
-ROOMS = ("families", "networks", "flows", "metrics", "evaluation", "data")
+ROOMS = ("families", "training", "networks", "flows", "metrics", "evaluation", "data")
+
+MOVED = {
+    "flowbench.families.FullyShardedStrategy": "flowbench.training.FullyShardedStrategy",
+    "flowbench.families.OptimizerConfig": "flowbench.training.OptimizerConfig",
+}
+"""Class paths of earlier versions, which files and saved runs may still have, and where the classes are now."""
 
 
 def import_class(key: str, class_path: Any) -> type:
@@ -26,7 +32,7 @@ def import_class(key: str, class_path: Any) -> type:
     """
     if not isinstance(class_path, str):
         raise ConfigError(f"{key}.class_path must be a dotted name such as flowbench.networks.DiT, got {class_path!r}")
-    module_name, _, name = class_path.rpartition(".")
+    module_name, _, name = MOVED.get(class_path, class_path).rpartition(".")
     if not module_name or not name:
         raise ConfigError(f"{key}.class_path: '{class_path}' names no module{_full_name(name)}")
     module = _import_module(key, class_path, module_name)

@@ -50,8 +50,9 @@ from flowbench.evaluation.stages import Report, Stages, silent
 from flowbench.evaluation.subject import Measurement, Subject
 from flowbench.evaluation.trainer_parts import data_of as _data
 from flowbench.evaluation.trainer_parts import flow_of as _flow
-from flowbench.families import Budget, FlowModule, LatentSpace
+from flowbench.families import FlowModule, LatentSpace
 from flowbench.metrics import FeatureExtractor
+from flowbench.training import Budget
 
 __all__ = ["Evaluator"]
 

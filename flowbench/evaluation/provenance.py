@@ -16,7 +16,8 @@ import torch
 from flowbench.core.kernels import kernel_summary
 from flowbench.evaluation.product_rate import product_rate
 from flowbench.evaluation.subject import Cost
-from flowbench.families import Budget, FlowModule
+from flowbench.families import FlowModule
+from flowbench.training import Budget
 
 __all__ = ["cost_of", "environment", "git_revision", "peak_memory_mb"]
 

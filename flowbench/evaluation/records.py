@@ -14,7 +14,7 @@ from flowbench.core.checks import check_seed
 from flowbench.core.rows import Row
 from flowbench.core.storage import write_text
 from flowbench.evaluation.subject import Measurement, Subject
-from flowbench.families import Budget
+from flowbench.training import Budget
 
 __all__ = ["Curve", "Identity", "make_row"]
 

@@ -22,9 +22,9 @@ from flowbench.families.answers import Drawn, Samples, Trajectory
 from flowbench.families.conditioning.base import Conditioner, SpatialCondition
 from flowbench.families.conditioning.labels import check_labels
 from flowbench.families.latents.space import LatentSpace, PixelSpace, Space
-from flowbench.families.optimization import OptimizerConfig
-from flowbench.families.training import Loss, TrainingModule
 from flowbench.flows import GaussianSource, Source
+from flowbench.training.module import Loss, TrainingModule
+from flowbench.training.optimization import OptimizerConfig
 
 __all__ = ["Drawn", "FlowModule", "LikelihoodKind", "NetworkFactory", "Samples", "Trajectory"]
 

@@ -17,11 +17,9 @@ from flowbench.families.base import FlowModule, NetworkFactory, Trajectory
 from flowbench.families.conditioning.base import Conditioner, SpatialCondition, check_condition_channels, guided_network
 from flowbench.families.latents.space import LatentSpace, Space
 from flowbench.families.network_evaluations import CountedNetwork, fixed_cost, single_evaluation, with_evaluations
-from flowbench.families.optimization import OptimizerConfig
 from flowbench.families.pairing.batch import BatchPairing, Pairing
 from flowbench.families.pairing.description import describe_pairs, names_of_pairs
 from flowbench.families.pairing.stream import StreamPairing
-from flowbench.families.training import Loss
 from flowbench.flows import (
     ClassifierFreeGuidance,
     ConditionedField,
@@ -53,6 +51,8 @@ from flowbench.flows import (
     log_likelihood,
     sample_with_log_prob,
 )
+from flowbench.training.module import Loss
+from flowbench.training.optimization import OptimizerConfig
 
 __all__ = ["FlowMatching"]
 

@@ -28,8 +28,6 @@ from flowbench.families.noise.score_gradient import (
     score,
     with_input_gradient,
 )
-from flowbench.families.optimization import OptimizerConfig
-from flowbench.families.training import Loss
 from flowbench.flows import (
     AffineBlock,
     AutoregressiveFlow,
@@ -45,6 +43,8 @@ from flowbench.flows import (
     unpatchify,
 )
 from flowbench.networks import CausalTransformer, TokenTransformer
+from flowbench.training.module import Loss
+from flowbench.training.optimization import OptimizerConfig
 
 __all__ = ["TARFlow"]
 

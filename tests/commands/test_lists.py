@@ -18,8 +18,9 @@ from flowbench.core.class_reader import ClassReader
 from flowbench.core.rows import Row, write_rows
 from flowbench.data import DENSITIES, list_datasets
 from flowbench.evaluation import Metric
-from flowbench.families import FlowModule, TrainingModule
+from flowbench.families import FlowModule
 from flowbench.networks import VelocityNetwork
+from flowbench.training import TrainingModule
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("families", "datasets", "metrics", "networks", "experiments")

@@ -17,12 +17,12 @@ from flowbench.config import ConfigError, Experiment, compose
 from flowbench.config.fitting import fit_experiment
 from flowbench.data import catalogue
 from flowbench.evaluation import FrechetDistance
-from flowbench.families import read_checkpoint
 from flowbench.families.conditioning.masks import make_mask
 from flowbench.families.latents.pretrained import TAEF2
 from flowbench.metrics import load_moments, load_statistics
 from flowbench.metrics.classifier import load_classifier
 from flowbench.metrics.weights import efficientnet_weights, inception_weights
+from flowbench.training import read_checkpoint
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "experiments" / "toy" / "cfm.yaml"

@@ -17,7 +17,6 @@ from flowbench.families import (
     GaussianNoise,
     LatentCFM,
     NormalizedFlowMatching,
-    OptimizerConfig,
     STARFlow,
     TARFlow,
     Tweedie,
@@ -37,6 +36,7 @@ from flowbench.flows import (
 )
 from flowbench.flows.coupling.entropic import SchrodingerBridgeCoupling
 from flowbench.networks import MLP, DiT, KLAutoencoder
+from flowbench.training import OptimizerConfig
 
 IMAGES = DataSpec("images", "1", (1, 4, 4), num_classes=3, levels=17)
 POINTS = DataSpec("points", "1", (2,), num_classes=3)

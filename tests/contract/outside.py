@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from flowbench.families import FlowModule, Loss, Trajectory
+from flowbench.families import FlowModule, Trajectory
+from flowbench.training import Loss
 
 
 class Shift(FlowModule):

@@ -16,11 +16,12 @@ from torch import nn
 
 from flowbench import families, flows, metrics
 from flowbench.families.conditioning.base import NullConditioner
-from flowbench.families.ema import ExponentialMovingAverage
 from flowbench.flows import Euler, ExactDivergence, UniformWeight
 from flowbench.metrics import IdentityFeatures
 from flowbench.networks import MLP, DiT, KLAutoencoder, TinyAutoencoder
 from flowbench.prediction_request import Request
+from flowbench.training import BudgetLimit
+from flowbench.training.ema import ExponentialMovingAverage
 
 from .builders import IMAGES, POINTS, autoencoder, teacher
 
@@ -203,7 +204,7 @@ VALID: dict[str, dict[str, Any] | Callable[[Path], dict[str, Any]]] = {
     # families
     "Autoencoder": {"spec": IMAGES, "network": kl},
     "Budget": lambda tmp: {
-        "limit": families.BudgetLimit("steps", 3),
+        "limit": BudgetLimit("steps", 3),
         "flops_per_step": 1,
         "samples_per_step": 1,
         "max_steps": 3,
@@ -275,7 +276,8 @@ ALIASES = {"BudgetLimit.amount": "budget.steps", "ExponentialMovingAverage.decay
 # Records of what was computed. NaN is a value there: it says that samples diverged, or that a ratio is not defined.
 RESULTS = {
     "flows": {"Inversion", "Likelihood", "SolverStats", "TransportDecomposition"},
-    "families": {"Loss", "Pairs", "Samples"},
+    "families": {"Pairs", "Samples"},
+    "training": {"Loss"},
     "metrics": {
         "DensityCoverage", "FrechetInfinity", "InceptionScore", "Interval", "KernelEstimate", "Memorization",
         "PathEnergySplit", "PrecisionRecall",

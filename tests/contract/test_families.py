@@ -10,6 +10,7 @@ import flowbench.families as families
 from flowbench.data import Batch
 from flowbench.families import FlowModule
 from flowbench.flows import ClassifierFreeGuidance
+from flowbench.training import load_checkpoint
 
 from .builders import CASES, IDS, IMAGES, batch_of, build
 
@@ -69,7 +70,7 @@ def test_one_step_of_the_trainer_moves_every_parameter(name, spec):
 @every_family
 def test_the_optimizer_holds_every_parameter_once(name, spec):
     module = build(name, spec)
-    from flowbench.families.optimization import build_optimizer
+    from flowbench.training.optimization import build_optimizer
 
     held = [id(p) for group in build_optimizer(module, module.optimizer_config).param_groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in module.parameters())
@@ -188,7 +189,7 @@ def test_save_and_load_give_the_same_density_and_samples(name, spec, tmp_path):
     module.on_save_checkpoint(checkpoint)
     torch.save(checkpoint, tmp_path / "a.ckpt")
     other = build(name, spec, seed=5).eval()
-    families.load_checkpoint(other, tmp_path / "a.ckpt")
+    load_checkpoint(other, tmp_path / "a.ckpt")
     assert torch.equal(module.log_prob(batch.x), other.log_prob(batch.x))
     noise = module.draw_noise(torch.arange(2), 0)
     with module.evaluating("ema"), other.evaluating("ema"):
@@ -203,7 +204,7 @@ def test_a_checkpoint_of_another_family_is_refused_in_one_line(name, spec, tmp_p
     torch.save(checkpoint, tmp_path / "a.ckpt")
     stranger = build("tarflow" if name.startswith("cfm") else "cfm", spec)
     with pytest.raises(ValueError, match="checkpoint's family is") as caught:
-        families.load_checkpoint(stranger, tmp_path / "a.ckpt")
+        load_checkpoint(stranger, tmp_path / "a.ckpt")
     assert "\n" not in str(caught.value)
 
 
@@ -305,12 +306,12 @@ def test_a_checkpoint_belongs_to_its_autoencoder(name, tmp_path):
     checkpoint = {"state_dict": module.state_dict()}
     module.on_save_checkpoint(checkpoint)
     torch.save(checkpoint, tmp_path / "a.ckpt")
-    families.load_checkpoint(other, tmp_path / "a.ckpt")
+    load_checkpoint(other, tmp_path / "a.ckpt")
     stranger = build(name, IMAGES)
     with torch.no_grad():
         next(stranger.space.autoencoder.parameters()).add_(0.1)
     with pytest.raises(ValueError, match="checkpoint's autoencoder is"):
-        families.load_checkpoint(stranger, tmp_path / "a.ckpt")
+        load_checkpoint(stranger, tmp_path / "a.ckpt")
 
 
 def test_a_conditional_checkpoint_does_not_fit_an_unconditional_model(tmp_path):
@@ -319,4 +320,4 @@ def test_a_conditional_checkpoint_does_not_fit_an_unconditional_model(tmp_path):
     module.on_save_checkpoint(checkpoint)
     torch.save(checkpoint, tmp_path / "a.ckpt")
     with pytest.raises(ValueError, match="checkpoint's classes is 3, but the configuration builds None"):
-        families.load_checkpoint(build("cfm", IMAGES), tmp_path / "a.ckpt")
+        load_checkpoint(build("cfm", IMAGES), tmp_path / "a.ckpt")

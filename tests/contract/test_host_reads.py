@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
-from flowbench.families import NonFiniteLossError
+from flowbench.training import NonFiniteLossError
 
 from .builders import CASES, IMAGES, POINTS, batch_of, build
 

@@ -18,9 +18,10 @@ from flowbench.config import Experiment
 from flowbench.core.contract import ContractError, missing_parts
 from flowbench.core.rows import read_rows
 from flowbench.data import Batch
-from flowbench.families import Autoencoder, FlowMatching, FlowModule, PixelSpace, TrainingModule
+from flowbench.families import Autoencoder, FlowMatching, FlowModule, PixelSpace
 from flowbench.flows import Coupling, FixedStepSolver, UniformWeight
 from flowbench.networks import KLAutoencoder
+from flowbench.training import TrainingModule
 
 from ..families.test_training import trainer
 from . import outside as dummies

@@ -7,7 +7,8 @@ import signal
 import time
 
 from flowbench.core.failures import NoSolutionError
-from flowbench.families import Loss, TARFlow
+from flowbench.families import TARFlow
+from flowbench.training import Loss
 
 
 class PoisonedTARFlow(TARFlow):

@@ -19,7 +19,7 @@ from flowbench.cli import main
 
 HERE = Path(__file__).parent
 TWO = ["trainer.devices=2", "trainer.accelerator=cpu"]
-SHARDED = "{class_path: flowbench.families.FullyShardedStrategy}"
+SHARDED = "{class_path: flowbench.training.FullyShardedStrategy}"
 
 EXPERIMENT = {
     "seed": 5,

@@ -15,9 +15,10 @@ from torch.distributed.tensor import DTensor
 
 from flowbench.cli import main
 from flowbench.data import DataSpec
-from flowbench.families import TARFlow, count_flops
-from flowbench.families.ema import ExponentialMovingAverage
-from flowbench.families.parallel import gathered, shard
+from flowbench.families import TARFlow
+from flowbench.training import count_flops
+from flowbench.training.ema import ExponentialMovingAverage
+from flowbench.training.parallel import gathered, shard
 
 SPEC = DataSpec("x", "1", (1, 8, 8), 3, 256)
 NOISY = {"augmentation": {"class_path": "flowbench.families.GaussianNoise", "init_args": {"std": 0.05}}}
@@ -150,7 +151,7 @@ def test_other_ways_of_sharding_are_refused_in_one_line(workplace, capsys, strat
     words = ["fit", "-c", str(path), f"run.dir={workplace.folder / 'refused'}", f"trainer.strategy={strategy}"]
     assert main(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "set trainer.strategy={class_path: flowbench.families.FullyShardedStrategy}" in line
+    assert "set trainer.strategy={class_path: flowbench.training.FullyShardedStrategy}" in line
 
 
 # ---- two processes, as a user starts them -------------------------------------------------------------

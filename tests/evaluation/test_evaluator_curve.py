@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flowbench.evaluation import FrechetDistance, NegativeLogLikelihood
-from flowbench.families import Budget, BudgetLimit
+from flowbench.training import Budget, BudgetLimit
 
 from .evaluator_runs import digits, evaluator, flow, rows_of, trainer
 

@@ -14,13 +14,13 @@ from flowbench.families import (
     Autoencoder,
     DecoderFineTuning,
     LatentSpace,
-    OptimizerConfig,
     PerceptualConfig,
     load_autoencoder,
 )
 from flowbench.metrics import DigitsCNN, PerceptualDistance, psnr, save_classifier
 from flowbench.networks import KLAutoencoder
 from flowbench.networks.discriminator import hinge_discriminator_loss
+from flowbench.training import OptimizerConfig
 from tests.closeness import assert_near, magnitude
 
 from ..contract.builders import perturb

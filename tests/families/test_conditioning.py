@@ -12,7 +12,6 @@ from flowbench.families import (
     FlowMatching,
     InpaintingConditioner,
     LatentCFM,
-    OptimizerConfig,
     PixelSpace,
     SemanticConditioner,
     SpatialCondition,
@@ -21,9 +20,10 @@ from flowbench.families.conditioning.base import NullConditioner, check_conditio
 from flowbench.families.conditioning.inpainting import draw_masks
 from flowbench.families.conditioning.semantic import derived_map
 from flowbench.families.latents.space import LatentSpace
-from flowbench.families.optimization import build_optimizer
 from flowbench.flows import ClassifierFreeGuidance, Midpoint, RungeKutta4
 from flowbench.networks import MLP, DiT
+from flowbench.training import OptimizerConfig
+from flowbench.training.optimization import build_optimizer
 
 from ..contract.builders import IMAGES, POINTS, autoencoder, batch_of, perturb
 

@@ -12,18 +12,10 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowbench.data import Batch, DataSpec
-from flowbench.families import (
-    DecoderDenoiser,
-    FlowScoreDenoiser,
-    GaussianNoise,
-    OptimizerConfig,
-    STARFlow,
-    TARFlow,
-    Tweedie,
-    count_flops,
-)
+from flowbench.families import DecoderDenoiser, FlowScoreDenoiser, GaussianNoise, STARFlow, TARFlow, Tweedie
 from flowbench.families.noise.score_gradient import check_shared_backward, score, with_input_gradient
-from flowbench.families.optimization import build_optimizer
+from flowbench.training import OptimizerConfig, count_flops
+from flowbench.training.optimization import build_optimizer
 
 from ..closeness import assert_near, magnitude
 from ..contract.builders import IMAGES, POINTS, autoencoder, batch_of, build

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from flowbench.data import FlowDataModule
-from flowbench.families import FlowMatching, load_checkpoint
-from flowbench.families.checkpoint import read_checkpoint
+from flowbench.families import FlowMatching
 from flowbench.flows import GaussianSource
 from flowbench.flows.source.pruned import PrunedSource
 from flowbench.flows.source.radial import NormAlignedSource, RadialSource
 from flowbench.flows.source.von_mises_fisher import VonMisesFisherSource
 from flowbench.networks import MLP
+from flowbench.training import load_checkpoint
+from flowbench.training.checkpoint import read_checkpoint
 
 ARCS = FlowDataModule("chi_arcs")
 

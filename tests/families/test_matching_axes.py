@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flowbench.data import FlowDataModule
-from flowbench.families import FlowMatching, InpaintingConditioner, StreamPairing, TARFlow, WeightedCFM, load_checkpoint
+from flowbench.families import FlowMatching, InpaintingConditioner, StreamPairing, TARFlow, WeightedCFM
 from flowbench.families.pairing.description import OF_WEIGHT
 from flowbench.flows import (
     ClassifierFreeGuidance,
@@ -28,6 +28,7 @@ from flowbench.flows import (
     VonMisesFisherSource,
 )
 from flowbench.networks import DiT
+from flowbench.training import load_checkpoint
 
 from ..contract.builders import IMAGES, POINTS, batch_of, build
 

@@ -13,13 +13,14 @@ import torch
 from flowbench.config import Experiment
 from flowbench.core.seeds import indexed_normal
 from flowbench.data import FlowDataModule
-from flowbench.families import FlowMatching, OptimizerConfig
+from flowbench.families import FlowMatching
 from flowbench.families.pairing.store import PairStore, weights_checksum
 from flowbench.families.reflow import Reflow, ReflowPairing
 from flowbench.flows import Euler, PointTimes
 from flowbench.metrics import wasserstein2
 from flowbench.metrics.straightness import path_geometry
 from flowbench.networks import MLP
+from flowbench.training import OptimizerConfig
 from tests.closeness import assert_near
 
 from ..contract.builders import POINTS, build, perturb

@@ -10,16 +10,10 @@ import torch
 from torch import nn
 
 from flowbench.data import Batch, DataSpec, FlowDataModule
-from flowbench.families import (
-    GaussianNoise,
-    OptimizerConfig,
-    TARFlow,
-    Tweedie,
-    UniformDequantization,
-    load_checkpoint,
-)
-from flowbench.families.optimization import build_optimizer
+from flowbench.families import GaussianNoise, TARFlow, Tweedie, UniformDequantization
 from flowbench.flows import AutoregressiveGuidance, JacobiInverse, SequentialInverse
+from flowbench.training import OptimizerConfig, load_checkpoint
+from flowbench.training.optimization import build_optimizer
 from tests.closeness import assert_near
 
 from ..contract.builders import IMAGES, POINTS, batch_of, build, perturb

@@ -16,15 +16,15 @@ from flowbench.families import (
     FlowModule,
     FlowScoreDenoiser,
     GaussianNoise,
-    OptimizerConfig,
     TARFlow,
     Tweedie,
     WeightedCFM,
 )
-from flowbench.families.optimization import build_optimizer, learning_rate_factor
 from flowbench.flows import GaussianSource, GibbsWeight, RungeKutta4
 from flowbench.metrics import path_geometry
 from flowbench.networks import MLP
+from flowbench.training import OptimizerConfig
+from flowbench.training.optimization import build_optimizer, learning_rate_factor
 
 POINTS = DataSpec("points", "1", (2,))
 NETWORK = partial(MLP, width=48, depth=2)

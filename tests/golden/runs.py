@@ -11,7 +11,7 @@ import torch
 from flowbench import runs
 from flowbench.config import Experiment
 from flowbench.core.rows import Row, read_rows
-from flowbench.families.optimization import build_optimizer
+from flowbench.training.optimization import build_optimizer
 from tests.contract.builders import CASES, batch_of, build
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"

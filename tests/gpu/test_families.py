@@ -11,7 +11,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from flowbench.data import FlowDataModule
-from flowbench.families import NonFiniteLossError
+from flowbench.training import NonFiniteLossError
 
 from ..contract.builders import CASES, IDS, batch_of, build
 

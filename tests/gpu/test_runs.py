@@ -52,7 +52,7 @@ def test_weights_of_the_gpu_are_measured_alike_on_the_cpu(tmp_path):
         assert on_cpu[metric] == pytest.approx(on_gpu[metric], rel=1e-3)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "{class_path: flowbench.families.FullyShardedStrategy}"])
+@pytest.mark.parametrize("strategy", ["ddp", "{class_path: flowbench.training.FullyShardedStrategy}"])
 def test_one_card_with_nccl_trains_as_one_card_without(strategy, tmp_path):
     plain = run(tmp_path, POINTS, "plain")
     other = run(tmp_path, POINTS, "nccl", f"trainer.strategy={strategy}", "trainer.devices=1")

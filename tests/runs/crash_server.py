@@ -18,7 +18,7 @@ from pathlib import Path
 from flowbench import runs  # noqa: F401 - imported once for all children
 from flowbench.cli import main
 from flowbench.config import Experiment
-from flowbench.evaluation.progress import ProgressFile
+from flowbench.training.progress import ProgressFile
 
 CALLS: Counter[str] = Counter()
 KILL: dict = {}

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from flowbench.core.rows import read_rows
-from flowbench.families import read_checkpoint
+from flowbench.training import read_checkpoint
 
 from .conftest import POINTS, quality
 

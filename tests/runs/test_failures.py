@@ -11,7 +11,8 @@ import torch
 
 from flowbench import runs
 from flowbench.cli import main
-from flowbench.families import FlowModule, TARFlow, read_checkpoint
+from flowbench.families import FlowModule, TARFlow
+from flowbench.training import read_checkpoint
 
 from .conftest import DIGITS, POINTS
 

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from flowbench import runs
 from flowbench.core.rows import read_rows
-from flowbench.families import read_checkpoint
+from flowbench.training import read_checkpoint
 
 from .conftest import DIGITS, POINTS, WEIGHTED, quality
 

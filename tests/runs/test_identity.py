@@ -15,7 +15,8 @@ from flowbench.config import Experiment, compose
 from flowbench.config.differences import differences, of_weights
 from flowbench.config.imports import import_class
 from flowbench.core.rows import read_rows
-from flowbench.families import FlowModule, read_checkpoint
+from flowbench.families import FlowModule
+from flowbench.training import read_checkpoint
 
 from .conftest import POINTS
 

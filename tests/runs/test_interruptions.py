@@ -14,8 +14,9 @@ from flowbench import runs
 from flowbench.cli import main
 from flowbench.core.stopping import LISTENER
 from flowbench.data import FlowDataModule
-from flowbench.evaluation.progress import is_trained
-from flowbench.families import FlowModule, read_checkpoint
+from flowbench.families import FlowModule
+from flowbench.training import read_checkpoint
+from flowbench.training.progress import is_trained
 
 from .conftest import POINTS, quality
 

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from flowbench.core.checks import check_number, check_scale
 from flowbench.core.contract import returned, shaped
 from flowbench.data import Batch, DataSpec
-from flowbench.families.checkpoint import load_checkpoint
-from flowbench.families.ema import ExponentialMovingAverage
 from flowbench.families.latents.decoder_losses import AdversarialConfig, PerceptualConfig
-from flowbench.families.optimization import OptimizerConfig
-from flowbench.families.training import Loss, TrainingModule
 from flowbench.metrics import psnr
 from flowbench.networks import GaussianAutoencoder
 from flowbench.networks.discriminator import hinge_discriminator_loss, hinge_generator_loss
+from flowbench.training.checkpoint import load_checkpoint
+from flowbench.training.ema import ExponentialMovingAverage
+from flowbench.training.module import Loss, TrainingModule
+from flowbench.training.optimization import OptimizerConfig
 
 __all__ = ["Autoencoder", "AutoencoderFactory", "load_autoencoder", "load_trained"]
 

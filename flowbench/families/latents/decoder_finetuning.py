@@ -12,8 +12,8 @@ from flowbench.core.checks import check_scale
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families.latents.autoencoder import Autoencoder, AutoencoderFactory
 from flowbench.families.latents.decoder_losses import AdversarialConfig, PerceptualConfig
-from flowbench.families.optimization import OptimizerConfig
-from flowbench.families.training import Loss
+from flowbench.training.module import Loss
+from flowbench.training.optimization import OptimizerConfig
 
 __all__ = ["DecoderFineTuning"]
 

@@ -14,9 +14,9 @@ from flowbench.core.checks import check_counts, check_number
 from flowbench.core.places import expand
 from flowbench.data import Batch, DataSpec
 from flowbench.families.latents.autoencoder import Autoencoder, AutoencoderFactory
-from flowbench.families.training import Loss
 from flowbench.metrics import psnr
 from flowbench.networks import GaussianAutoencoder, TinyAutoencoder
+from flowbench.training.module import Loss
 
 __all__ = ["TAEF2", "DiffusersAutoencoder", "PretrainedAutoencoder"]
 

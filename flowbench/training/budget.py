@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowbench.core.checks import LARGEST_BUDGET, check_count, check_number
-from flowbench.families.step_timer import StepTimer
+from flowbench.training.step_timer import StepTimer
 
 __all__ = ["Budget", "BudgetKind", "BudgetLimit", "count_flops"]
 

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from flowbench.core.contract import returned
 from flowbench.core.seeds import generator
 from flowbench.data import Batch, DataSpec, FlowDataModule
-from flowbench.families.budget import Budget
-from flowbench.families.ema import ExponentialMovingAverage, check_ema_decay
-from flowbench.families.loss_guard import LossGuard, NonFiniteLoss
-from flowbench.families.optimization import OptimizerConfig, build_optimizer, learning_rate_factor
-from flowbench.families.parallel import gathered, shard
+from flowbench.training.budget import Budget
+from flowbench.training.ema import ExponentialMovingAverage, check_ema_decay
+from flowbench.training.loss_guard import LossGuard, NonFiniteLoss
+from flowbench.training.optimization import OptimizerConfig, build_optimizer, learning_rate_factor
+from flowbench.training.parallel import gathered, shard
 
 __all__ = ["Loss", "NonFiniteLossError", "TrainingModule", "WeightsName"]
 
@@ -150,7 +150,7 @@ class TrainingModule(L.LightningModule, ABC):
         """One loss, guarded: a non-finite value on any process stops the run before it reaches the weights.
 
         Devices that run behind the host are read on logging steps only; see
-        :class:`~flowbench.families.loss_guard.LossGuard`.
+        :class:`~flowbench.training.loss_guard.LossGuard`.
 
         Raises:
             NonFiniteLossError: names the step, the samples and the last checkpoint; on all processes alike.
@@ -236,7 +236,7 @@ class TrainingModule(L.LightningModule, ABC):
         """Clip the gradients of some parameters, in place, under every precision.
 
         (Lightning's own clipping refuses fused optimisers under every mixed precision. Only a scaled loss forbids them,
-        whose gradients they unscale after the clipping; :func:`~flowbench.families.optimization.build_optimizer` makes
+        whose gradients they unscale after the clipping; :func:`~flowbench.training.optimization.build_optimizer` makes
         none there.)
 
         Args:

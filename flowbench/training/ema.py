@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from flowbench.core.checks import check_number
-from flowbench.families.parallel import full_tensor, local_tensor, sharded_like
+from flowbench.training.parallel import full_tensor, local_tensor, sharded_like
 
 __all__ = ["ExponentialMovingAverage", "check_ema_decay"]
 

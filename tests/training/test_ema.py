@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from flowbench.families.ema import ExponentialMovingAverage
+from flowbench.training.ema import ExponentialMovingAverage
 
 
 def linear(value: float) -> nn.Linear:

@@ -33,7 +33,7 @@ _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 class FullyShardedStrategy(ModelParallelStrategy):
     """Fully sharded data-parallel training.
 
-    In YAML ``trainer.strategy: {class_path: flowbench.families.FullyShardedStrategy}``; it takes no arguments.
+    In YAML ``trainer.strategy: {class_path: flowbench.training.FullyShardedStrategy}``; it takes no arguments.
     Lightning's strategy with the choices that fit here: all processes are one data-parallel group, and a checkpoint is
     one file with whole tensors, which a plain run on one device can load and which is written by renaming.
 
@@ -107,7 +107,7 @@ def check_strategy(strategy: object) -> None:
         return
     raise ValueError(
         f"trainer.strategy={name} is not supported: to shard weights, "
-        "set trainer.strategy={class_path: flowbench.families.FullyShardedStrategy}"
+        "set trainer.strategy={class_path: flowbench.training.FullyShardedStrategy}"
     )
 
 

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 import pytest
 
 from flowbench.core.progress import PROGRESS_FILE
-from flowbench.evaluation import progress as module
-from flowbench.evaluation.progress import ProgressFile
 from flowbench.evaluation.stages import Stages
-from flowbench.families import Budget, BudgetLimit
+from flowbench.training import Budget, BudgetLimit
+from flowbench.training import progress as module
+from flowbench.training.progress import ProgressFile
 
-from .evaluator_runs import digits, evaluator, flow, point_metrics, points, quick, trainer
+from ..evaluation.evaluator_runs import digits, evaluator, flow, point_metrics, points, quick, trainer
 
 
 @pytest.fixture

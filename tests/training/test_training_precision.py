@@ -11,9 +11,10 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 
 from flowbench.cli import main
-from flowbench.families import Autoencoder, GaussianNoise, OptimizerConfig, TrainingModule
+from flowbench.families import Autoencoder, GaussianNoise
 from flowbench.families.noise.denoising import FlowScoreDenoiser
 from flowbench.networks import KLAutoencoder
+from flowbench.training import OptimizerConfig, TrainingModule
 
 from ..contract.builders import perturb
 from ..runs.conftest import POINTS

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from lightning.pytorch.loggers import CSVLogger
 
 from flowbench.data import Batch, FlowDataModule
-from flowbench.families import Autoencoder, NonFiniteLossError, OptimizerConfig, load_checkpoint, read_checkpoint
+from flowbench.families import Autoencoder
 from flowbench.networks import KLAutoencoder
+from flowbench.training import NonFiniteLossError, OptimizerConfig, load_checkpoint, read_checkpoint
 
 from ..contract.builders import IMAGES, build
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from flowbench.families.optimization import OptimizerConfig, learning_rate_factor, parameter_groups
 from flowbench.networks import CausalTransformer, TokenTransformer
+from flowbench.training.optimization import OptimizerConfig, learning_rate_factor, parameter_groups
 
 
 def test_only_matrices_are_decayed():

@@ -20,7 +20,7 @@ from flowbench.core.endings import LOST, ProcessEnded, is_distributed, recorded_
 from flowbench.core.launch import is_first_process
 from flowbench.core.processes import exit_status, how_it_ended
 from flowbench.core.stopping import LISTENER, Handler, Stopped
-from flowbench.evaluation.progress import note_end, read_phase
+from flowbench.training.progress import note_end, read_phase
 
 __all__ = ["ProcessWatch", "StopOnSignal", "speak_of_loss"]
 

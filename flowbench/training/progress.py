@@ -13,7 +13,7 @@ import torch
 
 from flowbench.core.progress import note_progress
 from flowbench.core.storage import read_record, write_text
-from flowbench.families import Budget
+from flowbench.training import Budget
 
 __all__ = ["ProgressFile", "is_trained", "note_end", "read_phase"]
 

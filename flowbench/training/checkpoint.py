@@ -11,7 +11,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from flowbench.core.places import expand
 from flowbench.core.storage import write_atomic
-from flowbench.families.training import TrainingModule
+from flowbench.training.module import TrainingModule
 
 __all__ = ["AtomicCheckpointIO", "load_checkpoint", "read_checkpoint"]
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from flowbench.families import Budget, BudgetLimit, count_flops
 from flowbench.networks import CausalTransformer, DiT
+from flowbench.training import Budget, BudgetLimit, count_flops
 
 
 def test_flops_of_a_linear_layer():

@@ -1,0 +1,25 @@
+"""What is trained, flow or not: module, optimiser, averaged weights, budget, checkpoints, parallel strategies."""
+
+from flowbench.training.budget import Budget, BudgetLimit, count_flops
+from flowbench.training.checkpoint import AtomicCheckpointIO, load_checkpoint, read_checkpoint
+from flowbench.training.module import Loss, NonFiniteLossError, TrainingModule
+from flowbench.training.optimization import OptimizerConfig
+from flowbench.training.parallel import FullyShardedStrategy, check_strategy
+from flowbench.training.precision import PRECISIONS, check_precision
+
+__all__ = [
+    "PRECISIONS",
+    "AtomicCheckpointIO",
+    "Budget",
+    "BudgetLimit",
+    "FullyShardedStrategy",
+    "Loss",
+    "NonFiniteLossError",
+    "OptimizerConfig",
+    "TrainingModule",
+    "check_precision",
+    "check_strategy",
+    "count_flops",
+    "load_checkpoint",
+    "read_checkpoint",
+]
