@@ -24,10 +24,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from flowbench.commands.counting import loss_of_one, meta_module
 from flowbench.config import Experiment
 from flowbench.config.compose import compose
 from flowbench.core.kernels import kernel_summary, machine_identity
-from flowbench.counting import loss_of_one, meta_module
 from flowbench.families import FlowModule, TARFlow
 from flowbench.networks.linear import Linear
 

@@ -17,12 +17,12 @@ import torch
 import yaml
 from filelock import FileLock
 
-from flowbench import runs
 from flowbench.bench.plan import make_plan
 from flowbench.cli import main
+from flowbench.commands import runs
+from flowbench.commands.counting import count
 from flowbench.config import Experiment
 from flowbench.core.rows import read_rows
-from flowbench.counting import count
 from flowbench.data.catalogue import list_datasets
 from flowbench.evaluation import cache_dir
 from flowbench.training import read_checkpoint

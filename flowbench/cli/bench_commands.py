@@ -38,7 +38,7 @@ def _list_options(parser: Parser) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from flowbench.bench import run_bench
+    from flowbench.commands.bench import run_bench
 
     return run_bench(Path(arguments.file), arguments.overrides, arguments.jobs, arguments.dry_run)
 
@@ -61,7 +61,7 @@ def _report_bench(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from flowbench.listing import listing
+    from flowbench.commands.listing import listing
 
     answer(listing(arguments.kind))
     return 0

@@ -76,7 +76,7 @@ def _data(arguments: argparse.Namespace) -> int:
     if arguments.action == "list":
         if arguments.names:
             raise UsageError(f"data list takes no names, got {' '.join(arguments.names)}")
-        from flowbench.listing import data_table
+        from flowbench.commands.listing import data_table
 
         answer(data_table())
         return 0
@@ -92,7 +92,7 @@ def _data(arguments: argparse.Namespace) -> int:
 
 def _open(arguments: argparse.Namespace) -> FlowDataModule:
     """The data that the options name."""
-    from flowbench.scoring import open_data
+    from flowbench.commands.scoring import open_data
 
     return open_data(
         arguments.data,
@@ -106,7 +106,7 @@ def _open(arguments: argparse.Namespace) -> FlowDataModule:
 
 
 def _stats(arguments: argparse.Namespace) -> int:
-    from flowbench import scoring
+    from flowbench.commands import scoring
 
     file = scoring.stats(
         _open(arguments),
@@ -129,7 +129,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if len(given) != 1:
         raise UsageError(f"evaluate needs one of --data, -c and --bench, got {' and '.join(given) or 'none'}")
     _refuse_unused(arguments, given[0])
-    from flowbench import scoring
+    from flowbench.commands import scoring
 
     if arguments.data is not None:
         data = _open(arguments)

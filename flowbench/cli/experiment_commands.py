@@ -13,7 +13,7 @@ from flowbench.cli.output import answer
 from flowbench.cli.parser import Command, Parser, config_options, count, path
 from flowbench.cli.summaries import fit_facts, measured_facts, prediction_facts, preparation_facts, show
 from flowbench.cli.unmeasured import report_unmeasured
-from flowbench.prediction_request import OPTIONS, PRIORS, TASKS
+from flowbench.commands.prediction.request import OPTIONS, PRIORS, TASKS
 
 if TYPE_CHECKING:
     from flowbench.config import Experiment
@@ -86,7 +86,7 @@ def _experiment(arguments: argparse.Namespace, trains: bool = False, reads_data:
         experiment.require_budget()
     if arguments.dry_run:
         if reads_data:
-            from flowbench.rehearsal import Rehearsal
+            from flowbench.commands.rehearsal import Rehearsal
 
             Rehearsal(here=False).run(experiment)
         answer(experiment.summary())
@@ -97,7 +97,7 @@ def _experiment(arguments: argparse.Namespace, trains: bool = False, reads_data:
 def _run(
     action: Callable[[ModuleType, Experiment, argparse.Namespace], Path | None], trains: bool = False
 ) -> Callable[[argparse.Namespace], int]:
-    """A handler that gives the validated experiment and ``flowbench.runs`` to an action.
+    """A handler that gives the validated experiment and ``flowbench.commands.runs`` to an action.
 
     The action prints what it did, and returns the folder of the rows that it measured.
     """
@@ -106,7 +106,7 @@ def _run(
         experiment = _experiment(arguments, trains)
         if experiment is None:
             return 0
-        measured = action(importlib.import_module("flowbench.runs"), experiment, arguments)
+        measured = action(importlib.import_module("flowbench.commands.runs"), experiment, arguments)
         return 0 if measured is None else report_unmeasured(measured)
 
     return handler
@@ -156,7 +156,7 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
 def _count(arguments: argparse.Namespace) -> int:
     experiment = _experiment(arguments, reads_data=False)  # the shape is declared; the data may be large
     if experiment is not None:
-        from flowbench.counting import count as count_model
+        from flowbench.commands.counting import count as count_model
 
         answer(count_model(experiment).text())
     return 0

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from flowbench.bench import run_bench
+from flowbench.commands.bench import run_bench
 from flowbench.core.rows import Row
 
 PROGRAM = (sys.executable, str(Path(__file__).with_name("fake_cell.py")))

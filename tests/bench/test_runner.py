@@ -26,7 +26,7 @@ def wait_for(condition, seconds=15.0):
 
 def start_bench(path: Path) -> subprocess.Popen:
     code = (
-        "import sys; from flowbench.bench import run_bench; "
+        "import sys; from flowbench.commands.bench import run_bench; "
         f"sys.exit(run_bench({str(path)!r}, jobs=1, program={PROGRAM!r}))"
     )
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -23,12 +23,12 @@ ROW = Row(
 
 @pytest.fixture
 def runs(monkeypatch, tmp_path):
-    """A `flowbench.runs` that writes down what it was asked, and leaves a folder with a row."""
+    """A `flowbench.commands.runs` that writes down what it was asked, and leaves a folder with a row."""
     left = tmp_path / "left"
     left.mkdir()
     write_rows(left / "rows.jsonl", [ROW])
     calls: list[tuple] = []
-    module = types.ModuleType("flowbench.runs")
+    module = types.ModuleType("flowbench.commands.runs")
     for name in ("fit", "validate", "test", "predict", "reference", "prepare"):
 
         def record(*given, _name=name, **options):
@@ -36,8 +36,8 @@ def runs(monkeypatch, tmp_path):
             return {"validate": {"loss": 0.5}, "prepare": {}}.get(_name, left)
 
         setattr(module, name, record)
-    monkeypatch.setitem(sys.modules, "flowbench.runs", module)
-    monkeypatch.setattr("flowbench.runs", module, raising=False)
+    monkeypatch.setitem(sys.modules, "flowbench.commands.runs", module)
+    monkeypatch.setattr("flowbench.commands.runs", module, raising=False)
     return types.SimpleNamespace(calls=calls, module=module)
 
 
@@ -129,7 +129,9 @@ def test_print_config_composes_to_itself(experiment_file, write, runs, capsys):
 
 def test_dry_run_says_what_would_run(experiment_file, runs, capsys, monkeypatch):
     rehearsed = []  # the classes here are dummies, which no rehearsal takes for a flow
-    monkeypatch.setattr("flowbench.rehearsal.Rehearsal.run", lambda self, experiment: rehearsed.append(experiment))
+    monkeypatch.setattr(
+        "flowbench.commands.rehearsal.Rehearsal.run", lambda self, experiment: rehearsed.append(experiment)
+    )
     assert main(["fit", "-c", "wcfm.yaml", "--dry-run", "run.name=x"]) == 0
     assert [experiment.run_dir for experiment in rehearsed] == [Path("runs/x")]
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
@@ -271,8 +273,8 @@ def test_commands_without_a_run_end_the_same_way(monkeypatch, capsys, tmp_path):
         "flowbench.bench.compare": ["compare", "a", "b"],
         "flowbench.bench.build_report": ["report", "a"],
         "flowbench.bench.run_bench": ["bench", "-c", "b.yaml"],
-        "flowbench.listing.listing": ["list"],
-        "flowbench.listing.data_table": ["data", "list"],
+        "flowbench.commands.listing.listing": ["list"],
+        "flowbench.commands.listing.data_table": ["data", "list"],
     }.items():
         monkeypatch.setattr(place, bug)
         assert main(words) == 1

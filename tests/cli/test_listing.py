@@ -5,7 +5,7 @@ import importlib
 import pytest
 
 from flowbench.cli import main
-from flowbench.listing import listing
+from flowbench.commands.listing import listing
 
 
 @pytest.fixture(autouse=True)

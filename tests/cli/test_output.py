@@ -102,13 +102,13 @@ def test_an_answer_is_printed(capsys):
 
 RUN = """
 import sys, types
-runs = types.ModuleType("flowbench.runs")
+runs = types.ModuleType("flowbench.commands.runs")
 def validate(experiment, ckpt):
     open("measured", "w").close()
     print("≤ ± ┃", file=sys.stderr)
     return {"loss [bits/dim] ≤": 0.5}
 runs.validate = validate
-sys.modules["flowbench.runs"] = runs
+sys.modules["flowbench.commands.runs"] = runs
 from flowbench.cli import main
 import flowbench.cli.experiment_commands as commands
 commands._experiment = lambda arguments, trains=False: object()

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from flowbench import listing
 from flowbench.cli import main
+from flowbench.commands import listing
 from flowbench.core.class_reader import ClassReader
 from flowbench.core.rows import Row, write_rows
 from flowbench.data import DENSITIES, list_datasets

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from flowbench import families, flows, metrics
+from flowbench.commands.prediction.request import Request
 from flowbench.families.conditioning.base import NullConditioner
 from flowbench.flows import Euler, ExactDivergence, UniformWeight
 from flowbench.metrics import IdentityFeatures
 from flowbench.networks import MLP, DiT, KLAutoencoder, TinyAutoencoder
-from flowbench.prediction_request import Request
 from flowbench.training import BudgetLimit
 from flowbench.training.ema import ExponentialMovingAverage
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import flowbench
-from flowbench import runs
 from flowbench.cli import main
+from flowbench.commands import runs
 from flowbench.config import Experiment
 from flowbench.core.contract import ContractError, missing_parts
 from flowbench.core.rows import read_rows

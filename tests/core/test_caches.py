@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import flowbench
-from flowbench import prerequisites
+from flowbench.commands import prerequisites
 from flowbench.config import Experiment
 from flowbench.core import places
 from flowbench.data import FlowDataModule
@@ -75,7 +75,7 @@ MAKERS = {
     "flowbench.families.latents.cache": [latents],
     "flowbench.families.pairing.store": [pairs],
     "flowbench.metrics.weights": [inception, efficientnet],
-    "flowbench.prerequisites": [required],
+    "flowbench.commands.prerequisites": [required],
 }
 ALL = [maker for makers in MAKERS.values() for maker in makers]
 

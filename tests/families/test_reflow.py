@@ -442,7 +442,7 @@ def test_teachers_come_with_their_averaged_weights_to_any_depth(chain):
 
 @pytest.mark.slow
 def test_a_chain_is_prepared_in_order_and_once(chain, cache):
-    from flowbench import runs
+    from flowbench.commands import runs
 
     experiment = Experiment.from_files([chain / "reflow2.yaml"], [f"run.dir={chain / 'run'}", "evaluator=null"])
     found = runs.prepare(experiment)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from flowbench import runs
+from flowbench.commands import runs
 from flowbench.config import Experiment
 from flowbench.core.rows import Row, read_rows
 from flowbench.training.optimization import build_optimizer

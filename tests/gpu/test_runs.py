@@ -10,7 +10,7 @@ import torch
 from flowbench.cli import main
 from flowbench.core.rows import read_rows
 
-from ..runs.conftest import DIGITS, POINTS
+from ..commands.conftest import DIGITS, POINTS
 from .conftest import DEVICE
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"

@@ -16,8 +16,8 @@ from flowbench.families.noise.denoising import FlowScoreDenoiser
 from flowbench.networks import KLAutoencoder
 from flowbench.training import OptimizerConfig, TrainingModule
 
+from ..commands.conftest import POINTS
 from ..contract.builders import perturb
-from ..runs.conftest import POINTS
 from .test_training import digits, model, trainer
 
 PRECISIONS = ["32-true", "bf16-mixed"]

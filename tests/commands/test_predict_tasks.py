@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from flowbench import runs
 from flowbench.cli import main
+from flowbench.commands import runs
+from flowbench.commands.prediction.request import OPTIONS, Request
+from flowbench.commands.prediction.tasks import _cost
 from flowbench.config import Experiment
 from flowbench.families import Samples
-from flowbench.prediction import _cost
-from flowbench.prediction_request import OPTIONS, Request
 
 from .conftest import DIGITS, POINTS
 
@@ -68,7 +68,9 @@ def trained(tmp_path_factory):
         overrides = [f"run.dir={folder / name}", "evaluator=null", *more]
         found[name] = Experiment.from_files([folder / f"{name}.yaml"], overrides)
         with pytest.MonkeyPatch.context() as patch:  # a process of its own takes ten seconds to start
-            patch.setattr("flowbench.prerequisites.run_child", lambda command, log, environment: main(command[3:]))
+            patch.setattr(
+                "flowbench.commands.prerequisites.run_child", lambda command, log, environment: main(command[3:])
+            )
             runs.fit(found[name])
     return found
 
@@ -423,8 +425,8 @@ def test_every_option_belongs_to_a_task():
 
 
 def test_grey_levels_of_any_number_survive_the_way_through_a_file():
+    from flowbench.commands.prediction.input import _from_uint8
     from flowbench.data import DataSpec
-    from flowbench.prediction_input import _from_uint8
 
     for levels in (2, 3, 17, 100, 200, 255, 256):
         spec = DataSpec("grid", "1", (1, 1, levels), levels=levels)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from flowbench import runs
 from flowbench.cli import main
+from flowbench.commands import runs
 from flowbench.families import FlowModule, TARFlow
 from flowbench.training import read_checkpoint
 

@@ -12,6 +12,7 @@ import torch
 
 from flowbench.bench.report import build_report
 from flowbench.bench.store import EXTERNAL, REFERENCES, collect, load_plan
+from flowbench.commands.run_folder import claim, working_in
 from flowbench.config import Experiment, compose
 from flowbench.core.remarks import say_once
 from flowbench.core.rows import FLOOR_FILE, write_rows
@@ -32,7 +33,6 @@ from flowbench.evaluation.earlier import set_aside
 from flowbench.evaluation.external import ExternalImages
 from flowbench.evaluation.samples import RealSet
 from flowbench.metrics import FeatureStatistics, load_statistics, save_statistics
-from flowbench.run_folder import claim, working_in
 
 __all__ = ["evaluate", "image_evaluator", "join_bench", "open_data", "open_experiment", "stats"]
 

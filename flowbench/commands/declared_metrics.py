@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flowbench.counting import meta_module
+from flowbench.commands.counting import meta_module
 from flowbench.evaluation.prospect import Declared, declare
 from flowbench.families import FlowModule
 

@@ -7,8 +7,8 @@ import os
 import pytest
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 
+from flowbench.commands.launch import make_trainer
 from flowbench.core.launch import local_rank, number_of_tasks, process_rank, started_by_srun, without_launcher
-from flowbench.launch import make_trainer
 
 # As in the script of `sbatch --ntasks=2`, which runs once.
 JOB = {

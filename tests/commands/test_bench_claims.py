@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from flowbench.bench import claimed
-from flowbench.bench.claimed import check_claims
 from flowbench.bench.plan import make_plan
 from flowbench.cli import main
+from flowbench.commands import bench_claims as claimed
+from flowbench.commands.bench_claims import check_claims
 from flowbench.evaluation import Measurement, Metric
 
 MODEL, EVALUATION = "model.init_args", "flowbench.evaluation"
@@ -161,5 +161,5 @@ def test_a_finished_bench_is_not_built_again(workshop, monkeypatch):
     workshop.experiment("a")
     path = workshop.bench(contenders={"a": "a.yaml"}, claims=["a.fd[fake] < 1"])
     assert workshop.run(path) == 0
-    monkeypatch.setattr("flowbench.bench.bench.check_claims", lambda _: pytest.fail("built"))
+    monkeypatch.setattr("flowbench.commands.bench.check_claims", lambda _: pytest.fail("built"))
     assert workshop.run(path) == 0

@@ -10,8 +10,8 @@ import threading
 import pytest
 import torch
 
-from flowbench import runs
 from flowbench.cli import main
+from flowbench.commands import runs
 from flowbench.core.stopping import LISTENER
 from flowbench.data import FlowDataModule
 from flowbench.families import FlowModule
@@ -319,7 +319,7 @@ def latent(tmp_path, monkeypatch):
         finally:
             LISTENER.start()
 
-    monkeypatch.setattr("flowbench.prerequisites.run_child", child)
+    monkeypatch.setattr("flowbench.commands.prerequisites.run_child", child)
     return ["-c", str(tmp_path / "latent.yaml"), f"run.dir={tmp_path / 'run'}"]
 
 
@@ -359,7 +359,7 @@ def test_an_exit_status_alone_proves_nothing(latent, tmp_path, capsys, monkeypat
         (folder / "progress.json").write_text(json.dumps({"phase": "fit", "fraction": 0.25}))
         return code
 
-    monkeypatch.setattr("flowbench.prerequisites.run_child", child)
+    monkeypatch.setattr("flowbench.commands.prerequisites.run_child", child)
     for _ in range(2):  # what it left is not taken the next time either
         assert main(["fit", *latent]) == status
         line_ = capsys.readouterr().err.splitlines()[-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flowbench import runs
+from flowbench.commands import runs
 from flowbench.config import Experiment
 from flowbench.core.rows import read_rows
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from flowbench import runs
 from flowbench.bench.status import lock_is_held
+from flowbench.commands import runs
 from flowbench.config import Experiment
 from flowbench.core.endings import ProcessEnded
 from flowbench.core.rows import read_rows

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flowbench.prediction_request import Request
-from flowbench.run_folder import claim, read_manifest
+from flowbench.commands.prediction.request import Request
+from flowbench.commands.run_folder import claim, read_manifest
 
 __all__ = ["check_output", "file_names"]
 

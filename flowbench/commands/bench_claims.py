@@ -82,8 +82,8 @@ def _check(side: Quantity, declared: Declared | None) -> None:
 def _declared(plan: Plan, task: str, contender: str) -> Mapping[str, Declared] | None:
     """What a contender of a task and the task's reference rows will have; None where that cannot be known yet."""
     # Late: only benches with claims pay for these imports, and a bench that lists its plan must answer at once.
+    from flowbench.commands.declared_metrics import declared_metrics
     from flowbench.config import Composed, Experiment
-    from flowbench.declarations import declared_metrics
 
     content: dict[str, Any] = copy.deepcopy(dict(plan.experiments[task, contender]))
     try:

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from flowbench import runs
+from flowbench.commands import runs
 from flowbench.config import Experiment
 
 INPAINT = """

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flowbench import runs
 from flowbench.bench import compare
 from flowbench.cli import main
+from flowbench.commands import runs
 from flowbench.core.rows import read_rows
 from flowbench.core.statuses import PARTLY_MEASURED
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from flowbench.bench import validation
 from flowbench.bench.plan import make_plan
-from flowbench.bench.validation import check_experiments
 from flowbench.cli import main
+from flowbench.commands import bench_experiments as validation
+from flowbench.commands.bench_experiments import check_experiments
 from flowbench.config import Experiment
 from flowbench.data import FlowDataModule
 

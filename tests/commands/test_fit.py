@@ -11,7 +11,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from flowbench import runs
+from flowbench.commands import runs
 from flowbench.core.rows import read_rows
 from flowbench.training import read_checkpoint
 
@@ -236,4 +236,4 @@ def test_validation_gives_the_objective_and_keeps_the_curve(experiment):
 @pytest.mark.slow
 def test_importing_the_runs_first_needs_no_other_import():
     """In a notebook it may be the first import; the guard of torchvision must come before Lightning."""
-    subprocess.run([sys.executable, "-c", "import flowbench.runs"], check=True)
+    subprocess.run([sys.executable, "-c", "import flowbench.commands.runs"], check=True)

@@ -17,7 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowbench import prediction_pictures as pictures
+from flowbench.commands.prediction import pictures as pictures
+from flowbench.commands.prediction.conditions import check_conditions, given_images
+from flowbench.commands.prediction.folder import file_names
+from flowbench.commands.prediction.input import BATCH, Subjects, find_subjects
+from flowbench.commands.prediction.request import Request
 from flowbench.core.devices import wait_for
 from flowbench.core.seeds import derive_seed
 from flowbench.core.storage import write_atomic, write_text
@@ -34,10 +38,6 @@ from flowbench.families.zero_shot import (
     reconstruct,
     require_classes,
 )
-from flowbench.prediction_conditions import check_conditions, given_images
-from flowbench.prediction_folder import file_names
-from flowbench.prediction_input import BATCH, Subjects, find_subjects
-from flowbench.prediction_request import Request
 
 __all__ = ["run_task"]
 

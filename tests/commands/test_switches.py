@@ -7,7 +7,7 @@ import inspect
 import pytest
 import torch
 
-from flowbench import runs
+from flowbench.commands import runs
 from flowbench.core.rows import read_rows
 from flowbench.families import FlowModule
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowbench.commands.prediction.request import Request
 from flowbench.core.seeds import generator
 from flowbench.data import DataSpec, FlowDataModule
 from flowbench.families import FlowModule
-from flowbench.prediction_request import Request
 
 __all__ = ["BATCH", "Subjects", "find_subjects"]
 

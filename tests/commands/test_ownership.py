@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from flowbench.bench import run_bench
 from flowbench.cli import main
+from flowbench.commands.bench import run_bench
+from flowbench.commands.run_folder import KINDS, claim, contents, working_in
 from flowbench.core.rows import Row, read_rows, write_rows
 from flowbench.data import FlowDataModule
-from flowbench.run_folder import KINDS, claim, contents, working_in
 
 from .conftest import DIGITS
 

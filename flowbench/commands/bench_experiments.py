@@ -29,7 +29,7 @@ def check_experiments(plan: Plan) -> None:
     Raises:
         ValueError: one line with the task, the contender and what is wrong, for the first bad one.
     """
-    from flowbench.rehearsal import Rehearsal
+    from flowbench.commands.rehearsal import Rehearsal
 
     valid: dict[str, Experiment] = {}
     rehearsal, rehearsed = Rehearsal(here=False), set()

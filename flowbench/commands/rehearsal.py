@@ -17,11 +17,11 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from flowbench.commands.counting import loss_of_one, training_flops
+from flowbench.commands.launch import make_trainer
 from flowbench.config import fingerprint
 from flowbench.core.checks import named
-from flowbench.counting import loss_of_one, training_flops
 from flowbench.evaluation.measurable import check_measurable
-from flowbench.launch import make_trainer
 from flowbench.training import BudgetLimit, TrainingModule, check_precision, check_strategy
 
 if TYPE_CHECKING:

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from flowbench import runs
 from flowbench.cli import main
+from flowbench.commands import runs
+from flowbench.commands.rehearsal import Rehearsal, rehearse
 from flowbench.config import Experiment
 from flowbench.core.contract import ContractError
 from flowbench.data import FlowDataModule
 from flowbench.evaluation import Metric
-from flowbench.rehearsal import Rehearsal, rehearse
 
 from ..contract import outside as dummies
 from ..contract.outside import outside

@@ -16,24 +16,25 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from flowbench.commands.counting import meta_module, training_flops
+from flowbench.commands.launch import listed, make_trainer
+from flowbench.commands.prediction.folder import check_output
+from flowbench.commands.prediction.request import Request
+from flowbench.commands.prediction.tasks import run_task
+from flowbench.commands.prerequisites import required_checkpoints
+from flowbench.commands.rehearsal import rehearse
+from flowbench.commands.run_folder import claim, keeps_details, working_in
+from flowbench.commands.run_identity import check_folder, check_weights, own_folder
+from flowbench.commands.training_run import Run, last_checkpoint, load_weights, noting_the_end, resume_training, train
 from flowbench.config import Built, Experiment
 from flowbench.core.launch import local_rank
 from flowbench.core.rows import write_rows
 from flowbench.core.seeds import generator
-from flowbench.counting import meta_module, training_flops
 from flowbench.data import FlowDataModule
 from flowbench.evaluation import Evaluator, Identity
 from flowbench.evaluation.artifacts import save_samples
 from flowbench.evaluation.earlier import set_aside
 from flowbench.families import FlowModule
-from flowbench.launch import listed, make_trainer
-from flowbench.prediction import run_task
-from flowbench.prediction_folder import check_output
-from flowbench.prediction_request import Request
-from flowbench.prerequisites import required_checkpoints
-from flowbench.rehearsal import rehearse
-from flowbench.run_folder import claim, keeps_details, working_in
-from flowbench.run_identity import check_folder, check_weights, own_folder
 from flowbench.training import (
     AtomicCheckpointIO,
     Budget,
@@ -45,7 +46,6 @@ from flowbench.training import (
 )
 from flowbench.training.interruption import StopOnSignal
 from flowbench.training.progress import ProgressFile, read_phase
-from flowbench.training_run import Run, last_checkpoint, load_weights, noting_the_end, resume_training, train
 
 __all__ = ["fit", "predict", "prepare", "reference", "test", "validate"]
 
@@ -159,7 +159,7 @@ def predict(
         task: `sample`, or what a flow does without training for it: `reconstruct`, `edit`, `interpolate`, `inpaint`,
             `classify`.
         output: folder; None takes `samples`, or the task's name, in the run's folder.
-        options: the task's own, see :class:`~flowbench.prediction_request.Request`.
+        options: the task's own, see :class:`~flowbench.commands.prediction.request.Request`.
 
     Returns:
         The folder.

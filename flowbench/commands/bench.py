@@ -13,19 +13,19 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flowbench.bench.claimed import check_claims
 from flowbench.bench.plan import Plan, make_plan
 from flowbench.bench.preview import plan_lines, plan_table
 from flowbench.bench.progress import make_display
 from flowbench.bench.runner import PROGRAM, Interrupted, Runner
 from flowbench.bench.status import read_status
 from flowbench.bench.store import collect
-from flowbench.bench.validation import check_experiments
+from flowbench.commands.bench_claims import check_claims
+from flowbench.commands.bench_experiments import check_experiments
+from flowbench.commands.run_folder import claim
 from flowbench.core.processes import die_with_parent
 from flowbench.core.rows import unmeasured_text
 from flowbench.core.statuses import PARTLY_MEASURED
 from flowbench.core.storage import write_text
-from flowbench.run_folder import claim
 
 __all__ = ["run_bench"]
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowbench.commands.prediction.request import Request
 from flowbench.data import FlowDataModule
 from flowbench.families import FlowModule, InpaintingConditioner, SpatialCondition
-from flowbench.prediction_request import Request
 
 __all__ = ["Given", "check_conditions", "given_images"]
 

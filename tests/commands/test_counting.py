@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowbench import runs
 from flowbench.cli import main
+from flowbench.commands import runs
+from flowbench.commands.counting import ModelCount, count
 from flowbench.config import Experiment
-from flowbench.counting import ModelCount, count
 from flowbench.data import Batch, DataSpec
 from flowbench.families import DiffusersAutoencoder
 from flowbench.training import count_flops

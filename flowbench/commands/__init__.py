@@ -1,0 +1,1 @@
+"""One file a command, each a function that the command line calls after reading its arguments."""
