@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowbench.config.earlier import with_earliest_names, with_present_names
 from flowbench.config.errors import ConfigError, one_line, suggestion
 from flowbench.config.files import identify_files, names_files, with_contents
 from flowbench.config.interpolation import escape, resolve
@@ -97,7 +98,7 @@ def compose_tree(tree: Mapping[str, Any], name: str, directory: Path) -> Compose
     Raises:
         ConfigError: as :func:`compose`.
     """
-    source = _expand(copy.deepcopy(dict(tree)), name, directory, ()).tree
+    source = _expand(with_present_names(copy.deepcopy(dict(tree))), name, directory, ()).tree
     return Composed(source, _finish(resolve(source), (), {}), ())
 
 
@@ -110,7 +111,7 @@ def fingerprint(resolved: Mapping[str, Any]) -> str:
     resolved = plain(resolved)
     files = resolved.get("files") or {}
     kept = {k: v if k == "requires" else with_contents(v, files) for k, v in resolved.items() if k != "files"}
-    kept = significant(kept)
+    kept = with_earliest_names(significant(kept))
     if isinstance(kept.get("requires"), Mapping):
         kept["requires"] = {k: fingerprint(v) for k, v in kept["requires"].items()}
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"), default=str)
@@ -146,7 +147,7 @@ def read_mapping(path: Path) -> Tree:
         raise ConfigError(f"{path} is empty; write 'key: value' lines")
     if not isinstance(node, dict):
         raise ConfigError(f"{path} must hold 'key: value' lines, not {kind(node)}")
-    return node
+    return dict(with_present_names(node))
 
 
 def _reason(error: Exception) -> str:
@@ -170,7 +171,7 @@ def _compose(
         loaded = _load(paths[-1], chain)
         identified = identified and not _is_older_run(paths[-1], loaded.tree)
         layer = _merge(layer, loaded)
-    source = _override(layer.tree, [parse_override(text) for text in overrides], chain)
+    source = with_present_names(_override(layer.tree, [parse_override(text) for text in overrides], chain))
     resolved = _finish(resolve(source), chain + tuple(paths), known if identified else None)
     return Composed(source, resolved, tuple(paths))
 

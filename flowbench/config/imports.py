@@ -7,17 +7,12 @@ import pkgutil
 from types import ModuleType
 from typing import Any
 
+from flowbench.config.earlier import MOVED
 from flowbench.config.errors import ConfigError, one_line, suggestion
 
-__all__ = ["MOVED", "ROOMS", "import_class"]
+__all__ = ["ROOMS", "import_class"]
 
 ROOMS = ("families", "training", "networks", "flows", "metrics", "evaluation", "data")
-
-MOVED = {
-    "flowbench.families.FullyShardedStrategy": "flowbench.training.FullyShardedStrategy",
-    "flowbench.families.OptimizerConfig": "flowbench.training.OptimizerConfig",
-}
-"""Class paths of earlier versions, which files and saved runs may still have, and where the classes are now."""
 
 
 def import_class(key: str, class_path: Any) -> type:

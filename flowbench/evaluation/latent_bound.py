@@ -117,7 +117,7 @@ class LatentBound(Metric):
 
 def regresses_velocities(flow: FlowModule) -> TypeGuard[FlowMatching]:
     """Whether a flow was trained by regression on independent, equally weighted pairs that one index can key."""
-    if not isinstance(flow, FlowMatching) or not flow.pairs_independently:
+    if not isinstance(flow, FlowMatching) or not flow.pairing.is_independent:
         return False
     return isinstance(flow.weight, UniformWeight) and not flow.path.needs_generator
 

@@ -19,7 +19,8 @@ from flowbench.families.noise.augmentation import Augmentation, GaussianNoise, U
 from flowbench.families.noise.denoising import DecoderDenoiser, Denoiser, FlowScoreDenoiser, Tweedie
 from flowbench.families.normalized_flow_matching import NormalizedFlowMatching
 from flowbench.families.ot_cfm import OTCFM
-from flowbench.families.pairing.batch import BatchPairing, Pairing, Pairs
+from flowbench.families.pairing.base import Pairing, PairingContext, Pairs
+from flowbench.families.pairing.batch import BatchPairing
 from flowbench.families.pairing.stream import StreamPairing
 from flowbench.families.reflow import Reflow
 from flowbench.families.source import DatasetSource
@@ -50,6 +51,7 @@ __all__ = [
     "NetworkFactory",
     "NormalizedFlowMatching",
     "Pairing",
+    "PairingContext",
     "Pairs",
     "PerceptualConfig",
     "PixelSpace",

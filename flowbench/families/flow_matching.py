@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from flowbench.core.contract import returned, shaped
@@ -16,10 +16,11 @@ from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families.base import FlowModule, NetworkFactory, Trajectory
 from flowbench.families.conditioning.base import Conditioner, SpatialCondition, check_condition_channels, guided_network
 from flowbench.families.latents.space import LatentSpace, Space
+from flowbench.families.matching_combinations import check_combination
 from flowbench.families.network_evaluations import CountedNetwork, fixed_cost, single_evaluation, with_evaluations
-from flowbench.families.pairing.batch import BatchPairing, Pairing
+from flowbench.families.pairing.base import ClosePairing, Pairing, PairingContext
+from flowbench.families.pairing.batch import BatchPairing
 from flowbench.families.pairing.description import describe_pairs, names_of_pairs
-from flowbench.families.pairing.stream import StreamPairing
 from flowbench.flows import (
     ClassifierFreeGuidance,
     ConditionedField,
@@ -28,10 +29,8 @@ from flowbench.flows import (
     ExactDivergence,
     Field,
     GaussianSource,
-    GibbsWeight,
     Guidance,
     HutchinsonDivergence,
-    IndependentCoupling,
     Likelihood,
     LinearPath,
     Midpoint,
@@ -39,8 +38,6 @@ from flowbench.flows import (
     Path,
     RescheduledField,
     RungeKutta4,
-    SchrodingerBridgeCoupling,
-    SchrodingerBridgePath,
     Solver,
     Source,
     TimeDistribution,
@@ -79,8 +76,8 @@ class FlowMatching(FlowModule):
             the path of the training.
         source: where the flow starts; None is the standard normal.
         sampling_source: where samples start, in place of `source`; None is that source.
-        coupling: pairs source with data, inside a batch or by a :class:`~flowbench.families.pairing.batch.Pairing`
-            of its own; None draws pairs independently.
+        coupling: pairs source with data inside a batch; None draws pairs independently.
+        pairing: the rule that makes pairs, in place of the one that applies `coupling` to each batch; not both.
         weight: how much a pair counts; None counts all alike.
         times: distribution of the training times; None is the uniform one.
         guidance: guidance of the sampler; None is classifier-free guidance of scale 1, which is none.
@@ -118,7 +115,8 @@ class FlowMatching(FlowModule):
         sampling_path: Path | None = None,
         source: Source | None = None,
         sampling_source: Source | None = None,
-        coupling: Coupling | Pairing | None = None,
+        coupling: Coupling | None = None,
+        pairing: Pairing | None = None,
         weight: Weight | None = None,
         times: TimeDistribution | None = None,
         guidance: Guidance | None = None,
@@ -149,8 +147,11 @@ class FlowMatching(FlowModule):
         self.path = path or LinearPath()
         self.sampling_path = sampling_path
         self.source = source or GaussianSource()
-        coupling = coupling or IndependentCoupling()
-        self.pairing = coupling if isinstance(coupling, Pairing) else BatchPairing(coupling)
+        if coupling is not None and pairing is not None:
+            raise ValueError(
+                f"coupling applies to single batches, and {pairing!r} pairs by itself: give one of the two"
+            )
+        self.pairing = pairing or BatchPairing(coupling)
         self.weight = weight or UniformWeight()
         self.times = times or UniformTimes()
         self.guidance = guidance or ClassifierFreeGuidance()
@@ -162,46 +163,32 @@ class FlowMatching(FlowModule):
         self.check_axes()
 
     def check_axes(self) -> None:
-        """Refuse combinations that would train or sample something else than they say."""
-        independent = self.pairs_independently and not self.source.is_paired
-        if self.path.needs_standard_normal and not (self.source.is_standard_normal and independent):
-            raise ValueError(
-                f"{self.path!r} is right for standard normal noise and independent pairs only, got {self.source!r} and "
-                f"{self.pairing!r}: take LinearPath"
-            )
-        coupling = self.pairing.coupling if isinstance(self.pairing, BatchPairing | StreamPairing) else None
-        if isinstance(self.path, SchrodingerBridgePath) and isinstance(coupling, SchrodingerBridgeCoupling):
-            if not math.isclose(self.path.sigma, coupling.sigma):
-                raise ValueError(
-                    f"a bridge has one sigma, got {self.path.sigma:g} on the path and {coupling.sigma:g} in the "
-                    "coupling: set both alike"
-                )
-        if self.sampling_path is not None:
-            RescheduledField(lambda t, x: x, self.path, self.sampling_path)  # has its own refusals
-        if not self.likelihood_solver.any_field:
-            raise ValueError(
-                f"{self.likelihood_solver!r} follows a path and cannot integrate a density: take a Runge-Kutta method "
-                "as likelihood_solver"
-            )
-        self.solver.for_path(self.sampling_path or self.path)
-        if isinstance(self.weight, GibbsWeight) and self.weight.correction != "none" and not independent:
-            raise ValueError(
-                f"correction {self.weight.correction} is that of independent pairs, got {self.pairing!r} and "
-                f"{self.source!r}: set correction: none, or pair independently"
-            )
-        if self.solver.source_std is not None:
-            unweighted = isinstance(self.weight, UniformWeight) and self.sampling_source is None
-            std = self.source.std if isinstance(self.source, GaussianSource) else None
-            if std != self.solver.source_std or not (independent and unweighted):
-                raise ValueError(
-                    f"{self.solver!r} needs a Gaussian source of its source_std and independent pairs of one weight, "
-                    f"got {self.source!r}, {self.pairing!r} and {type(self.weight).__name__}: take an ODE solver"
-                )
+        """Refuse combinations that would train or sample something else than they state."""
+        check_combination(
+            path=self.path,
+            sampling_path=self.sampling_path,
+            source=self.source,
+            sampling_source=self.sampling_source,
+            pairing=self.pairing,
+            weight=self.weight,
+            solver=self.solver,
+            likelihood_solver=self.likelihood_solver,
+        )
 
     @property
-    def pairs_independently(self) -> bool:
-        """Whether source and data points are paired as drawn."""
-        return isinstance(self.pairing, BatchPairing) and isinstance(self.pairing.coupling, IndependentCoupling)
+    def pairing_context(self) -> PairingContext:
+        """The facts that the pairs depend on."""
+        trainer = self._trainer
+        return PairingContext(
+            self.source,
+            self.space,
+            self.num_classes,
+            self.label_dropout,
+            self.seed,
+            self.device,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+        )
 
     @property
     def sweeps(self) -> bool:
@@ -256,7 +243,7 @@ class FlowMatching(FlowModule):
     def check_training(self, data: FlowDataModule, trainer: L.Trainer | None = None) -> None:
         """Also refuse what the pairing cannot pair."""
         super().check_training(data, trainer)
-        self.pairing.check(self, data)
+        self.pairing.check(self.pairing_context, data)
 
     def check_sampling(self, network_evaluations: int | None = None, guidance: float | None = None) -> None:
         """Also refuse evaluations that the solver under this guidance cannot spend exactly."""
@@ -266,18 +253,26 @@ class FlowMatching(FlowModule):
         self._sampler(guide, guided, self._moved(lambda t, x: x), network_evaluations)
 
     def on_fit_start(self) -> None:
-        """Get the pairing ready."""
+        """Set the pairing up."""
         super().on_fit_start()
+        self._set_up_pairing(training=True)
+
+    def on_validation_start(self) -> None:
+        """Set the pairing up where nothing is trained before."""
+        if self.trainer.state.fn == TrainerFn.VALIDATING:
+            self._set_up_pairing(training=False)
+
+    def _set_up_pairing(self, training: bool) -> None:
         data = getattr(self.trainer, "datamodule", None)
-        self.pairing.setup(self, data if isinstance(data, FlowDataModule) else None)
+        self.pairing.setup(self.pairing_context, data if isinstance(data, FlowDataModule) else None, training)
 
     def on_fit_end(self) -> None:
-        """Let the pairing's threads and files go."""
+        """Shut down the pairing's worker threads and close its files."""
         self.pairing.close()
 
     def configure_callbacks(self) -> list[L.Callback]:
-        """The same after an exception, of which Lightning tells callbacks only."""
-        return [_ClosePairing()]
+        """Shut the pairing down after an exception too, which Lightning reports to callbacks only."""
+        return [ClosePairing(self.pairing)]
 
     def flow_loss(self, x: Tensor, label: Tensor | None, rng: torch.Generator) -> Loss:
         """The loss of points that are no batch of the training stream."""
@@ -285,7 +280,7 @@ class FlowMatching(FlowModule):
 
     def batch_loss(self, batch: Batch, x: Tensor, label: Tensor | None, rng: torch.Generator) -> Loss:
         """Weighted mean squared error of the velocity, averaged over dimensions and batch."""
-        pairs = self.pairing.pairs(self, x, label, batch, rng)
+        pairs = self.pairing.pairs(self.pairing_context, x, label, batch, rng)
         first, last = self.path.interval
         t = first + (last - first) * self.times.sample(len(x), rng, x.device)
         point = self.path.sample(pairs.x0, pairs.x1, t, rng)
@@ -314,12 +309,13 @@ class FlowMatching(FlowModule):
         points = self.fit_points(data, num).cpu()
         label = data.split("train").label if self.num_classes is not None else None
         rng = generator(seed, "training-pairs")
-        return describe_pairs(self, points, label if label is None else label[:num], data.batch_size, rng)
+        label = label if label is None else label[:num]
+        return describe_pairs(self.pairing, self.pairing_context, self.weight, points, label, data.batch_size, rng)
 
     @property
     def training_pair_names(self) -> tuple[str, ...]:
         """See :func:`~flowbench.families.pairing.description.names_of_pairs`."""
-        return names_of_pairs(self)
+        return names_of_pairs(self.weight)
 
     # ---- field and solver -----------------------------------------------------------------------------
 
@@ -484,11 +480,3 @@ class FlowMatching(FlowModule):
             probes,
             self.path.interval,
         ).log_prob
-
-
-class _ClosePairing(L.Callback):
-    """Lets the pairing's threads and files go when training breaks off."""
-
-    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
-        if isinstance(module, FlowMatching):
-            module.pairing.close()

@@ -34,7 +34,7 @@ class NormalizedFlowMatching(FlowMatching):
             an encoding is a function of the sample.
         space: where the student lives; None is beside the teacher: its autoencoder's latents, or the data space.
         source: None is the teacher's.
-        options: the other axes of :class:`FlowMatching`; `coupling` is what this family chooses.
+        options: the other axes of :class:`FlowMatching`; `pairing` is what this family chooses.
 
     Raises:
         ValueError: without a teacher, or with one of another shape, source or number of classes.
@@ -55,9 +55,9 @@ class NormalizedFlowMatching(FlowMatching):
         super().__init__(
             spec,
             network,
-            coupling=TeacherPairing(teacher, cache_encodings),
+            pairing=TeacherPairing(teacher, cache_encodings),
             space=space or space_of(teacher),
             source=source or source_of(teacher),
             **options,
         )
-        check_teacher(self, teacher)
+        check_teacher(self.pairing_context, teacher)

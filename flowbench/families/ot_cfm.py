@@ -7,7 +7,7 @@ from typing import Any
 from flowbench.data import DataSpec
 from flowbench.families.base import NetworkFactory
 from flowbench.families.flow_matching import FlowMatching
-from flowbench.families.pairing.batch import Pairing
+from flowbench.families.pairing.base import Pairing
 from flowbench.flows import Coupling, OptimalTransportCoupling
 
 __all__ = ["OTCFM"]
@@ -29,11 +29,20 @@ class OTCFM(FlowMatching):
     Args:
         spec: the data's shape, classes and value grid.
         network: builds the velocity network.
-        coupling: pairs source with data; None is the exact assignment inside the batch.
+        coupling: pairs source with data inside the batch; None is the exact assignment.
+        pairing: a rule in place of the coupling, such as StreamPairing.
         options: the other axes of :class:`FlowMatching`.
     """
 
     def __init__(
-        self, spec: DataSpec, network: NetworkFactory, *, coupling: Coupling | Pairing | None = None, **options: Any
+        self,
+        spec: DataSpec,
+        network: NetworkFactory,
+        *,
+        coupling: Coupling | None = None,
+        pairing: Pairing | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(spec, network, coupling=coupling or OptimalTransportCoupling(), **options)
+        if coupling is None and pairing is None:
+            coupling = OptimalTransportCoupling()
+        super().__init__(spec, network, coupling=coupling, pairing=pairing, **options)

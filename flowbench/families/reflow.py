@@ -15,7 +15,7 @@ from flowbench.families.base import Drawn, FlowModule, NetworkFactory
 from flowbench.families.conditioning.base import Conditioner
 from flowbench.families.flow_matching import FlowMatching
 from flowbench.families.latents.space import Space
-from flowbench.families.pairing.batch import Pairing, Pairs, cost_ratio
+from flowbench.families.pairing.base import Pairing, PairingContext, Pairs, cost_ratio
 from flowbench.families.pairing.store import PairStore, weights_checksum
 from flowbench.families.pairing.teacher import (
     check_noise,
@@ -90,12 +90,12 @@ class ReflowPairing(Pairing):
 
     # ---- generation -------------------------------------------------------------------------------------
 
-    def check(self, flow: FlowMatching, data: FlowDataModule) -> None:
+    def check(self, context: PairingContext, data: FlowDataModule) -> None:
         """Refuse a teacher of other points, labels or another source, or with less noise."""
-        check_teacher(flow, self.teacher)
-        check_noise(flow, self.teacher)
+        check_teacher(context, self.teacher)
+        check_noise(context, self.teacher)
 
-    def setup(self, flow: FlowMatching, data: FlowDataModule | None) -> None:
+    def setup(self, context: PairingContext, data: FlowDataModule | None, training: bool = True) -> None:
         """Read the pairs, or make those that are missing; processes share the work.
 
         Raises:
@@ -103,14 +103,15 @@ class ReflowPairing(Pairing):
         """
         if not isinstance(data, FlowDataModule):
             raise ValueError(f"stored pairs follow the batches of a FlowDataModule, got {type(data).__name__}")
-        check_teacher(flow, self.teacher)
-        check_spaces(flow, self.teacher)
+        check_teacher(context, self.teacher)
+        check_spaces(context, self.teacher)
         num_pairs = self.num_training + self.num_held_out
         store = PairStore("reflow", self._identity(data), num_pairs)
         labels = self._labels(data, num_pairs)
-        store.complete(lambda index: self._made(index, labels, flow.device))
-        rank, world_size = (flow.trainer.global_rank, flow.trainer.world_size) if flow._trainer else (0, 1)
-        self._sampler = EndlessSampler(self.num_training, data.batch_size, flow.seed, rank, world_size)
+        store.complete(lambda index: self._made(index, labels, context.device))
+        self._sampler = EndlessSampler(
+            self.num_training, data.batch_size, context.seed, context.rank, context.world_size
+        )
         self._store = store
 
     def _identity(self, data: FlowDataModule) -> Mapping[str, Any]:
@@ -155,16 +156,15 @@ class ReflowPairing(Pairing):
 
     # ---- training ---------------------------------------------------------------------------------------
 
-    def pairs(self, flow: FlowMatching, x1: Tensor, label: Tensor | None, batch: Batch, rng: torch.Generator) -> Pairs:
+    def pairs(
+        self, context: PairingContext, x1: Tensor, label: Tensor | None, batch: Batch, rng: torch.Generator
+    ) -> Pairs:
         """The stored pairs at this batch's place in the stream; dropped labels stay dropped.
 
-        In a call without a trainer, as when operations are counted, fresh noise and the points as they are.
+        Before :meth:`setup`, as when operations are counted, fresh noise and the points as they are.
         """
         if self._store is None:
-            if flow._trainer is None:
-                return Pairs(flow.source.sample_for(x1, rng), x1, label)
-            self.setup(flow, getattr(flow.trainer, "datamodule", None))
-        assert self._store is not None
+            return Pairs(context.source.sample_for(x1, rng), x1, label)
         rows = self._store.take(self._chosen(batch, len(x1)), x1.device)
         x0, x1 = rows["x0"], rows["x1"]
         if label is not None:
@@ -207,7 +207,7 @@ class Reflow(FlowMatching):
         space: where the student lives; None is beside the teacher: its autoencoder's latents, or the data space.
         source: None is the teacher's.
         conditioner: refused, because generated points have no data that a condition could be made from.
-        options: the other axes of :class:`FlowMatching`; `coupling` is what this family chooses.
+        options: the other axes of :class:`FlowMatching`; `pairing` is what this family chooses.
 
     Raises:
         ValueError: without a teacher, or with one of another shape, source, number of classes or network.
@@ -236,12 +236,12 @@ class Reflow(FlowMatching):
         super().__init__(
             spec,
             network,
-            coupling=ReflowPairing(teacher, num_pairs, hold_out, pair_seed, pair_solver, pair_guidance),
+            pairing=ReflowPairing(teacher, num_pairs, hold_out, pair_seed, pair_solver, pair_guidance),
             space=space or space_of(teacher),
             source=source or source_of(teacher),
             **options,
         )
-        check_teacher(self, teacher)
+        check_teacher(self.pairing_context, teacher)
         if initialise_from_teacher:
             self._start_from(teacher)
 

@@ -26,7 +26,7 @@ AXES = {
         f"{MODEL}.sampling_source={{class_path: flowbench.flows.PrunedSource, init_args: {{max_cosine: 0.9,"
         " quantile: 0.25, axes: high}}",
     ],
-    "stream": [f"{MODEL}.coupling={{class_path: flowbench.families.StreamPairing, init_args: {{ahead: 0}}}}"],
+    "stream": [f"{MODEL}.pairing={{class_path: flowbench.families.StreamPairing, init_args: {{ahead: 0}}}}"],
 }
 
 

@@ -276,7 +276,7 @@ ALIASES = {"BudgetLimit.amount": "budget.steps", "ExponentialMovingAverage.decay
 # Records of what was computed. NaN is a value there: it says that samples diverged, or that a ratio is not defined.
 RESULTS = {
     "flows": {"Inversion", "Likelihood", "SolverStats", "TransportDecomposition"},
-    "families": {"Pairs", "Samples"},
+    "families": {"PairingContext", "Pairs", "Samples"},
     "training": {"Loss"},
     "metrics": {
         "DensityCoverage", "FrechetInfinity", "InceptionScore", "Interval", "KernelEstimate", "Memorization",

@@ -14,9 +14,9 @@ STEPS, BATCH, SEED = 5, 32, 5
 
 def experiment(workplace: Workplace, name: str, cls: str = "SpyPairing", **options):
     """Five steps under pairs of three batches of 32: two groups, the second cut short."""
-    coupling = {"class_path": f"pairing_spy.{cls}", "init_args": {"oversample": 3, "ahead": 0, **options}}
+    pairing = {"class_path": f"pairing_spy.{cls}", "init_args": {"oversample": 3, "ahead": 0, **options}}
     trainer = {"max_steps": STEPS, "val_check_interval": STEPS, "limit_val_batches": 1}
-    return workplace.write(name, matching("FlowMatching", coupling=coupling), evaluator=None, trainer=trainer)
+    return workplace.write(name, matching("FlowMatching", pairing=pairing), evaluator=None, trainer=trainer)
 
 
 def two(workplace: Workplace, name: str, **options) -> Outcome:

@@ -24,7 +24,7 @@ from flowbench.training import OptimizerConfig
 from tests.closeness import assert_near, magnitude
 
 from ..contract.builders import perturb
-from .test_training import digits, trainer
+from ..training.test_training import digits, trainer
 
 SPEC = DataSpec("images", "1", (1, 8, 8), levels=17)
 NETWORK = partial(KLAutoencoder, latent_channels=2, width=8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import lightning as L
@@ -182,17 +183,17 @@ def test_a_pairing_over_the_stream_looks_its_latents_up_too(monkeypatch, world):
         data = digits(dequantize="none")
         pairing = StreamPairing(oversample=2, gather=world == 1, ahead=0)
         network = partial(DiT, width=8, depth=1, num_heads=1, patch_size=1)
-        flow = LatentCFM(data.spec, network, autoencoder=autoencoder(), cache_latents=cached, coupling=pairing)
-        monkeypatch.setattr("flowbench.families.pairing.stream._shard", lambda: (world - 1, world))
+        flow = LatentCFM(data.spec, network, autoencoder=autoencoder(), cache_latents=cached, pairing=pairing)
         flow.space.prepare_training(data, CPU)
         if cached:
             monkeypatch.setattr(flow.space.autoencoder.network, "encode", None)
-        pairing.setup(flow, data)
+        context = replace(flow.pairing_context, rank=world - 1, world_size=world)
+        pairing.setup(context, data)
         found = []
         for position in (0, 16, 32, 48):
             batch = data.train_batch_at(position)
             x1 = torch.zeros(16 // world, *flow.flow_shape)  # the pairing looks at the stream, not at these
-            found.append(pairing.pairs(flow, x1, None, batch, rng()).x0)
+            found.append(pairing.pairs(context, x1, None, batch, rng()).x0)
         return torch.cat(found)
 
     assert torch.equal(paired(True), paired(False))

@@ -257,7 +257,7 @@ def test_independent_pairs_cost_what_they_cost_and_optimal_ones_less():
 
 def test_larger_problems_are_described_as_large_as_they_are():
     plain = described("ot_cfm")["cost_ratio"]
-    small, large = (described("ot_cfm", coupling=StreamPairing(oversample=n))["cost_ratio"] for n in (1, 8))
+    small, large = (described("ot_cfm", pairing=StreamPairing(oversample=n))["cost_ratio"] for n in (1, 8))
     assert small == pytest.approx(plain, abs=0.02)
     assert large < small
 

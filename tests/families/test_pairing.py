@@ -6,7 +6,8 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from flowbench.families.pairing.batch import BatchPairing, cost_ratio
+from flowbench.families.pairing.base import cost_ratio
+from flowbench.families.pairing.batch import BatchPairing
 from flowbench.flows import Coupling, IndependentCoupling, OptimalTransportCoupling, SinkhornCoupling
 
 from ..contract.builders import IMAGES, POINTS, batch_of, build
@@ -18,7 +19,7 @@ def rng(seed: int = 3) -> torch.Generator:
 
 def paired(coupling: Coupling, spec=POINTS, size: int = 12):
     flow, batch = build("cfm", spec), batch_of(spec, size)
-    return BatchPairing(coupling).pairs(flow, batch.x, None, batch, rng()), batch
+    return BatchPairing(coupling).pairs(flow.pairing_context, batch.x, None, batch, rng()), batch
 
 
 @pytest.mark.parametrize("spec", [POINTS, IMAGES], ids=lambda spec: spec.name)

@@ -12,12 +12,12 @@ from scipy.optimize import linear_sum_assignment
 
 from flowbench.core.seeds import generator
 from flowbench.data import Batch, FlowDataModule
-from flowbench.families.pairing.problem import Problem, solve
+from flowbench.families.pairing.job import CouplingJob, solve
 from flowbench.families.pairing.stream import StreamPairing
 from flowbench.flows import OptimalTransportCoupling
 
 from ..contract.builders import build
-from .test_training import trainer
+from ..training.test_training import trainer
 
 SIZE = 16
 
@@ -27,7 +27,7 @@ def points(seed: int = 4) -> FlowDataModule:
 
 
 def flow_for(data: FlowDataModule, pairing: StreamPairing | None = None, **options):
-    flow = build("cfm", data.spec, coupling=pairing, **options)
+    flow = build("cfm", data.spec, pairing=pairing, **options)
     flow.seed = data.seed
     return flow
 
@@ -35,12 +35,12 @@ def flow_for(data: FlowDataModule, pairing: StreamPairing | None = None, **optio
 def pairs_of(pairing: StreamPairing, data: FlowDataModule, batches, **options):
     """x0 and x1 of some batches of the stream."""
     flow, rng = flow_for(data, **options), torch.Generator().manual_seed(0)
-    pairing.setup(flow, data)
+    pairing.setup(flow.pairing_context, data)
     found = []
     for number in batches:
         batch = data.train_batch_at(number * SIZE)
         label = batch.label if flow.num_classes else None
-        found.append(pairing.pairs(flow, batch.x, label, batch, rng))
+        found.append(pairing.pairs(flow.pairing_context, batch.x, label, batch, rng))
     return found
 
 
@@ -129,11 +129,16 @@ def test_outside_of_the_stream_pairs_are_found_inside_the_batch():
     expected = noise[OptimalTransportCoupling()(noise, x, torch.Generator())]
     for ready in (False, True):
         if ready:
-            pairing.setup(flow, data)
+            pairing.setup(flow.pairing_context, data)
         batch = Batch(x, index=torch.arange(SIZE))
-        assert torch.equal(pairing.pairs(flow, x, None, batch, torch.Generator().manual_seed(1)).x0, expected)
+        assert torch.equal(
+            pairing.pairs(flow.pairing_context, x, None, batch, torch.Generator().manual_seed(1)).x0, expected
+        )
     pairing.close()
-    assert pairing.pairs(flow, x, None, data.train_batch_at(0), torch.Generator().manual_seed(1)).x0.shape == x.shape
+    assert (
+        pairing.pairs(flow.pairing_context, x, None, data.train_batch_at(0), torch.Generator().manual_seed(1)).x0.shape
+        == x.shape
+    )
 
 
 def test_what_is_logged():
@@ -160,7 +165,7 @@ def test_bad_options_are_refused(options, message):
 
 def test_without_a_stream_there_is_nothing_to_look_ahead_in():
     with pytest.raises(ValueError, match="needs the stream of a FlowDataModule, got NoneType"):
-        StreamPairing().setup(flow_for(points()), None)
+        StreamPairing().setup(flow_for(points()).pairing_context, None)
 
 
 # ---- training -------------------------------------------------------------------------------------------
@@ -226,17 +231,17 @@ def test_the_training_does_not_wait_for_a_solve_that_it_does_not_need():
     watched = Watched()
     pairing, data = StreamPairing(watched, ahead=2), points()
     flow, rng = flow_for(data), torch.Generator().manual_seed(0)
-    pairing.setup(flow, data)
+    pairing.setup(flow.pairing_context, data)
     first, second = (data.train_batch_at(number * SIZE) for number in (0, 1))
-    pairing._stream._work_ahead(flow, -1)
-    pairing.pairs(flow, first.x, None, first, rng)
+    pairing._stream._work_ahead(-1)
+    pairing.pairs(flow.pairing_context, first.x, None, first, rng)
     watched.may_go.clear()
     pairing._stream.queued.clear()
-    pairing._stream._work_ahead(flow, 0)  # returns although nothing may be solved
+    pairing._stream._work_ahead(0)  # returns although nothing may be solved
     ready = pairing._stream.queued[1][1]
     assert not ready.done()
     watched.may_go.set()
-    found = pairing.pairs(flow, second.x, None, second, rng)
+    found = pairing.pairs(flow.pairing_context, second.x, None, second, rng)
     assert ready.done()
     assert torch.equal(found.x0, pairs_of(StreamPairing(ahead=0), data, [1])[0].x0)
     pairing.close()
@@ -246,10 +251,10 @@ def test_closing_drops_what_is_queued_and_ends_the_threads():
     watched = Watched()
     pairing, data = StreamPairing(watched, ahead=3), points()
     flow, rng = flow_for(data), torch.Generator().manual_seed(0)
-    pairing.setup(flow, data)
+    pairing.setup(flow.pairing_context, data)
     batch = data.train_batch_at(0)
     watched.may_go.clear()
-    pairing._stream._work_ahead(flow, -1)
+    pairing._stream._work_ahead(-1)
     futures = [future for _, future in pairing._stream.queued.values()]
     pool = of_the_pool()
     assert len(pool) == 1
@@ -261,7 +266,7 @@ def test_closing_drops_what_is_queued_and_ends_the_threads():
     assert not of_the_pool()
     assert len(watched.threads) == 1
     pairing.close()
-    assert pairing.pairs(flow, batch.x, None, batch, rng).x0.shape == batch.x.shape
+    assert pairing.pairs(flow.pairing_context, batch.x, None, batch, rng).x0.shape == batch.x.shape
 
 
 def test_what_a_thread_is_refused_is_said_when_its_group_comes():
@@ -270,7 +275,7 @@ def test_what_a_thread_is_refused_is_said_when_its_group_comes():
     assert len(pairs_of(pairing, data, range(2))) == 2
     refused = data.train_batch_at(2 * SIZE)
     with pytest.raises(ValueError, match=r"^no more points are coupled$"):
-        pairing.pairs(flow_for(data), refused.x, None, refused, torch.Generator())
+        pairing.pairs(flow_for(data).pairing_context, refused.x, None, refused, torch.Generator())
     assert watched.threads[2].startswith("flowbench-coupling")
     pairing.close()
 
@@ -279,15 +284,15 @@ def test_solves_leave_every_thread_its_number_of_threads():
     """Two that overlap too: PyTorch's number for threads to come is one for the whole process."""
     before = torch.get_num_threads()
     noise, x1 = torch.randn(2, 40, 3, generator=generator(0))
-    problem = Problem(noise, x1, None, 0)
+    job = CouplingJob(noise, x1, None, 0)
     torch.set_num_threads(2)
     slow = Watched()
     slow.may_go.clear()
     try:
         with ThreadPoolExecutor(2) as pool:
-            first = pool.submit(solve, slow, problem, 2)
+            first = pool.submit(solve, slow, job, 2)
             assert slow.is_asked.wait(60)
-            second = pool.submit(solve, OptimalTransportCoupling(), problem, 2).result()
+            second = pool.submit(solve, OptimalTransportCoupling(), job, 2).result()
             slow.may_go.set()
             found = first.result()
         assert torch.get_num_threads() == 2
@@ -302,7 +307,7 @@ def test_solves_leave_every_thread_its_number_of_threads():
 
 def test_a_copy_of_a_pairing_shares_no_thread():
     pairing = StreamPairing(oversample=2, ahead=1)
-    pairing.setup(flow_for(points()), points())
+    pairing.setup(flow_for(points()).pairing_context, points())
     other = copy.deepcopy(pairing)
     assert pairing._stream is not None
     assert other._stream is None

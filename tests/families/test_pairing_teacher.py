@@ -17,8 +17,8 @@ from flowbench.networks import MLP, DiT
 from tests.closeness import assert_near
 
 from ..contract.builders import IMAGES, autoencoder, batch_of, build, perturb
+from ..training.test_training import trainer
 from .teachers import LABELLED, MEAN, PLANE, STD, gaussian_teacher
-from .test_training import trainer
 
 NETWORK = partial(MLP, width=16, depth=2)
 
@@ -35,7 +35,7 @@ def student(teacher, spec: DataSpec = PLANE, network=NETWORK, **options) -> Norm
 
 
 def pairs_of(flow, batch: Batch, label=None):
-    return flow.pairing.pairs(flow, flow.space.encode_batch(batch, rng()), label, batch, rng(5))
+    return flow.pairing.pairs(flow.pairing_context, flow.space.encode_batch(batch, rng()), label, batch, rng(5))
 
 
 def normal(num: int = 64, seed: int = 0) -> torch.Tensor:
@@ -129,14 +129,14 @@ def test_a_cache_gives_what_encoding_gives(tmp_path, monkeypatch):
     found = []
     for cached in (True, False):
         flow = student(teacher, data.spec, cache_encodings=cached)
-        flow.pairing.setup(flow, data)
+        flow.pairing.setup(flow.pairing_context, data)
         found.append(pairs_of(flow, data.train_batch_at(64)).x0)
     torch.testing.assert_close(*found)
     assert len(list(tmp_path.glob("pairs/encodings-*/*.pt"))) == 1
     with torch.no_grad():
         teacher.network.unused.fill_(1.0)
     flow = student(teacher, data.spec, cache_encodings=True)
-    flow.pairing.setup(flow, data)
+    flow.pairing.setup(flow.pairing_context, data)
     assert len(list(tmp_path.glob("pairs/encodings-*"))) == 2, "another teacher is another folder"
 
 
@@ -155,7 +155,7 @@ def test_a_cache_that_would_give_something_else_is_refused(options, message, tmp
     network = partial(DiT, width=16, depth=1, num_heads=2, patch_size=2)
     flow = student(tarflow(0.3), IMAGES, network, cache_encodings=True)
     with pytest.raises(ValueError, match=message):
-        flow.pairing.setup(flow, data)
+        flow.pairing.setup(flow.pairing_context, data)
 
 
 @pytest.mark.parametrize(
@@ -184,11 +184,11 @@ def test_a_teacher_in_another_latent_space_or_of_less_noise_is_refused():
     flow = student(teacher, IMAGES, network)
     flow.space.noise_std = 0.5
     with pytest.raises(ValueError, match=r"noise of 0.5, but the teacher learned only 0.3"):
-        TeacherPairing(teacher).setup(flow, None)
+        TeacherPairing(teacher).setup(flow.pairing_context, None)
     other = autoencoder()
     perturb(other, 3)
     from flowbench.families import LatentSpace
 
     flow = student(teacher, IMAGES, network, space=LatentSpace(other))
     with pytest.raises(ValueError, match="lives in the latent space of autoencoder"):
-        flow.pairing.setup(flow, None)
+        flow.pairing.setup(flow.pairing_context, None)

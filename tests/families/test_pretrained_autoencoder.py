@@ -25,7 +25,7 @@ from flowbench.metrics import psnr
 from flowbench.networks import DiT, KLAutoencoder, TinyAutoencoder
 
 from ..contract.builders import perturb
-from .test_training import digits, trainer
+from ..training.test_training import digits, trainer
 
 
 @pytest.fixture

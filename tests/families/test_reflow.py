@@ -24,8 +24,8 @@ from flowbench.training import OptimizerConfig
 from tests.closeness import assert_near
 
 from ..contract.builders import POINTS, build, perturb
+from ..training.test_training import trainer
 from .teachers import LABELLED, MEAN, PLANE, STD, gaussian_teacher
-from .test_training import trainer
 
 NETWORK = partial(MLP, width=16, depth=2)
 
@@ -54,7 +54,7 @@ def pairs_at(flow, data, position=0, label=None, split="train"):
         batch = data.train_batch_at(position)
     else:
         batch = next(iter(data.val_dataloader()))
-    return flow.pairing.pairs(flow, batch.x, label, batch, torch.Generator())
+    return flow.pairing.pairs(flow.pairing_context, batch.x, label, batch, torch.Generator())
 
 
 # ---- the pairs ------------------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ def pairs_at(flow, data, position=0, label=None, split="train"):
 
 def test_pairs_are_noise_by_index_and_where_the_teacher_carries_it(cache):
     flow, data = student(gaussian_teacher()), plane()
-    flow.pairing.setup(flow, data)
+    flow.pairing.setup(flow.pairing_context, data)
     noise = indexed_normal(range(100), (2,), 0, "reflow")
     seen = [pairs_at(flow, data, 16 * n) for n in range(6)]
     x0, x1 = torch.cat([p.x0 for p in seen]), torch.cat([p.x1 for p in seen])
@@ -76,12 +76,13 @@ def test_pairs_are_noise_by_index_and_where_the_teacher_carries_it(cache):
 
 def test_a_share_of_each_batch_belongs_to_each_process(cache):
     flow, data = student(gaussian_teacher()), plane()
-    flow.pairing.setup(flow, data)
+    flow.pairing.setup(flow.pairing_context, data)
     whole = pairs_at(flow, data, 32).x0
     batch, parts = data.train_batch_at(32), []
     for rank in (0, 1):
-        flow.pairing._sampler.rows = slice(8 * rank, 8 * rank + 8)
-        parts.append(flow.pairing.pairs(flow, batch.x[:8], None, batch, torch.Generator()).x0)
+        context = replace(flow.pairing_context, rank=rank, world_size=2)
+        flow.pairing.setup(context, data)
+        parts.append(flow.pairing.pairs(context, batch.x[:8], None, batch, torch.Generator()).x0)
     assert torch.equal(whole, torch.cat(parts))
 
 
@@ -89,7 +90,7 @@ def test_labels_are_those_the_pairs_were_made_with_and_stay_dropped(cache):
     data = plane()
     flow = student(gaussian_teacher(LABELLED, conditional=True), LABELLED, conditional=True, num_pairs=60)
     flow.pairing._labels = lambda data, num: torch.arange(num) % 2
-    flow.pairing.setup(flow, data)
+    flow.pairing.setup(flow.pairing_context, data)
     told = torch.tensor([2] * 4 + [0] * 12)
     pairs = pairs_at(flow, data, label=told)
     assert (pairs.label[:4] == 2).all()
@@ -112,14 +113,14 @@ def test_pairs_are_made_once_and_another_teacher_seed_or_solver_is_another_folde
 
     def folders(**options):
         flow = student(options.pop("teacher", None) or gaussian_teacher(), **options)
-        flow.pairing.setup(flow, data)
+        flow.pairing.setup(flow.pairing_context, data)
         return {path.name for path in cache.glob("reflow-*")}
 
     first = folders()
     assert folders() == first
     flow = student(gaussian_teacher())
     flow.seed = 7
-    flow.pairing.setup(flow, data)
+    flow.pairing.setup(flow.pairing_context, data)
     assert {path.name for path in cache.glob("reflow-*")} == first, "runs with other seeds share the pairs"
     assert len(folders(pair_seed=1)) == 2
     assert len(folders(pair_solver=Euler(num_steps=3))) == 3
@@ -132,7 +133,7 @@ def test_pairs_are_made_once_and_another_teacher_seed_or_solver_is_another_folde
 
 def test_a_given_solver_makes_the_pairs(cache):
     flow, data = student(gaussian_teacher(optimal=False), pair_solver=Euler(num_steps=1)), plane()
-    flow.pairing.setup(flow, data)
+    flow.pairing.setup(flow.pairing_context, data)
     pairs = pairs_at(flow, data)
     # One Euler step along the first velocity of the independent pairs, mean - x.
     torch.testing.assert_close(pairs.x1, torch.full_like(pairs.x1, MEAN), atol=1e-5, rtol=0)
@@ -175,7 +176,7 @@ def test_a_teacher_that_diverged_is_refused(cache):
         teacher.network.unused.fill_(float("nan"))
     flow = student(teacher)
     with pytest.raises(ValueError, match="the teacher's samples hold NaN or infinity"):
-        flow.pairing.setup(flow, plane())
+        flow.pairing.setup(flow.pairing_context, plane())
     assert not list(cache.glob("*/*.pt")), "no half of a shard is left"
 
 
@@ -296,7 +297,7 @@ def test_the_first_round_on_a_gaussian_is_straight_and_no_longer(cache):
     """Invariant 34 in closed form: independent pairs bend, their flow's pairs are straight and cost less."""
     teacher = gaussian_teacher(optimal=False)
     flow, data = student(teacher, num_pairs=4000), plane()
-    flow.pairing.setup(flow, data)
+    flow.pairing.setup(flow.pairing_context, data)
     seen = [pairs_at(flow, data, 16 * n) for n in range(230)]
     x0, x1 = torch.cat([p.x0 for p in seen]), torch.cat([p.x1 for p in seen])
     cost = (x1 - x0).square().sum(1).mean()

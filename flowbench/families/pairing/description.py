@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from flowbench.data import Batch
-from flowbench.flows import UniformWeight, transport_decomposition
-
-if TYPE_CHECKING:
-    from flowbench.families.flow_matching import FlowMatching
+from flowbench.families.pairing.base import Pairing, PairingContext
+from flowbench.flows import UniformWeight, Weight, transport_decomposition
 
 __all__ = ["OF_WEIGHT", "describe_pairs", "names_of_pairs"]
 
@@ -21,14 +18,20 @@ TILT_POINTS = 512
 OF_WEIGHT = ("ess", "tilt_source", "tilt_target", "tilt_share", "weighted_norm_ratio")
 
 
-def names_of_pairs(flow: FlowMatching) -> tuple[str, ...]:
-    """Names of what :func:`describe_pairs` tells of a flow's pairs."""
-    return ("cost_ratio",) if isinstance(flow.weight, UniformWeight) else ("cost_ratio", *OF_WEIGHT)
+def names_of_pairs(weight: Weight) -> tuple[str, ...]:
+    """Names of what :func:`describe_pairs` returns for pairs of this weight."""
+    return ("cost_ratio",) if isinstance(weight, UniformWeight) else ("cost_ratio", *OF_WEIGHT)
 
 
 @torch.no_grad()
 def describe_pairs(
-    flow: FlowMatching, x1: Tensor, label: Tensor | None, batch_size: int, rng: torch.Generator
+    pairing: Pairing,
+    context: PairingContext,
+    weight: Weight,
+    x1: Tensor,
+    label: Tensor | None,
+    batch_size: int,
+    rng: torch.Generator,
 ) -> dict[str, float]:
     """Cost of the training pairs against independent ones, and what the weight does to them.
 
@@ -36,7 +39,9 @@ def describe_pairs(
     longer, unless the pairing gathers them (``StreamPairing``).
 
     Args:
-        flow: whose pairs.
+        pairing: makes the pairs.
+        context: of the flow.
+        weight: of the pairs.
         x1: data points where the flow lives, shape (N, *flow_shape).
         label: of a conditional flow, shape (N,); else None.
         batch_size: of the training, over all processes.
@@ -48,21 +53,21 @@ def describe_pairs(
         :class:`~flowbench.flows.TransportDecomposition`, over all pairs of 512 points a side.
     """
     costs, independent, log_weights = [], [], []
-    weight = copy.deepcopy(flow.weight).cpu()
-    for rows in torch.arange(len(x1)).split(flow.pairing.problem_size(batch_size)):
+    weight = copy.deepcopy(weight).cpu()
+    for rows in torch.arange(len(x1)).split(pairing.num_coupled(batch_size)):
         points, given = x1[rows], None if label is None else label[rows]
-        pairs = flow.pairing.pairs(flow, points, given, Batch(points, label=given, index=rows), rng)
+        pairs = pairing.pairs(context, points, given, Batch(points, label=given, index=rows), rng)
         costs.append(_squares(pairs.x0, pairs.x1))
         log_weights.append(weight.log_weight(pairs.x0, pairs.x1).double())
         # Pairs of a teacher have data points of their own.
-        fresh = flow.source.sample_for(pairs.x1, rng)
+        fresh = context.source.sample_for(pairs.x1, rng)
         independent.append(_squares(fresh[torch.randperm(len(fresh), generator=rng)], pairs.x1))
     share = torch.cat(log_weights).softmax(0)
     found = {"cost_ratio": float((share * torch.cat(costs)).sum() / torch.cat(independent).mean())}
     if isinstance(weight, UniformWeight):
         return found
     data = x1[:TILT_POINTS]
-    decomposition = transport_decomposition(weight, flow.source.sample_for(data, rng).cpu(), data.cpu())
+    decomposition = transport_decomposition(weight, context.source.sample_for(data, rng).cpu(), data.cpu())
     return found | {name: getattr(decomposition, name) for name in OF_WEIGHT}
 
 

@@ -6,7 +6,7 @@ import copy
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,12 +16,10 @@ from flowbench.core.seeds import derive_seed, generator
 from flowbench.data import Batch, FlowDataModule
 from flowbench.families.latents.cache import LatentCache, latent_cache
 from flowbench.families.latents.space import LatentSpace
-from flowbench.families.pairing.batch import BatchPairing, Pairing, Pairs, cost_ratio
-from flowbench.families.pairing.problem import Problem, Solved, solve
+from flowbench.families.pairing.base import Pairing, PairingContext, Pairs, cost_ratio
+from flowbench.families.pairing.batch import BatchPairing
+from flowbench.families.pairing.job import CouplingJob, CouplingResult, solve
 from flowbench.flows import Coupling, OptimalTransportCoupling, Source
-
-if TYPE_CHECKING:
-    from flowbench.families.flow_matching import FlowMatching
 
 __all__ = ["StreamPairing"]
 
@@ -29,7 +27,7 @@ _FAILED = -1  # in the place of an index: the process that solves could not
 
 
 @dataclass
-class _Group:
+class _PairGroup:
     """The pairs of some consecutive batches of the stream.
 
     Attributes:
@@ -57,7 +55,8 @@ class StreamPairing(Pairing):
     Pairs are a function of (seed, group) alone: the same for any `ahead`, for a resumed run and, when gathered, for any
     number of processes with the same global batch. Only a permutation of the noise results, so the data points are
     looked up without what barely moves them: quantised images at their bins' centres, latents at the mean of their
-    posterior. (Mirror images are mirrored: that moves a point far.) Latents are read from the flow's cache where it has
+    posterior. Random flips are applied first, because they change
+    distances. Latents are read from the flow's cache where it has
     `cache_latents`; else the encoder runs here too, once more for each training point.
 
     Outside of the training stream, as in validation, pairs are found inside the batch: there is nothing to look ahead
@@ -89,7 +88,7 @@ class StreamPairing(Pairing):
         check_count("oversample", oversample, at_most=10**6, hint="1 is the batch itself")
         check_count("ahead", ahead, at_least=0, at_most=1000, hint="0 solves in line")
         check_count("workers", workers, at_most=max(1, ahead), hint=f"each needs one of the ahead={ahead} groups")
-        self.coupling = coupling or OptimalTransportCoupling()
+        self.coupling: Coupling = coupling or OptimalTransportCoupling()
         self.oversample = oversample
         self.gather = gather
         self.ahead = ahead
@@ -103,25 +102,29 @@ class StreamPairing(Pairing):
         """A copy that is not set up: it shares no thread with the original."""
         return StreamPairing(copy.deepcopy(self.coupling, memo), self.oversample, self.gather, self.ahead, self.workers)
 
-    def problem_size(self, batch_size: int) -> int:
+    def num_coupled(self, batch_size: int) -> int:
         """Those of all the batches of a group."""
         return self.oversample * batch_size
 
-    def setup(self, flow: FlowMatching, data: FlowDataModule | None) -> None:
-        """Look ahead in the stream from now on.
+    def setup(self, context: PairingContext, data: FlowDataModule | None, training: bool = True) -> None:
+        """Look ahead in the training stream from now on.
 
         Raises:
             ValueError: without a datamodule, whose stream is what this pairing looks ahead in.
         """
+        if not training:
+            return
         if not isinstance(data, FlowDataModule):
             raise ValueError(
                 f"StreamPairing needs the stream of a FlowDataModule, got {type(data).__name__}: "
                 "give the coupling without it"
             )
         self.close()
-        self._stream = _Stream(self, flow, data)
+        self._stream = _Stream(self, context, data)
 
-    def pairs(self, flow: FlowMatching, x1: Tensor, label: Tensor | None, batch: Batch, rng: torch.Generator) -> Pairs:
+    def pairs(
+        self, context: PairingContext, x1: Tensor, label: Tensor | None, batch: Batch, rng: torch.Generator
+    ) -> Pairs:
         """This batch's part of its group's pairs; nothing is drawn from `rng` inside the training stream.
 
         Raises:
@@ -129,8 +132,8 @@ class StreamPairing(Pairing):
             RuntimeError: on the other processes, where the coupling failed on the one that solves.
         """
         if self._stream is None or batch.position is None:
-            return BatchPairing(self.coupling).pairs(flow, x1, label, batch, rng)
-        return self._stream.pairs(flow, x1, label, batch.position)
+            return BatchPairing(self.coupling).pairs(context, x1, label, batch, rng)
+        return self._stream.pairs(x1, label, batch.position)
 
     def close(self) -> None:
         """Stop looking ahead: what is queued is not solved, and only the end of the process waits for what is."""
@@ -144,33 +147,34 @@ class _Stream:
 
     Args:
         options: the pairing.
-        flow: the flow that is trained.
+        context: of the flow that is trained.
         data: where its batches come from.
     """
 
-    def __init__(self, options: StreamPairing, flow: FlowMatching, data: FlowDataModule) -> None:
+    def __init__(self, options: StreamPairing, context: PairingContext, data: FlowDataModule) -> None:
         self.options = options
-        self.rank, self.world_size = _shard()
+        self.context = context
+        self.rank, self.world_size = context.rank, context.world_size
         self.batch_size = data.batch_size
         self.local = data.batch_size // self.world_size
         self.size = options.oversample * (data.batch_size if options.gather else self.local)
         # A datamodule without a trainer serves whole global batches; bins' centres need no noise drawn.
         self.data = copy.copy(data)
         self.data.trainer, self.data.dequantize = None, "none"
-        self.latents = _cached_latents(flow, data)
+        self.latents = _cached_latents(context, data)
         self.solves = self.rank == 0 or not options.gather
         self.num_threads = torch.get_num_threads()
         has_threads = self.solves and options.ahead > 0
         self.threads = ThreadPoolExecutor(options.workers, "flowbench-coupling") if has_threads else None
-        self.queued: dict[int, tuple[Problem, Future[Solved]]] = {}
-        self.group: _Group | None = None
+        self.queued: dict[int, tuple[CouplingJob, Future[CouplingResult]]] = {}
+        self.group: _PairGroup | None = None
 
     # ---- one batch --------------------------------------------------------------------------------------
 
-    def pairs(self, flow: FlowMatching, x1: Tensor, label: Tensor | None, position: int) -> Pairs:
+    def pairs(self, x1: Tensor, label: Tensor | None, position: int) -> Pairs:
         number, batch = divmod(position // self.batch_size, self.options.oversample)
         if self.group is None or self.group.number != number:
-            self.group = self._solved(flow, number)
+            self.group = self._solved(number)
         group = self.group
         start = batch * self.batch_size + self.rank * self.local if self.options.gather else batch * self.local
         rows = slice(start, start + self.local)
@@ -182,7 +186,7 @@ class _Stream:
 
         return Pairs(x0, x1, label, diagnostics=diagnostics)
 
-    def _times(self, group: _Group) -> dict[str, Tensor | float]:
+    def _times(self, group: _PairGroup) -> dict[str, Tensor | float]:
         """Milliseconds of the group, shared out among its batches."""
         share = 1e3 / self.options.oversample
         solving = {} if group.solve_seconds is None else {"coupling_ms": share * group.solve_seconds}
@@ -190,12 +194,12 @@ class _Stream:
 
     # ---- one group --------------------------------------------------------------------------------------
 
-    def _solved(self, flow: FlowMatching, number: int) -> _Group:
+    def _solved(self, number: int) -> _PairGroup:
         """Noise and pairs of a group; a collective call where they are gathered."""
         start = time.perf_counter()
         seconds, error = None, None
         try:
-            noise, solved = self._answer(flow, number) if self.solves else (self._other_noise(flow, number), None)
+            noise, solved = self._answer(number) if self.solves else (self._other_noise(number), None)
         except Exception as failure:
             if not self._broadcasts:
                 raise
@@ -205,27 +209,27 @@ class _Stream:
         if solved is not None:
             index, seconds = solved.index, solved.seconds
         if self._broadcasts:
-            index = _broadcast(index, flow.device)
+            index = _broadcast(index, self.context.device)
         if error is not None:
             raise error
         if int(index[0]) == _FAILED:
             raise RuntimeError("the coupling failed on the first process: its message says why")
         waited = time.perf_counter() - start
-        self._work_ahead(flow, number)
-        return _Group(number, noise, index, seconds, waited)
+        self._work_ahead(number)
+        return _PairGroup(number, noise, index, seconds, waited)
 
     @property
     def _broadcasts(self) -> bool:
         return self.options.gather and self.world_size > 1
 
-    def _answer(self, flow: FlowMatching, number: int) -> tuple[Tensor, Solved]:
-        problem, future = self.queued.pop(number, (None, None))
-        if problem is None or future is None:
-            problem = self._problem(flow, number)
-            return problem.noise, solve(self.options.coupling, problem, self.num_threads)
-        return problem.noise, future.result()
+    def _answer(self, number: int) -> tuple[Tensor, CouplingResult]:
+        job, future = self.queued.pop(number, (None, None))
+        if job is None or future is None:
+            job = self._job(number)
+            return job.noise, solve(self.options.coupling, job, self.num_threads)
+        return job.noise, future.result()
 
-    def _work_ahead(self, flow: FlowMatching, number: int) -> None:
+    def _work_ahead(self, number: int) -> None:
         if self.threads is None:
             return
         wanted = range(number + 1, number + 1 + self.options.ahead)
@@ -234,22 +238,22 @@ class _Stream:
         for following in wanted:
             if following not in self.queued:
                 try:
-                    problem = self._problem(flow, following)
-                    future = self.threads.submit(solve, self.options.coupling, problem, self.num_threads)
+                    job = self._job(following)
+                    future = self.threads.submit(solve, self.options.coupling, job, self.num_threads)
                 except Exception:
                     # Met again, and told to the other processes, when the group's turn comes.
                     return
-                self.queued[following] = (problem, future)
+                self.queued[following] = (job, future)
 
     # ---- what is coupled --------------------------------------------------------------------------------
 
-    def _problem(self, flow: FlowMatching, number: int) -> Problem:
+    def _job(self, number: int) -> CouplingJob:
         batches = self._batches(number)
-        points = self._encoded(flow, batches)
+        points = self._encoded(batches)
         labels = [batch.label for batch in batches if batch.label is not None]
-        condition = torch.cat(labels) if labels and flow.num_classes is not None else None
-        seed = derive_seed(flow.seed, "coupling", number, "solve", *self._own)
-        return Problem(self._noise(flow, number, points), points, condition, seed)
+        condition = torch.cat(labels) if labels and self.context.num_classes is not None else None
+        seed = derive_seed(self.context.seed, "coupling", number, "solve", *self._own)
+        return CouplingJob(self._noise(number, points), points, condition, seed)
 
     @property
     def _own(self) -> tuple[int, ...]:
@@ -267,39 +271,34 @@ class _Stream:
         return Batch(batch.x[rows], label, index=index)
 
     @torch.no_grad()
-    def _encoded(self, flow: FlowMatching, batches: list[Batch]) -> Tensor:
+    def _encoded(self, batches: list[Batch]) -> Tensor:
         """Data of some batches where the flow lives, without noise, on the CPU."""
         if self.latents is not None:
             index = torch.cat([batch.index for batch in batches if batch.index is not None])
             return self.latents.mean.index_select(0, index.cpu()) / self.latents.scale
-        device = flow.device if flow.space.checksum else torch.device("cpu")  # only weights are worth the way
-        return torch.cat([flow.space.encode_mean(batch.x.to(device)).cpu() for batch in batches])
+        device = (
+            self.context.device if self.context.space.checksum else torch.device("cpu")
+        )  # only weights are worth the way
+        return torch.cat([self.context.space.encode_mean(batch.x.to(device)).cpu() for batch in batches])
 
-    def _other_noise(self, flow: FlowMatching, number: int) -> Tensor:
+    def _other_noise(self, number: int) -> Tensor:
         """The group's noise on a process that does not solve; it needs the data where the noise does."""
-        if type(flow.source).sample_for is not Source.sample_for:
-            return self._noise(flow, number, self._encoded(flow, self._batches(number)))
-        return flow.source.sample(self.size, tuple(flow.flow_shape), self._generator(flow, number))
+        if type(self.context.source).sample_for is not Source.sample_for:
+            return self._noise(number, self._encoded(self._batches(number)))
+        return self.context.source.sample(self.size, tuple(self.context.space.shape), self._generator(number))
 
-    def _noise(self, flow: FlowMatching, number: int, points: Tensor) -> Tensor:
-        return flow.source.sample_for(points, self._generator(flow, number))
+    def _noise(self, number: int, points: Tensor) -> Tensor:
+        return self.context.source.sample_for(points, self._generator(number))
 
-    def _generator(self, flow: FlowMatching, number: int) -> torch.Generator:
+    def _generator(self, number: int) -> torch.Generator:
         """Of the CPU, so that a group's noise is the same on every device and process."""
-        return generator(flow.seed, "coupling", number, *self._own)
+        return generator(self.context.seed, "coupling", number, *self._own)
 
 
-def _shard() -> tuple[int, int]:
-    """This process's rank and the number of processes."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
-
-
-def _cached_latents(flow: FlowMatching, data: FlowDataModule) -> LatentCache | None:
+def _cached_latents(context: PairingContext, data: FlowDataModule) -> LatentCache | None:
     """The training split's latents in their file, which is there by now; None where the flow does not look them up."""
-    if isinstance(flow.space, LatentSpace) and flow.space.cache_latents:
-        return latent_cache(flow.space.autoencoder, data, flow.device)
+    if isinstance(context.space, LatentSpace) and context.space.cache_latents:
+        return latent_cache(context.space.autoencoder, data, context.device)
     return None
 
 

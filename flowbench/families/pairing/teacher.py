@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,12 +13,9 @@ from torch import Tensor
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families.base import FlowModule
 from flowbench.families.latents.space import LatentSpace, PixelSpace, Space
-from flowbench.families.pairing.batch import Pairing, Pairs, cost_ratio, true_label
+from flowbench.families.pairing.base import Pairing, PairingContext, Pairs, cost_ratio, true_label
 from flowbench.families.pairing.store import PairStore, weights_checksum
 from flowbench.flows import Source
-
-if TYPE_CHECKING:
-    from flowbench.families.flow_matching import FlowMatching
 
 __all__ = ["TeacherPairing", "check_noise", "check_teacher", "required_teacher", "source_of", "space_of"]
 
@@ -54,32 +51,34 @@ class TeacherPairing(Pairing):
     def __repr__(self) -> str:
         return f"TeacherPairing({type(self.teacher).__name__})"
 
-    def check(self, flow: FlowMatching, data: FlowDataModule) -> None:
+    def check(self, context: PairingContext, data: FlowDataModule) -> None:
         """Refuse a teacher of other points or with less noise, and encodings that differ from visit to visit."""
-        check_teacher(flow, self.teacher)
-        check_noise(flow, self.teacher)
+        check_teacher(context, self.teacher)
+        check_noise(context, self.teacher)
         if self.cache_encodings:
-            self._check_cacheable(flow, data)
+            self._check_cacheable(context, data)
 
-    def setup(self, flow: FlowMatching, data: FlowDataModule | None) -> None:
+    def setup(self, context: PairingContext, data: FlowDataModule | None, training: bool = True) -> None:
         """Check that teacher and student live in the same space; read or make the cache where it is asked for.
 
         Raises:
             ValueError: when they do not, or the data cannot be cached.
         """
-        check_teacher(flow, self.teacher)
-        check_spaces(flow, self.teacher)
-        if self.cache_encodings:
-            self._store = self._encoded(flow, data)
+        check_teacher(context, self.teacher)
+        check_spaces(context, self.teacher)
+        if self.cache_encodings and training:
+            self._store = self._encoded(context, data)
 
-    def pairs(self, flow: FlowMatching, x1: Tensor, label: Tensor | None, batch: Batch, rng: torch.Generator) -> Pairs:
+    def pairs(
+        self, context: PairingContext, x1: Tensor, label: Tensor | None, batch: Batch, rng: torch.Generator
+    ) -> Pairs:
         """Encode the batch, or look its encodings up."""
         start = time.perf_counter()
-        teaching = true_label(label, batch) if self._dropout(flow) == 0 else label
+        teaching = true_label(label, batch) if self._dropout(context) == 0 else label
         if self._store is not None and batch.position is not None and batch.index is not None:
             x0 = self._look_up(self._store, batch.index, teaching, x1.device)
         else:
-            x0 = self._encode(x1, self._missing_std(flow), teaching, rng)
+            x0 = self._encode(x1, self._missing_std(context), teaching, rng)
         seconds = time.perf_counter() - start
 
         def diagnostics() -> dict[str, Tensor | float]:
@@ -87,13 +86,13 @@ class TeacherPairing(Pairing):
 
         return Pairs(x0, x1, label, diagnostics=diagnostics)
 
-    def _missing_std(self, flow: FlowMatching) -> float:
+    def _missing_std(self, context: PairingContext) -> float:
         """Standard deviation of the noise that the student's training points lack."""
-        return math.sqrt(self.teacher.space.noise_std**2 - flow.space.noise_std**2)
+        return math.sqrt(self.teacher.space.noise_std**2 - context.space.noise_std**2)
 
-    def _dropout(self, flow: FlowMatching) -> float:
+    def _dropout(self, context: PairingContext) -> float:
         """Share of labels that teacher and student both do without."""
-        return min(self.teacher.label_dropout, flow.label_dropout) if flow.num_classes is not None else 0.0
+        return min(self.teacher.label_dropout, context.label_dropout) if context.num_classes is not None else 0.0
 
     @torch.no_grad()
     def _encode(self, x1: Tensor, std: float, label: Tensor | None, rng: torch.Generator | None) -> Tensor:
@@ -105,53 +104,53 @@ class TeacherPairing(Pairing):
 
     # ---- cache ------------------------------------------------------------------------------------------
 
-    def _encoded(self, flow: FlowMatching, data: FlowDataModule | None) -> PairStore:
+    def _encoded(self, context: PairingContext, data: FlowDataModule | None) -> PairStore:
         if not isinstance(data, FlowDataModule):
             raise ValueError(f"cache_encodings needs a FlowDataModule, got {type(data).__name__}: set it to false")
-        self._check_cacheable(flow, data)
+        self._check_cacheable(context, data)
         split, spec = data.split("train"), data.spec
         identity = {
             "kind": "encodings",
             "data": spec.identity,
             "teacher": weights_checksum(self.teacher),
             "method": type(self.teacher).__name__ + self.teacher.sampler_name,
-            "dropout": self._dropout(flow) > 0,
+            "dropout": self._dropout(context) > 0,
         }
         store = PairStore("encodings", identity, len(split))
-        labels = split.label if flow.num_classes is not None else None
+        labels = split.label if context.num_classes is not None else None
 
         def make(index: Tensor) -> dict[str, Tensor]:
             points = data.model_values("train", index)
-            rows = {"noise": self._in_chunks(flow, points, None if labels is None else labels[index])}
-            if self._dropout(flow):
+            rows = {"noise": self._in_chunks(context, points, None if labels is None else labels[index])}
+            if self._dropout(context):
                 null = torch.full((len(index),), self.teacher.num_classes or 0)
-                rows["null_noise"] = self._in_chunks(flow, points, null)
+                rows["null_noise"] = self._in_chunks(context, points, null)
             return rows
 
         store.complete(make)
         return store
 
-    def _check_cacheable(self, flow: FlowMatching, data: FlowDataModule) -> None:
-        reason = self._not_cacheable(flow, data)
+    def _check_cacheable(self, context: PairingContext, data: FlowDataModule) -> None:
+        reason = self._not_cacheable(context, data)
         if reason:
             raise ValueError(f"cache_encodings keeps one encoding per training sample, but {reason}: set it to false")
 
-    def _in_chunks(self, flow: FlowMatching, points: Tensor, labels: Tensor | None) -> Tensor:
-        device, parts = flow.device, []
+    def _in_chunks(self, context: PairingContext, points: Tensor, labels: Tensor | None) -> Tensor:
+        device, parts = context.device, []
         for start in range(0, len(points), ENCODING_BATCH):
             rows = slice(start, start + ENCODING_BATCH)
             label = None if labels is None else labels[rows].to(device)
             parts.append(self._encode(points[rows].to(device), 0.0, label, None).cpu())
         return torch.cat(parts)
 
-    def _not_cacheable(self, flow: FlowMatching, data: FlowDataModule) -> str:
+    def _not_cacheable(self, context: PairingContext, data: FlowDataModule) -> str:
         if data.known_spec.levels is not None and data.dequantize != "none":
             return "uniform dequantisation changes the samples at every visit"
         if data.random_flip:
             return "data.random_flip mirrors them"
-        if data.label_noise and flow.num_classes is not None:
+        if data.label_noise and context.num_classes is not None:
             return "data.label_noise gives them other labels than their own"
-        if not isinstance(flow.space, PixelSpace) or flow.space.noise_std or self._missing_std(flow):
+        if not isinstance(context.space, PixelSpace) or context.space.noise_std or self._missing_std(context):
             return "noise or a posterior draw changes the points at every visit"
         return ""
 
@@ -202,45 +201,45 @@ def source_of(teacher: FlowModule) -> Source:
     return copy.deepcopy(teacher.source).train()
 
 
-def check_teacher(flow: FlowMatching, teacher: FlowModule) -> None:
+def check_teacher(context: PairingContext, teacher: FlowModule) -> None:
     """Refuse a teacher of other points, labels or another source than the student's.
 
     Raises:
         ValueError: names both sides.
     """
     sides: dict[str, tuple[Any, Any]] = {
-        "a flow of points of shape": (tuple(teacher.flow_shape), tuple(flow.flow_shape)),
-        "the source": (repr(teacher.source), repr(flow.source)),
+        "a flow of points of shape": (tuple(teacher.flow_shape), tuple(context.space.shape)),
+        "the source": (repr(teacher.source), repr(context.source)),
         # Given its label, a point of an unconditional teacher would not start from the source, but samples do.
-        "labels of as many classes as": (teacher.num_classes, flow.num_classes),
+        "labels of as many classes as": (teacher.num_classes, context.num_classes),
     }
     for what, (theirs, ours) in sides.items():
         if theirs != ours:
             raise ValueError(f"the teacher has {what} {theirs}, the student {ours}: they must agree")
 
 
-def check_spaces(flow: FlowMatching, teacher: FlowModule) -> None:
+def check_spaces(context: PairingContext, teacher: FlowModule) -> None:
     """Refuse a teacher in another latent space, or one that learned less noise than the student.
 
     Raises:
         ValueError: names both sides.
     """
-    if teacher.space.checksum != flow.space.checksum:
+    if teacher.space.checksum != context.space.checksum:
         raise ValueError(
             f"the teacher lives in the latent space of autoencoder {teacher.space.checksum}, the student in that of "
-            f"{flow.space.checksum}: give both the same"
+            f"{context.space.checksum}: give both the same"
         )
-    check_noise(flow, teacher)
+    check_noise(context, teacher)
 
 
-def check_noise(flow: FlowMatching, teacher: FlowModule) -> None:
+def check_noise(context: PairingContext, teacher: FlowModule) -> None:
     """Refuse a teacher that learned less noise than the student's points have.
 
     Raises:
         ValueError: names both sides.
     """
-    if teacher.space.noise_std < flow.space.noise_std:
+    if teacher.space.noise_std < context.space.noise_std:
         raise ValueError(
-            f"the student's points have noise of {flow.space.noise_std:g}, but the teacher learned only "
+            f"the student's points have noise of {context.space.noise_std:g}, but the teacher learned only "
             f"{teacher.space.noise_std:g}: give the student at most as much"
         )

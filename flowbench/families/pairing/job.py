@@ -1,4 +1,4 @@
-"""What a coupling is asked in advance of a training step, and its answer."""
+"""A coupling computed in advance of the training step that needs it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 from flowbench.flows import Coupling
 
-__all__ = ["Problem", "Solved", "solve"]
+__all__ = ["CouplingJob", "CouplingResult", "solve"]
 
 
 @dataclass(frozen=True)
-class Problem:
-    """What a coupling is asked, on the CPU.
+class CouplingJob:
+    """The arguments of a coupling, on the CPU.
 
     Attributes:
         noise: source points, shape (N, *D).
@@ -31,8 +31,8 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Solved:
-    """What a coupling answered.
+class CouplingResult:
+    """The result of a coupling.
 
     Attributes:
         index: a source point for every data point, int64 (N,).
@@ -43,22 +43,22 @@ class Solved:
     seconds: float
 
 
-def solve(coupling: Coupling, problem: Problem, num_threads: int) -> Solved:
-    """Ask a coupling; inside it PyTorch computes on one thread, so that the answer does not depend on who asks.
+def solve(coupling: Coupling, job: CouplingJob, num_threads: int) -> CouplingResult:
+    """Call a coupling; PyTorch computes on one thread in it, so that the result does not depend on the caller.
 
     Args:
-        coupling: what is asked.
-        problem: and about what.
-        num_threads: PyTorch's threads afterwards. Asked for here the number could be that of another solve.
+        coupling: chooses the pairs.
+        job: what it is given.
+        num_threads: PyTorch's threads afterwards; read here, the number could be that of another solve.
 
     Raises:
         ValueError: what the coupling refuses.
     """
     start = time.perf_counter()
-    rng = torch.Generator().manual_seed(problem.seed)
+    rng = torch.Generator().manual_seed(job.seed)
     torch.set_num_threads(1)  # sums of distances depend on it in their last bits, and ties with them
     try:
-        index = coupling(problem.noise, problem.points, rng, problem.condition)
+        index = coupling(job.noise, job.points, rng, job.condition)
     finally:
         torch.set_num_threads(num_threads)
-    return Solved(index.to(torch.int64), time.perf_counter() - start)
+    return CouplingResult(index.to(torch.int64), time.perf_counter() - start)

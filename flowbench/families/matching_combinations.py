@@ -1,0 +1,83 @@
+"""Which choices of a matching flow exclude each other."""
+
+from __future__ import annotations
+
+import math
+
+from flowbench.families.pairing.base import Pairing
+from flowbench.flows import (
+    GaussianSource,
+    GibbsWeight,
+    Path,
+    RescheduledField,
+    SchrodingerBridgeCoupling,
+    SchrodingerBridgePath,
+    Solver,
+    Source,
+    UniformWeight,
+    Weight,
+)
+
+__all__ = ["check_combination"]
+
+
+def check_combination(
+    *,
+    path: Path,
+    sampling_path: Path | None,
+    source: Source,
+    sampling_source: Source | None,
+    pairing: Pairing,
+    weight: Weight,
+    solver: Solver,
+    likelihood_solver: Solver,
+) -> None:
+    """Refuse combinations that would train or sample something else than they state.
+
+    Args:
+        path: interpolation of the training.
+        sampling_path: of the samples; None is that of the training.
+        source: where the flow starts.
+        sampling_source: where samples start; None is `source`.
+        pairing: makes the pairs.
+        weight: of the pairs.
+        solver: integrates samples.
+        likelihood_solver: integrates log-densities.
+
+    Raises:
+        ValueError: one line with both choices and what to take instead.
+    """
+    independent = pairing.is_independent and not source.is_paired
+    if path.needs_standard_normal and not (source.is_standard_normal and independent):
+        raise ValueError(
+            f"{path!r} is right for standard normal noise and independent pairs only, got {source!r} and {pairing!r}: "
+            "take LinearPath"
+        )
+    coupling = pairing.coupling
+    if isinstance(path, SchrodingerBridgePath) and isinstance(coupling, SchrodingerBridgeCoupling):
+        if not math.isclose(path.sigma, coupling.sigma):
+            raise ValueError(
+                f"a bridge has one sigma, got {path.sigma:g} on the path and {coupling.sigma:g} in the coupling: set "
+                "both alike"
+            )
+    if sampling_path is not None:
+        RescheduledField(lambda t, x: x, path, sampling_path)  # has its own refusals
+    if not likelihood_solver.any_field:
+        raise ValueError(
+            f"{likelihood_solver!r} follows a path and cannot integrate a density: take a Runge-Kutta method as "
+            "likelihood_solver"
+        )
+    solver.for_path(sampling_path or path)
+    if isinstance(weight, GibbsWeight) and weight.correction != "none" and not independent:
+        raise ValueError(
+            f"correction {weight.correction} is that of independent pairs, got {pairing!r} and {source!r}: set "
+            "correction: none, or pair independently"
+        )
+    if solver.source_std is not None:
+        unweighted = isinstance(weight, UniformWeight) and sampling_source is None
+        std = source.std if isinstance(source, GaussianSource) else None
+        if std != solver.source_std or not (independent and unweighted):
+            raise ValueError(
+                f"{solver!r} needs a Gaussian source of its source_std and independent pairs of one weight, got "
+                f"{source!r}, {pairing!r} and {type(weight).__name__}: take an ODE solver"
+            )

@@ -1,0 +1,143 @@
+"""What a pairing rule is: it gives every training point its source point."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from flowbench.data import Batch, FlowDataModule
+from flowbench.families.latents.space import Space
+from flowbench.flows import Coupling, Source
+
+__all__ = ["ClosePairing", "Pairing", "PairingContext", "Pairs", "cost_ratio", "true_label"]
+
+
+@dataclass(frozen=True)
+class PairingContext:
+    """The facts of a flow that its pairs depend on.
+
+    Attributes:
+        source: where the flow starts.
+        space: where it lives.
+        num_classes: of a conditional flow, else None.
+        label_dropout: share of the training labels that are replaced by the null label, in [0, 1).
+        seed: training seed.
+        device: of the flow's weights.
+        rank: this process's number, 0 where there is one process.
+        world_size: number of processes.
+    """
+
+    source: Source
+    space: Space
+    num_classes: int | None
+    label_dropout: float
+    seed: int
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+
+
+@dataclass
+class Pairs:
+    """The pairs of one training step.
+
+    Attributes:
+        x0: source points, shape (B, *flow_shape).
+        x1: data points, shape (B, *flow_shape); ``x0[i]`` goes with ``x1[i]``.
+        label: of ``x1`` as the network gets them, null labels included, int64 (B,); None for an unconditional flow.
+        parts: scalars to log at every step, without a gradient.
+        diagnostics: computes more of them; called only on logging steps, because it is expensive.
+    """
+
+    x0: Tensor
+    x1: Tensor
+    label: Tensor | None = None
+    parts: dict[str, Tensor | float] = field(default_factory=dict)
+    diagnostics: Callable[[], dict[str, Tensor | float]] | None = None
+
+
+class Pairing(ABC):
+    """A rule that gives every training point its source point.
+
+    One pairing serves one flow. It is no module: nothing of it enters a checkpoint, so what it gives must be a function
+    of the seed and of the batch's place in the training stream.
+
+    Attributes:
+        coupling: what chooses among source points, where the rule uses a coupling.
+        is_independent: source and data points are paired as drawn.
+    """
+
+    coupling: Coupling | None = None
+    is_independent = False
+
+    def setup(self, context: PairingContext, data: FlowDataModule | None, training: bool = True) -> None:  # noqa: B027
+        """Get ready; called once on every process before the first step. Most rules need nothing.
+
+        Args:
+            context: of the flow, with its seed set.
+            data: where its batches come from; None when that is no :class:`FlowDataModule`.
+            training: False where only validation batches follow.
+        """
+
+    def check(self, context: PairingContext, data: FlowDataModule) -> None:  # noqa: B027 - most rules take any
+        """Refuse what :meth:`setup` will refuse, as far as it is known before data are read and models are trained.
+
+        Args:
+            context: of the flow that is to be trained; it may lie on the meta device.
+            data: where its batches will come from.
+
+        Raises:
+            ValueError: one line with what to change.
+        """
+
+    @abstractmethod
+    def pairs(
+        self, context: PairingContext, x1: Tensor, label: Tensor | None, batch: Batch, rng: torch.Generator
+    ) -> Pairs:
+        """Pair the points of one batch.
+
+        Args:
+            context: of the flow that is trained or validated.
+            x1: data points where the flow lives, shape (B, *flow_shape).
+            label: labels as the network gets them, dropped ones null, shape (B,); None for an unconditional flow.
+            batch: what `x1` was made from. Its own labels are those that no dropping changed; without a position it is
+                no part of the training stream.
+            rng: source of the step's random numbers.
+        """
+
+    def num_coupled(self, batch_size: int) -> int:
+        """Points that are paired at once where training batches, over all processes, have `batch_size`."""
+        return batch_size
+
+    def close(self) -> None:  # noqa: B027 - most rules hold nothing
+        """Shut down worker threads and close files; a second call does nothing."""
+
+
+class ClosePairing(L.Callback):
+    """Shuts down a pairing when training breaks off, which Lightning reports to callbacks only."""
+
+    def __init__(self, pairing: Pairing) -> None:
+        self._pairing = pairing
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        """Shut it down."""
+        self._pairing.close()
+
+
+def true_label(label: Tensor | None, batch: Batch) -> Tensor | None:
+    """The data's own labels where the flow is conditional, before any was dropped."""
+    return label if label is None or batch.label is None else batch.label
+
+
+@torch.no_grad()
+def cost_ratio(x0: Tensor, noise: Tensor, x1: Tensor) -> Tensor:
+    """Mean squared distance of the pairs over that of the independent pairs (noise[i], x1[i]); all (B, *D), a scalar.
+
+    1 for the independent coupling. Not a number where noise and data coincide point by point.
+    """
+    return (x0 - x1).square().sum() / (noise - x1).square().sum()
