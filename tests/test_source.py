@@ -102,8 +102,8 @@ def test_docstrings_are_no_data():
 
 
 def test_commands_print_plain_text():
-    """Rich reads brackets as markup; what a person wrote is none. It is the bench's, which marks its text."""
+    """Rich reads brackets as markup; what a person wrote is none. The bench marks its text."""
     for place, node in nodes((ast.Import, ast.ImportFrom)):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
         if any(name.partition(".")[0] == "rich" for name in names):
-            assert place.startswith("bench/"), place
+            assert place.startswith(("bench/", "commands/bench.py")), place

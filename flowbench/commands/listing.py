@@ -81,7 +81,7 @@ def data_table() -> str:
 
 @cache
 def _reader() -> ClassReader:
-    return ClassReader("flowbench", Path(__file__).resolve().parent)
+    return ClassReader("flowbench", Path(__file__).resolve().parents[1])
 
 
 def _classes(room: str, keep: Callable[[str], bool]) -> Rows:

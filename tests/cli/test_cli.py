@@ -147,7 +147,7 @@ def test_dry_run_says_what_would_run(experiment_file, runs, capsys, monkeypatch)
 
 def test_bench_compare_report(monkeypatch, capsys):
     calls = []
-    monkeypatch.setattr("flowbench.bench.run_bench", lambda *given: calls.append(given) or 1)
+    monkeypatch.setattr("flowbench.commands.bench.run_bench", lambda *given: calls.append(given) or 1)
     monkeypatch.setattr("flowbench.bench.compare", lambda runs: f"table of {len(runs)}")
     monkeypatch.setattr("flowbench.bench.build_report", lambda directory: directory / "report.md")
     assert main(["bench", "-c", "b.yaml", "seeds=[0]", "--jobs", "2", "--dry-run", "--budget.steps=3"]) == 1
@@ -272,7 +272,7 @@ def test_commands_without_a_run_end_the_same_way(monkeypatch, capsys, tmp_path):
     for place, words in {
         "flowbench.bench.compare": ["compare", "a", "b"],
         "flowbench.bench.build_report": ["report", "a"],
-        "flowbench.bench.run_bench": ["bench", "-c", "b.yaml"],
+        "flowbench.commands.bench.run_bench": ["bench", "-c", "b.yaml"],
         "flowbench.commands.listing.listing": ["list"],
         "flowbench.commands.listing.data_table": ["data", "list"],
     }.items():

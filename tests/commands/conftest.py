@@ -9,6 +9,10 @@ import pytest
 
 from flowbench.config import Experiment
 
+from ..bench.conftest import workshop
+
+__all__ = ["DIGITS", "POINTS", "QUALITY", "WEIGHTED", "experiment", "quality", "workshop"]
+
 POINTS = """
 seed: 0
 data: {dataset: eight_gaussians, batch_size: 32, eval_batch_size: 128}

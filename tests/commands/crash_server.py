@@ -15,8 +15,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from flowbench import runs  # noqa: F401 - imported once for all children
 from flowbench.cli import main
+from flowbench.commands import runs  # noqa: F401 - imported once for all children
 from flowbench.config import Experiment
 from flowbench.training.progress import ProgressFile
 

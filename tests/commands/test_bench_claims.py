@@ -130,7 +130,7 @@ def test_a_claim_is_checked_in_every_task_in_which_it_is_judged(workshop):
 
 def test_a_metric_of_ones_own_may_declare_its_names(workshop):
     def with_metric(name):
-        override = {"evaluator.metrics.mine.class_path": f"tests.bench.test_claimed.{name}"}
+        override = {"evaluator.metrics.mine.class_path": f"tests.commands.test_bench_claims.{name}"}
         contenders = {"cfm": {"experiment": "cfm.yaml", "overrides": override}}
         return make_plan(bench(workshop, ["cfm.anythin < 1"], contenders=contenders))
 

@@ -69,7 +69,7 @@ class CountReads(L.Callback):
 @pytest.fixture
 def accelerated(monkeypatch):
     """Code as it runs where reading a value means to wait."""
-    for module in ("families.loss_guard", "flows.weight.normalization"):
+    for module in ("training.loss_guard", "flows.weight.normalization"):
         monkeypatch.setattr(f"flowbench.{module}.reading_waits", lambda device: True)
 
 

@@ -23,7 +23,7 @@ from flowbench.flows import Coupling, FixedStepSolver, UniformWeight
 from flowbench.networks import KLAutoencoder
 from flowbench.training import TrainingModule
 
-from ..families.test_training import trainer
+from ..training.test_training import trainer
 from . import outside as dummies
 from .builders import IMAGES, POINTS
 from .outside import PARTS, Shift, outside
