@@ -358,5 +358,5 @@ def test_an_experiment_is_measured_with_all_its_metrics(file, tmp_path, images):
     if "inpaint" in file.stem:  # completions of an image have no density
         expected -= {"nll"}
     assert expected <= {row.metric for row in rows}
-    assert any("sweep" in row.protocol for row in rows) == ("tarflow" not in file.stem and "starflow" not in file.stem)
+    assert any(row.axis for row in rows) == ("tarflow" not in file.stem and "starflow" not in file.stem)
     assert (tmp_path / "run" / "curve.jsonl").is_file()

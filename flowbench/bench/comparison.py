@@ -13,7 +13,6 @@ from rich.text import Text
 from flowbench.bench.notes import reading_notes
 from flowbench.bench.store import REFERENCE, Results, is_failure, load_rows, planned_seeds
 from flowbench.bench.tables import metric_table
-from flowbench.bench.vocabulary import GROUPS
 from flowbench.core.rows import Row
 
 __all__ = ["compare"]
@@ -45,8 +44,8 @@ def compare(run_dirs: Sequence[str | Path]) -> str:
     console = Console(file=io.StringIO(), width=max(100, Console().width))
     failed = [row for row in rows if is_failure(row)]
     measured = [row for row in rows if not is_failure(row)]
-    for dataset, task in dict.fromkeys((row.dataset, row.task) for row in measured):
-        mine = [r for r in measured if (r.dataset, r.task) == (dataset, task)]
+    for dataset, task in dict.fromkeys((row.dataset, row.problem) for row in measured):
+        mine = [r for r in measured if (r.dataset, r.problem) == (dataset, task)]
         _print_group(console, mine, failed, seeds, dataset, task)
     for row in failed:
         console.print(f"failed: {row.contender} seed {row.seed}", markup=False)
@@ -86,12 +85,12 @@ def _labels(rows: list[Row], run: str) -> Callable[[str], str]:
 
 def _relabelled(rows: list[Row], label: Callable[[str], str], before: list[Row]) -> list[Row]:
     """Rows under their new names; references keep theirs, each of their metrics from the first run that has it."""
-    known = {(row.dataset, row.task, row.contender, row.metric) for row in before if row.family == REFERENCE}
+    known = {(row.dataset, row.problem, row.contender, row.metric) for row in before if row.family == REFERENCE}
     out = []
     for row in rows:
         if row.family != REFERENCE:
             out.append(replace(row, contender=label(row.contender)))
-        elif (row.dataset, row.task, row.contender, row.metric) not in known:
+        elif (row.dataset, row.problem, row.contender, row.metric) not in known:
             out.append(row)
     return out
 
@@ -105,7 +104,7 @@ def _print_group(
     task: str,
 ) -> None:
     present = {row.contender for row in rows}
-    rows = [*rows, *(row for row in failed if row.task == task and row.contender in present)]
+    rows = [*rows, *(row for row in failed if row.problem == task and row.contender in present)]
     results = Results(rows, {name: seeds for name, seeds in planned.items() if name in present})
     # Images that other code made are compared like everybody else.
     others = [*results.external(task), *results.references(task)]
@@ -113,7 +112,7 @@ def _print_group(
     seeds = sorted({row.seed for row in rows})
     plan = {"contenders": names, "tasks": {task: names}, "seeds": seeds, "reasons": {}}
     console.rule(Text(f"{dataset}{f' ({task})' if task and task != dataset else ''}"), align="left")
-    for group in GROUPS:
+    for group in results.groups():
         table = metric_table(plan, results, task, group)
         if table is not None:
             table.print(console)

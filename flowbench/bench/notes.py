@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from flowbench.bench.store import Results
-from flowbench.bench.vocabulary import MetricInfo, info
 from flowbench.core.rows import Row
 from flowbench.core.sample_size import sample_size_warning
 
@@ -77,7 +76,7 @@ def _off_the_data(results: Results, task: str, name: str) -> Iterator[str]:
         if ratio is not None and ratio > FAR:
             found.append(f"neighbour_distance_ratio{features} {ratio:.3g} (fresh samples: about 1)")
     for metric in results.metrics(task, name):
-        if info(metric) != MetricInfo("quality", "lower"):
+        if (results.group(metric), results.goal(metric)) != ("quality", "down"):
             continue
         value, noise = results.mean(task, name, metric), results.mean(task, "noise", metric)
         if value is not None and noise is not None and value > noise:
@@ -99,7 +98,7 @@ def _duplicates(results: Results, task: str) -> Iterator[str]:
 
 def _sample_sizes(results: Results, task: str, names: Sequence[str]) -> Iterator[str]:
     """Numbers of samples that are small for their claim, or another one than the floor's."""
-    rows = [row for row in results.rows if row.task == task and row.n is not None and row.value is not None]
+    rows = [row for row in results.rows if row.problem == task and row.n is not None and row.value is not None]
     for count in sorted({row.n for row in rows if row.metric == "fid" and row.n is not None}):
         if (warning := sample_size_warning(count, INCEPTION_FEATURES)) is not None:
             yield f"fid: {warning}"
@@ -121,7 +120,7 @@ def _sample_sizes(results: Results, task: str, names: Sequence[str]) -> Iterator
 def _by_count(rows: Iterable[Row]) -> list[tuple[int, list[str]]]:
     found: dict[int, dict[str, None]] = {}
     for row in rows:
-        if info(row.metric).group == "quality" and row.metric != "fid" and row.n is not None:
+        if row.group == "quality" and row.metric != "fid" and row.n is not None:
             found.setdefault(row.n, {})[row.metric] = None
     return [(count, list(metrics)) for count, metrics in sorted(found.items())]
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from flowbench.bench.statistics import summarise
 from flowbench.bench.store import Results, SweepAxis
-from flowbench.bench.vocabulary import quality_metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -139,7 +138,7 @@ def _plot_sweep(plan: Mapping[str, Any], results: Results, path: Path, axis: Swe
 def swept_metric(plan: Mapping[str, Any], results: Results, task: str, axis: SweepAxis) -> str | None:
     """The metric of a task that a picture of a sweep shows; None when nothing was swept along the axis."""
     names = plan["tasks"][task]
-    return quality_metric(m for m in results.metrics(task) if any(results.sweep(task, n, m, axis) for n in names))
+    return results.headline(m for m in results.metrics(task) if any(results.sweep(task, n, m, axis) for n in names))
 
 
 def _draw_sweep(
@@ -206,7 +205,7 @@ def _task_curves(
     plan: Mapping[str, Any], results: Results, directory: Path, task: str
 ) -> tuple[str, dict[str, list[Curve]]]:
     cells = [c for c in plan["cells"] if c["task"] == task and c["kind"] == "fit"]
-    metric = quality_metric(_curve_metrics(directory, cells)) or ""
+    metric = results.headline(_curve_metrics(directory, cells)) or ""
     by_name: dict[str, list[Curve]] = defaultdict(list)
     for cell in cells:
         curve = load_curve(directory / cell["directory"] / "curve.jsonl", metric)

@@ -16,8 +16,7 @@ from flowbench.bench.pictures import draw_samples, draw_strips, draw_trajectorie
 from flowbench.bench.plots import plot_bars, plot_evaluations, plot_guidance, plot_training
 from flowbench.bench.provenance import provenance_lines
 from flowbench.bench.store import UNFINISHED, Results, load_plan, load_rows
-from flowbench.bench.tables import difference_table, metric_table, seed_table
-from flowbench.bench.vocabulary import GROUPS, info
+from flowbench.bench.tables import COST, difference_table, metric_table, seed_table
 from flowbench.core.storage import write_text
 
 __all__ = ["build_report", "print_summary"]
@@ -66,8 +65,8 @@ def print_summary(bench_dir: str | Path, console: Console) -> None:
     plan = load_plan(directory)
     results = Results.of_bench(plan, load_rows(directory))
     for task in plan["tasks"]:
-        for group in GROUPS[:2]:
-            table = metric_table(plan, results, task, group)
+        for group in results.groups():
+            table = None if group == COST else metric_table(plan, results, task, group)
             if table is not None:
                 table.print(console)
     for note in _notes(plan, results):
@@ -77,7 +76,7 @@ def print_summary(bench_dir: str | Path, console: Console) -> None:
         console.print(_claims_rich(verdicts))
     for row in results.failures():
         console.print(
-            f"FAILED {_where(row.task, row.contender)} seed {row.seed}: {row.provenance['message']}",
+            f"FAILED {_where(row.problem, row.contender)} seed {row.seed}: {row.provenance['message']}",
             markup=False,
         )
         console.print(f"  log: {row.provenance['log']}", markup=False, soft_wrap=True, highlight=False)
@@ -126,7 +125,7 @@ def _claims(plan: Mapping[str, Any], results: Results) -> str:
 def _failures(plan: Mapping[str, Any], results: Results) -> str:
     failed = results.failures()
     lines = [
-        f"- {_where(row.task, row.contender)} seed {row.seed} ({row.provenance['attempts']} attempts): "
+        f"- {_where(row.problem, row.contender)} seed {row.seed} ({row.provenance['attempts']} attempts): "
         f"{row.provenance['message']} Log: `{row.provenance['log']}`"
         for row in failed
     ]
@@ -140,7 +139,7 @@ def _failures(plan: Mapping[str, Any], results: Results) -> str:
 def _result_sections(plan: Mapping[str, Any], results: Results) -> list[str]:
     parts = ["## Results", _reading_guide(plan)]
     for task in plan["tasks"]:
-        tables = [metric_table(plan, results, task, group) for group in GROUPS]
+        tables = [metric_table(plan, results, task, group) for group in results.groups()]
         tables.append(difference_table(plan, results, task))
         for table in tables:
             if table is not None:
@@ -245,7 +244,7 @@ def _sampler_lines(results: Results) -> list[str]:
     """Per contender, what its samples depend on beside the weights."""
     found: dict[str, dict[str, None]] = {}
     for row in results.rows:
-        if row.sampler and "sweep" not in row.protocol:
+        if row.sampler and not row.axis:
             scale = "" if row.guidance in (None, 1.0) else f", guidance scale {row.guidance:g}"
             found.setdefault(row.contender, {})[f"`{row.sampler}`{scale}"] = None
     lines = [f"  - {contender}: {'; '.join(samplers)}" for contender, samplers in found.items()]
@@ -256,7 +255,7 @@ def _protocol_lines(results: Results) -> list[str]:
     """Per metric, its protocols and sample counts; different ones make numbers incomparable."""
     found: dict[str, dict[str, None]] = {}
     for row in results.rows:
-        if row.status != "failed" and "sweep" not in row.protocol and info(row.metric).group != "cost":
+        if row.status != "failed" and not row.axis and row.group != COST:
             text = f"`{row.protocol}`" if row.protocol else "no protocol"
             found.setdefault(row.metric, {})[f"{text}{f' (n = {row.n})' if row.n else ''}"] = None
     lines = [f"  - {metric}: {'; '.join(protocols)}" for metric, protocols in found.items()]

@@ -9,14 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from scipy.special import stdtrit
 
-__all__ = ["ROUNDING", "Goal", "Summary", "best_and_ties", "difference", "paired_difference", "summarise"]
+from flowbench.core.rows import Goal
 
-Goal = Literal["lower", "higher", "zero", "none"]
-"""Which value of a metric is better; ``zero``: the smaller magnitude."""
+__all__ = ["ROUNDING", "Summary", "best_and_ties", "difference", "paired_difference", "summarise"]
 
 ROUNDING = 1e-9
 """Numbers that differ by less than this share of the larger one are equal: sums in float64 round at 1e-16, and no
@@ -103,4 +101,4 @@ def best_and_ties(values: Mapping[str, Mapping[int, float]], goal: Goal) -> set[
 def _as_cost(by_seed: Mapping[int, float], goal: Goal) -> dict[int, float]:
     if goal == "zero":
         return {seed: abs(value) for seed, value in by_seed.items()}
-    return {seed: -value if goal == "higher" else value for seed, value in by_seed.items()}
+    return {seed: -value if goal == "up" else value for seed, value in by_seed.items()}

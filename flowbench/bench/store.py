@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flowbench.bench.status import read_status
-from flowbench.core.rows import FLOOR_FILE, Row, read_rows, write_rows
+from flowbench.core.rows import FLOOR_FILE, Goal, Row, read_rows, write_rows
 from flowbench.core.storage import write_text
 
 __all__ = [
@@ -48,7 +48,6 @@ SweepAxis = Literal["network_evaluations", "guidance"]
 
 UNFINISHED = "not finished"
 
-_MARK: dict[SweepAxis, str] = {"network_evaluations": "sweep", "guidance": "sweep-guidance"}
 _SHORT = 80  # characters of a failed cell's message where it is mentioned; the report lists it in full
 _WEIGHT_ORDER = {"ema": 0, "none": 1, "raw": 2}
 
@@ -113,17 +112,17 @@ def cell_rows(directory: Path, cell: Mapping[str, Any], bench: str) -> list[Row]
         got = _names(row, reference)
         mine = got in (names, tuple(written[: len(names)])) and reference == (row.family == REFERENCE)
         if not mine or (not reference and row.seed != cell["seed"]):
-            found = "/".join(filter(None, (row.bench, row.task, row.contender)))
+            found = "/".join(filter(None, (row.bench, row.problem, row.contender)))
             wanted = "/".join(filter(None, (bench, cell["task"], cell["contender"])))
             raise ValueError(
                 f"{path}, row {number}: belongs to {found} seed {row.seed}, expected {wanted} seed {cell['seed']}"
             )
-    return [replace(row, **dict(zip(("bench", "task", "contender"), names, strict=False))) for row in rows]
+    return [replace(row, **dict(zip(("bench", "problem", "contender"), names, strict=False))) for row in rows]
 
 
 def _names(row: Row, reference: bool) -> tuple[str, ...]:
     """Bench, task and contender of a row; reference rows are of four contenders."""
-    return (row.bench, row.task) if reference else (row.bench, row.task, row.contender)
+    return (row.bench, row.problem) if reference else (row.bench, row.problem, row.contender)
 
 
 def collect(directory: Path) -> list[Row]:
@@ -154,9 +153,9 @@ def collect(directory: Path) -> list[Row]:
 def _external_row(plan: Mapping[str, Any], row: Row) -> Row:
     """A row of somebody else's images under the bench's names of today; nobody's name is given to two."""
     taken = row.contender in (*plan["contenders"], *REFERENCES)
-    (task,) = plan["tasks"] if len(plan["tasks"]) == 1 else (row.task,)
+    (task,) = plan["tasks"] if len(plan["tasks"]) == 1 else (row.problem,)
     name = f"{row.contender} ({EXTERNAL})" if taken else row.contender
-    return replace(row, bench=plan["name"], task=task, contender=name)
+    return replace(row, bench=plan["name"], problem=task, contender=name)
 
 
 def _failed_row(bench: str, cell: Mapping[str, Any], folder: Path) -> Row:
@@ -169,7 +168,7 @@ def _failed_row(bench: str, cell: Mapping[str, Any], folder: Path) -> Row:
     }
     return Row(
         bench=bench,
-        task=cell["task"],
+        problem=cell["task"],
         contender=cell["contender"],
         family="",
         dataset="",
@@ -220,15 +219,18 @@ class Results:
         self._main: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
         self._swept: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
         self._ended: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)  # seed -> why its cell failed, or ""
+        # Goal and group; of two versions of a metric the later one counts.
+        self._infos: dict[str, tuple[Goal, str]] = {}
         self._members: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)  # task and family -> names
         for row in self.rows:
-            self._members[row.task, row.family][row.contender] = None
+            self._members[row.problem, row.family][row.contender] = None
             failed = is_failure(row)
-            self._ended[row.task, row.contender].setdefault(row.seed, _failure(row) if failed else "")
+            self._ended[row.problem, row.contender].setdefault(row.seed, _failure(row) if failed else "")
             if failed:
                 continue
-            table = self._swept if "sweep" in row.protocol else self._main
-            table[row.task, row.contender, row.metric].append(row)
+            self._infos[row.metric] = row.goal, row.group
+            table = self._swept if row.axis else self._main
+            table[row.problem, row.contender, row.metric].append(row)
         self._main = {key: self._prefer(key, group) for key, group in self._main.items()}
 
     @classmethod
@@ -249,7 +251,7 @@ class Results:
 
     def contenders(self, task: str) -> list[str]:
         """Contenders that have rows in a task, in order of appearance."""
-        return list(dict.fromkeys(row.contender for row in self.rows if row.task == task and not is_failure(row)))
+        return list(dict.fromkeys(row.contender for row in self.rows if row.problem == task and not is_failure(row)))
 
     def external(self, task: str) -> list[str]:
         """Names of the samples in a task that other code made."""
@@ -283,6 +285,22 @@ class Results:
                 metric for (t, c, metric) in (*self._main, *self._swept) if t == task and contender in (None, c)
             )
         )
+
+    def goal(self, metric: str) -> Goal:
+        """Which value of a metric is better, as its rows state."""
+        return self._infos[metric][0] if metric in self._infos else "none"
+
+    def group(self, metric: str) -> str:
+        """The table that a metric belongs to."""
+        return self._infos[metric][1] if metric in self._infos else "quality"
+
+    def groups(self) -> list[str]:
+        """The tables that occur, in the order of their first metrics."""
+        return list(dict.fromkeys(group for _, group in self._infos.values()))
+
+    def headline(self, metrics: Iterable[str]) -> str | None:
+        """The metric that pictures show: the first of quality of which less is better; None where there is none."""
+        return next((m for m in metrics if self.group(m) == "quality" and self.goal(m) == "down"), None)
 
     def main_rows(self, task: str, contender: str, metric: str) -> list[Row]:
         """The rows of a metric outside any sweep, one per seed."""
@@ -321,9 +339,8 @@ class Results:
         """Point of the sweep -> seed -> value, from the rows of one axis."""
         out: dict[float, dict[int, float]] = defaultdict(dict)
         for row in _preferred_weights(self._swept.get((task, contender, metric), [])):
-            point = getattr(row, axis)
-            if row.value is not None and point is not None and _is_at(row, point, axis):
-                out[float(point)][row.seed] = row.value
+            if row.value is not None and row.at is not None and row.axis == axis:
+                out[float(row.at)][row.seed] = row.value
         return dict(sorted(out.items()))
 
     def gaps(
@@ -358,7 +375,7 @@ class Results:
     def _why_missing(self, task: str, contender: str, metric: str, at: float | None, axis: SweepAxis, seed: int) -> str:
         """Why a finished cell has no number of a metric."""
         named = (task, contender, metric, seed)
-        found = [r for r in self.rows if (r.task, r.contender, r.metric, r.seed) == named and _is_at(r, at, axis)]
+        found = [r for r in self.rows if (r.problem, r.contender, r.metric, r.seed) == named and _is_at(r, at, axis)]
         empty = [row for row in found if row.value is None]
         if empty:
             message = empty[0].provenance.get("message")
@@ -397,9 +414,7 @@ class Results:
 
 def _is_at(row: Row, at: float | None, axis: SweepAxis) -> bool:
     """Whether a row was measured at a point of a sweep; None: outside any sweep."""
-    if at is None:
-        return "sweep" not in row.protocol
-    return _MARK[axis] in row.protocol.split("/") and getattr(row, axis) == at
+    return (row.axis, row.at) == ("", None) if at is None else (row.axis, row.at) == (axis, at)
 
 
 def _measured(rows: Iterable[Row]) -> list[Row]:

@@ -14,10 +14,10 @@ from rich.text import Text
 
 from flowbench.bench.statistics import ROUNDING, Summary, best_and_ties, paired_difference, summarise
 from flowbench.bench.store import Results
-from flowbench.bench.vocabulary import GROUPS, Group, heading, info, order_metrics
-from flowbench.core.rows import unmeasured_text
+from flowbench.core.rows import Goal, unmeasured_text
 
 __all__ = [
+    "COST",
     "Entry",
     "TextTable",
     "difference_table",
@@ -26,6 +26,11 @@ __all__ = [
     "seed_table",
 ]
 
+COST = "cost"
+"""Group of what training and sampling cost: no claim of quality, and no difference that a seed could decide."""
+
+_TITLES = {"transport": "Sampling paths"}
+_ARROWS: dict[Goal, str] = {"down": " ↓", "up": " ↑", "zero": " → 0", "none": ""}
 _NOTHING = "–"
 _MARK = " †"
 """Stands at what lacks a planned seed; a note below the table says which, and why."""
@@ -128,22 +133,22 @@ def _number(value: float, decimals: int | None) -> str:
     return f"{value:.4g}" if decimals is None else f"{value:.{decimals}f}"
 
 
-def metric_table(plan: Mapping[str, Any], results: Results, task: str, group: Group) -> TextTable | None:
+def metric_table(plan: Mapping[str, Any], results: Results, task: str, group: str) -> TextTable | None:
     """Contenders and references against the metrics of one group; the best value and its ties are bold.
 
     Args:
         plan: content of plan.json.
         results: the rows.
         task: task name.
-        group: ``quality``, ``transport`` or ``cost``.
+        group: one of :meth:`Results.groups`, e.g. ``quality``.
 
     Returns:
         The table, or None when nothing of the group was measured.
     """
-    metrics = order_metrics((m for m in results.metrics(task) if _has_main(results, task, m)), group)
+    metrics = [m for m in _measured(results, task) if results.group(m) == group]
     if not metrics:
         return None
-    table = TextTable(_title(group, task), ["contender", *(heading(m, results.unit(task, m)) for m in metrics)])
+    table = TextTable(_title(group, task), ["contender", *(_heading(results, task, m) for m in metrics)])
     entered = plan["tasks"].get(task, [])
     winners = {m: _winners(results, task, entered, m) for m in metrics}
     for name in results.lines(task, plan["contenders"]):
@@ -216,13 +221,21 @@ def _unit_note(results: Results, task: str, metric: str) -> str:
     return f"{metric} cannot be compared: {'; '.join(parts)}."
 
 
-def _has_main(results: Results, task: str, metric: str) -> bool:
-    return any(results.main_rows(task, contender, metric) for contender in results.contenders(task))
+def _measured(results: Results, task: str) -> list[str]:
+    """Metrics that somebody was measured by outside any sweep, in order of appearance."""
+    names = results.contenders(task)
+    return [m for m in results.metrics(task) if any(results.main_rows(task, name, m) for name in names)]
 
 
-def _title(group: Group, task: str) -> str:
-    names = {"quality": "Quality", "transport": "How the samples travel", "cost": "Cost"}
-    return names[group] + (f": {task}" if task else "")
+def _heading(results: Results, task: str, metric: str) -> str:
+    """Name, unit, and an arrow towards the better value."""
+    unit = results.unit(task, metric)
+    return f"{metric}{f' ({unit})' if unit else ''}{_ARROWS[results.goal(metric)]}"
+
+
+def _title(group: str, task: str) -> str:
+    title = _TITLES.get(group, group.replace("_", " ").capitalize())
+    return title + (f": {task}" if task else "")
 
 
 def _winners(results: Results, task: str, entered: Sequence[str], metric: str) -> set[str]:
@@ -231,7 +244,7 @@ def _winners(results: Results, task: str, entered: Sequence[str], metric: str) -
     # A contender must not win by the seeds that it lost.
     complete = [name for name in entered if _is_complete(results, task, name, metric)]
     by_contender = {name: results.values(task, name, metric) for name in complete}
-    return best_and_ties(by_contender, info(metric).goal)
+    return best_and_ties(by_contender, results.goal(metric))
 
 
 def _entry(results: Results, task: str, name: str, metric: str, bold: bool, seeds: int | None) -> Entry:
@@ -250,8 +263,7 @@ def _entry(results: Results, task: str, name: str, metric: str, bold: bool, seed
 def difference_table(plan: Mapping[str, Any], results: Results, task: str) -> TextTable | None:
     """Paired differences of every contender to the first one, by metric; None with one contender."""
     entered = plan["tasks"].get(task, [])
-    measured = [m for m in results.metrics(task) if _has_main(results, task, m)]
-    metrics = [m for group in GROUPS[:2] for m in order_metrics(measured, group)]
+    metrics = [m for m in _measured(results, task) if results.group(m) != COST]
     if len(entered) < 2 or not metrics:
         return None
     first, *others = entered
@@ -262,7 +274,7 @@ def difference_table(plan: Mapping[str, Any], results: Results, task: str) -> Te
             continue
         cells = [_difference_entry(results, task, (name, first), metric, len(plan["seeds"])) for name in others]
         if any(cell.text != _NOTHING for cell in cells):
-            table.rows.append([Entry(heading(metric, results.unit(task, metric))), *cells])
+            table.rows.append([Entry(_heading(results, task, metric)), *cells])
     table.notes = _gap_notes(results, task, entered, metrics)
     return table if table.rows else None
 
@@ -282,7 +294,7 @@ def _difference_entry(results: Results, task: str, pair: tuple[str, str], metric
 
 def seed_table(plan: Mapping[str, Any], results: Results, task: str) -> TextTable | None:
     """Every value of every seed, main rows only, and what became of the seeds without one."""
-    metrics = [m for m in results.metrics(task) if _has_main(results, task, m)]
+    metrics = _measured(results, task)
     if not metrics:
         return None
     table = TextTable(f"Per seed{f': {task}' if task else ''}", ["contender", "seed", *metrics])

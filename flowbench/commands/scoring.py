@@ -106,7 +106,7 @@ def join_bench(samples: Path, bench: Path, name: str | None = None, num_samples:
     if not config.is_file():
         raise ValueError(f"{bench} has not run yet (no {config.name} of its reference rows); run the bench first")
     data, evaluator = open_experiment([config])
-    identity = Identity(bench=plan["name"], task=task, contender=contender)
+    identity = Identity(bench=plan["name"], problem=task, contender=contender)
     folder = bench / EXTERNAL / contender
     found, drawn = len(ExternalImages(samples, data.spec, num_samples)), evaluator.num_samples
     if num_samples is None and found < drawn:

@@ -1,9 +1,9 @@
 """Rows: one tidy record per measured number, the only thing that passes from a cell to the bench.
 
-A row names what was measured (bench, task, contender, family, dataset, seed, metric), the number with
-everything that makes it comparable (n, protocol, unit, network evaluations, which weights), how the
-measurement ended (status), and the cell's provenance. The file format is JSON Lines. The schema carries a
-version; a reader refuses another one.
+A row names what was measured (bench, problem, contender, family, dataset, seed, metric), the number with everything
+that makes it comparable (n, protocol, unit, which value is better, place in a sweep, network evaluations, which
+weights), how the measurement ended (status), and the cell's provenance. The file format is JSON Lines. The schema
+carries a version: rows of schemas 1 and 2 are read too, later ones are refused.
 """
 
 from __future__ import annotations
@@ -15,20 +15,35 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from flowbench.core.earlier_rows import from_earlier
 from flowbench.core.storage import write_text
 
-__all__ = ["FLOOR_FILE", "SCHEMA", "STATUSES", "WEIGHTS", "Row", "read_rows", "unmeasured_text", "write_rows"]
+__all__ = [
+    "FLOOR_FILE",
+    "GOALS",
+    "SCHEMA",
+    "STATUSES",
+    "WEIGHTS",
+    "Goal",
+    "Row",
+    "read_rows",
+    "unmeasured_text",
+    "write_rows",
+]
 
-SCHEMA = 2
+SCHEMA = 3
 FLOOR_FILE = "floor.jsonl"
 """Rows of held-out data beside a single run's ``rows.jsonl``; a bench has them in the reference's folder."""
+Goal = Literal["up", "down", "zero", "none"]
+"""Which value of a metric is better: a higher one, a lower one, one nearer to 0, or neither."""
+GOALS = ("up", "down", "zero", "none")
 STATUSES = ("ok", "failed", "nonfinite", "skipped")
 WEIGHTS = ("ema", "raw", "none")
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "schema": (int,),
     "bench": (str,),
-    "task": (str,),
+    "problem": (str,),
     "contender": (str,),
     "family": (str,),
     "dataset": (str,),
@@ -38,6 +53,10 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "n": (int, type(None)),
     "protocol": (str,),
     "unit": (str,),
+    "goal": (str,),
+    "group": (str,),
+    "axis": (str,),
+    "at": (float, int, type(None)),
     "network_evaluations": (float, int, type(None)),
     "guidance": (float, int, type(None)),
     "sampler": (str,),
@@ -57,16 +76,20 @@ class Row:
     Attributes:
         schema: version of this record.
         bench: name of the bench, empty outside a bench.
-        task: name of the task, empty where the bench has only one.
-        contender: name in the bench file, or ``floor``, ``noise``, ``gaussian``, ``gmm``.
+        problem: name of the problem, empty where the bench has only one.
+        contender: name in the bench file, or that of a reference.
         family: class name of the flow family, or ``reference``.
         dataset: name of the dataset.
         seed: training seed.
         metric: e.g. ``fd[digits-cnn]``, ``nll``, ``straightness``.
         value: the number, or None where there is none.
         n: number of samples behind the value.
-        protocol: extractor, resize, split, N; rows of a sweep carry the word ``sweep``.
+        protocol: extractor, resize, split, N.
         unit: e.g. ``bits/dim``; empty for pure numbers.
+        goal: ``down`` where lower is better, ``up``, ``zero`` (nearer to 0), ``none`` where neither is.
+        group: the table that the metric belongs to, e.g. ``quality``.
+        axis: what a sweep changes, e.g. ``network_evaluations``; empty outside a sweep.
+        at: the value that it has there; None outside a sweep.
         network_evaluations: per sample.
         guidance: scale of the samples' guidance, 1 = none; None where nothing can be guided.
         sampler: what the samples depend on beside the weights, e.g. ``jacobi(1e-03)+tweedie``; empty where there is
@@ -81,7 +104,7 @@ class Row:
 
     schema: int = SCHEMA
     bench: str
-    task: str
+    problem: str
     contender: str
     family: str
     dataset: str
@@ -91,6 +114,10 @@ class Row:
     n: int | None
     protocol: str
     unit: str
+    goal: Goal = "none"
+    group: str = "quality"
+    axis: str = ""
+    at: float | None = None
     network_evaluations: float | None
     guidance: float | None = None
     sampler: str = ""
@@ -108,12 +135,16 @@ class Row:
             raise ValueError(f"row schema {self.schema}; this flowbench reads and writes schema {SCHEMA}")
         if self.status not in STATUSES:
             raise ValueError(f"row status {self.status!r}; use one of {', '.join(STATUSES)}")
+        if self.goal not in GOALS:
+            raise ValueError(f"row goal {self.goal!r}; use one of {', '.join(GOALS)}")
+        if bool(self.axis) != (self.at is not None):
+            raise ValueError(f"row axis {self.axis!r} at {self.at!r}; give both, or '' and null outside a sweep")
         if self.weights not in WEIGHTS:
             raise ValueError(f"row weights {self.weights!r}; use one of {', '.join(WEIGHTS)}")
         if self.value is not None and not math.isfinite(self.value):
             object.__setattr__(self, "value", None)
             object.__setattr__(self, "status", "nonfinite")
-        for name in ("network_evaluations", "guidance"):
+        for name in ("network_evaluations", "guidance", "at"):
             number = getattr(self, name)
             if number is not None and not math.isfinite(number):
                 raise ValueError(f"row field {name!r} is {number}; it must be finite")
@@ -125,7 +156,7 @@ class Row:
 
     @classmethod
     def from_json(cls, text: str) -> Row:
-        """Read one line written by :meth:`to_json`; one of schema 1 lacks guidance and sampler, which nobody noted.
+        """Read one line written by :meth:`to_json`, or by that of schema 1 or 2.
 
         Raises:
             ValueError: when the text is not a JSON object, or a field is missing, unknown or of the wrong
@@ -137,10 +168,9 @@ class Row:
             raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
         if not isinstance(record, dict):
             raise ValueError(f"a row is a JSON object, not {type(record).__name__}")
-        if record.get("schema") == 1:
-            record = {"guidance": None, "sampler": "", **record, "schema": SCHEMA}
+        record = from_earlier(record, SCHEMA)
         if record.get("schema") != SCHEMA:
-            raise ValueError(f"row schema {record.get('schema')!r}; this flowbench reads schema 1 and {SCHEMA}")
+            raise ValueError(f"row schema {record.get('schema')!r}; this flowbench reads schemas 1 to {SCHEMA}")
         names = {f.name for f in fields(cls)}
         if missing := sorted(names - record.keys()):
             raise ValueError(f"row without {', '.join(missing)}")
@@ -155,7 +185,7 @@ def unmeasured_text(rows: Iterable[Row]) -> str:
     for row in rows:
         if row.status == "failed":
             reason = " ".join(str(row.provenance.get("message", "no reason is known")).split())
-            swept = " in the sweep" if "sweep" in row.protocol else ""
+            swept = " in the sweep" if row.axis else ""
             who = f"{row.contender}." if row.family in ("reference", "external") else ""
             found.setdefault(reason, {})[f"{who}{row.metric}{swept}"] = None
     return "; ".join(f"{', '.join(names)} ({reason})" for reason, names in found.items())

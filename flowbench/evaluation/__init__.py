@@ -21,6 +21,7 @@ from flowbench.evaluation.flow_metrics import (
 )
 from flowbench.evaluation.frechet_metrics import FrechetDistance, FrechetInfinity
 from flowbench.evaluation.latent_bound import LatentBound
+from flowbench.evaluation.measurement import Measurement
 from flowbench.evaluation.memorization import Memorization
 from flowbench.evaluation.metric import Metric
 from flowbench.evaluation.mode_metrics import ModeRecovery, NearestData
@@ -32,7 +33,7 @@ from flowbench.evaluation.point_metrics import (
 from flowbench.evaluation.reconstruction import Reconstruction
 from flowbench.evaluation.records import Identity
 from flowbench.evaluation.samples import SampleSet
-from flowbench.evaluation.subject import Cost, Measurement, Subject
+from flowbench.evaluation.subject import Cost, Subject
 
 __all__ = [
     "ClassAccuracy",

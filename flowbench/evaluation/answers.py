@@ -115,7 +115,7 @@ def _swept(flow: FlowModule, subject: Subject, point: Imposed, drawn: Drawn | Fa
     """The samples at one point of a sweep."""
     if isinstance(drawn, Failure):
         subject.network_evaluations = point.network_evaluations
-    subject.swept, subject.sampler = point.swept, flow.sampler_name
+    subject.swept, subject.at, subject.sampler = point.swept, point.at, flow.sampler_name
     subject.guidance = flow.guidance_scale if point.guidance is None else point.guidance
     return subject
 

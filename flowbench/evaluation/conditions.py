@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from flowbench.core.checks import check_count
+from flowbench.core.rows import Goal
 from flowbench.evaluation.failures import agreed
 from flowbench.evaluation.gather import gather_by_index, shard
+from flowbench.evaluation.measurement import Measurement, MetricInfo
 from flowbench.evaluation.metric import Metric
-from flowbench.evaluation.subject import Measurement, Subject
+from flowbench.evaluation.subject import Subject
 from flowbench.families import LatentSpace
 from flowbench.families.conditioning.base import SpatialCondition
 
@@ -135,6 +137,10 @@ def draw_condition_scores(drawing: Drawing, labels: Tensor | None, num: int) -> 
     }
 
 
+# Of the samples, and of the condition's own images through the autoencoder.
+_SOURCES: tuple[tuple[str, Goal], ...] = (("", "up"), ("reconstruction_", "none"))
+
+
 class ConditionAgreement(Metric):
     """How well samples of a flow under inpainting or semantic conditions keep to them, and the autoencoder's floor.
 
@@ -149,6 +155,11 @@ class ConditionAgreement(Metric):
         ValueError: for a number below 1.
     """
 
+    declares = tuple(
+        MetricInfo(f"{prefix}{name}", goal)
+        for prefix, goal in _SOURCES
+        for name in ("inpainting_psnr", "known_psnr", "semantic_agreement")
+    )
     needs = ("condition_scores",)
 
     def __init__(self, num_samples: int | None = None) -> None:
@@ -156,12 +167,17 @@ class ConditionAgreement(Metric):
         self._num_samples = num_samples
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """None: they are the conditioner's."""
+        return ()
+
+    @property
     def num_samples(self) -> int | None:
         """How many samples it looks at."""
         return self._num_samples
 
-    def declares(self, who: Prospect) -> tuple[str, ...] | None:
-        """See :meth:`Metric.declares`: what the flow's conditioner measures, of an autoencoder's images too."""
+    def expected(self, who: Prospect) -> tuple[str, ...] | None:
+        """See :meth:`Metric.expected`: what the flow's conditioner measures, of an autoencoder's images too."""
         if who.flow is None or who.flow.conditioner is None:
             return ()
         names = who.flow.conditioner.score_names(who.spec)

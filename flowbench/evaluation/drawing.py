@@ -56,6 +56,11 @@ class Imposed:
             return "guidance"
         return "" if self.network_evaluations is None else "network_evaluations"
 
+    @property
+    def at(self) -> float | None:
+        """The value that is imposed."""
+        return self.network_evaluations if self.guidance is None else self.guidance
+
 
 def sweep_points(sweep: Mapping[str, list[float]]) -> list[Imposed]:
     """The points of a sweep; ValueError for an unknown name or a number that cannot be imposed."""

@@ -45,8 +45,7 @@ def set_aside(folder: Path, rows: Sequence[Row]) -> Path | None:
 
 def _identity(row: Row) -> tuple[Any, ...]:
     """What makes a row the same measurement, whatever its value and whatever its run is called."""
-    swept = row.network_evaluations if "sweep" in row.protocol else None
-    fields = (row.family, row.contender if row.family == "reference" else "", row.metric, swept)
+    fields = (row.family, row.contender if row.family == "reference" else "", row.metric, row.axis, row.at)
     return (*fields, *(getattr(row, name) for name in _NAMED), *(row.provenance.get(name) for name in _PROVENANCE))
 
 

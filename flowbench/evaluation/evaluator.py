@@ -37,6 +37,7 @@ from flowbench.evaluation.flow_metrics import PathStraightness, TrainingPairs
 from flowbench.evaluation.gather import gather_by_index
 from flowbench.evaluation.latent_bound import measured_bound
 from flowbench.evaluation.measurable import check_data, check_measurable
+from flowbench.evaluation.measurement import Measurement
 from flowbench.evaluation.memorization import Memorization
 from flowbench.evaluation.metric import Metric
 from flowbench.evaluation.pictures import log_hyperparameters, log_samples
@@ -47,7 +48,7 @@ from flowbench.evaluation.records import Curve, Identity, make_row
 from flowbench.evaluation.reference import REFERENCE_NAMES, reference_subjects, score
 from flowbench.evaluation.samples import Collector, DrawnSet, Images, RealSet
 from flowbench.evaluation.stages import Report, Stages, silent
-from flowbench.evaluation.subject import Measurement, Subject
+from flowbench.evaluation.subject import Subject
 from flowbench.evaluation.trainer_parts import data_of as _data
 from flowbench.evaluation.trainer_parts import flow_of as _flow
 from flowbench.families import FlowModule, LatentSpace

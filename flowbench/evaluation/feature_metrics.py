@@ -6,6 +6,7 @@ import copy
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from torch import Tensor
@@ -14,8 +15,9 @@ from flowbench import metrics as pure
 from flowbench.core.checks import check_count
 from flowbench.data import DataSpec
 from flowbench.evaluation.auto_features import AUTO
+from flowbench.evaluation.measurement import Measurement, MetricInfo
 from flowbench.evaluation.metric import Metric, distance
-from flowbench.evaluation.subject import Measurement, Subject
+from flowbench.evaluation.subject import Subject
 
 if TYPE_CHECKING:
     from flowbench.evaluation.prospect import Prospect
@@ -50,13 +52,13 @@ class FeatureMetric(Metric):
         check_count("num_reference", num_reference, at_least=2, or_none=True, hint="null is all")
         self._features, self._num_samples, self._num_reference = features, num_samples, num_reference
 
-    bases: tuple[str, ...] = ()
-    """Names of its measurements without the extractor's."""
+    bases: tuple[MetricInfo, ...] = ()
+    """What it declares, by names without the extractor's."""
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Those of its measurements, with the extractor's."""
-        return tuple(map(self.label, self.bases))
+    def declares(self) -> tuple[MetricInfo, ...]:  # type: ignore[override]
+        """Its numbers, by names with the extractor's."""
+        return tuple(replace(info, name=self.label(info.name)) for info in self.bases)
 
     @property
     def features(self) -> str:
@@ -98,7 +100,7 @@ class FeatureMetric(Metric):
         """A number whose protocol names extractor, reference split with its size, and number of samples."""
         n, m = counts
         protocol = f"{subject.extractors[self.features].protocol}/{subject.reference.name}-{m}/{n}{extra}"
-        return Measurement(self.label(name), value, n, f"{protocol}{subject.sweep_suffix}")
+        return Measurement(self.label(name), value, n, f"{protocol}")
 
     def label(self, name: str) -> str:
         """The metric's name with its extractor; the Frechet distance of float32 Inception features is the FID."""
@@ -133,7 +135,7 @@ class _NeighbourMetric(FeatureMetric):
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """Two numbers; NaN where a sample diverged or a point lacks `k` neighbours, which costs these rows alone."""
-        counts, names = self.counts(subject), self.bases
+        counts, names = self.counts(subject), [info.name for info in self.bases]
         values: Iterable[float] = [math.nan] * len(names)
         if subject.samples.is_finite and counts[0] > self.k:
             generated, real = self.pair(subject)
@@ -145,7 +147,7 @@ class _NeighbourMetric(FeatureMetric):
 class KernelDistance(FeatureMetric):
     """Kernel distance, unbiased on the full sets (Binkowski et al., 2018, arXiv 1801.01401)."""
 
-    bases = ("kid",)
+    bases = (MetricInfo("kid", "down"),)
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """`kid[features]`, lower is better; may be below 0."""
@@ -163,7 +165,7 @@ class PrecisionRecall(_NeighbourMetric):
         num_reference: see :class:`FeatureMetric`.
     """
 
-    bases = ("precision", "recall")
+    bases = (MetricInfo("precision", "up"), MetricInfo("recall", "up"))
 
     def __init__(
         self, features: str, k: int = 3, num_samples: int | None = None, num_reference: int | None = None
@@ -185,7 +187,7 @@ class DensityCoverage(_NeighbourMetric):
         num_reference: see :class:`FeatureMetric`.
     """
 
-    bases = ("density", "coverage")
+    bases = (MetricInfo("density", "up"), MetricInfo("coverage", "up"))
 
     def __init__(
         self, features: str, k: int = 5, num_samples: int | None = None, num_reference: int | None = None
@@ -208,7 +210,7 @@ class InceptionScore(FeatureMetric):
         ValueError: for fewer than one split.
     """
 
-    bases = ("inception_score",)
+    bases = (MetricInfo("inception_score", "up"),)
 
     def __init__(self, splits: int = 10, num_samples: int | None = None) -> None:
         super().__init__("inception-logits", num_samples)
@@ -244,7 +246,7 @@ class MeanNorm(FeatureMetric):
     """
 
     in_sweep = True
-    bases = ("mean_norm_ratio",)
+    bases = (MetricInfo("mean_norm_ratio"),)
 
     def __init__(self, num_samples: int | None = None, num_reference: int | None = None) -> None:
         super().__init__("norm", num_samples, num_reference)
@@ -275,7 +277,7 @@ class ClassAccuracy(FeatureMetric):
     """
 
     in_sweep = True
-    bases = ("class_accuracy",)
+    bases = (MetricInfo("class_accuracy", "up"),)
 
     def __init__(self, features: str, num_samples: int | None = None) -> None:
         super().__init__(features, num_samples)
@@ -292,8 +294,8 @@ class ClassAccuracy(FeatureMetric):
         if self.features != f"{dataset}-cnn" and (self.features != AUTO or unlabelled):
             raise ValueError(_no_classifier(self.features))
 
-    def declares(self, who: Prospect) -> tuple[str, ...]:
-        """See :meth:`Metric.declares`; samples without labels have none."""
+    def expected(self, who: Prospect) -> tuple[str, ...]:
+        """See :meth:`Metric.expected`; samples without labels have none."""
         return self.names if who.has_labels else ()
 
     def measure(self, subject: Subject) -> list[Measurement]:
@@ -311,7 +313,7 @@ class ClassAccuracy(FeatureMetric):
         if subject.samples.is_finite:
             found = extractor.classify(subject.samples.features(extractor, n))
             value = float((found == label[:n].cpu()).double().mean())
-        protocol = f"{extractor.protocol}/given-label/{n}{subject.sweep_suffix}"
+        protocol = f"{extractor.protocol}/given-label/{n}"
         return [Measurement(self.label("class_accuracy"), value, n, protocol)]
 
 

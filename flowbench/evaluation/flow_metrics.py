@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from flowbench import metrics as pure
 from flowbench.core.checks import check_count
+from flowbench.evaluation.measurement import Measurement, MetricInfo, unmeasured
 from flowbench.evaluation.metric import Metric
-from flowbench.evaluation.subject import Measurement, Subject, unmeasured
+from flowbench.evaluation.subject import Subject
 from flowbench.flows import bits_per_dim
 
 if TYPE_CHECKING:
@@ -19,15 +20,11 @@ __all__ = ["CostReport", "NegativeLogLikelihood", "PathStraightness", "TrainingP
 class NegativeLogLikelihood(Metric):
     """Mean negative log-likelihood of the test split, with its kind in the protocol."""
 
+    declares = (MetricInfo("nll", "down"),)
     needs = ("log_prob",)
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """`nll`."""
-        return ("nll",)
-
-    def declares(self, who: Prospect) -> tuple[str, ...]:
-        """See :meth:`Metric.declares`; held-out data and noise have none."""
+    def expected(self, who: Prospect) -> tuple[str, ...]:
+        """See :meth:`Metric.expected`; held-out data and noise have none."""
         return self.names if who.has_density else ()
 
     def measure(self, subject: Subject) -> list[Measurement]:
@@ -63,6 +60,17 @@ class NegativeLogLikelihood(Metric):
 class PathStraightness(Metric):
     """Straightness, curvature, path energy and its split, normalised path energy and path length ratio."""
 
+    declares = (
+        MetricInfo("straightness", "down", "transport"),
+        MetricInfo("path_energy", "down", "transport"),
+        MetricInfo("displacement", "none", "transport"),
+        MetricInfo("path_length_ratio", "down", "transport"),
+        MetricInfo("curvature", "down", "transport"),
+        MetricInfo("one_step_error", "down", "transport"),
+        MetricInfo("npe", "zero", "transport"),
+        MetricInfo("npe_curvature", "down", "transport"),
+        MetricInfo("npe_coupling", "zero", "transport"),
+    )
     needs = ("geometry",)
 
     @property
@@ -70,8 +78,8 @@ class PathStraightness(Metric):
         """Those that paths of every flow have."""
         return ("straightness", "path_energy", "displacement", "path_length_ratio")
 
-    def declares(self, who: Prospect) -> tuple[str, ...]:
-        """See :meth:`Metric.declares`; :meth:`measure` tells what does not apply."""
+    def expected(self, who: Prospect) -> tuple[str, ...]:
+        """See :meth:`Metric.expected`; :meth:`measure` tells what does not apply."""
         if who.flow is None:
             return ()
         fields = ("curvature", "one_step_error") if who.flow.is_continuous else ()
@@ -119,14 +127,28 @@ class TrainingPairs(Metric):
         ValueError: for fewer than two pairs.
     """
 
+    declares = (
+        MetricInfo("ess", "up", "transport"),
+        MetricInfo("tilt_source", "down", "transport"),
+        MetricInfo("tilt_target", "down", "transport"),
+        # A cheaper plan may be a better coupling or a tilt of the marginals: the share of the tilt tells which.
+        MetricInfo("tilt_share", "none", "transport"),
+        MetricInfo("weighted_norm_ratio"),
+        MetricInfo("cost_ratio", "none", "transport"),
+    )
     needs = ("training_pairs",)
 
     def __init__(self, num_pairs: int = 4096) -> None:
         check_count("num_pairs", num_pairs, at_least=2)
         self.num_pairs = num_pairs
 
-    def declares(self, who: Prospect) -> tuple[str, ...] | None:
-        """See :meth:`Metric.declares`: what the family says of its pairs."""
+    @property
+    def names(self) -> tuple[str, ...]:
+        """None: they are the family's."""
+        return ()
+
+    def expected(self, who: Prospect) -> tuple[str, ...] | None:
+        """See :meth:`Metric.expected`: what the family reports of its pairs."""
         return () if who.flow is None else who.flow.training_pair_names
 
     def measure(self, subject: Subject) -> list[Measurement]:
@@ -139,6 +161,17 @@ class TrainingPairs(Metric):
 class CostReport(Metric):
     """What training and sampling cost on this machine."""
 
+    declares = (
+        MetricInfo("parameters", "none", "cost"),
+        MetricInfo("train_flops", "none", "cost"),
+        MetricInfo("train_seconds", "down", "cost"),
+        MetricInfo("samples_seen", "none", "cost"),
+        MetricInfo("peak_memory", "down", "cost"),
+        MetricInfo("samples_per_second", "up", "cost"),
+        MetricInfo("step_milliseconds", "down", "cost"),
+        MetricInfo("flop_utilisation", "up", "cost"),
+        MetricInfo("network_evaluations", "down", "cost"),
+    )
     needs = ()
 
     @property
@@ -147,8 +180,8 @@ class CostReport(Metric):
         named = ("parameters", "train_flops", "train_seconds", "samples_seen", "peak_memory", "samples_per_second")
         return (*named, "network_evaluations")
 
-    def declares(self, who: Prospect) -> tuple[str, ...]:
-        """See :meth:`Metric.declares`; what nobody trains costs nothing."""
+    def expected(self, who: Prospect) -> tuple[str, ...]:
+        """See :meth:`Metric.expected`; what nobody trains costs nothing."""
         return () if who.flow is None else (*self.names, "step_milliseconds", "flop_utilisation")
 
     def measure(self, subject: Subject) -> list[Measurement]:

@@ -15,8 +15,9 @@ from flowbench.core.sample_size import sample_size_warning
 from flowbench.core.seeds import generator
 from flowbench.data import DataSpec
 from flowbench.evaluation.feature_metrics import FeatureMetric
+from flowbench.evaluation.measurement import Measurement, MetricInfo
 from flowbench.evaluation.metric import distance
-from flowbench.evaluation.subject import Measurement, Subject
+from flowbench.evaluation.subject import Subject
 from flowbench.metrics import FeatureExtractor, Moments
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class _FrechetMetric(FeatureMetric):
         if (count := n if self.statistics else min(n, m)) <= dimension:
             say_once(f"{self.label('fd')}: {sample_size_warning(count, dimension)}")
         protocol = f"{subject.extractors[self.features].protocol}/{self._against(subject)}/{n}{extra}"
-        return Measurement(self.label(name), value, n, f"{protocol}{subject.sweep_suffix}")
+        return Measurement(self.label(name), value, n, f"{protocol}")
 
 
 class FrechetDistance(_FrechetMetric):
@@ -121,12 +122,13 @@ class FrechetDistance(_FrechetMetric):
         self.interval = interval
 
     @property
-    def bases(self) -> tuple[str, ...]:  # type: ignore[override]
-        """With the ends of the interval where it is asked for."""
-        return tuple(name for name, _ in self._names()) if self.interval else ("fd",)
+    def bases(self) -> tuple[MetricInfo, ...]:  # type: ignore[override]
+        """With the ends of the interval where it is wanted."""
+        ends = (MetricInfo("fd_low"), MetricInfo("fd_high")) if self.interval else ()
+        return (MetricInfo("fd", "down"), *ends)
 
-    def declares(self, who: Prospect) -> tuple[str, ...]:
-        """See :meth:`Metric.declares`; the interval is left out of a sweep."""
+    def expected(self, who: Prospect) -> tuple[str, ...]:
+        """See :meth:`Metric.expected`; the interval is left out of a sweep."""
         return self.names[:1] if who.swept else self.names
 
     def measure(self, subject: Subject) -> list[Measurement]:
@@ -166,16 +168,16 @@ class FrechetInfinity(_FrechetMetric):
         statistics: see :class:`FrechetDistance`.
     """
 
-    bases = ("fd_infinity", "fd_infinity_low", "fd_infinity_high")
+    bases = (MetricInfo("fd_infinity", "down"), MetricInfo("fd_infinity_low"), MetricInfo("fd_infinity_high"))
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """`fd_infinity[features]`, or `fid_infinity`, and the ends of its 95 % interval."""
         n, _ = self.counts(subject)
         features = subject.samples.features(subject.extractors[self.features], n)
-        values = (math.nan, math.nan, math.nan)
+        names, values = [info.name for info in self.bases], (math.nan, math.nan, math.nan)
         # Too few samples cost this row and no others.
         if subject.samples.is_finite and n >= max(20, math.ceil(2.5 * features.shape[1])):
             found = pure.frechet_infinity(features, self._moments(subject), generator(0, "frechet-infinity"))
             half = 1.96 * found.standard_error
             values = (found.value, found.value - half, found.value + half)
-        return [self._result(subject, name, value) for name, value in zip(self.bases, values, strict=True)]
+        return [self._result(subject, name, value) for name, value in zip(names, values, strict=True)]

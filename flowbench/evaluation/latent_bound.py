@@ -14,8 +14,9 @@ from flowbench.data.split_dataset import indexed_uniform
 from flowbench.evaluation.drawing import Drawing
 from flowbench.evaluation.failures import agreed
 from flowbench.evaluation.gather import gather_by_index, shard
+from flowbench.evaluation.measurement import Measurement, MetricInfo
 from flowbench.evaluation.metric import Metric
-from flowbench.evaluation.subject import Measurement, Subject
+from flowbench.evaluation.subject import Subject
 from flowbench.families import FlowMatching, FlowModule, LatentSpace, SpatialCondition
 from flowbench.flows import UniformWeight
 
@@ -69,6 +70,7 @@ class LatentBound(Metric):
         ValueError: for a number below 1.
     """
 
+    declares = (MetricInfo("w2_bound_reconstruction"), MetricInfo("w2_bound_flow_loss"))
     needs = ("bound_terms",)
 
     @property
@@ -86,8 +88,8 @@ class LatentBound(Metric):
         """How many images it looks at."""
         return self._num_samples
 
-    def declares(self, who: Prospect) -> tuple[str, ...]:
-        """See :meth:`Metric.declares`; flows in data space have none."""
+    def expected(self, who: Prospect) -> tuple[str, ...]:
+        """See :meth:`Metric.expected`; flows in data space have none."""
         if who.flow is None or not who.is_latent:
             return ()
         return (*self.names, "w2_bound_flow_loss") if regresses_velocities(who.flow) else self.names

@@ -10,8 +10,9 @@ from torch import Tensor
 from flowbench import metrics as pure
 from flowbench.core.checks import check_count
 from flowbench.evaluation.feature_metrics import FeatureMetric
+from flowbench.evaluation.measurement import Measurement, MetricInfo
 from flowbench.evaluation.pictures import image_grid
-from flowbench.evaluation.subject import Measurement, Subject
+from flowbench.evaluation.subject import Subject
 
 __all__ = ["Memorization"]
 
@@ -34,7 +35,7 @@ class Memorization(FeatureMetric):
         (data copying).
     """
 
-    bases = ("authenticity", "data_copying", "neighbour_distance_ratio")
+    bases = tuple(map(MetricInfo, ("authenticity", "data_copying", "neighbour_distance_ratio")))
 
     def __init__(
         self,

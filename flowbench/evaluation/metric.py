@@ -11,7 +11,8 @@ from torch import Tensor
 
 from flowbench.data import DataSpec
 from flowbench.evaluation.extractors import check_extractor
-from flowbench.evaluation.subject import Measurement, Part, Subject
+from flowbench.evaluation.measurement import Measurement, MetricInfo
+from flowbench.evaluation.subject import Part, Subject
 
 if TYPE_CHECKING:
     from flowbench.evaluation.prospect import Prospect
@@ -23,10 +24,13 @@ class Metric(ABC):
     """Something to measure about a subject.
 
     Attributes:
+        declares: every number that it may have: name, goal and group. Of a name that it does not declare neither a
+            higher nor a lower value is called better.
         in_sweep: whether it is measured at every point of a sweep, too.
         needs: what it looks at; where a part could not be computed, its rows say so and :meth:`measure` is not called.
     """
 
+    declares: tuple[MetricInfo, ...] = ()
     in_sweep: bool = False
     needs: tuple[Part, ...] = ("samples",)
 
@@ -37,7 +41,11 @@ class Metric(ABC):
     @property
     def names(self) -> tuple[str, ...]:
         """Names of its measurements, as far as they do not depend on who is measured; empty where all do."""
-        return ()
+        return tuple(info.name for info in self.declares)
+
+    def info(self, name: str) -> MetricInfo:
+        """What it declares about one of its numbers."""
+        return next((info for info in self.declares if info.name == name), MetricInfo(name))
 
     def check(self, dataset: str, spec: DataSpec) -> None:
         """Refuse data that it cannot be measured on, before anything is trained; by default those without its features.
@@ -52,14 +60,14 @@ class Metric(ABC):
         if self.features is not None:
             check_extractor(self.features, dataset, spec)
 
-    def declares(self, who: Prospect) -> tuple[str, ...] | None:
+    def expected(self, who: Prospect) -> tuple[str, ...] | None:
         """Names of the measurements that somebody will have, so that a claim on any other is refused before training.
 
         Args:
             who: a flow or a reference row, before it is measured.
 
         Returns:
-            The names; None where the metric does not declare them, and a claim may name anything.
+            The names; None where they cannot be known before, and a claim may name anything.
         """
         return self.names or None
 

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from flowbench.core.checks import check_scale
 from flowbench.data import DataSpec
+from flowbench.evaluation.measurement import Measurement, MetricInfo
 from flowbench.evaluation.metric import Metric, check_points, distance
 from flowbench.evaluation.samples import RealSet
-from flowbench.evaluation.subject import Measurement, Subject
+from flowbench.evaluation.subject import Subject
 from flowbench.metrics.modes import average_minimum_distance, failure_rate, mode_discrepancy, mode_matched_w2
 
 if TYPE_CHECKING:
@@ -30,12 +31,8 @@ class NearestData(Metric):
         ValueError: for a radius out of range.
     """
 
+    declares = (MetricInfo("average_minimum_distance", "down"), MetricInfo("failure_rate", "down"))
     in_sweep = True
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Both distances to the data."""
-        return ("average_minimum_distance", "failure_rate")
 
     def check(self, dataset: str, spec: DataSpec) -> None:
         """Refuse images."""
@@ -60,19 +57,15 @@ class NearestData(Metric):
 class ModeRecovery(Metric):
     """Whether the modes have their shares, and how well each is covered; a mode is the mean of a class of the data."""
 
+    declares = (MetricInfo("mode_discrepancy", "down"), MetricInfo("mode_matched_w2", "down"))
     in_sweep = True
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Both sides of a mode's recovery."""
-        return ("mode_discrepancy", "mode_matched_w2")
 
     def check(self, dataset: str, spec: DataSpec) -> None:
         """Refuse images."""
         check_points(type(self).__name__, spec)
 
-    def declares(self, who: Prospect) -> tuple[str, ...]:
-        """See :meth:`Metric.declares`; data without labels have no modes."""
+    def expected(self, who: Prospect) -> tuple[str, ...]:
+        """See :meth:`Metric.expected`; data without labels have no modes."""
         return () if who.spec.num_classes is None else self.names
 
     def measure(self, subject: Subject) -> list[Measurement]:
@@ -104,4 +97,4 @@ def class_means(subject: Subject) -> Tensor | None:
 
 def _protocol(subject: Subject) -> str:
     reference = subject.reference
-    return f"points/{reference.name}-{len(reference)}/{len(subject.samples)}{subject.sweep_suffix}"
+    return f"points/{reference.name}-{len(reference)}/{len(subject.samples)}"

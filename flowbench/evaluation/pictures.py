@@ -78,6 +78,6 @@ def log_hyperparameters(trainer: L.Trainer, rows: Sequence[Row], identity: dict[
     logger = _writer(trainer)
     if logger is None:
         return
-    metrics = {f"test/{row.metric}": row.value for row in rows if row.value is not None and "sweep" not in row.protocol}
+    metrics = {f"test/{row.metric}": row.value for row in rows if row.value is not None and not row.axis}
     family = rows[0].family if rows else ""
     logger.log_hyperparams({**identity, "family": family}, metrics)

@@ -8,8 +8,9 @@ from flowbench import metrics as pure
 from flowbench.core.checks import check_count
 from flowbench.core.seeds import generator
 from flowbench.data import DataSpec
+from flowbench.evaluation.measurement import Measurement, MetricInfo
 from flowbench.evaluation.metric import Metric, check_points, distance
-from flowbench.evaluation.subject import Measurement, Subject
+from flowbench.evaluation.subject import Subject
 
 __all__ = ["MaximumMeanDiscrepancy", "SlicedWasserstein2", "Wasserstein2"]
 
@@ -20,9 +21,9 @@ class _PointMetric(Metric):
     name: str
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The one."""
-        return (self.name,)
+    def declares(self) -> tuple[MetricInfo, ...]:  # type: ignore[override]
+        """The one distance."""
+        return (MetricInfo(self.name, "down"),)
 
     def check(self, dataset: str, spec: DataSpec) -> None:
         """Refuse images."""
@@ -34,7 +35,7 @@ class _PointMetric(Metric):
 
     def _measurement(self, subject: Subject, value: float, unit: str, extra: str = "") -> Measurement:
         count = min(len(subject.samples), len(subject.reference))
-        protocol = f"points/{subject.reference.name}-{count}/{count}{extra}{subject.sweep_suffix}"
+        protocol = f"points/{subject.reference.name}-{count}/{count}{extra}"
         return Measurement(self.name, value, count, protocol, unit)
 
 

@@ -97,7 +97,7 @@ def _named(metric: Metric, data: FlowDataModule) -> Metric | None:
 
 def _names(metrics: Sequence[Metric | None], who: Prospect) -> frozenset[str] | None:
     wanted = [metric for metric in metrics if metric is None or metric.in_sweep or not who.swept]
-    declared = [None if metric is None else metric.declares(who) for metric in wanted]
+    declared = [None if metric is None else metric.expected(who) for metric in wanted]
     if any(names is None for names in declared):
         return None
     return frozenset(name for names in declared for name in names or ())

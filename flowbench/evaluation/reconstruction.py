@@ -14,8 +14,9 @@ from flowbench.evaluation.drawing import Drawing
 from flowbench.evaluation.failures import agreed
 from flowbench.evaluation.frechet_metrics import FrechetDistance
 from flowbench.evaluation.gather import gather_by_index, shard
+from flowbench.evaluation.measurement import Measurement, MetricInfo
 from flowbench.evaluation.samples import Collector, DrawnSet
-from flowbench.evaluation.subject import Measurement, Subject
+from flowbench.evaluation.subject import Subject
 from flowbench.families import LatentSpace
 from flowbench.metrics import FeatureExtractor, psnr
 
@@ -56,12 +57,15 @@ class Reconstruction(FrechetDistance):
         super().__init__(features, num_samples, num_reference, sweep=False)
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """`reconstruction_fd[features]` and `reconstruction_psnr`."""
-        return (*(f"reconstruction_{name}" for name in super().names), "reconstruction_psnr")
+    def declares(self) -> tuple[MetricInfo, ...]:  # type: ignore[override]
+        """`reconstruction_fd[features]` and `reconstruction_psnr`: neither is a quality of the flow."""
+        return (
+            *(MetricInfo(f"reconstruction_{info.name}") for info in super().declares),
+            MetricInfo("reconstruction_psnr"),
+        )
 
-    def declares(self, who: Prospect) -> tuple[str, ...]:
-        """See :meth:`Metric.declares`; flows in data space have none."""
+    def expected(self, who: Prospect) -> tuple[str, ...]:
+        """See :meth:`Metric.expected`; flows in data space have none."""
         return self.names if who.is_latent else ()
 
     def measure(self, subject: Subject) -> list[Measurement]:

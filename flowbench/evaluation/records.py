@@ -13,7 +13,8 @@ import lightning as L
 from flowbench.core.checks import check_seed
 from flowbench.core.rows import Row
 from flowbench.core.storage import write_text
-from flowbench.evaluation.subject import Measurement, Subject
+from flowbench.evaluation.measurement import Measurement
+from flowbench.evaluation.subject import Subject
 from flowbench.training import Budget
 
 __all__ = ["Curve", "Identity", "make_row"]
@@ -25,14 +26,14 @@ class Identity:
 
     Attributes:
         bench: name of the bench, or empty.
-        task: name of the task, or empty.
+        problem: name of the problem, or empty.
         contender: name of the contender.
         seed: training seed, >= 0.
         config_hash: fingerprint of the resolved configuration.
     """
 
     bench: str = ""
-    task: str = ""
+    problem: str = ""
     contender: str = ""
     seed: int = 0
     config_hash: str = ""
@@ -54,7 +55,7 @@ def make_row(
     """The row of one measurement.
 
     Args:
-        identity: bench, task and seed.
+        identity: bench, problem and seed.
         subject: who was measured.
         measurement: the number.
         contender: the contender's name, or that of a reference row.
@@ -64,7 +65,7 @@ def make_row(
     """
     return Row(
         bench=identity.bench,
-        task=identity.task,
+        problem=identity.problem,
         contender=contender,
         family=family,
         dataset=subject.spec.name,
@@ -74,6 +75,10 @@ def make_row(
         n=measurement.n,
         protocol=measurement.protocol,
         unit=measurement.unit,
+        goal=measurement.goal,
+        group=measurement.group,
+        axis=subject.swept,
+        at=subject.at,
         network_evaluations=subject.network_evaluations,
         guidance=subject.guidance,
         sampler=subject.sampler,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -18,9 +18,10 @@ from flowbench.core.remarks import say_once
 from flowbench.core.seeds import derive_seed, generator, indexed_normal
 from flowbench.data import FlowDataModule
 from flowbench.evaluation.failures import Failure, Failures
+from flowbench.evaluation.measurement import Measurement, unmeasured
 from flowbench.evaluation.metric import Metric
 from flowbench.evaluation.samples import CHUNK, Collector, RealSet, SampleSet, UndrawnSet
-from flowbench.evaluation.subject import Measurement, Subject, unmeasured
+from flowbench.evaluation.subject import Subject
 from flowbench.metrics import FeatureExtractor
 
 __all__ = ["REFERENCE_NAMES", "fit_mixture", "reference_subjects", "score"]
@@ -64,12 +65,11 @@ def score(
 
 
 def _measured(name: str, metric: Metric, subject: Subject, failures: Failures) -> list[Measurement]:
-    names = metric.names or (name,)
-    reason = subject.reason(metric.needs)
-    if reason:
-        return unmeasured(names, reason, subject.sweep_suffix)
-    found = failures.compute(lambda: _checked(metric, metric.measure(subject)))
-    return unmeasured(names, found.reason, subject.sweep_suffix) if isinstance(found, Failure) else found
+    names, reason = metric.names or (name,), subject.reason(metric.needs)
+    found = failures.compute(lambda: _checked(metric, metric.measure(subject))) if not reason else Failure(reason)
+    measured = unmeasured(names, found.reason) if isinstance(found, Failure) else found
+    infos = [metric.info(m.metric) for m in measured]
+    return [replace(m, goal=info.goal, group=info.group) for m, info in zip(measured, infos, strict=True)]
 
 
 def _checked(metric: Metric, found: list[Measurement]) -> list[Measurement]:

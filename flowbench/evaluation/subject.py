@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from flowbench.evaluation.latent_bound import BoundTerms
     from flowbench.evaluation.reconstruction import Reconstructions
 
-__all__ = ["Cost", "Measurement", "Part", "Subject", "SweptName", "unmeasured"]
+__all__ = ["Cost", "Part", "Subject", "SweptName"]
 
 SweptName = Literal["", "network_evaluations", "guidance"]
 Part = Literal[
@@ -79,6 +78,7 @@ class Subject:
         guidance: scale of the samples' guidance, 1 = none; None where nothing can be guided.
         sampler: what the samples depend on beside the weights, for the row.
         swept: what a sweep imposed on the sampler, `network_evaluations` or `guidance`; empty outside a sweep.
+        at: the value that it imposed; None outside a sweep.
         log_prob: log-densities of the test split in nats, shape (N,), or None.
         likelihood: `exact`, `ode` or `bound`.
         likelihood_method: solver and divergence of the log-densities; empty where they are closed form.
@@ -108,6 +108,7 @@ class Subject:
     guidance: float | None = None
     sampler: str = ""
     swept: SweptName = ""
+    at: float | None = None
     log_prob: Tensor | None = None
     likelihood: str = "exact"
     likelihood_method: str = ""
@@ -131,40 +132,3 @@ class Subject:
     def reason(self, parts: Iterable[Part]) -> str:
         """Why the first of some parts is missing; empty where none is."""
         return next((self.missing[part] for part in parts if part in self.missing), "")
-
-    @property
-    def sweep_suffix(self) -> str:
-        """The part of a swept number's protocol that marks it; empty outside a sweep."""
-        return {"": "", "network_evaluations": "/sweep", "guidance": "/sweep-guidance"}[self.swept]
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One number with what makes it comparable.
-
-    Attributes:
-        metric: e.g. `fd[digits-cnn]`.
-        value: the number.
-        n: samples behind it.
-        protocol: extractor, split, N and whatever else the number depends on.
-        unit: e.g. `bits/dim`; empty for pure numbers.
-        reason: why it could not be measured, one line; empty for a number.
-    """
-
-    metric: str
-    value: float
-    n: int | None
-    protocol: str
-    unit: str = ""
-    reason: str = ""
-
-
-def unmeasured(names: Iterable[str], reason: str, suffix: str = "") -> list[Measurement]:
-    """Measurements that could not be made, in place of their numbers.
-
-    Args:
-        names: of the metrics.
-        reason: one line.
-        suffix: what marks a point of a sweep, see :attr:`Subject.sweep_suffix`.
-    """
-    return [Measurement(name, math.nan, None, suffix.removeprefix("/"), reason=reason) for name in names]

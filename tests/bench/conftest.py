@@ -13,6 +13,8 @@ from rich.console import Console
 from flowbench.commands.bench import run_bench
 from flowbench.core.rows import Row
 
+from .goals import declared
+
 PROGRAM = (sys.executable, str(Path(__file__).with_name("fake_cell.py")))
 
 
@@ -73,7 +75,8 @@ def make_row() -> Callable[..., Row]:
     def make(contender: str = "cfm", metric: str = "nll", value: float | None = 1.0, **fields: Any) -> Row:
         defaults: dict[str, Any] = {
             "bench": "mini",
-            "task": "",
+            "problem": "",
+            **declared(metric),
             "family": "FlowMatching",
             "dataset": "digits",
             "seed": 0,

@@ -25,9 +25,9 @@ def merged(path: Path) -> dict:
 def record(**fields: object) -> dict:
     run = CONFIG["run"]
     return {
-        "schema": 2,
+        "schema": 3,
         "bench": run["bench"],
-        "task": run["task"],
+        "problem": run["task"],
         "contender": run["contender"],
         "family": "Fake",
         "dataset": "fake-data",
@@ -37,6 +37,10 @@ def record(**fields: object) -> dict:
         "n": 10,
         "protocol": "fake/test/10",
         "unit": "",
+        "goal": "down",
+        "group": "quality",
+        "axis": "",
+        "at": None,
         "network_evaluations": 8.0,
         "guidance": None,
         "sampler": "",
@@ -112,7 +116,7 @@ def fit() -> None:
         row = record(value=value)
         row["provenance"]["resumed_from"] = resumed
         counts = CONFIG.get("evaluator", {}).get("sweep", {}).get("network_evaluations", [])
-        sweep = [record(value=value / k, network_evaluations=float(k), protocol="fake/sweep") for k in counts]
+        sweep = [record(value=value / k, axis="network_evaluations", at=float(k)) for k in counts]
         if not FAKE.get("no_rows"):
             write_rows([row, *sweep])
         if VERB == "fit":

@@ -14,6 +14,8 @@ from flowbench.bench.store import collect
 from flowbench.core.rows import Row, write_rows
 from flowbench.core.storage import write_text
 
+from .goals import declared
+
 LEVEL = {"starflow": 30.0, "wcfm": 18.0, "cfm": 19.0, "tarflow": 24.0}
 SWEPT = ("wcfm", "cfm")
 
@@ -36,12 +38,13 @@ def _row(cell, contender, metric, value, **fields) -> Row:
     return Row(
         **{
             "bench": cell.config["run"]["bench"],
-            "task": cell.task,
+            "problem": cell.task,
             "contender": contender,
             "family": contender.upper(),
             "dataset": "eight_gaussians" if cell.task.startswith("toy") else "digits",
             "seed": cell.seed,
             "metric": metric,
+            **declared(metric),
             "value": value,
             "n": 360,
             "protocol": "digits-cnn/test/360",
@@ -94,7 +97,8 @@ def _cell_rows(cell, rng) -> list[Row]:
                 metric,
                 value,
                 network_evaluations=float(count),
-                protocol="digits-cnn/test/360/sweep",
+                axis="network_evaluations",
+                at=float(count),
             )
             rows.append(replace(swept, provenance={}))
     points = [

@@ -110,7 +110,7 @@ def test_a_reference_is_a_constant_for_every_seed(make_row):
 
 def test_a_claim_without_task_is_judged_where_its_contenders_take_part(make_row):
     rows = Results(
-        make_row(name, value=value + 0.01 * seed * seed, seed=seed, task=task)
+        make_row(name, value=value + 0.01 * seed * seed, seed=seed, problem=task)
         for task, name, value in [("x", "a", 1), ("x", "b", 2), ("y", "a", 3), ("y", "b", 2), ("z", "a", 1)]
         for seed in range(3)
     )
@@ -123,7 +123,7 @@ def test_a_claim_without_task_is_judged_where_its_contenders_take_part(make_row)
 
 def test_swept_values(make_row):
     rows = Results(
-        make_row("a", "fd", value=k + 0.01 * seed, seed=seed, network_evaluations=float(k), protocol="x/sweep")
+        make_row("a", "fd", value=k + 0.01 * seed, seed=seed, axis="network_evaluations", at=float(k))
         for k in (1, 4)
         for seed in range(3)
     )
@@ -133,14 +133,10 @@ def test_swept_values(make_row):
 
 
 def test_guided_values_are_a_sweep_of_their_own(make_row):
-    both = [
-        ("network_evaluations", 4.0, "x/sweep/radius-0.1"),
-        ("guidance", 4.0, "x/sweep-guidance"),
-        ("guidance", 1.5, "x/sweep-guidance"),
-    ]
+    both = [("network_evaluations", 4.0), ("guidance", 4.0), ("guidance", 1.5)]
     rows = Results(
-        make_row("a", "fd", value=value + 0.01 * seed, seed=seed, protocol=protocol, **{axis: point})
-        for value, (axis, point, protocol) in enumerate(both, start=1)
+        make_row("a", "fd", value=value + 0.01 * seed, seed=seed, axis=axis, at=point)
+        for value, (axis, point) in enumerate(both, start=1)
         for seed in range(3)
     )
     assert judge(parse_claim("a.fd@guidance=4 < a.fd@guidance=1.5"), rows, {"": ["a"]})[0].verdict == "holds"

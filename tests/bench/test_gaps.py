@@ -32,7 +32,7 @@ def complete(make_row):
     for name, by_seed in values.items():
         for seed, value in enumerate(by_seed):
             yield make_row(name, value=value, seed=seed)
-            yield make_row(name, "fd", value=value, seed=seed, protocol="x/sweep", network_evaluations=4.0)
+            yield make_row(name, "fd", value=value, seed=seed, axis="network_evaluations", at=4.0)
 
 
 def diverged(rows):

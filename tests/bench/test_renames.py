@@ -48,7 +48,7 @@ class Bench:
     def values(self) -> dict[tuple[str, str, int], list[float]]:
         found: dict = {}
         for row in load_rows(self.directory):
-            found.setdefault((row.task, row.contender, row.seed), []).append(row.value)
+            found.setdefault((row.problem, row.contender, row.seed), []).append(row.value)
         return found
 
 
@@ -241,8 +241,8 @@ def test_rows_of_somebody_else_are_still_refused(finished):
 
 def test_images_of_others_follow_the_bench(finished):
     (row, *_) = read_rows(finished.directory / "reference" / "rows.jsonl")
-    stranger = replace(row, contender="cfm", family="external", task="", value=1.5)
+    stranger = replace(row, contender="cfm", family="external", problem="", value=1.5)
     write_rows(finished.directory / "external" / "cfm" / "rows.jsonl", [stranger])
     finished.run(name="other", tasks={"digits": None})
     (found,) = [row for row in load_rows(finished.directory) if row.family == "external"]
-    assert (found.bench, found.task, found.contender) == ("other", "digits", "cfm (external)")
+    assert (found.bench, found.problem, found.contender) == ("other", "digits", "cfm (external)")

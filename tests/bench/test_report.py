@@ -74,7 +74,7 @@ def test_main_table_against_scipy(digits):
     rows = [r for r in load_rows(digits) if r.contender == "starflow" and r.metric == "straightness"]
     values = [r.value for r in rows]
     half = scipy.stats.t.ppf(0.975, 2) * scipy.stats.sem(values)
-    shown = re.search(r"\| starflow \| \**([\d.]+) ± ([\d.]+)", text[text.index("How the samples travel") :])
+    shown = re.search(r"\| starflow \| \**([\d.]+) ± ([\d.]+)", text[text.index("Sampling paths") :])
     assert float(shown[1]) == pytest.approx(np.mean(values), abs=0.6e-3)
     assert float(shown[2]) == pytest.approx(half, rel=0.06)
 
@@ -153,7 +153,7 @@ def test_csv_has_every_row(digits):
     rows = load_rows(digits)
     lines = csv_text(rows).splitlines()
     assert len(lines) == len(rows) + 1
-    assert lines[0].startswith("schema,bench,task,contender")
+    assert lines[0].startswith("schema,bench,problem,contender")
     assert "provenance.git_sha" in lines[0]
 
 

@@ -13,9 +13,9 @@ from flowbench.core.rows import SCHEMA, Row, read_rows, write_rows
 from flowbench.core.storage import write_text
 
 FIELDS = {
-    "schema": 2,
+    "schema": 3,
     "bench": "b",
-    "task": "",
+    "problem": "",
     "contender": "cfm",
     "family": "FlowMatching",
     "dataset": "digits",
@@ -25,6 +25,10 @@ FIELDS = {
     "n": 360,
     "protocol": "exact/test/360",
     "unit": "bits/dim",
+    "goal": "down",
+    "group": "quality",
+    "axis": "",
+    "at": None,
     "network_evaluations": None,
     "guidance": 2.0,
     "sampler": "midpoint",
@@ -36,7 +40,7 @@ FIELDS = {
 
 def test_schema_is_frozen():
     """Changing a field changes every reader: raise SCHEMA, and say in the changelog how to read old files."""
-    assert SCHEMA == 2
+    assert SCHEMA == 3
     assert [f.name for f in dataclasses.fields(Row)] == list(FIELDS)
     assert json.loads(Row(**FIELDS).to_json()) == FIELDS
     assert Row.__dataclass_params__.frozen
@@ -84,7 +88,10 @@ def test_provenance_takes_numpy_and_nan():
         ({"value": "2.5"}, "'value'"),
         ({"weights": "averaged"}, "weights"),
         ({"status": "fine"}, "status"),
-        ({"schema": 3}, "schema 3"),
+        ({"schema": 4}, "schema 4"),
+        ({"goal": "lower"}, "goal"),
+        ({"axis": "guidance"}, "axis"),
+        ({"at": 2.0}, "axis"),
         ({"network_evaluations": math.inf}, "finite"),
     ],
 )
@@ -131,8 +138,47 @@ def test_missing_file_says_what_to_do(tmp_path):
         read_rows(tmp_path / "rows.jsonl")
 
 
-def test_a_file_of_schema_1_is_read(tmp_path):
-    old = {name: value for name, value in FIELDS.items() if name not in ("guidance", "sampler")}
-    write_text(tmp_path / "rows.jsonl", json.dumps({**old, "schema": 1}) + "\n")
+NEW = ("goal", "group", "axis", "at")
+
+
+def of_schema_2(**change) -> dict:
+    kept = {name: value for name, value in FIELDS.items() if name not in (*NEW, "problem")}
+    return {**kept, "schema": 2, "task": "moons", **change}
+
+
+def read(tmp_path, record: dict) -> Row:
+    write_text(tmp_path / "rows.jsonl", json.dumps(record) + "\n")
     (row,) = read_rows(tmp_path / "rows.jsonl")
-    assert (row.schema, row.guidance, row.sampler, row.value) == (SCHEMA, None, "", 2.5)
+    return row
+
+
+def test_a_file_of_schema_1_is_read(tmp_path):
+    old = {name: value for name, value in of_schema_2().items() if name not in ("guidance", "sampler")}
+    row = read(tmp_path, {**old, "schema": 1})
+    assert (row.schema, row.guidance, row.sampler, row.value, row.problem) == (SCHEMA, None, "", 2.5, "moons")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, ("down", "quality", "", None, "exact/test/360")),
+        ({"metric": "fd_low[digits-cnn]"}, ("none", "quality", "", None, "exact/test/360")),
+        ({"metric": "npe"}, ("zero", "transport", "", None, "exact/test/360")),
+        ({"metric": "samples_per_second"}, ("up", "cost", "", None, "exact/test/360")),
+        ({"metric": "somebody's own"}, ("none", "quality", "", None, "exact/test/360")),
+        (
+            {"metric": "fd[x]", "protocol": "x/test/sweep", "network_evaluations": 4.0},
+            ("down", "quality", "network_evaluations", 4.0, "x/test"),
+        ),
+        (
+            {"metric": "failure_rate", "protocol": "x/sweep-guidance/radius-1", "guidance": 3.0},
+            ("down", "quality", "guidance", 3.0, "x/radius-1"),
+        ),
+        ({"protocol": "sweep", "network_evaluations": 2.0}, ("down", "quality", "network_evaluations", 2.0, "")),
+    ],
+)
+def test_a_file_of_schema_2_is_read_with_goal_group_and_place_in_a_sweep(tmp_path, change, expected):
+    row = read(tmp_path, of_schema_2(**change))
+    assert (row.goal, row.group, row.axis, row.at, row.protocol) == expected
+    assert (row.schema, row.problem) == (SCHEMA, "moons")
+    assert Row.from_json(row.to_json()) == row

@@ -52,7 +52,7 @@ def test_one_seed_has_no_interval():
 
 @pytest.mark.parametrize(
     ("goal", "expected"),
-    [("lower", {"a", "b"}), ("higher", {"c"}), ("zero", {"a", "b"}), ("none", set())],
+    [("down", {"a", "b"}), ("up", {"c"}), ("zero", {"a", "b"}), ("none", set())],
 )
 def test_best_and_ties(goal, expected):
     values = {
@@ -69,4 +69,4 @@ def test_zero_goal_takes_the_smaller_magnitude():
 
 
 def test_a_single_contender_wins_nothing():
-    assert best_and_ties({"a": {0: 1.0, 1: 2.0}, "b": {}}, "lower") == set()
+    assert best_and_ties({"a": {0: 1.0, 1: 2.0}, "b": {}}, "down") == set()

@@ -16,7 +16,7 @@ from flowbench.config import compose
 from flowbench.core.rows import Row, write_rows
 
 ROW = Row(
-    bench="", task="", contender="left", family="F", dataset="digits", seed=0, metric="w2", value=0.5, n=10,
+    bench="", problem="", contender="left", family="F", dataset="digits", seed=0, metric="w2", value=0.5, n=10,
     protocol="test/10", unit="", network_evaluations=4.0, weights="ema",
 )  # fmt: skip
 

@@ -137,7 +137,7 @@ def test_eighty_columns_where_there_is_no_terminal(monkeypatch, capsys):
 @pytest.fixture
 def bench(tmp_path) -> Path:
     """A finished run and a bench of one cell, enough to compare and to report on."""
-    given = {"bench": "b", "task": "", "contender": "cfm", "family": "F", "dataset": "moons", "seed": 0, "unit": ""}
+    given = {"bench": "b", "problem": "", "contender": "cfm", "family": "F", "dataset": "moons", "seed": 0, "unit": ""}
     row = Row(**given, metric="w2", value=0.5, n=10, protocol="test/10", network_evaluations=4.0, weights="ema")
     folder = tmp_path / "b"
     for place in (folder / "cells" / "cfm" / "seed-0", tmp_path / "run"):

@@ -229,7 +229,7 @@ def test_rows_that_cannot_be_read_are_moved_away_and_not_lost(here, capsys):
 
 def test_folders_of_earlier_versions_are_recognised_by_their_rows(tmp_path):
     row = {
-        "bench": "", "task": "", "contender": "x", "dataset": "d", "seed": 0, "metric": "m", "value": 1.0, "n": 1,
+        "bench": "", "problem": "", "contender": "x", "dataset": "d", "seed": 0, "metric": "m", "value": 1.0, "n": 1,
         "protocol": "p", "unit": "", "network_evaluations": None, "weights": "none",
     }  # fmt: skip
     for family, kind in (("external", "external"), ("reference", "reference"), ("TARFlow", "run")):

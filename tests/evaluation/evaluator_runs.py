@@ -48,7 +48,7 @@ def point_metrics() -> dict:
 def evaluator(metrics: dict | None = None, **options) -> Evaluator:
     settings = {"num_samples": 20, "num_trajectories": 6, "trajectory_points": 5, "num_pictures": 4}
     made = Evaluator(image_metrics() if metrics is None else metrics, **{**settings, **options})
-    made.identity = Identity(bench="b", task="t", contender="c", seed=3, config_hash="abc")
+    made.identity = Identity(bench="b", problem="t", contender="c", seed=3, config_hash="abc")
     return made
 
 
@@ -79,10 +79,7 @@ def quick(family):
 
 
 def rows_of(tmp_path) -> dict:
-    return {
-        (r.metric, r.network_evaluations if "sweep" in r.protocol else None): r
-        for r in read_rows(tmp_path / "rows.jsonl")
-    }
+    return {(r.metric, r.network_evaluations if r.axis else None): r for r in read_rows(tmp_path / "rows.jsonl")}
 
 
 def measured(tmp_path, name: str, data: FlowDataModule, measure: Evaluator, **options) -> dict:

@@ -35,9 +35,8 @@ def test_class_accuracy_is_that_of_the_whole_classifier():
     assert found.value == 25 / 40
     assert (found.metric, found.n) == ("class_accuracy[digits-cnn]", 40)
     assert found.protocol == "digits-cnn/given-label/40"
-    given.swept = "guidance"
     (few,) = ClassAccuracy("digits-cnn", num_samples=30).measure(given)
-    assert (few.value, few.n, few.protocol) == (25 / 30, 30, "digits-cnn/given-label/30/sweep-guidance")
+    assert (few.value, few.n, few.protocol) == (25 / 30, 30, "digits-cnn/given-label/30")
     x[0] = math.nan
     assert math.isnan(ClassAccuracy("digits-cnn").measure(classified(label, x)[0])[0].value)
 

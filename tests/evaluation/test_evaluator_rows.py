@@ -65,7 +65,7 @@ def test_digits_end_to_end(tmp_path, name):
     assert main["parameters"].value == sum(p.numel() for p in flow(name, digits()).parameters())
     assert main["path_energy"].value == pytest.approx(main["straightness"].value + main["displacement"].value)
     row = main["fd[identity]"]
-    assert (row.bench, row.task, row.contender, row.seed, row.weights) == ("b", "t", "c", 3, "ema")
+    assert (row.bench, row.problem, row.contender, row.seed, row.weights) == ("b", "t", "c", 3, "ema")
     assert (row.dataset, row.family) == ("digits", "FlowMatching" if continuous else "TARFlow")
     assert PROVENANCE <= set(row.provenance)
     assert (row.provenance["config_hash"], row.provenance["global_batch"]) == ("abc", 16)

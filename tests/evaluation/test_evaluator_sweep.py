@@ -17,7 +17,11 @@ def test_a_sweep_over_guidance(tmp_path):
     main, plain, guided = rows
     assert (main.guidance, main.sampler, main.protocol) == (1.0, main.sampler, "identity/train-1077/20")
     assert main.sampler.startswith("Midpoint")
-    assert [row.protocol for row in (plain, guided)] == ["identity/train-1077/20/sweep-guidance"] * 2
+    assert [(row.protocol, row.axis, row.at) for row in (plain, guided)] == [
+        ("identity/train-1077/20", "guidance", 1.0),
+        ("identity/train-1077/20", "guidance", 3.0),
+    ]
+    assert (main.axis, main.at) == ("", None)
     assert [(row.guidance, row.network_evaluations) for row in (plain, guided)] == [(1.0, 4.0), (3.0, 8.0)]
     assert plain.value == main.value != guided.value
 
@@ -25,7 +29,7 @@ def test_a_sweep_over_guidance(tmp_path):
 def test_what_cannot_be_guided_is_not_swept(tmp_path):
     measured(tmp_path, "cfm", digits(), evaluator(sweep={"guidance": [1, 3]}))
     rows = read_rows(tmp_path / "rows.jsonl")
-    assert not [row for row in rows if "sweep" in row.protocol]
+    assert not [row for row in rows if row.axis]
     assert {row.guidance for row in rows} == {None}
     for wrong in ([0.5], [True]):
         with pytest.raises(ValueError, match=r"sweep\.guidance\[0\] must be a number in \[1, .*, got"):

@@ -59,7 +59,7 @@ class Given(Metric):
     in_sweep = True
 
     def measure(self, subject):
-        return [Measurement("given", 1.0, len(subject.samples), f"own{subject.sweep_suffix}")]
+        return [Measurement("given", 1.0, len(subject.samples), "own")]
 
 
 def metrics(vectors: bool) -> dict[str, Metric]:
@@ -103,7 +103,7 @@ def rows_of(tmp_path, kind: str, family=None, own: dict | None = None, raises: E
 def by_key(rows: list[Row]) -> dict[tuple, float | None]:
     """What a row is of, and its number; costs are measured on a clock."""
     timed = ("samples_per_second", "peak_memory")
-    return {(r.metric, r.protocol, r.network_evaluations): r.value for r in rows if r.metric not in timed}
+    return {(r.metric, r.axis, r.network_evaluations): r.value for r in rows if r.metric not in timed}
 
 
 @pytest.fixture(scope="module")
@@ -141,11 +141,11 @@ def test_a_mistake_of_the_code_is_seen_when_all_other_rows_are_written(tmp_path,
 
 def check_lost(rows: list[Row], expected: list[Row], lost: set[str], reason: str, also: set[str] = frozenset()) -> None:
     failed = [row for row in rows if row.status == "failed"]
-    assert {row.metric for row in failed if "sweep" not in row.protocol} == lost
+    assert {row.metric for row in failed if not row.axis} == lost
     assert all(row.value is None and reason in row.provenance["message"] for row in failed)
     assert all("\n" not in row.provenance["message"] for row in failed)
     gone = lost | also
-    kept = {key: value for key, value in by_key(expected).items() if key[0] not in gone or "sweep" in key[1]}
+    kept = {key: value for key, value in by_key(expected).items() if key[0] not in gone or key[1]}
     found = by_key([row for row in rows if row.status != "failed"])
     assert {key: value for key, value in found.items() if key[0] not in also} == kept
 
@@ -209,16 +209,18 @@ def test_a_sampler_that_gives_up_costs_the_samples_of_that_point(tmp_path, monke
     failed = [row for row in rows if row.status == "failed"]
     assert {row.metric for row in failed} == {"own", "w2"}
     assert {row.network_evaluations for row in failed} == {budget}
-    assert {row.protocol for row in failed} == {"" if budget is None else "sweep"}
+    assert {(row.protocol, row.axis, row.at) for row in failed} == {
+        ("", "" if budget is None else "network_evaluations", budget)
+    }
     expected = by_key(whole["points"])
     found = by_key([row for row in rows if row.status != "failed"])
     for key, value in expected.items():
-        of_point = ("sweep" not in key[1]) if budget is None else ("sweep" in key[1] and key[2] == budget)
+        of_point = (not key[1]) if budget is None else (key[1] and key[2] == budget)
         if key[0] in ("given", "w2") and of_point:
             assert key not in found
         elif key[0] not in ("network_evaluations",) and budget is not None:
             assert found[key] == value
-    numbers = {row.metric: row.value for row in rows if row.status == "ok" and "sweep" not in row.protocol}
+    numbers = {row.metric: row.value for row in rows if row.status == "ok" and not row.axis}
     assert {"nll", "straightness", "parameters"} <= numbers.keys()
 
 

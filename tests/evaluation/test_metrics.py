@@ -130,13 +130,6 @@ def test_a_single_point_gives_rows_and_no_failure(metric):
     assert all(m.n == 1 and math.isnan(m.value) for m in found)
 
 
-@pytest.mark.parametrize("metric", everything(), ids=lambda m: type(m).__name__)
-def test_a_swept_row_says_so(metric):
-    given = subject()
-    given.swept = "network_evaluations"
-    assert all(m.protocol.endswith("/sweep") for m in metric.measure(given))
-
-
 def test_every_exported_metric_is_tested_here():
     exported = {v for v in vars(evaluation).values() if isinstance(v, type) and issubclass(v, evaluation.Metric)}
     tested = {type(m) for m in everything()} | {NegativeLogLikelihood, PathStraightness, CostReport, evaluation.Metric}

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from flowbench import evaluation
-from flowbench.bench.vocabulary import _INFO
 from flowbench.core.rows import read_rows
 from flowbench.data import FlowDataModule
 from flowbench.evaluation import (
@@ -127,12 +126,12 @@ def test_a_flow_has_the_metrics_that_were_declared_and_no_others(tmp_path, name)
     declared = declare(measure, data, module)[""]
     trainer(tmp_path, measure, limit_test_batches=1).test(module, data, verbose=False)
     rows = read_rows(tmp_path / "rows.jsonl")
-    marks = {"network_evaluations": "sweep", "guidance": "sweep-guidance"}
     untrained = {"step_milliseconds", "flop_utilisation"}  # of a training that there was none of
-    assert {r.metric for r in rows if "sweep" not in r.protocol} == declared.main - untrained
-    for axis, mark in marks.items():
-        found = {r.metric for r in rows if mark in r.protocol.split("/")}
-        assert found == declared.swept.get(axis, set())
+    assert {r.metric for r in rows if not r.axis} == declared.main - untrained
+    for axis in ("network_evaluations", "guidance"):
+        assert {r.metric for r in rows if r.axis == axis} == declared.swept.get(axis, set())
+    known = {info.name for metric in measure.metrics.values() for info in metric.declares}
+    assert {r.metric for r in rows} <= known, "every number is declared"
 
 
 @pytest.mark.parametrize("kind", ["points", "digits", "labelled"])
@@ -151,25 +150,37 @@ def test_accuracy_is_declared_where_samples_have_labels(conditional):
     data, metric = digits(), ClassAccuracy("digits-cnn")
     module = flow("cfm", data, conditional=conditional)
     expected = ("class_accuracy[digits-cnn]",) if conditional else ()
-    assert metric.declares(Prospect(data.spec, module)) == expected
-    assert metric.declares(Prospect(data.spec, reference="floor")) == ("class_accuracy[digits-cnn]",)
-    assert metric.declares(Prospect(data.spec, reference="noise")) == ()
+    assert metric.expected(Prospect(data.spec, module)) == expected
+    assert metric.expected(Prospect(data.spec, reference="floor")) == ("class_accuracy[digits-cnn]",)
+    assert metric.expected(Prospect(data.spec, reference="noise")) == ()
 
 
-def test_every_exported_metric_declares_its_names_and_the_tables_know_them(tmp_path):
-    """A name that the tables do not know has no direction, and nobody wins by it."""
+def test_every_exported_metric_declares_its_names():
     exported = [
         v for v in vars(evaluation).values() if isinstance(v, type) and issubclass(v, Metric) and v is not Metric
     ]
     tested = {type(m) for kind in ("image", "vector") for m in everything(kind).values()}
     assert set(exported) == tested | {ClassAccuracy, evaluation.InceptionScore}
     for metric in [*everything("image").values(), *everything("vector").values(), evaluation.InceptionScore()]:
-        for name in metric.names:
-            assert name.partition("[")[0] in _INFO, name
-    for data in (digits(), own_points(tmp_path, labels=True)):
-        measure = Evaluator(everything(data.spec.modality))
-        for name in declare(measure, data, flow("wcfm", data))[""].main:
-            assert name.partition("[")[0] in _INFO, name
+        names = [info.name for info in metric.declares]
+        assert names
+        assert len(set(names)) == len(names)
+        assert set(metric.names) <= set(names)
+
+
+@pytest.mark.parametrize("dataset", ["eight_gaussians", "digits"])
+def test_the_goal_of_a_metric_ranks_held_out_data_before_noise(dataset):
+    data = FlowDataModule(dataset)
+    measure = Evaluator(everything(data.spec.modality), num_samples=100)
+    values: dict[tuple[str, str], float] = {}
+    goals = {}
+    for row in measure.reference_rows(data):
+        values[row.contender, row.metric], goals[row.metric] = row.value, row.goal
+    ranked = [name for name, goal in goals.items() if goal in ("up", "down") and values.get(("noise", name)) is not None]
+    assert len(ranked) > 3
+    for name in ranked:
+        floor, noise = values["floor", name], values["noise", name]
+        assert (floor > noise) if goals[name] == "up" else (floor < noise), name
 
 
 class Silent(Metric):

@@ -49,7 +49,7 @@ def identity(row: Row) -> dict[str, Any]:
         "contender": row.contender,
         "metric": row.metric,
         "n": row.n,
-        "protocol": row.protocol,
+        "protocol": f"{row.protocol}/sweep" if row.axis else row.protocol,  # as it was when they were stored
         "unit": row.unit,
         "network_evaluations": f"{row.network_evaluations:g}",
         "sampler": row.sampler,

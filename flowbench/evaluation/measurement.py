@@ -1,0 +1,61 @@
+"""One number, and what its metric declares about it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from flowbench.core.rows import Goal
+
+__all__ = ["Measurement", "MetricInfo", "unmeasured"]
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """What a reader must know of a metric; the metric itself is the only place that states it.
+
+    Attributes:
+        name: as in rows, e.g. `fd[digits-cnn]`.
+        goal: `down` where lower is better, `up`, `zero` (nearer to 0), `none` where neither is.
+        group: the table that it belongs to, e.g. `quality`, `transport`, `cost`.
+    """
+
+    name: str
+    goal: Goal = "none"
+    group: str = "quality"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number with what makes it comparable.
+
+    Attributes:
+        metric: e.g. `fd[digits-cnn]`.
+        value: the number.
+        n: samples behind it.
+        protocol: extractor, split, N and whatever else the number depends on.
+        unit: e.g. `bits/dim`; empty for pure numbers.
+        reason: why it could not be measured, one line; empty for a number.
+        goal: which value is better, see :class:`MetricInfo`; the evaluator fills it in from what the metric declares.
+        group: the table that it belongs to; filled in likewise.
+    """
+
+    metric: str
+    value: float
+    n: int | None
+    protocol: str
+    unit: str = ""
+    reason: str = ""
+    goal: Goal = "none"
+    group: str = "quality"
+
+
+def unmeasured(names: Iterable[str], reason: str) -> list[Measurement]:
+    """Measurements that could not be made, in place of their numbers.
+
+    Args:
+        names: of the metrics.
+        reason: one line.
+    """
+    return [Measurement(name, math.nan, None, "", reason=reason) for name in names]
