@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from flowbench.config.merge import merge, set_key, value_at
 from flowbench.config.overrides import parse_override
 from flowbench.config.text import plain, shown, text_of
 from flowbench.core.checks import LARGEST, LARGEST_BUDGET, check_number, check_seed
+from flowbench.core.nearest import suggestion
 from flowbench.core.places import expand
 from flowbench.core.resources import find_experiment, shipped_like
 
@@ -155,13 +155,7 @@ def _override(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, An
 def _known(mapping: Mapping[str, Any], allowed: Iterable[str], where: str) -> None:
     for key in mapping:
         if key not in allowed:
-            raise ValueError(f"{where}: unknown key {key!r}{_nearest(str(key), allowed)}")
-
-
-def _nearest(name: str, allowed: Iterable[str]) -> str:
-    allowed = list(allowed)
-    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(allowed)}"
+            raise ValueError(f"{where}: unknown key {key!r}{suggestion(str(key), allowed)}")
 
 
 def _check_overrides(value: Any, where: str) -> dict[str, Any]:
@@ -213,8 +207,8 @@ def _experiment(text: str, folder: Path, where: str) -> Path:
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
-        hint = f"; did you mean {near[0]}?" if near else shipped_like(Path(text))
+        beside = [p.name for p in path.parent.glob("*.yaml")]
+        hint = suggestion(path.name, beside, otherwise="") or shipped_like(Path(text))
         raise ValueError(f"{where}: {path} does not exist{hint}")
     return path.resolve()
 
@@ -224,9 +218,8 @@ def _retested(
 ) -> Contender:
     """A contender that measures another one's weights again, with other settings of its sampler."""
     if trained not in before:
-        raise ValueError(
-            f"{where}: trained names {trained!r}, which is no contender above it{_nearest(trained, before)}"
-        )
+        hint = suggestion(trained, before) if before else ""
+        raise ValueError(f"{where}: trained names {trained!r}, which is no contender above it{hint}")
     source = before[trained]
     if source.trained:
         raise ValueError(f"{where}: trained names {trained!r}, which is not trained itself; name {source.trained!r}")
@@ -338,9 +331,12 @@ def _claims(
         for side in claim.quantities:
             name = f"{where}: claim {claim.text!r}"
             if side.contender not in (*contenders, *REFERENCES):
-                raise ValueError(f"{name}: unknown contender {side.contender!r}{_nearest(side.contender, contenders)}")
+                raise ValueError(
+                    f"{name}: unknown contender {side.contender!r}{suggestion(side.contender, contenders)}"
+                )
             if side.task is not None and side.task not in tasks:
-                raise ValueError(f"{name}: unknown task {side.task!r}{_nearest(side.task, filter(None, tasks))}")
+                hint = suggestion(side.task, filter(None, tasks)) if any(tasks) else "; the bench file has no tasks"
+                raise ValueError(f"{name}: unknown task {side.task!r}{hint}")
             if side.at is not None and side.at not in sweep.get(side.axis, []):
                 raise ValueError(f"{name}: {side.at:g} is not swept; sweep.{side.axis} is {sweep.get(side.axis, [])}")
     return claims

@@ -21,7 +21,6 @@ gaussian, gmm) are computed once and count as constants.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from typing import Literal
 
 from flowbench.bench.statistics import ROUNDING, Summary, difference, paired_difference, summarise
 from flowbench.bench.store import REFERENCES, Results, SweepAxis
+from flowbench.core.nearest import suggestion
 
 __all__ = ["Claim", "Quantity", "Verdict", "VerdictName", "judge", "parse_claim"]
 
@@ -255,9 +255,7 @@ def _missing(side: Quantity, results: Results, task: str) -> str:
         lost = "; ".join(dict.fromkeys(results.lost_seeds(task, side.contender).values()))
         return f"{side.contender} has no rows{where}{': ' * bool(lost)}{lost}"
     if side.metric not in known:
-        near = difflib.get_close_matches(side.metric, known, n=1)
-        hint = f"; nearest: {near[0]}" if near else ""
-        return f"{side.contender} has no metric {side.metric}{where}{hint}"
+        return f"{side.contender} has no metric {side.metric}{where}{suggestion(side.metric, known, otherwise='')}"
     if side.at is None:
         return f"no finite value of {side.name}{where}"
     points = sorted(results.sweep(task, side.contender, side.metric, side.axis))

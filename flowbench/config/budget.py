@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flowbench.config.errors import ConfigError, suggestion
+from flowbench.config.errors import ConfigError
 from flowbench.core.checks import LARGEST_BUDGET, check_number
+from flowbench.core.nearest import suggestion
 
 __all__ = ["KINDS", "read_budget"]
 
