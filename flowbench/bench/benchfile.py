@@ -17,14 +17,15 @@ from flowbench.config.interpolation import resolve
 from flowbench.config.merge import merge, set_key, value_at
 from flowbench.config.overrides import parse_override
 from flowbench.config.text import plain, shown, text_of
-from flowbench.core.checks import LARGEST, LARGEST_BUDGET, check_number, check_seed
+from flowbench.core.budget import BUDGET_KINDS, read_budgets
+from flowbench.core.checks import check_seed, named
 from flowbench.core.nearest import suggestion
 from flowbench.core.places import expand
 from flowbench.core.resources import find_experiment, shipped_like
+from flowbench.core.sweep import SweepAxis, read_sweep
 
-__all__ = ["BUDGETS", "BenchFile", "Contender", "Task", "load_bench_file"]
+__all__ = ["BenchFile", "Contender", "Task", "load_bench_file"]
 
-BUDGETS = ("train_flops", "train_seconds", "steps", "samples_seen", "epochs")
 _KEYS = ("question", "contenders", "seeds", "budget", "sweep", "tasks", "claims", "jobs", "name", "run_dir")
 _RESERVED = ("base", "seed", "budget", "run")
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*")
@@ -72,7 +73,7 @@ class BenchFile:
     contenders: tuple[Contender, ...]
     seeds: tuple[int, ...]
     budget: Mapping[str, float]
-    sweep: Mapping[str, list[float]]
+    sweep: Mapping[SweepAxis, list[float]]
     tasks: tuple[Task, ...]
     claims: tuple[Claim, ...]
     jobs: int | str
@@ -104,7 +105,7 @@ def _load(path: str | Path, overrides: Sequence[str]) -> BenchFile:
     contenders = _contenders(content.get("contenders"), path.resolve().parent, where)
     names = [contender.name for contender in contenders]
     tasks = _tasks(content.get("tasks"), contenders, where)
-    sweep = _sweep(content.get("sweep"), where)
+    sweep = read_sweep(f"{where}: sweep", plain(content.get("sweep")))
     name = _text(content, "name", where) or path.stem
     if not _NAME.fullmatch(name):
         raise ValueError(f"{where}: name is {name!r}; use letters, digits, - and _")
@@ -244,33 +245,11 @@ def _seeds(value: Any, where: str) -> tuple[int, ...]:
 
 
 def _budget(value: Any, where: str) -> dict[str, float]:
-    if not isinstance(value, Mapping) or len(value) != 1:
-        raise ValueError(f"{where}: budget is {shown(value)}; give exactly one of {', '.join(BUDGETS)}")
-    _known(value, BUDGETS, f"{where}: budget")
-    ((key, amount),) = plain(value).items()
-    check_number(f"{where}: budget.{key}", amount, above=0, at_most=LARGEST_BUDGET)
-    if key in ("steps", "samples_seen", "epochs") and amount != int(amount):
-        raise ValueError(f"{where}: budget.{key} is {shown(amount)}; give a whole number")
-    return {str(key): amount}
-
-
-def _sweep(value: Any, where: str) -> dict[str, list[float]]:
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping) or not value:
-        raise ValueError(f"{where}: sweep is {shown(value)}; write {{network_evaluations: [1, 2, 4]}}")
-    _known(value, ("network_evaluations", "guidance"), f"{where}: sweep")
-    value = plain(value)
-    for name, points in value.items():
-        whole = name == "network_evaluations"
-        kinds = int if whole else (int, float)
-        good = isinstance(points, list) and all(
-            isinstance(p, kinds) and not isinstance(p, bool) and 1 <= p <= LARGEST for p in points
-        )
-        if not good or not points or len(set(points)) < len(points):
-            wanted = "distinct positive whole numbers" if whole else "distinct numbers >= 1 (1 is no guidance)"
-            raise ValueError(f"{where}: sweep.{name} is {shown(points)}; write {wanted}")
-    return {str(name): list(points) for name, points in value.items()}
+    with named(where):
+        given = read_budgets(plain(value)) if isinstance(value, Mapping) else {}
+    if len(given) != 1:
+        raise ValueError(f"{where}: budget is {shown(value)}; give exactly one of {', '.join(BUDGET_KINDS)}")
+    return given
 
 
 def _tasks(value: Any, contenders: tuple[Contender, ...], where: str) -> tuple[Task, ...]:
@@ -320,7 +299,7 @@ def _task(name: str, entry: Any, contenders: tuple[Contender, ...], where: str) 
 
 
 def _claims(
-    value: Any, contenders: list[str], tasks: list[str], sweep: Mapping[str, list[float]], where: str
+    value: Any, contenders: list[str], tasks: list[str], sweep: Mapping[SweepAxis, list[float]], where: str
 ) -> tuple[Claim, ...]:
     if value is None:
         return ()

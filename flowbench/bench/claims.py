@@ -27,8 +27,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from flowbench.bench.statistics import ROUNDING, Summary, difference, paired_difference, summarise
-from flowbench.bench.store import REFERENCES, Results, SweepAxis
+from flowbench.bench.store import REFERENCES, Results
 from flowbench.core.nearest import suggestion
+from flowbench.core.sweep import SweepAxis
 
 __all__ = ["Claim", "Quantity", "Verdict", "VerdictName", "judge", "parse_claim"]
 

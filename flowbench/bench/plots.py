@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowbench.bench.statistics import summarise
-from flowbench.bench.store import Results, SweepAxis
+from flowbench.bench.store import Results
 from flowbench.bench.vocabulary import quality_metric
+from flowbench.core.sweep import SweepAxis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
