@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,13 +17,15 @@ from flowbench.config.interpolation import resolve
 from flowbench.config.merge import merge, set_key, value_at
 from flowbench.config.overrides import parse_override
 from flowbench.config.text import plain, shown, text_of
-from flowbench.core.checks import LARGEST, LARGEST_BUDGET, check_number, check_seed
+from flowbench.core.budget import BUDGET_KINDS, read_budgets
+from flowbench.core.checks import check_seed, named
+from flowbench.core.nearest import suggestion
 from flowbench.core.places import expand
 from flowbench.core.resources import find_experiment, shipped_like
+from flowbench.core.sweep import SweepAxis, read_sweep
 
-__all__ = ["BUDGETS", "BenchFile", "Contender", "Task", "load_bench_file"]
+__all__ = ["BenchFile", "Contender", "Task", "load_bench_file"]
 
-BUDGETS = ("train_flops", "train_seconds", "steps", "samples_seen", "epochs")
 _KEYS = ("question", "contenders", "seeds", "budget", "sweep", "tasks", "claims", "jobs", "name", "run_dir")
 _RESERVED = ("base", "seed", "budget", "run")
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*")
@@ -72,7 +73,7 @@ class BenchFile:
     contenders: tuple[Contender, ...]
     seeds: tuple[int, ...]
     budget: Mapping[str, float]
-    sweep: Mapping[str, list[float]]
+    sweep: Mapping[SweepAxis, list[float]]
     tasks: tuple[Task, ...]
     claims: tuple[Claim, ...]
     jobs: int | str
@@ -104,7 +105,7 @@ def _load(path: str | Path, overrides: Sequence[str]) -> BenchFile:
     contenders = _contenders(content.get("contenders"), path.resolve().parent, where)
     names = [contender.name for contender in contenders]
     tasks = _tasks(content.get("tasks"), contenders, where)
-    sweep = _sweep(content.get("sweep"), where)
+    sweep = read_sweep(f"{where}: sweep", plain(content.get("sweep")))
     name = _text(content, "name", where) or path.stem
     if not _NAME.fullmatch(name):
         raise ValueError(f"{where}: name is {name!r}; use letters, digits, - and _")
@@ -155,13 +156,7 @@ def _override(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, An
 def _known(mapping: Mapping[str, Any], allowed: Iterable[str], where: str) -> None:
     for key in mapping:
         if key not in allowed:
-            raise ValueError(f"{where}: unknown key {key!r}{_nearest(str(key), allowed)}")
-
-
-def _nearest(name: str, allowed: Iterable[str]) -> str:
-    allowed = list(allowed)
-    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(allowed)}"
+            raise ValueError(f"{where}: unknown key {key!r}{suggestion(str(key), allowed)}")
 
 
 def _check_overrides(value: Any, where: str) -> dict[str, Any]:
@@ -213,8 +208,8 @@ def _experiment(text: str, folder: Path, where: str) -> Path:
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
-        hint = f"; did you mean {near[0]}?" if near else shipped_like(Path(text))
+        beside = [p.name for p in path.parent.glob("*.yaml")]
+        hint = suggestion(path.name, beside, otherwise="") or shipped_like(Path(text))
         raise ValueError(f"{where}: {path} does not exist{hint}")
     return path.resolve()
 
@@ -224,9 +219,8 @@ def _retested(
 ) -> Contender:
     """A contender that measures another one's weights again, with other settings of its sampler."""
     if trained not in before:
-        raise ValueError(
-            f"{where}: trained names {trained!r}, which is no contender above it{_nearest(trained, before)}"
-        )
+        hint = suggestion(trained, before) if before else ""
+        raise ValueError(f"{where}: trained names {trained!r}, which is no contender above it{hint}")
     source = before[trained]
     if source.trained:
         raise ValueError(f"{where}: trained names {trained!r}, which is not trained itself; name {source.trained!r}")
@@ -251,33 +245,11 @@ def _seeds(value: Any, where: str) -> tuple[int, ...]:
 
 
 def _budget(value: Any, where: str) -> dict[str, float]:
-    if not isinstance(value, Mapping) or len(value) != 1:
-        raise ValueError(f"{where}: budget is {shown(value)}; give exactly one of {', '.join(BUDGETS)}")
-    _known(value, BUDGETS, f"{where}: budget")
-    ((key, amount),) = plain(value).items()
-    check_number(f"{where}: budget.{key}", amount, above=0, at_most=LARGEST_BUDGET)
-    if key in ("steps", "samples_seen", "epochs") and amount != int(amount):
-        raise ValueError(f"{where}: budget.{key} is {shown(amount)}; give a whole number")
-    return {str(key): amount}
-
-
-def _sweep(value: Any, where: str) -> dict[str, list[float]]:
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping) or not value:
-        raise ValueError(f"{where}: sweep is {shown(value)}; write {{network_evaluations: [1, 2, 4]}}")
-    _known(value, ("network_evaluations", "guidance"), f"{where}: sweep")
-    value = plain(value)
-    for name, points in value.items():
-        whole = name == "network_evaluations"
-        kinds = int if whole else (int, float)
-        good = isinstance(points, list) and all(
-            isinstance(p, kinds) and not isinstance(p, bool) and 1 <= p <= LARGEST for p in points
-        )
-        if not good or not points or len(set(points)) < len(points):
-            wanted = "distinct positive whole numbers" if whole else "distinct numbers >= 1 (1 is no guidance)"
-            raise ValueError(f"{where}: sweep.{name} is {shown(points)}; write {wanted}")
-    return {str(name): list(points) for name, points in value.items()}
+    with named(where):
+        given = read_budgets(plain(value)) if isinstance(value, Mapping) else {}
+    if len(given) != 1:
+        raise ValueError(f"{where}: budget is {shown(value)}; give exactly one of {', '.join(BUDGET_KINDS)}")
+    return given
 
 
 def _tasks(value: Any, contenders: tuple[Contender, ...], where: str) -> tuple[Task, ...]:
@@ -327,7 +299,7 @@ def _task(name: str, entry: Any, contenders: tuple[Contender, ...], where: str) 
 
 
 def _claims(
-    value: Any, contenders: list[str], tasks: list[str], sweep: Mapping[str, list[float]], where: str
+    value: Any, contenders: list[str], tasks: list[str], sweep: Mapping[SweepAxis, list[float]], where: str
 ) -> tuple[Claim, ...]:
     if value is None:
         return ()
@@ -338,9 +310,12 @@ def _claims(
         for side in claim.quantities:
             name = f"{where}: claim {claim.text!r}"
             if side.contender not in (*contenders, *REFERENCES):
-                raise ValueError(f"{name}: unknown contender {side.contender!r}{_nearest(side.contender, contenders)}")
+                raise ValueError(
+                    f"{name}: unknown contender {side.contender!r}{suggestion(side.contender, contenders)}"
+                )
             if side.task is not None and side.task not in tasks:
-                raise ValueError(f"{name}: unknown task {side.task!r}{_nearest(side.task, filter(None, tasks))}")
+                hint = suggestion(side.task, filter(None, tasks)) if any(tasks) else "; the bench file has no tasks"
+                raise ValueError(f"{name}: unknown task {side.task!r}{hint}")
             if side.at is not None and side.at not in sweep.get(side.axis, []):
                 raise ValueError(f"{name}: {side.at:g} is not swept; sweep.{side.axis} is {sweep.get(side.axis, [])}")
     return claims

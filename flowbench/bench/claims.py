@@ -21,14 +21,15 @@ gaussian, gmm) are computed once and count as constants.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from flowbench.bench.statistics import ROUNDING, Summary, difference, paired_difference, summarise
-from flowbench.bench.store import REFERENCES, Results, SweepAxis
+from flowbench.bench.store import REFERENCES, Results
+from flowbench.core.nearest import suggestion
+from flowbench.core.sweep import SweepAxis
 
 __all__ = ["Claim", "Quantity", "Verdict", "VerdictName", "judge", "parse_claim"]
 
@@ -255,9 +256,7 @@ def _missing(side: Quantity, results: Results, task: str) -> str:
         lost = "; ".join(dict.fromkeys(results.lost_seeds(task, side.contender).values()))
         return f"{side.contender} has no rows{where}{': ' * bool(lost)}{lost}"
     if side.metric not in known:
-        near = difflib.get_close_matches(side.metric, known, n=1)
-        hint = f"; nearest: {near[0]}" if near else ""
-        return f"{side.contender} has no metric {side.metric}{where}{hint}"
+        return f"{side.contender} has no metric {side.metric}{where}{suggestion(side.metric, known, otherwise='')}"
     if side.at is None:
         return f"no finite value of {side.name}{where}"
     points = sorted(results.sweep(task, side.contender, side.metric, side.axis))

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowbench.bench.statistics import summarise
-from flowbench.bench.store import Results, SweepAxis
+from flowbench.bench.store import Results
+from flowbench.core.sweep import SweepAxis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

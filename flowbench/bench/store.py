@@ -9,11 +9,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from flowbench.bench.status import read_status
 from flowbench.core.rows import FLOOR_FILE, Goal, Row, read_rows, write_rows
 from flowbench.core.storage import write_text
+from flowbench.core.sweep import SweepAxis
 
 __all__ = [
     "EXTERNAL",
@@ -21,7 +22,6 @@ __all__ = [
     "REFERENCES",
     "UNFINISHED",
     "Results",
-    "SweepAxis",
     "cell_rows",
     "collect",
     "csv_text",
@@ -42,9 +42,6 @@ EXTERNAL = "external"
 
 CELL = "cell"
 """Metric of the row of a failed cell."""
-
-SweepAxis = Literal["network_evaluations", "guidance"]
-"""What a sweep imposes on the samplers."""
 
 UNFINISHED = "not finished"
 

@@ -11,6 +11,7 @@ from flowbench.cli.output import answer, safe_streams
 from flowbench.cli.parser import UsageError, make_parser, plain_overrides
 from flowbench.core.endings import describe, is_expected, keep_details, note
 from flowbench.core.launch import is_first_process
+from flowbench.core.nearest import suggestion
 from flowbench.core.stopping import reason_of_exit, stops_on_signals
 from flowbench.core.terminal import command_lines, wrapped
 
@@ -69,11 +70,7 @@ def _dispatch(words: list[str]) -> int:
         return 0
     name, *rest = words
     if name not in COMMANDS:
-        import difflib
-
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else "see flowbench --help"
-        raise UsageError(f"unknown command '{name}'; {hint}")
+        raise UsageError(f"unknown command '{name}'{suggestion(name, COMMANDS, 'see flowbench --help')}")
     command = COMMANDS[name]
     parser = make_parser(name, command)
     # Overrides stand anywhere between the options, which argparse allows only here.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flowbench.bench.claims import Claim, Quantity
 from flowbench.bench.plan import Plan
 from flowbench.bench.store import REFERENCES
-from flowbench.config.errors import suggestion
+from flowbench.core.nearest import suggestion
 
 if TYPE_CHECKING:
     from flowbench.evaluation.prospect import Declared

@@ -7,7 +7,6 @@ walked leaves first and every node is validated alone: the first complaint is th
 from __future__ import annotations
 
 import copy
-import difflib
 import functools
 import inspect
 import re
@@ -26,9 +25,10 @@ from flowbench.config.annotations import (
     options_of,
     record_of,
 )
-from flowbench.config.errors import ConfigError, one_line, suggestion
+from flowbench.config.errors import ConfigError, one_line
 from flowbench.config.imports import import_class
 from flowbench.core.contract import missing_parts
+from flowbench.core.nearest import suggestion
 
 __all__ = ["Arguments", "Object", "accepted_names"]
 
@@ -295,8 +295,7 @@ def _type_name(hint: Any) -> str:
 
 def _expected(key: str, cls: type, hint: Any, value: Any) -> str:
     choices = [str(choice) for choice in choices_of(hint)]
-    near = difflib.get_close_matches(value, choices, n=1) if isinstance(value, str) else []
-    end = f"; did you mean '{near[0]}'?" if near else ""
+    end = suggestion(value, choices, otherwise="") if isinstance(value, str) else ""
     return f"{key}: {cls.__name__} expects {_type_name(hint)}, got {_shown(value)}{end}"
 
 

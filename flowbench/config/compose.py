@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from flowbench.config.earlier import with_earliest_names, with_present_names
-from flowbench.config.errors import ConfigError, one_line, suggestion
+from flowbench.config.errors import ConfigError, one_line
 from flowbench.config.files import identify_files, names_files, with_contents
 from flowbench.config.interpolation import escape, resolve
 from flowbench.config.merge import Layer, merge, set_key, split_key, without_marks
 from flowbench.config.overrides import parse_override
 from flowbench.config.text import Tree, kind, plain, read_yaml, shown, write_yaml
+from flowbench.core.nearest import suggestion
 from flowbench.core.places import expand
 from flowbench.core.resources import PREFIX, find_experiment, shipped_like
 

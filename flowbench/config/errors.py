@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
+__all__ = ["ConfigError", "one_line"]
 
-__all__ = ["ConfigError", "one_line", "suggestion"]
-
-_LISTED = 12
 _LONGEST = 1000
 
 
@@ -23,15 +19,3 @@ class ConfigError(ValueError):
 def one_line(text: object) -> str:
     """Collapse any message to a single line."""
     return " ".join(str(text).split())
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the nearest known one, or a short list of them."""
-    names = sorted({str(k) for k in known})
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean '{near[0]}'?"
-    if not names:
-        return "; it takes none"
-    shown = ", ".join(names[:_LISTED])
-    return f"; known: {shown}{', ...' if len(names) > _LISTED else ''}"

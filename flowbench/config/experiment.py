@@ -11,13 +11,14 @@ from flowbench.config.annotations import constructor_hints, takes_path
 from flowbench.config.budget import read_budget
 from flowbench.config.classes import Arguments, Object, accepted_names
 from flowbench.config.compose import Composed, compose, fingerprint, to_yaml
-from flowbench.config.errors import ConfigError, suggestion
+from flowbench.config.errors import ConfigError
 from flowbench.config.files import check_files
 from flowbench.config.fitting import fit_experiment
 from flowbench.config.imports import import_class
 from flowbench.config.text import shown
 from flowbench.config.trainer import check_trainer, check_trainer_numbers
 from flowbench.core.checks import check_seed
+from flowbench.core.nearest import suggestion
 from flowbench.core.places import expand
 from flowbench.core.storage import write_text
 from flowbench.core.terminal import wrapped

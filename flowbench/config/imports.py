@@ -8,7 +8,8 @@ from types import ModuleType
 from typing import Any
 
 from flowbench.config.earlier import MOVED
-from flowbench.config.errors import ConfigError, one_line, suggestion
+from flowbench.config.errors import ConfigError, one_line
+from flowbench.core.nearest import suggestion
 
 __all__ = ["ROOMS", "import_class"]
 

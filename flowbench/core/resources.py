@@ -5,9 +5,10 @@ Their sources are ``experiments/`` and ``data/`` of the repository; a wheel carr
 
 from __future__ import annotations
 
-import difflib
 from functools import cache
 from pathlib import Path
+
+from flowbench.core.nearest import nearest
 
 __all__ = ["PREFIX", "experiment_names", "find_experiment", "portable_name", "resource", "shipped_like"]
 
@@ -47,8 +48,8 @@ def find_experiment(text: str) -> Path | None:
         return None
     name = text.removeprefix(PREFIX)
     if name not in experiment_names():
-        near = difflib.get_close_matches(name, experiment_names(), n=1)
-        hint = f"did you mean '{PREFIX}{near[0]}'?" if near else "see flowbench list experiments"
+        near = nearest(name, experiment_names())
+        hint = f"did you mean '{PREFIX}{near}'?" if near else "see flowbench list experiments"
         raise ValueError(f"{text}: no file of that name ships with flowbench; {hint}")
     return resource("experiments") / name
 

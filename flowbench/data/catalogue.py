@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 from flowbench.core.checks import check_count, check_counts
+from flowbench.core.nearest import nearest
 from flowbench.core.places import expand
 from flowbench.data.chi_arcs import CHI_ARCS
 from flowbench.data.declaration import Declaration
@@ -138,8 +138,8 @@ def _check_name(name: str) -> None:
     if name not in known:
         # "CIFAR-10" is how people write it; the nearest name by letters alone would be none.
         plain = name.lower().replace("-", "_")
-        near = difflib.get_close_matches(plain, known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        near = nearest(plain, known)
+        hint = f"did you mean {near!r}? " if near else ""
         raise ValueError(f"dataset: unknown name {name!r}; {hint}known: {', '.join(known)}")
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowbench.core.checks import LARGEST, check_numbers
 from flowbench.core.contract import returned
 from flowbench.core.seeds import derive_seed
+from flowbench.core.sweep import read_sweep
 from flowbench.data import FlowDataModule
 from flowbench.evaluation.conditions import condition_labels, given_condition
 from flowbench.evaluation.failures import agreed
@@ -62,20 +62,15 @@ class Imposed:
         return self.network_evaluations if self.guidance is None else self.guidance
 
 
-def sweep_points(sweep: Mapping[str, list[float]]) -> list[Imposed]:
-    """The points of a sweep; ValueError for an unknown name or a number that cannot be imposed."""
-    if set(sweep) - {"network_evaluations", "guidance"}:
-        raise ValueError(f"evaluator.sweep goes over network_evaluations and guidance, got {', '.join(sweep)}")
-    points = []
-    for name, most in (("network_evaluations", 10**6), ("guidance", LARGEST)):
-        if sweep.get(name):
-            check_numbers(f"evaluator.sweep.{name}", sweep[name], at_least=1, at_most=most)
-    for budget in sweep.get("network_evaluations") or []:
-        if budget != int(budget):
-            raise ValueError(f"evaluator.sweep.network_evaluations must be whole numbers >= 1, got {budget!r}")
-        points.append(Imposed(network_evaluations=int(budget)))
-    points += [Imposed(guidance=float(scale)) for scale in sweep.get("guidance") or []]
-    return points
+def sweep_points(sweep: Mapping[str, list[float]] | None) -> list[Imposed]:
+    """The points of a sweep, evaluations before guidance.
+
+    Raises:
+        ValueError: for an unknown axis or a number that cannot be imposed.
+    """
+    points = read_sweep("evaluator.sweep", sweep)
+    evaluations = [Imposed(network_evaluations=int(number)) for number in points.get("network_evaluations", [])]
+    return evaluations + [Imposed(guidance=float(scale)) for scale in points.get("guidance", [])]
 
 
 @dataclass(frozen=True)

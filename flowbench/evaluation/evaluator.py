@@ -115,7 +115,7 @@ class Evaluator(L.Callback):
             raise ValueError(f"evaluator.reference is {reference}, but memorization needs train; remove that metric")
         if reference == held_out:
             raise ValueError(f"evaluator.reference and held_out are both {reference}: the floor would be zero")
-        self.sweep = sweep_points(sweep or {})
+        self.sweep = sweep_points(sweep)
         self._given: dict[str, Metric] = dict(metrics or {})
         self.metrics = self._given  # `features: auto` is named once the data are known
         self.curve = list(curve or [])

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-import torch.distributed as dist
+
+from flowbench.core.distributed import gather_objects, is_initialized
 
 __all__ = ["Failure", "Failures", "PartFailedError", "agreed", "together"]
 
@@ -89,11 +90,10 @@ def together() -> Iterator[None]:
 
 def _first_of_all(mine: Failure | None) -> Failure | None:
     """The first failure among all processes; a collective."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if not is_initialized():
         return mine
-    told: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(told, None if mine is None else (mine.reason, mine.bug is not None))
-    for rank, other in enumerate(told):
+    failures = gather_objects(None if mine is None else (mine.reason, mine.bug is not None))
+    for rank, other in enumerate(failures):
         if other is not None:
             reason = f"process {rank}: {other[0]}"
             return Failure(reason, RuntimeError(reason) if other[1] else None)

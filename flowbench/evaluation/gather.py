@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
+
+from flowbench.core.distributed import gather_objects, world_size
 
 __all__ = ["gather_by_index", "shard"]
 
 
-def shard(num: int, rank: int, world_size: int) -> Tensor:
-    """Indices rank, rank + world_size, ... below `num`: no padding, so shards may differ by one.
+def shard(num: int, rank: int, num_processes: int) -> Tensor:
+    """Indices rank, rank + num_processes, ... below `num`: no padding, so shards may differ by one.
 
     Raises:
         ValueError: for fewer samples than processes.
     """
-    if num < world_size:
+    if num < num_processes:
         raise ValueError(
-            f"{num} samples are too few for {world_size} processes: raise evaluator.num_samples and "
+            f"{num} samples are too few for {num_processes} processes: raise evaluator.num_samples and "
             "num_trajectories, or lower trainer.devices"
         )
-    return torch.arange(rank, num, world_size)
+    return torch.arange(rank, num, num_processes)
 
 
 def gather_by_index(index: Tensor, values: Tensor) -> Tensor:
@@ -34,8 +35,7 @@ def gather_by_index(index: Tensor, values: Tensor) -> Tensor:
         Shape (sum of n, *D).
     """
     index, values = index.detach().cpu(), values.detach().cpu()
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        parts: list[tuple[Tensor, Tensor]] = [(index, values)] * dist.get_world_size()
-        dist.all_gather_object(parts, (index, values))
+    if world_size() > 1:
+        parts = gather_objects((index, values))
         index, values = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
     return values[torch.argsort(index)]

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from flowbench.core.checks import check_count
+from flowbench.core.distributed import gather_objects
 from flowbench.core.places import cached, locked
 from flowbench.core.progress import note_progress
 from flowbench.core.storage import write_atomic
@@ -212,7 +212,7 @@ class Collector:
             label: class ids of all samples, those of other processes included.
         """
         total = torch.tensor([self._count, 0 if self.is_finite else 1])
-        parts = _gather_all(total)
+        parts = torch.stack(gather_objects(total))
         features = {key: self._ordered(pairs, self.extractors[key].dimension) for key, pairs in self._features.items()}
         return DrawnSet(
             self.spec,
@@ -230,15 +230,6 @@ class Collector:
         # A process without a share of the first few samples still takes part in the collective.
         index = torch.cat([torch.empty(0, dtype=torch.int64), *(i for i, _ in pairs)])
         return gather_by_index(index, torch.cat([torch.empty(0, *shape), *(v.float() for _, v in pairs)]))
-
-
-def _gather_all(row: Tensor) -> Tensor:
-    """The row of every process, shape (processes, *row)."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return row[None]
-    rows: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(rows, row)
-    return torch.stack(rows)
 
 
 class RealSet(SampleSet):

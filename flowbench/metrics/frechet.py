@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from flowbench.core.checks import check_count
+from flowbench.core.distributed import sum_over_processes
 from flowbench.metrics.checks import as_table
 
 __all__ = [
@@ -102,13 +102,7 @@ class FeatureStatistics:
         One collective. The object itself keeps its local sums, so a second call does not count the samples
         twice.
         """
-        packed = torch.cat([self.sum.new_tensor([self.count]), self.sum, self.outer.flatten()])
-        if dist.is_available() and dist.is_initialized():
-            # NCCL reduces only CUDA tensors; gloo takes the CPU's.
-            carrier = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
-            moved = packed.to(carrier)
-            dist.all_reduce(moved, op=dist.ReduceOp.SUM)
-            packed = moved.to(self.sum.device)
+        packed = sum_over_processes(torch.cat([self.sum.new_tensor([self.count]), self.sum, self.outer.flatten()]))
         count, total, outer = packed.split([1, self.dimension, self.dimension**2])
         return self.from_sums(int(count.item()), total.clone(), outer.reshape(self.dimension, -1).clone())
 

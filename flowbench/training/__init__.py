@@ -1,6 +1,7 @@
 """What is trained, flow or not: module, optimiser, averaged weights, budget, checkpoints, parallel strategies."""
 
-from flowbench.training.budget import Budget, BudgetLimit, count_flops
+from flowbench.core.budget import BudgetLimit
+from flowbench.training.budget import Budget, count_flops
 from flowbench.training.checkpoint import AtomicCheckpointIO, load_checkpoint, read_checkpoint
 from flowbench.training.module import Loss, NonFiniteLossError, TrainingModule
 from flowbench.training.optimization import OptimizerConfig

@@ -1,26 +1,24 @@
-"""What a contender may spend on training, and how much of it is spent."""
+"""How much of its budget a training has spent, and the end of it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from collections.abc import Callable
+from typing import Any
 
 import lightning as L
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowbench.core.checks import LARGEST_BUDGET, check_count, check_number
+from flowbench.core.budget import BudgetLimit
+from flowbench.core.checks import LARGEST_BUDGET, check_count
 from flowbench.training.step_timer import StepTimer
 
-__all__ = ["Budget", "BudgetKind", "BudgetLimit", "count_flops"]
+__all__ = ["Budget", "count_flops"]
 
 # Steps that a device may lag behind the host when a limit of time is looked at.
 STEPS_BEHIND = 2
-
-BudgetKind = Literal["train_flops", "train_seconds", "steps", "samples_seen", "epochs"]
 
 
 def count_flops(loss: Callable[[], Tensor]) -> int:
@@ -38,74 +36,6 @@ def count_flops(loss: Callable[[], Tensor]) -> int:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         loss().backward()
     return int(counter.get_total_flops())
-
-
-@dataclass(frozen=True)
-class BudgetLimit:
-    """One limit on training, the same for all contenders of a bench.
-
-    Attributes:
-        kind: floating-point operations, seconds inside training steps, optimiser steps, samples or passes over the
-            training split.
-        amount: how much, in (0, 1e30].
-
-    Raises:
-        ValueError: for an unknown kind, or an amount out of range.
-    """
-
-    kind: BudgetKind
-    amount: float
-
-    def __post_init__(self) -> None:
-        """Check kind and amount.
-
-        Raises:
-            ValueError: for an unknown kind, or an amount that is not positive or has no end.
-        """
-        if self.kind not in get_args(BudgetKind):
-            raise ValueError(f"budget must be one of {', '.join(get_args(BudgetKind))}, got {self.kind!r}")
-        check_number(f"budget.{self.kind}", self.amount, above=0, at_most=LARGEST_BUDGET)
-        object.__setattr__(self, "amount", float(self.amount))
-
-    @classmethod
-    def from_mapping(cls, mapping: Mapping[str, float]) -> BudgetLimit:
-        """Read ``{kind: amount}``.
-
-        Raises:
-            ValueError: when there is not exactly one known kind with a positive amount.
-        """
-        kinds = get_args(BudgetKind)
-        if len(mapping) != 1 or next(iter(mapping)) not in kinds:
-            raise ValueError(f"budget must name exactly one of {', '.join(kinds)}, got {dict(mapping)}")
-        kind, amount = next(iter(mapping.items()))
-        return cls(kind, amount)  # type: ignore[arg-type]
-
-    def max_steps(self, flops_per_step: int, batch_size: int, num_train: int) -> int | None:
-        """The limit in optimiser steps; None for a limit in seconds.
-
-        Args:
-            flops_per_step: operations of one step over the global batch.
-            batch_size: samples per optimiser step over all processes.
-            num_train: size of the training split.
-
-        Raises:
-            ValueError: when the budget does not pay for a single step.
-        """
-        per_step = {
-            "train_flops": float(flops_per_step),
-            "steps": 1.0,
-            "samples_seen": float(batch_size),
-            "epochs": batch_size / num_train,
-        }
-        if self.kind == "train_seconds":
-            return None
-        steps = round(self.amount / per_step[self.kind], 9)
-        if steps < 1:
-            raise ValueError(
-                f"budget.{self.kind}={self.amount:g} does not pay for one step, which costs "
-                f"{per_step[self.kind]:g}: raise the budget or lower data.batch_size"
-            )
-        return int(steps)
 
 
 class Budget(L.Callback):

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from flowbench.core.contract import returned
+from flowbench.core.distributed import gather_objects
 from flowbench.core.seeds import generator
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.training.budget import Budget
@@ -334,8 +335,4 @@ def _trained(optimizer: torch.optim.Optimizer) -> Iterator[nn.Parameter]:
 def _global_index(own: Tensor | None) -> list[int]:
     """Sample indices of a batch over all processes from this process's own; a collective call."""
     index: list[int] = [] if own is None else own.tolist()
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return index
-    parts = [index] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, index)
-    return [i for part in parts for i in part]
+    return [i for part in gather_objects(index) for i in part]

@@ -149,7 +149,7 @@ def test_missing_numbers_say_why(make_row):
     rows = results(make_row, a=[1.0, 2.0])
     (got,) = judge(parse_claim("a.nl < 1"), rows, TASKS)
     assert got.verdict == "undecided"
-    assert "nearest: nll" in got.reason
+    assert "a has no metric nl; did you mean 'nll'?" in got.reason
     assert "b has no rows" in judge(parse_claim("a.nll < b.nll"), rows, TASKS)[0].reason
 
 

@@ -9,6 +9,8 @@ from omegaconf import OmegaConf
 
 from flowbench.bench.machine import available_cores, choose_policy
 from flowbench.bench.plan import make_plan
+from flowbench.config import ConfigError
+from flowbench.config.budget import read_budget
 
 
 def test_cells_are_tasks_times_contenders_times_seeds(workshop):
@@ -94,6 +96,34 @@ def test_overrides_replace_the_budget(workshop):
 
 
 @pytest.mark.parametrize(
+    "budget",
+    [
+        {"epochs": 0.5},
+        {"epochs": 2},
+        {"steps": 3.0},
+        {"steps": 1.5},
+        {"samples_seen": 0.5},
+        {"train_flops": 1e12},
+        {"train_seconds": 0.1},
+        {"steps": None, "train_seconds": 2},
+        {"steps": 0},
+        {"epochs": float("nan")},
+        {"hours": 1},
+    ],
+)
+def test_a_bench_takes_the_budgets_that_an_experiment_takes(workshop, budget):
+    workshop.experiment("cfm")
+    path = workshop.bench(contenders={"cfm": "cfm.yaml"}, budget=budget)
+    try:
+        expected = read_budget(budget, {})
+    except ConfigError:
+        with pytest.raises(ConfigError, match="budget"):
+            make_plan(path)
+    else:
+        assert make_plan(path).bench.budget == expected
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"seed": [0]}, "unknown key 'seed'; did you mean 'seeds'"),
@@ -102,10 +132,10 @@ def test_overrides_replace_the_budget(workshop):
         ({"seeds": [0.5]}, "seeds is"),
         ({"seeds": [0, -1]}, "seeds[1] must be a whole number in [0, 9223372036854775807], got -1"),
         ({"seeds": [2**64]}, "9223372036854775807], got 18446744073709551616"),
-        ({"sweep": {"guidance": [1, float("inf")]}}, "sweep.guidance is"),
+        ({"sweep": {"guidance": [1, float("inf")]}}, "sweep.guidance[1] must be a number in [1, 1e+12], got inf"),
         ({"budget": {"steps": 1e300}}, "budget.steps must be a number in (0, 1e+30], got 1e+300"),
         ({"contenders": {}}, "contenders is"),
-        ({"contenders": {"cfm": "cmf.yaml"}}, "does not exist; did you mean cfm.yaml"),
+        ({"contenders": {"cfm": "cmf.yaml"}}, "does not exist; did you mean 'cfm.yaml'?"),
         ({"contenders": {"noise": "cfm.yaml"}}, "reference rows"),
         ({"contenders": {"cfm": {"experiment": "cfm.yaml", "override": {}}}}, "did you mean 'overrides'"),
         ({"contenders": {"cfm": {"experiment": "cfm.yaml", "overrides": {"seed": 3}}}}, "may not set 'seed'"),
@@ -114,9 +144,9 @@ def test_overrides_replace_the_budget(workshop):
         ({"budget": {"train_flop": 1}}, "did you mean 'train_flops'"),
         ({"budget": {"steps": -1}}, "budget.steps must be a number in (0, 1e+30], got -1"),
         ({"budget": {"steps": 1.5}}, "whole number"),
-        ({"sweep": {"nfe": [1]}}, "unknown key 'nfe'"),
-        ({"sweep": {"network_evaluations": [1, 1]}}, "distinct positive"),
-        ({"sweep": {"guidance": [0.5, 2]}}, "numbers >= 1"),
+        ({"sweep": {"nfe": [1]}}, "sweep goes over network_evaluations and guidance, got nfe"),
+        ({"sweep": {"network_evaluations": [1, 1]}}, "sweep.network_evaluations must be distinct numbers, got 1 twice"),
+        ({"sweep": {"guidance": [0.5, 2]}}, "sweep.guidance[0] must be a number in [1, 1e+12], got 0.5"),
         ({"claims": ["cfm.nll@guidance=3 < 1"]}, "3 is not swept; sweep.guidance is []"),
         ({"claims": ["cfm.nll@2.5 < 1"]}, "no whole number"),
         ({"contenders": {"cfm": "cfm.yaml", "b": {"trained": "cmf", "overrides": {"a.b": 1}}}}, "did you mean 'cfm'"),
@@ -125,7 +155,7 @@ def test_overrides_replace_the_budget(workshop):
         ({"tasks": {"t": {"only": ["cmf"]}}}, "did you mean 'cfm'"),
         ({"tasks": {"t": {"reason": "x"}}}, "no `only`"),
         ({"claims": ["cfn.nll < 1"]}, "unknown contender 'cfn'; did you mean 'cfm'"),
-        ({"claims": ["t/cfm.nll < 1"]}, "unknown task 't'"),
+        ({"claims": ["t/cfm.nll < 1"]}, "unknown task 't'; the bench file has no tasks"),
         ({"claims": ["cfm.nll@3 < 1"]}, "3 is not swept; sweep.network_evaluations is []"),
         ({"claims": ["cfm.nll"]}, "exactly one"),
         ({"jobs": "many"}, "jobs is 'many'"),

@@ -176,7 +176,9 @@ def test_the_goal_of_a_metric_ranks_held_out_data_before_noise(dataset):
     goals = {}
     for row in measure.reference_rows(data):
         values[row.contender, row.metric], goals[row.metric] = row.value, row.goal
-    ranked = [name for name, goal in goals.items() if goal in ("up", "down") and values.get(("noise", name)) is not None]
+    ranked = [
+        name for name, goal in goals.items() if goal in ("up", "down") and values.get(("noise", name)) is not None
+    ]
     assert len(ranked) > 3
     for name in ranked:
         floor, noise = values["floor", name], values["noise", name]

@@ -49,34 +49,6 @@ def test_flops_grow_with_the_batch():
     assert counts[1] == 2 * counts[0]
 
 
-@pytest.mark.parametrize(
-    ("mapping", "steps"),
-    [
-        ({"train_flops": 1e6}, 1000),
-        ({"steps": 17}, 17),
-        ({"samples_seen": 640}, 20),
-        ({"epochs": 2}, 6),
-        ({"train_seconds": 3.0}, None),
-    ],
-)
-def test_limits_in_steps(mapping, steps):
-    assert BudgetLimit.from_mapping(mapping).max_steps(1000, 32, 100) == steps
-
-
-@pytest.mark.parametrize(
-    "mapping",
-    [{}, {"steps": 1, "epochs": 1}, {"hours": 1}, {"steps": 0}, {"steps": -1}, {"train_flops": float("inf")}],
-)
-def test_limits_that_are_none(mapping):
-    with pytest.raises(ValueError, match="budget"):
-        BudgetLimit.from_mapping(mapping)
-
-
-def test_a_budget_below_one_step():
-    with pytest.raises(ValueError, match="does not pay for one step"):
-        BudgetLimit.from_mapping({"train_flops": 10}).max_steps(1000, 1, 1)
-
-
 class Clock:
     def __init__(self) -> None:
         self.now = 0.0

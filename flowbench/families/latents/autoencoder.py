@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from flowbench.core.checks import check_number, check_scale
 from flowbench.core.contract import returned, shaped
+from flowbench.core.distributed import sum_over_processes, world_size
 from flowbench.data import Batch, DataSpec
 from flowbench.families.latents.decoder_losses import AdversarialConfig, PerceptualConfig
 from flowbench.metrics import psnr
@@ -155,10 +156,7 @@ class Autoencoder(TrainingModule):
 
     @torch.no_grad()
     def _track_scale(self, mean: Tensor, log_variance: Tensor) -> None:
-        second_moment = (mean.square() + log_variance.exp()).mean()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(second_moment)
-            second_moment /= torch.distributed.get_world_size()
+        second_moment = sum_over_processes((mean.square() + log_variance.exp()).mean()) / world_size()
         self.latent_second_moment.lerp_(second_moment, 1.0 - self.latent_std_decay)
 
     # ---- identity -------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flowbench.core.checks import check_count
+from flowbench.core.distributed import broadcast
 from flowbench.core.seeds import derive_seed, generator
 from flowbench.data import Batch, FlowDataModule
 from flowbench.families.latents.cache import LatentCache, latent_cache
@@ -209,7 +210,7 @@ class _Stream:
         if solved is not None:
             index, seconds = solved.index, solved.seconds
         if self._broadcasts:
-            index = _broadcast(index, self.context.device)
+            index = broadcast(index)
         if error is not None:
             raise error
         if int(index[0]) == _FAILED:
@@ -300,10 +301,3 @@ def _cached_latents(context: PairingContext, data: FlowDataModule) -> LatentCach
     if isinstance(context.space, LatentSpace) and context.space.cache_latents:
         return latent_cache(context.space.autoencoder, data, context.device)
     return None
-
-
-def _broadcast(index: Tensor, device: torch.device) -> Tensor:
-    """The first process's indices, on every process."""
-    shared = index.to(device)
-    torch.distributed.broadcast(shared, src=0)
-    return shared.cpu()

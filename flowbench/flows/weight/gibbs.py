@@ -9,14 +9,15 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from flowbench.core.checks import check_count, check_number, check_scale
+from flowbench.core.distributed import rank
 from flowbench.flows.weight.base import Weight, WeightResult
 from flowbench.flows.weight.cost import COSTS, Cost, cost_matrix, flat_points, pair_cost
 from flowbench.flows.weight.epsilon import ElbowEpsilon, EpsilonRule, FittedEpsilon
 from flowbench.flows.weight.marginal import KernelMean
-from flowbench.flows.weight.normalization import global_log_mean_exp, is_distributed
+from flowbench.flows.weight.normalization import global_log_mean_exp
 from flowbench.flows.weight.quadrature import EmpiricalRadii, GaussianRadii
 from flowbench.flows.weight.tilt import effective_share, tilts
 
@@ -296,8 +297,7 @@ class GibbsWeight(Weight):
         }
 
     def _warn(self, ess: float, epsilon: float) -> None:
-        first = not is_distributed() or distributed.get_rank() == 0
-        if self._has_warned or ess >= LEAST_ESS or not first:
+        if self._has_warned or ess >= LEAST_ESS or rank() > 0:
             return
         self._has_warned = True
         warnings.warn(

@@ -5,16 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from flowbench.core.devices import reading_waits
+from flowbench.core.distributed import gather_tensors, is_initialized
 
-__all__ = ["global_log_mean_exp", "is_distributed"]
-
-
-def is_distributed() -> bool:
-    """Whether several processes may share a batch."""
-    return distributed.is_available() and distributed.is_initialized()
+__all__ = ["global_log_mean_exp"]
 
 
 def global_log_mean_exp(log_weight: Tensor) -> Tensor | float:
@@ -25,15 +21,13 @@ def global_log_mean_exp(log_weight: Tensor) -> Tensor | float:
         Elsewhere a tensor of one value, because to read it is to wait for the device.
     """
     # torch.logsumexp looks for infinities and takes twice as long, which every step of a small network feels.
-    if not is_distributed():
+    if not is_initialized():
         largest, share, count = log_weight.max(), log_weight.log_softmax(0).max(), len(log_weight)
         if not reading_waits(log_weight.device):
             return largest.item() - share.item() - math.log(count)
         return largest - share - math.log(count)
     sums = torch.stack([torch.logsumexp(log_weight, 0), log_weight.new_tensor(len(log_weight))])
-    gathered = [torch.empty_like(sums) for _ in range(distributed.get_world_size())]
     # One exchange of two numbers: every process then finishes the same sum by itself.
-    distributed.all_gather(gathered, sums)
-    totals, counts = torch.stack(gathered).unbind(1)
+    totals, counts = gather_tensors(sums).unbind(1)
     mean = torch.logsumexp(totals, 0) - counts.sum().log()
     return mean if reading_waits(mean.device) else mean.item()
