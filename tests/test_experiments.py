@@ -330,12 +330,12 @@ def test_a_bench_is_planned(file, tmp_path, monkeypatch, capsys):
 def test_every_cell_of_a_bench_is_an_experiment(file, tmp_path):
     """One by one and whole, where a dry run passes over sections that it has seen."""
     plan = make_plan(ROOT / file, [f"run_dir={tmp_path}"])
-    first = {(cell.task, cell.contender): cell for cell in reversed(plan.cells)}
+    first = {(cell.problem, cell.contender): cell for cell in reversed(plan.cells)}
     for cell in first.values():
         cell.directory.mkdir(parents=True, exist_ok=True)
         cell.config_path.write_text(cell.config_text(), encoding="utf-8")
         experiment = Experiment.from_files([cell.config_path])
-        assert experiment.resolved == plan.experiments[cell.task, cell.contender]
+        assert experiment.resolved == plan.experiments[cell.problem, cell.contender]
 
 
 # Autoencoders are no flows: nothing of them is measured by the evaluator.

@@ -31,13 +31,13 @@ FAMILIES = tuple(yaml.safe_load(BENCH.read_text(encoding="utf-8"))["contenders"]
 TINY = [
     "budget={steps: 1}",
     f"claims={[f'{name}.fd[identity] < gaussian.fd[identity]' for name in FAMILIES]}",
-    "tasks.cifar10.overrides.evaluator.num_samples=8",
-    "tasks.cifar10.overrides.evaluator.metrics={fid: {init_args: {features: identity, num_reference: 8}}}",
-    "tasks.cifar10.overrides.data.batch_size=4",
-    "tasks.cifar10.overrides.data.random_flip=false",
-    "tasks.cifar10.overrides.data.train_on_val=false",
-    "tasks.cifar10.overrides.data.dataset=npz",
-    "tasks.cifar10.overrides.trainer.accelerator=cpu",
+    "problems.cifar10.overrides.evaluator.num_samples=8",
+    "problems.cifar10.overrides.evaluator.metrics={fid: {init_args: {features: identity, num_reference: 8}}}",
+    "problems.cifar10.overrides.data.batch_size=4",
+    "problems.cifar10.overrides.data.random_flip=false",
+    "problems.cifar10.overrides.data.train_on_val=false",
+    "problems.cifar10.overrides.data.dataset=npz",
+    "problems.cifar10.overrides.trainer.accelerator=cpu",
     "contenders.tarflow.overrides.model.init_args={layers: [1, 1], width: 64}",
     *(
         f"contenders.{name}.overrides.model.init_args.network.init_args.{size}"
@@ -53,7 +53,7 @@ def measure(setting: Setting) -> Iterator[Line]:
     directory = setting.folder / "run"
     overrides = [f"run_dir={directory}"]
     if setting.tiny:
-        overrides += [*TINY, f"tasks.cifar10.overrides.data.path={pictures(setting, side=16)}"]
+        overrides += [*TINY, f"problems.cifar10.overrides.data.path={pictures(setting, side=16)}"]
     ended = _run(overrides, setting.seconds - RESERVE)
     plan = load_plan(directory)
     ((kind, amount),) = plan["budget"].items()
@@ -78,15 +78,15 @@ def _run(overrides: list[str], seconds: float) -> str:
 
 def _table(plan: Mapping[str, Any], directory: Path, metric: str) -> Iterator[Line]:
     """A line for every family and every reference row that has ended, beside the Gaussian of the pixels."""
-    (task,) = plan["tasks"]
+    (problem,) = plan["problems"]
     results = Results(collect(directory))
-    gaussian = results.values(task, "gaussian", metric)
+    gaussian = results.values(problem, "gaussian", metric)
     for cell in plan["cells"]:
         if (name := cell["contender"]) in plan["contenders"]:
-            note = "; ".join([_reached(read_progress(directory / cell["directory"])), *_costs(results, task, name)])
-            yield _beside(name, results.values(task, name, metric), gaussian, note)
-    for name in results.references(task):
-        yield _beside(name, results.values(task, name, metric), gaussian, "reference row")
+            note = "; ".join([_reached(read_progress(directory / cell["directory"])), *_costs(results, problem, name)])
+            yield _beside(name, results.values(problem, name, metric), gaussian, note)
+    for name in results.references(problem):
+        yield _beside(name, results.values(problem, name, metric), gaussian, "reference row")
 
 
 def _beside(name: str, values: Mapping[int, float], gaussian: Mapping[int, float], note: str) -> Line:
@@ -100,8 +100,8 @@ def _reached(progress: Mapping[str, Any]) -> str:
     return f"{progress.get('step', 0)} steps, {progress.get('samples_seen', 0):,} images seen"
 
 
-def _costs(results: Results, task: str, name: str) -> list[str]:
-    found = {metric: _mean(results.values(task, name, metric)) for metric in COSTS}
+def _costs(results: Results, problem: str, name: str) -> list[str]:
+    found = {metric: _mean(results.values(problem, name, metric)) for metric in COSTS}
     return [f"{metric} {_shown(value)}" for metric, value in found.items() if value is not None]
 
 

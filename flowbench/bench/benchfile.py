@@ -21,12 +21,14 @@ from flowbench.core.budget import BUDGET_KINDS, read_budgets
 from flowbench.core.checks import check_seed, named
 from flowbench.core.nearest import suggestion
 from flowbench.core.places import expand
+from flowbench.core.remarks import say_once
 from flowbench.core.resources import find_experiment, shipped_like
 from flowbench.core.sweep import SweepAxis, read_sweep
 
-__all__ = ["BenchFile", "Contender", "Task", "load_bench_file"]
+__all__ = ["BenchFile", "Contender", "Problem", "load_bench_file"]
 
-_KEYS = ("question", "contenders", "seeds", "budget", "sweep", "tasks", "claims", "jobs", "name", "run_dir")
+_EARLIER = "tasks"
+_KEYS = ("question", "contenders", "seeds", "budget", "sweep", "problems", "claims", "jobs", "name", "run_dir")
 _RESERVED = ("base", "seed", "budget", "run")
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*")
 
@@ -50,7 +52,7 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Task:
+class Problem:
     """A problem given to all contenders, or to those in ``only``; ``reason`` says why not to the rest."""
 
     name: str = ""
@@ -74,7 +76,7 @@ class BenchFile:
     seeds: tuple[int, ...]
     budget: Mapping[str, float]
     sweep: Mapping[SweepAxis, list[float]]
-    tasks: tuple[Task, ...]
+    problems: tuple[Problem, ...]
     claims: tuple[Claim, ...]
     jobs: int | str
     run_dir: Path | None
@@ -100,11 +102,11 @@ def load_bench_file(path: str | Path, overrides: Sequence[str] = ()) -> BenchFil
 def _load(path: str | Path, overrides: Sequence[str]) -> BenchFile:
     where = str(path)
     path = find_experiment(where) or expand(path)
-    content = _override(_read(path), overrides)
+    content = _override(_with_problems(_read(path), where), [_of_problems(text) for text in overrides])
     _known(content, _KEYS, where)
     contenders = _contenders(content.get("contenders"), path.resolve().parent, where)
     names = [contender.name for contender in contenders]
-    tasks = _tasks(content.get("tasks"), contenders, where)
+    problems = _problems(content.get("problems"), contenders, where)
     sweep = read_sweep(f"{where}: sweep", plain(content.get("sweep")))
     name = _text(content, "name", where) or path.stem
     if not _NAME.fullmatch(name):
@@ -118,8 +120,8 @@ def _load(path: str | Path, overrides: Sequence[str]) -> BenchFile:
         seeds=_seeds(content.get("seeds", [0]), where),
         budget=_budget(content.get("budget"), where),
         sweep=sweep,
-        tasks=tasks,
-        claims=_claims(content.get("claims"), names, [task.name for task in tasks], sweep, where),
+        problems=problems,
+        claims=_claims(content.get("claims"), names, [problem.name for problem in problems], sweep, where),
         jobs=plain(content.get("jobs", "auto")),
         run_dir=expand(run_dir) if run_dir else None,
     )
@@ -130,6 +132,21 @@ def _read(path: Path) -> dict[str, Any]:
         fault = "is no regular file" if path.exists() else f"does not exist{shipped_like(path)}"
         raise ValueError(f"{path} {fault}")
     return read_mapping(path)
+
+
+def _with_problems(content: dict[str, Any], where: str) -> dict[str, Any]:
+    """Content in which what was called ``tasks`` in earlier versions is called ``problems``."""
+    if _EARLIER not in content:
+        return content
+    if "problems" in content:
+        raise ValueError(f"{where}: tasks is the earlier name of problems; give one of the two")
+    say_once(f"{where}: tasks is read as problems, its name since rows of schema 3")
+    return {"problems" if key == _EARLIER else key: value for key, value in content.items()}
+
+
+def _of_problems(override: str) -> str:
+    is_earlier = override.startswith((f"{_EARLIER}.", f"{_EARLIER}="))
+    return f"problems{override.removeprefix(_EARLIER)}" if is_earlier else override
 
 
 def _text(mapping: Mapping[str, Any], key: str, where: str) -> str:
@@ -149,8 +166,8 @@ def _override(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, An
         there = value_at(content, key)
         both = isinstance(there, dict) and isinstance(value, dict)
         set_key(content, key, merge(there, value).tree if both else value)
-    # What contenders and tasks override belongs to the experiments, whose keys it may name.
-    return resolve(content, late=("contenders", "tasks"))
+    # What contenders and problems override belongs to the experiments, whose keys it may name.
+    return resolve(content, late=("contenders", "problems"))
 
 
 def _known(mapping: Mapping[str, Any], allowed: Iterable[str], where: str) -> None:
@@ -252,27 +269,27 @@ def _budget(value: Any, where: str) -> dict[str, float]:
     return given
 
 
-def _tasks(value: Any, contenders: tuple[Contender, ...], where: str) -> tuple[Task, ...]:
+def _problems(value: Any, contenders: tuple[Contender, ...], where: str) -> tuple[Problem, ...]:
     if value is None:
-        return (Task(),)
+        return (Problem(),)
     if not isinstance(value, Mapping) or not value:
-        raise ValueError(f"{where}: tasks is {shown(value)}; write {{name: {{overrides: {{data.dataset: moons}}}}}}")
-    tasks = tuple(_task(str(name), entry, contenders, where) for name, entry in value.items())
-    for task in tasks:
+        raise ValueError(f"{where}: problems is {shown(value)}; write {{name: {{overrides: {{data.dataset: moons}}}}}}")
+    problems = tuple(_problem(str(name), entry, contenders, where) for name, entry in value.items())
+    for problem in problems:
         for contender in contenders:
-            if contender.trained and task.has(contender.name) and not task.has(contender.trained):
+            if contender.trained and problem.has(contender.name) and not problem.has(contender.trained):
                 raise ValueError(
-                    f"{where}: task {task.name!r} has {contender.name!r}, but not {contender.trained!r}, whose weights "
+                    f"{where}: problem {problem.name!r} has {contender.name!r}, but not {contender.trained!r}, whose "
                     f"it takes; put both into `only`"
                 )
-    unused = [c.name for c in contenders if not any(task.has(c.name) for task in tasks)]
+    unused = [c.name for c in contenders if not any(problem.has(c.name) for problem in problems)]
     if unused:
-        raise ValueError(f"{where}: contender {unused[0]!r} takes part in no task; add it to one or remove it")
-    return tasks
+        raise ValueError(f"{where}: contender {unused[0]!r} takes part in no problem; add it to one or remove it")
+    return problems
 
 
-def _task(name: str, entry: Any, contenders: tuple[Contender, ...], where: str) -> Task:
-    where = f"{where}: task {name!r}"
+def _problem(name: str, entry: Any, contenders: tuple[Contender, ...], where: str) -> Problem:
+    where = f"{where}: problem {name!r}"
     if not _NAME.fullmatch(name):
         raise ValueError(f"{where}: use letters, digits, - and _")
     if entry is not None and not isinstance(entry, Mapping):
@@ -288,18 +305,18 @@ def _task(name: str, entry: Any, contenders: tuple[Contender, ...], where: str) 
     if only is None:
         if entry.get("reason"):
             raise ValueError(f"{where}: reason explains who is left out by `only`; there is no `only` here")
-        return Task(name, overrides)
+        return Problem(name, overrides)
     if not isinstance(only, list) or not only:
         raise ValueError(f"{where}: only is {shown(only)}; write a list of contenders")
     names = tuple(shown(item) if isinstance(item, (Mapping, list)) else text_of(item) for item in only)
     for contender_name in names:
         _known({contender_name: None}, [c.name for c in contenders], f"{where}: only")
     reason = " ".join(_text(entry, "reason", where).split())
-    return Task(name, overrides, names, reason or "left out by the bench file")
+    return Problem(name, overrides, names, reason or "left out by the bench file")
 
 
 def _claims(
-    value: Any, contenders: list[str], tasks: list[str], sweep: Mapping[SweepAxis, list[float]], where: str
+    value: Any, contenders: list[str], problems: list[str], sweep: Mapping[SweepAxis, list[float]], where: str
 ) -> tuple[Claim, ...]:
     if value is None:
         return ()
@@ -313,9 +330,10 @@ def _claims(
                 raise ValueError(
                     f"{name}: unknown contender {side.contender!r}{suggestion(side.contender, contenders)}"
                 )
-            if side.task is not None and side.task not in tasks:
-                hint = suggestion(side.task, filter(None, tasks)) if any(tasks) else "; the bench file has no tasks"
-                raise ValueError(f"{name}: unknown task {side.task!r}{hint}")
+            if side.problem is not None and side.problem not in problems:
+                known = [known for known in problems if known]
+                hint = suggestion(side.problem, known) if known else "; the bench file has no problems"
+                raise ValueError(f"{name}: unknown problem {side.problem!r}{hint}")
             if side.at is not None and side.at not in sweep.get(side.axis, []):
                 raise ValueError(f"{name}: {side.at:g} is not swept; sweep.{side.axis} is {sweep.get(side.axis, [])}")
     return claims

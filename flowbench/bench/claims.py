@@ -7,9 +7,9 @@ Grammar::
     quantity := [TASK "/"] CONTENDER "." METRIC ["@" (NETWORK_EVALUATIONS | "guidance=" SCALE)]
 
 Examples: ``wcfm.straightness < cfm.straightness``, ``wcfm.fd[digits-cnn]@4 < 0.5 * noise.fd[digits-cnn]``,
-``moons/otcfm.npe < moons/cfm.npe``, ``tarflow.nll < 2.6``. A claim that names no task is judged once in every
-task where its contenders take part. ``@8`` reads the rows of the sweep at 8 network evaluations, ``@guidance=3`` those
-at guidance scale 3.
+``moons/otcfm.npe < moons/cfm.npe``, ``tarflow.nll < 2.6``. A claim that names no problem is judged once in every
+problem where its contenders take part. ``@8`` reads the rows of the sweep at 8 network evaluations, ``@guidance=3``
+those at guidance scale 3.
 
 Verdict: the difference left - right is formed seed by seed. The claim **holds** when the 95 % t-interval of the
 mean difference lies wholly on the claimed side of 0, **fails** when it lies wholly on the other side, and is
@@ -37,30 +37,30 @@ VerdictName = Literal["holds", "fails", "equal", "undecided"]
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _SIDE = re.compile(
-    rf"(?:(?P<factor>{_NUMBER})\s*\*\s*)?(?:(?P<task>[\w-]+)/)?"
+    rf"(?:(?P<factor>{_NUMBER})\s*\*\s*)?(?:(?P<problem>[\w-]+)/)?"
     r"(?P<contender>[\w-]+)\.(?P<metric>\w+(?:\[[^\]]+\])?)(?:@(?P<axis>guidance=)?(?P<at>\d+(?:\.\d+)?))?"
 )
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A metric of a contender: ``factor * task/contender.metric@at``; ``axis`` says what ``at`` counts."""
+    """A metric of a contender: ``factor * problem/contender.metric@at``; ``axis`` says what ``at`` counts."""
 
     contender: str
     metric: str
-    task: str | None = None
+    problem: str | None = None
     at: float | None = None
     axis: SweepAxis = "network_evaluations"
     factor: float = 1.0
 
-    def values(self, results: Results, task: str) -> dict[int, float]:
-        """The quantity per seed in one task."""
-        found = results.values(task, self.contender, self.metric, self.at, self.axis)
+    def values(self, results: Results, problem: str) -> dict[int, float]:
+        """The quantity per seed in one problem."""
+        found = results.values(problem, self.contender, self.metric, self.at, self.axis)
         return {seed: self.factor * value for seed, value in found.items()}
 
-    def gaps(self, results: Results, task: str) -> dict[int, str]:
-        """Planned seeds without a finite number in one task, with the reason of each."""
-        return results.gaps(task, self.contender, self.metric, self.at, self.axis)
+    def gaps(self, results: Results, problem: str) -> dict[int, str]:
+        """Planned seeds without a finite number in one problem, with the reason of each."""
+        return results.gaps(problem, self.contender, self.metric, self.at, self.axis)
 
     @property
     def name(self) -> str:
@@ -87,10 +87,10 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the rows say about a claim in one task."""
+    """What the rows say about a claim in one problem."""
 
     claim: Claim
-    task: str
+    problem: str
     verdict: VerdictName
     reason: str
     difference: Summary | None = None
@@ -109,13 +109,13 @@ def parse_claim(text: str) -> Claim:
     claim = Claim(str(text).strip(), left, right, "<" if parts[1] == "<" else ">")
     if not claim.quantities:
         raise ValueError(f"claim {text!r} compares two numbers; name a contender's metric on one side")
-    tasks = {side.task for side in claim.quantities if side.task is not None}
-    if len(tasks) == 1:
-        task = tasks.pop()
-        left, right = (replace(s, task=task) if isinstance(s, Quantity) else s for s in (left, right))
+    problems = {side.problem for side in claim.quantities if side.problem is not None}
+    if len(problems) == 1:
+        problem = problems.pop()
+        left, right = (replace(s, problem=problem) if isinstance(s, Quantity) else s for s in (left, right))
         return replace(claim, left=left, right=right)
-    if tasks and any(side.task is None for side in claim.quantities):
-        raise ValueError(f"claim {text!r} names a task on one side only")
+    if problems and any(side.problem is None for side in claim.quantities):
+        raise ValueError(f"claim {text!r} names a problem on one side only")
     return claim
 
 
@@ -132,52 +132,52 @@ def _parse_side(part: str, text: str) -> Quantity | float:
     return Quantity(
         contender=match["contender"],
         metric=match["metric"],
-        task=match["task"],
+        problem=match["problem"],
         at=float(match["at"]) if match["at"] else None,
         axis="guidance" if match["axis"] else "network_evaluations",
         factor=float(match["factor"]) if match["factor"] else 1.0,
     )
 
 
-def judge(claim: Claim, results: Results, tasks: Mapping[str, Sequence[str]]) -> list[Verdict]:
+def judge(claim: Claim, results: Results, problems: Mapping[str, Sequence[str]]) -> list[Verdict]:
     """Judge a claim on the rows.
 
     Args:
         claim: the parsed claim.
         results: the rows of the bench.
-        tasks: task name -> contenders that take part in it.
+        problems: problem name -> contenders that take part in it.
 
     Returns:
-        One verdict per task in which every contender of the claim takes part; one undecided verdict when
+        One verdict per problem in which every contender of the claim takes part; one undecided verdict when
         there is none.
     """
-    named = {side.task for side in claim.quantities}
+    named = {side.problem for side in claim.quantities}
     if named != {None}:
-        label = " vs ".join(sorted(str(task) for task in named))
+        label = " vs ".join(sorted(str(problem) for problem in named))
         return [_judge_in(claim, results, label)]
     verdicts = [
-        _judge_in(claim, results, task)
-        for task, contenders in tasks.items()
+        _judge_in(claim, results, problem)
+        for problem, contenders in problems.items()
         if all(side.contender in (*contenders, *REFERENCES) for side in claim.quantities)
     ]
-    return verdicts or [Verdict(claim, "", "undecided", "no task holds all of its contenders")]
+    return verdicts or [Verdict(claim, "", "undecided", "no problem holds all of its contenders")]
 
 
-def _judge_in(claim: Claim, results: Results, task: str) -> Verdict:
+def _judge_in(claim: Claim, results: Results, problem: str) -> Verdict:
     for side in claim.quantities:
-        if not side.values(results, _task_of(side, task)):
-            return Verdict(claim, task, "undecided", _missing(side, results, task))
-    if (units := _units(claim, results, task)) is not None:
-        return Verdict(claim, task, "undecided", f"not comparable: {units[0]} against {units[1]}")
-    gaps = [gap for side in claim.quantities for gap in _gaps(side, results, task)]
-    between, exact = _difference(claim, results, task)
+        if not side.values(results, _problem_of(side, problem)):
+            return Verdict(claim, problem, "undecided", _missing(side, results, problem))
+    if (units := _units(claim, results, problem)) is not None:
+        return Verdict(claim, problem, "undecided", f"not comparable: {units[0]} against {units[1]}")
+    gaps = [gap for side in claim.quantities for gap in _gaps(side, results, problem)]
+    between, exact = _difference(claim, results, problem)
     if between is None:
-        return Verdict(claim, task, "undecided", "; ".join([*gaps, "the two sides share no seed"]))
+        return Verdict(claim, problem, "undecided", "; ".join([*gaps, "the two sides share no seed"]))
     described = _describe(between, exact)
     if gaps:
-        return Verdict(claim, task, "undecided", f"{'; '.join(gaps)}; otherwise {described}", between)
+        return Verdict(claim, problem, "undecided", f"{'; '.join(gaps)}; otherwise {described}", between)
     verdict = _verdict(claim, between, exact)
-    return Verdict(claim, task, verdict, "; ".join([described, *_notes(claim, results, task)]), between)
+    return Verdict(claim, problem, verdict, "; ".join([described, *_notes(claim, results, problem)]), between)
 
 
 def _verdict(claim: Claim, between: Summary, exact: bool) -> VerdictName:
@@ -194,36 +194,38 @@ def _verdict(claim: Claim, between: Summary, exact: bool) -> VerdictName:
     return "fails" if low > 0 else "undecided"
 
 
-def _gaps(side: Quantity, results: Results, task: str) -> Iterable[str]:
+def _gaps(side: Quantity, results: Results, problem: str) -> Iterable[str]:
     """A line for each reason why planned seeds of a side have no number."""
     by_reason: dict[str, list[str]] = {}
-    for seed, reason in side.gaps(results, _task_of(side, task)).items():
+    for seed, reason in side.gaps(results, _problem_of(side, problem)).items():
         by_reason.setdefault(reason, []).append(str(seed))
     for reason, seeds in by_reason.items():
         yield f"{side.name} has no number of seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}: {reason}"
 
 
-def _task_of(side: Quantity, task: str) -> str:
-    return side.task if side.task is not None else task
+def _problem_of(side: Quantity, problem: str) -> str:
+    return side.problem if side.problem is not None else problem
 
 
-def _units(claim: Claim, results: Results, task: str) -> tuple[str, str] | None:
+def _units(claim: Claim, results: Results, problem: str) -> tuple[str, str] | None:
     """The two units of one metric on both sides where they differ, e.g. data units and latent units."""
     if len(claim.quantities) < 2 or claim.quantities[0].metric != claim.quantities[1].metric:
         return None
-    left, right = (results.unit_of(_task_of(side, task), side.contender, side.metric) for side in claim.quantities)
+    left, right = (
+        results.unit_of(_problem_of(side, problem), side.contender, side.metric) for side in claim.quantities
+    )
     return (left or "no unit", right or "no unit") if left != right else None
 
 
-def _difference(claim: Claim, results: Results, task: str) -> tuple[Summary | None, bool]:
+def _difference(claim: Claim, results: Results, problem: str) -> tuple[Summary | None, bool]:
     """Summary of left - right over shared seeds, and whether both sides are constants."""
     sides: list[dict[int, float] | float] = []
     for side in (claim.left, claim.right):
         if isinstance(side, float):
             sides.append(side)
             continue
-        values = side.values(results, _task_of(side, task))
-        constant = results.is_reference(_task_of(side, task), side.contender) and len(values) == 1
+        values = side.values(results, _problem_of(side, problem))
+        constant = results.is_reference(_problem_of(side, problem), side.contender) and len(values) == 1
         sides.append(next(iter(values.values())) if constant else values)
     left, right = sides
     if isinstance(left, float) and isinstance(right, float):
@@ -248,25 +250,25 @@ def _describe(between: Summary, exact: bool) -> str:
     return f"difference {between.mean:.4g}, 95% interval [{low:.4g}, {high:.4g}], {between.n} seeds"
 
 
-def _missing(side: Quantity, results: Results, task: str) -> str:
-    where = f" in {task}" if task else ""
-    task = _task_of(side, task)
-    known = results.metrics(task, side.contender)
+def _missing(side: Quantity, results: Results, problem: str) -> str:
+    where = f" in {problem}" if problem else ""
+    problem = _problem_of(side, problem)
+    known = results.metrics(problem, side.contender)
     if not known:
-        lost = "; ".join(dict.fromkeys(results.lost_seeds(task, side.contender).values()))
+        lost = "; ".join(dict.fromkeys(results.lost_seeds(problem, side.contender).values()))
         return f"{side.contender} has no rows{where}{': ' * bool(lost)}{lost}"
     if side.metric not in known:
         return f"{side.contender} has no metric {side.metric}{where}{suggestion(side.metric, known, otherwise='')}"
     if side.at is None:
         return f"no finite value of {side.name}{where}"
-    points = sorted(results.sweep(task, side.contender, side.metric, side.axis))
+    points = sorted(results.sweep(problem, side.contender, side.metric, side.axis))
     return f"no finite value of {side.name}{where}; measured at {_join(points) or 'no swept points'}"
 
 
-def _notes(claim: Claim, results: Results, task: str) -> Iterable[str]:
+def _notes(claim: Claim, results: Results, problem: str) -> Iterable[str]:
     """What a reader must know before trusting the verdict: other protocols, likelihood bounds."""
     sides = claim.quantities
-    protocols = [results.protocol(_task_of(s, task), s.contender, s.metric) for s in sides]
+    protocols = [results.protocol(_problem_of(s, problem), s.contender, s.metric) for s in sides]
     for side, protocol in zip(sides, protocols, strict=True):
         if protocol.startswith("bound"):
             yield f"{side.name} is an upper bound"

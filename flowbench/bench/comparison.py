@@ -19,7 +19,7 @@ __all__ = ["compare"]
 
 
 def compare(run_dirs: Sequence[str | Path]) -> str:
-    """Tables of the main rows of several runs: one line per run and contender, apart by data set and task.
+    """Tables of the main rows of several runs: one line per run and contender, apart by data set and problem.
 
     Args:
         run_dirs: directories of runs (rows.jsonl) or benches (results.jsonl). Data of one name that differ in version,
@@ -44,9 +44,9 @@ def compare(run_dirs: Sequence[str | Path]) -> str:
     console = Console(file=io.StringIO(), width=max(100, Console().width))
     failed = [row for row in rows if is_failure(row)]
     measured = [row for row in rows if not is_failure(row)]
-    for dataset, task in dict.fromkeys((row.dataset, row.problem) for row in measured):
-        mine = [r for r in measured if (r.dataset, r.problem) == (dataset, task)]
-        _print_group(console, mine, failed, seeds, dataset, task)
+    for dataset, problem in dict.fromkeys((row.dataset, row.problem) for row in measured):
+        mine = [r for r in measured if (r.dataset, r.problem) == (dataset, problem)]
+        _print_group(console, mine, failed, seeds, dataset, problem)
     for row in failed:
         console.print(f"failed: {row.contender} seed {row.seed}", markup=False)
     assert isinstance(console.file, io.StringIO)
@@ -101,24 +101,24 @@ def _print_group(
     failed: list[Row],
     planned: Mapping[str, Sequence[int]],
     dataset: str,
-    task: str,
+    problem: str,
 ) -> None:
     present = {row.contender for row in rows}
-    rows = [*rows, *(row for row in failed if row.problem == task and row.contender in present)]
+    rows = [*rows, *(row for row in failed if row.problem == problem and row.contender in present)]
     results = Results(rows, {name: seeds for name, seeds in planned.items() if name in present})
     # Images that other code made are compared like everybody else.
-    others = [*results.external(task), *results.references(task)]
-    names = [*(name for name in results.contenders(task) if name not in others), *results.external(task)]
+    others = [*results.external(problem), *results.references(problem)]
+    names = [*(name for name in results.contenders(problem) if name not in others), *results.external(problem)]
     seeds = sorted({row.seed for row in rows})
-    plan = {"contenders": names, "tasks": {task: names}, "seeds": seeds, "reasons": {}}
-    console.rule(Text(f"{dataset}{f' ({task})' if task and task != dataset else ''}"), align="left")
+    plan = {"contenders": names, "problems": {problem: names}, "seeds": seeds, "reasons": {}}
+    console.rule(Text(f"{dataset}{f' ({problem})' if problem and problem != dataset else ''}"), align="left")
     for group in results.groups():
-        table = metric_table(plan, results, task, group)
+        table = metric_table(plan, results, problem, group)
         if table is not None:
             table.print(console)
-    for metric in results.metrics(task):
-        protocols = {results.protocol(task, name, metric) for name in names} - {""}
+    for metric in results.metrics(problem):
+        protocols = {results.protocol(problem, name, metric) for name in names} - {""}
         if len(protocols) > 1:
             console.print(f"{metric}: not the same protocol: {' | '.join(sorted(protocols))}", markup=False)
-    for note in (*results.notes, *reading_notes(results, task)):
+    for note in (*results.notes, *reading_notes(results, problem)):
         console.print(note, markup=False, highlight=False)

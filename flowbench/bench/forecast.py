@@ -78,7 +78,7 @@ class Forecast:
             cells: those that can start, in the order of the plan; at least one.
         """
         known = self._known()
-        same = [cell for cell in cells if cell.task == cells[0].task]
+        same = [cell for cell in cells if cell.problem == cells[0].problem]
         return min(same, key=lambda cell: (cell.seed, -known.get(_kind(cell), math.inf)))
 
     def _known(self) -> dict[tuple[str, str, str], float]:
@@ -99,4 +99,4 @@ def _rest(one: Underway, expected: float) -> float:
 
 def _kind(cell: Cell) -> tuple[str, str, str]:
     """Cells that differ in their seed alone take about equally long."""
-    return cell.kind, cell.task, cell.contender
+    return cell.kind, cell.problem, cell.contender

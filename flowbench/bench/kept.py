@@ -1,8 +1,8 @@
 """Results that lie under another name: a cell is what its configuration says, not what it or its bench is called.
 
-A renamed contender or task, or an experiment that was changed and changed back, finds its cells by the fingerprint in
-their ``status.json`` and goes on with them. A renamed bench, a renamed or copied run folder and a moved checkout find
-theirs in place, because names and places are no part of the fingerprint.
+A renamed contender or problem, or an experiment that was changed and changed back, finds its cells by the fingerprint
+in their ``status.json`` and goes on with them. A renamed bench, a renamed or copied run folder and a moved checkout
+find theirs in place, because names and places are no part of the fingerprint.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def check_rows(cell: Cell, directory: Path, bench: str) -> None:
     Raises:
         ValueError: when they are missing, damaged, or those of another cell.
     """
-    entry = {"kind": cell.kind, "task": cell.task, "contender": cell.contender, "seed": cell.seed}
+    entry = {"kind": cell.kind, "problem": cell.problem, "contender": cell.contender, "seed": cell.seed}
     cell_rows(directory, entry, bench)
 
 
@@ -114,7 +114,7 @@ def _moved(path: Path, old: Path, new: Path) -> Path:
 def _move_content(source: Path, target: Path) -> None:
     """Move what a cell left, its status last: until then it is found where it was."""
     target.mkdir(parents=True, exist_ok=True)
-    # The rows of an unnamed task lie in the folder that holds those of named ones.
+    # The rows of an unnamed problem lie in the folder that holds those of named ones.
     own = [path for path in source.iterdir() if path.name != _STATUS and not (path / _STATUS).is_file()]
     for path in [*own, source / _STATUS]:
         if path != target and not target.is_relative_to(path):

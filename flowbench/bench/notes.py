@@ -25,22 +25,24 @@ FEW = 100
 """Samples from which on a share is known to 0.05, its standard error."""
 
 
-def reading_notes(results: Results, task: str) -> list[str]:
-    """What a reader of the tables of one task should know, one line each."""
-    references = results.references(task)
-    names = [name for name in results.contenders(task) if name not in references]
-    where = f"{task}: " if task else ""
-    lines = [line for name in names for line in (*_copies(results, task, name), *_off_the_data(results, task, name))]
-    lines += [*_duplicates(results, task), *_sample_sizes(results, task, names)]
+def reading_notes(results: Results, problem: str) -> list[str]:
+    """What a reader of the tables of one problem should know, one line each."""
+    references = results.references(problem)
+    names = [name for name in results.contenders(problem) if name not in references]
+    where = f"{problem}: " if problem else ""
+    lines = [
+        line for name in names for line in (*_copies(results, problem, name), *_off_the_data(results, problem, name))
+    ]
+    lines += [*_duplicates(results, problem), *_sample_sizes(results, problem, names)]
     return [f"{where}{line}." for line in lines]
 
 
-def _copies(results: Results, task: str, name: str) -> Iterator[str]:
+def _copies(results: Results, problem: str, name: str) -> Iterator[str]:
     """Whether samples are copies of training data, or close to being that."""
-    for features in _features(results, task, name, "authenticity", "data_copying", "neighbour_distance_ratio"):
-        share = results.mean(task, name, f"authenticity{features}")
-        z = results.mean(task, name, f"data_copying{features}")
-        ratio = results.mean(task, name, f"neighbour_distance_ratio{features}")
+    for features in _features(results, problem, name, "authenticity", "data_copying", "neighbour_distance_ratio"):
+        share = results.mean(problem, name, f"authenticity{features}")
+        z = results.mean(problem, name, f"data_copying{features}")
+        ratio = results.mean(problem, name, f"neighbour_distance_ratio{features}")
         copied = share is not None and share < AUTHENTIC
         near = (z is not None and z < COPYING) or (ratio is not None and ratio < NEAR)
         if not (copied or near):
@@ -53,9 +55,9 @@ def _copies(results: Results, task: str, name: str) -> Iterator[str]:
         ]
         known = [f"{base}{features} {x:.3g} (fresh samples: {fresh})" for base, x, fresh in numbers if x is not None]
         yield f"{name} {what} training data: {', '.join(known)}"
-    for metric in filter(_is_frechet, results.metrics(task, name)):
-        value, floor = (results.mean(task, who, metric) for who in (name, "floor"))
-        alike = results.protocol(task, name, metric) == results.protocol(task, "floor", metric)
+    for metric in filter(_is_frechet, results.metrics(problem, name)):
+        value, floor = (results.mean(problem, who, metric) for who in (name, "floor"))
+        alike = results.protocol(problem, name, metric) == results.protocol(problem, "floor", metric)
         if alike and value is not None and floor is not None and value < BELOW_FLOOR * floor:
             yield (
                 f"{name} is better than held-out data ({metric} {value:.3g}, floor {floor:.3g}): it may copy the "
@@ -63,32 +65,32 @@ def _copies(results: Results, task: str, name: str) -> Iterator[str]:
             )
 
 
-def _off_the_data(results: Results, task: str, name: str) -> Iterator[str]:
+def _off_the_data(results: Results, problem: str, name: str) -> Iterator[str]:
     """Whether samples are where no data are."""
     found = []
     for base in ("precision", "density"):
-        for features in _features(results, task, name, base):
-            value = results.mean(task, name, base + features)
+        for features in _features(results, problem, name, base):
+            value = results.mean(problem, name, base + features)
             if value is not None and value < SUPPORT:
                 found.append(f"{base}{features} {value:.3g}")
-    for features in _features(results, task, name, "neighbour_distance_ratio"):
-        ratio = results.mean(task, name, f"neighbour_distance_ratio{features}")
+    for features in _features(results, problem, name, "neighbour_distance_ratio"):
+        ratio = results.mean(problem, name, f"neighbour_distance_ratio{features}")
         if ratio is not None and ratio > FAR:
             found.append(f"neighbour_distance_ratio{features} {ratio:.3g} (fresh samples: about 1)")
-    for metric in results.metrics(task, name):
+    for metric in results.metrics(problem, name):
         if (results.group(metric), results.goal(metric)) != ("quality", "down"):
             continue
-        value, noise = results.mean(task, name, metric), results.mean(task, "noise", metric)
+        value, noise = results.mean(problem, name, metric), results.mean(problem, "noise", metric)
         if value is not None and noise is not None and value > noise:
             found.append(f"{metric} {value:.3g} is worse than that of noise, {noise:.3g}")
     if found:
         yield f"{name} is off the data: {', '.join(found)}"
 
 
-def _duplicates(results: Results, task: str) -> Iterator[str]:
+def _duplicates(results: Results, problem: str) -> Iterator[str]:
     """Whether held-out data repeat the training data."""
-    for features in _features(results, task, "floor", "authenticity"):
-        share = results.mean(task, "floor", f"authenticity{features}")
+    for features in _features(results, problem, "floor", "authenticity"):
+        share = results.mean(problem, "floor", f"authenticity{features}")
         if share is not None and share < AUTHENTIC:
             yield (
                 f"held-out data look like copies of the training data (floor.authenticity{features} {share:.3g}): "
@@ -96,9 +98,9 @@ def _duplicates(results: Results, task: str) -> Iterator[str]:
             )
 
 
-def _sample_sizes(results: Results, task: str, names: Sequence[str]) -> Iterator[str]:
+def _sample_sizes(results: Results, problem: str, names: Sequence[str]) -> Iterator[str]:
     """Numbers of samples that are small for their claim, or another one than the floor's."""
-    rows = [row for row in results.rows if row.problem == task and row.n is not None and row.value is not None]
+    rows = [row for row in results.rows if row.problem == problem and row.n is not None and row.value is not None]
     for count in sorted({row.n for row in rows if row.metric == "fid" and row.n is not None}):
         if (warning := sample_size_warning(count, INCEPTION_FEATURES)) is not None:
             yield f"fid: {warning}"
@@ -107,9 +109,9 @@ def _sample_sizes(results: Results, task: str, names: Sequence[str]) -> Iterator
             f"{', '.join(metrics)}: N={count} samples are few: a share is uncertain by 0.05 or more, a mean by a tenth "
             "of its spread, and much of a distance is its bias"
         )
-    for metric in results.metrics(task):
-        floor = {row.n for row in results.main_rows(task, "floor", metric)}
-        others = {row.n for name in names for row in results.main_rows(task, name, metric)} - floor
+    for metric in results.metrics(problem):
+        floor = {row.n for row in results.main_rows(problem, "floor", metric)}
+        others = {row.n for name in names for row in results.main_rows(problem, name, metric)} - floor
         if floor and others and _is_frechet(metric):
             yield (
                 f"{metric}: the floor stands at N={_join(floor)}, others at N={_join(others)}, and the distance "
@@ -125,9 +127,9 @@ def _by_count(rows: Iterable[Row]) -> list[tuple[int, list[str]]]:
     return [(count, list(metrics)) for count, metrics in sorted(found.items())]
 
 
-def _features(results: Results, task: str, name: str, *bases: str) -> list[str]:
+def _features(results: Results, problem: str, name: str, *bases: str) -> list[str]:
     """What stands in brackets behind metrics of these names: the extractors that they were measured with."""
-    found = (metric.partition("[") for metric in results.metrics(task, name))
+    found = (metric.partition("[") for metric in results.metrics(problem, name))
     return list(dict.fromkeys(f"[{rest}" if bracket else "" for base, bracket, rest in found if base in bases))
 
 

@@ -64,18 +64,18 @@ def tile(images: Array, columns: int, gap: int = 1, scale: int = 1) -> Array:
 
 
 def draw_samples(plan: Mapping[str, Any], directory: Path, path: Path, per_side: int = 6) -> Path | None:
-    """Samples of all contenders from the same noise: a row per task, a panel per contender (first seed).
+    """Samples of all contenders from the same noise: a row per problem, a panel per contender (first seed).
 
     Returns:
         The picture's path, or None when no cell wrote samples.
     """
-    rows = {task: _sources(plan, directory, task, "samples.npz", "x") for task in plan["tasks"]}
-    rows = {task: found for task, found in rows.items() if found}
+    rows = {problem: _sources(plan, directory, problem, "samples.npz", "x") for problem in plan["problems"]}
+    rows = {problem: found for problem, found in rows.items() if found}
     if not rows:
         return None
     figure, axes = _layout(rows, (2.4, 2.65))
     palette = colours(plan["contenders"])
-    for panels, (task, found) in zip(axes, rows.items(), strict=True):
+    for panels, (problem, found) in zip(axes, rows.items(), strict=True):
         limits = _limits([x for x in found.values() if x.ndim == 2])
         for axis, name in _panels(panels, found):
             x = found[name]
@@ -84,39 +84,43 @@ def draw_samples(plan: Mapping[str, Any], directory: Path, path: Path, per_side:
             else:
                 axis.imshow(tile(x[: per_side * per_side], per_side, gap=2, scale=4), interpolation="nearest")
                 axis.set_axis_off()
-            axis.set_title(_panel_title(name, task, panels[0] is axis), fontsize=10, color=palette.get(name, "#333333"))
+            axis.set_title(
+                _panel_title(name, problem, panels[0] is axis), fontsize=10, color=palette.get(name, "#333333")
+            )
     return save_figure(figure, path)
 
 
 def draw_trajectories(plan: Mapping[str, Any], directory: Path, path: Path, lines: int = 150) -> Path | None:
     """Ways of points in the plane from the source (grey) to the samples (coloured), 2-D only."""
     rows = {}
-    for task in plan["tasks"]:
-        found = _sources(plan, directory, task, "trajectories.npz", "states")
+    for problem in plan["problems"]:
+        found = _sources(plan, directory, problem, "trajectories.npz", "states")
         flat = {name: states for name, states in found.items() if states.ndim == 3 and states.shape[-1] == 2}
         if flat:
-            rows[task] = flat
+            rows[problem] = flat
     if not rows:
         return None
     figure, axes = _layout(rows, (2.8, 3.05))
     palette = colours(plan["contenders"])
-    for panels, (task, found) in zip(axes, rows.items(), strict=True):
+    for panels, (problem, found) in zip(axes, rows.items(), strict=True):
         # The ends set the frame: a discrete flow may swing far out in between and would shrink all panels.
         limits = _limits([states[[0, -1]].reshape(-1, 2) for states in found.values()])
         for axis, name in _panels(panels, found):
             _draw_ways(axis, found[name][:, :lines], palette.get(name, "#444444"), limits)
-            axis.set_title(_panel_title(name, task, panels[0] is axis), fontsize=10, color=palette.get(name, "#333333"))
+            axis.set_title(
+                _panel_title(name, problem, panels[0] is axis), fontsize=10, color=palette.get(name, "#333333")
+            )
     return save_figure(figure, path)
 
 
 def draw_strips(plan: Mapping[str, Any], directory: Path, path: Path, frames: int = 9) -> Path | None:
     """Images on their way from noise (left) to sample (right), two per contender."""
     rows: list[tuple[str, Array]] = []
-    for task in plan["tasks"]:
-        found = _sources(plan, directory, task, "trajectories.npz", "states")
+    for problem in plan["problems"]:
+        found = _sources(plan, directory, problem, "trajectories.npz", "states")
         for name, states in found.items():
             if states.ndim == 5 and states.shape[2] in (1, 3):
-                rows.append((f"{task}\n{name}" if task else name, states))
+                rows.append((f"{problem}\n{name}" if problem else name, states))
     if not rows:
         return None
     figure, axes = new_figure(len(rows), 1, (6.2, 1.65))
@@ -131,12 +135,12 @@ def draw_strips(plan: Mapping[str, Any], directory: Path, path: Path, frames: in
     return save_figure(figure, path)
 
 
-def _sources(plan: Mapping[str, Any], directory: Path, task: str, file: str, key: str) -> dict[str, Array]:
+def _sources(plan: Mapping[str, Any], directory: Path, problem: str, file: str, key: str) -> dict[str, Array]:
     """Array per panel: held-out data first, then every contender's first seed that has one."""
     found: dict[str, Array] = {}
     for cell in plan["cells"]:
         name = _DATA if cell["kind"] == "reference" else cell["contender"]
-        if cell["task"] != task or name in found:
+        if cell["problem"] != problem or name in found:
             continue
         array = load_array(directory / cell["directory"] / file, key)
         if array is not None and array.size:
@@ -147,7 +151,7 @@ def _sources(plan: Mapping[str, Any], directory: Path, task: str, file: str, key
 def _layout(
     rows: Mapping[str, Mapping[str, Array]], size: tuple[float, float], widest: int = 5
 ) -> tuple[Figure, list[list[Axes]]]:
-    """Panels per task: a row per task, or several rows for one task with more than ``widest`` panels."""
+    """Panels per problem: a row per problem, or several rows for one problem with more than ``widest`` panels."""
     most = max(len(found) for found in rows.values())
     if len(rows) > 1 or most <= widest:
         return new_figure(len(rows), most, size)
@@ -162,9 +166,9 @@ def _panels(panels: Sequence[Axes], names: Mapping[str, Array]) -> list[tuple[Ax
     return list(zip(panels, names, strict=False))
 
 
-def _panel_title(name: str, task: str, first: bool) -> str:
-    """The task stands above the first panel of its row, and an empty line above the others, so that all are as high."""
-    return f"{task if first else ''}\n{name}" if task else name
+def _panel_title(name: str, problem: str, first: bool) -> str:
+    """The problem above the first panel of its row, and an empty line above the others, so that all are as high."""
+    return f"{problem if first else ''}\n{name}" if problem else name
 
 
 def _limits(clouds: Sequence[Array]) -> tuple[float, float, float, float]:

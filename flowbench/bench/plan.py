@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from flowbench.bench.benchfile import BenchFile, Contender, Task, load_bench_file
+from flowbench.bench.benchfile import BenchFile, Contender, Problem, load_bench_file
 from flowbench.bench.machine import Policy, choose_policy
 from flowbench.config import ConfigError, compose_tree, fingerprint
 from flowbench.config.merge import Layer, merge
@@ -21,11 +21,11 @@ __all__ = ["Cell", "Plan", "make_plan", "pair_name"]
 
 @dataclass(frozen=True)
 class Cell:
-    """One process of the bench: a contender with one seed, or the reference rows of a task.
+    """One process of the bench: a contender with one seed, or the reference rows of a problem.
 
     Attributes:
         kind: the subcommand the process runs: ``fit`` (then test), ``test`` of another cell's weights, ``reference``.
-        task: task name, empty where the bench has one unnamed task.
+        problem: problem name, empty where the bench has one unnamed problem.
         contender: name in the bench file; ``reference`` for the reference rows.
         seed: training seed.
         directory: the cell's run directory.
@@ -37,7 +37,7 @@ class Cell:
     """
 
     kind: Literal["fit", "test", "reference"]
-    task: str
+    problem: str
     contender: str
     seed: int
     directory: Path
@@ -48,8 +48,8 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """Name for people: ``task/contender seed 0``."""
-        prefix = f"{self.task}/" if self.task else ""
+        """Name for people: ``problem/contender seed 0``."""
+        prefix = f"{self.problem}/" if self.problem else ""
         return f"{prefix}{self.contender}" + (" rows" if self.kind == "reference" else f" seed {self.seed}")
 
     @property
@@ -70,9 +70,9 @@ class Plan:
         bench: the bench file.
         directory: where everything is written.
         cells: the cells, in the order in which they start.
-        references: the reference rows of each task.
+        references: the reference rows of each problem.
         policy: how many cells run at once.
-        experiments: by task and contender what its cells are composed to, with the first seed.
+        experiments: by problem and contender what its cells are composed to, with the first seed.
     """
 
     bench: BenchFile
@@ -88,9 +88,9 @@ class Plan:
         return (*self.references, *self.cells)
 
     @property
-    def tasks(self) -> dict[str, list[str]]:
-        """Task name -> contenders that take part, in the order of the bench file."""
-        return {t.name: [c.name for c in self.bench.contenders if t.has(c.name)] for t in self.bench.tasks}
+    def problems(self) -> dict[str, list[str]]:
+        """Problem name -> contenders that take part, in the order of the bench file."""
+        return {t.name: [c.name for c in self.bench.contenders if t.has(c.name)] for t in self.bench.problems}
 
     def describe(self) -> dict[str, Any]:
         """What the report needs, as JSON values; directories relative to the bench's."""
@@ -102,16 +102,16 @@ class Plan:
             "budget": dict(self.bench.budget),
             "sweep": dict(self.bench.sweep),
             "claims": [claim.text for claim in self.bench.claims],
-            "tasks": self.tasks,
+            "problems": self.problems,
             "trained": {c.name: c.trained for c in self.bench.contenders if c.trained},
-            "reasons": {t.name: t.reason for t in self.bench.tasks if t.only is not None},
+            "reasons": {t.name: t.reason for t in self.bench.problems if t.only is not None},
             "policy": self.policy.describe(),
             "jobs": self.policy.jobs,
             "threads": self.policy.threads,
             "cells": [
                 {
                     "kind": cell.kind,
-                    "task": cell.task,
+                    "problem": cell.problem,
                     "contender": cell.contender,
                     "seed": cell.seed,
                     "directory": str(cell.directory.relative_to(self.directory)),
@@ -135,13 +135,13 @@ def make_plan(path: str | Path, overrides: Sequence[str] = (), jobs: int | None 
     bench = load_bench_file(path, overrides)
     root = expand(os.environ.get("FLOWBENCH_RUNS") or "runs")
     directory = (bench.run_dir or root / bench.name).absolute()
-    pairs = [(task, c) for task in bench.tasks for c in bench.contenders if task.has(c.name)]
+    pairs = [(problem, c) for problem in bench.problems for c in bench.contenders if problem.has(c.name)]
     configs = {(t.name, c.name): _cell_config(bench, c, t, bench.seeds[0], directory) for t, c in pairs}
     contents = {pair: _compose(config, bench.path) for pair, config in configs.items()}
     cells = _cells(bench, pairs, contents, directory)
-    firsts = {cell.task: cell for cell in reversed(cells)}
+    firsts = {cell.problem: cell for cell in reversed(cells)}
     references = tuple(
-        _reference(firsts[t.name], contents[t.name, firsts[t.name].contender], directory) for t in bench.tasks
+        _reference(firsts[t.name], contents[t.name, firsts[t.name].contender], directory) for t in bench.problems
     )
     cpu_only = all((content.get("trainer") or {}).get("accelerator") == "cpu" for content in contents.values())
     policy = choose_policy(bench.jobs if jobs is None else jobs, len(cells), cpu_only=cpu_only)
@@ -150,28 +150,30 @@ def make_plan(path: str | Path, overrides: Sequence[str] = (), jobs: int | None 
 
 def _cells(
     bench: BenchFile,
-    pairs: Sequence[tuple[Task, Contender]],
+    pairs: Sequence[tuple[Problem, Contender]],
     contents: Mapping[tuple[str, str], Mapping[str, Any]],
     directory: Path,
 ) -> tuple[Cell, ...]:
     """The cells, seed by seed; one that measures another one's weights comes after it and knows its directory."""
     cells: dict[tuple[int, str, str], Cell] = {}
     for seed in bench.seeds:
-        for task, contender in pairs:
-            cell = _cell(_cell_config(bench, contender, task, seed, directory), contents[task.name, contender.name])
+        for problem, contender in pairs:
+            cell = _cell(
+                _cell_config(bench, contender, problem, seed, directory), contents[problem.name, contender.name]
+            )
             if contender.trained:
-                source = cells[seed, task.name, contender.trained]
+                source = cells[seed, problem.name, contender.trained]
                 own_hash = fingerprint({"own": cell.config_hash, "trained": source.config_hash})
                 cell = replace(cell, kind="test", trained=source.directory, config_hash=own_hash)
-            cells[seed, task.name, contender.name] = cell
+            cells[seed, problem.name, contender.name] = cell
     return tuple(cells.values())
 
 
-def _cell_config(bench: BenchFile, contender: Contender, task: Task, seed: int, root: Path) -> dict[str, Any]:
-    """Content of a cell.yaml: the experiment, the task, and what the bench sets."""
+def _cell_config(bench: BenchFile, contender: Contender, problem: Problem, seed: int, root: Path) -> dict[str, Any]:
+    """Content of a cell.yaml: the experiment, the problem, and what the bench sets."""
     place = str(bench.path)
     own = merge(
-        Layer.of(dict(task.overrides), f"{place}, task '{task.name}'"),
+        Layer.of(dict(problem.overrides), f"{place}, problem '{problem.name}'"),
         Layer.of(dict(contender.overrides), f"{place}, contender '{contender.name}'"),
     )
     set_by_bench: dict[str, Any] = {"seed": seed, "budget": dict(bench.budget)}
@@ -179,10 +181,10 @@ def _cell_config(bench: BenchFile, contender: Contender, task: Task, seed: int, 
         set_by_bench["evaluator"] = {"sweep": {name: list(points) for name, points in bench.sweep.items()}}
     own = merge(own, Layer.of(set_by_bench, place))
     run = {
-        "dir": str(root / "cells" / task.name / contender.name / f"seed-{seed}"),
+        "dir": str(root / "cells" / problem.name / contender.name / f"seed-{seed}"),
         "name": f"{contender.name}-seed-{seed}",
         "bench": bench.name,
-        "task": task.name,
+        "problem": problem.name,
         "contender": contender.name,
     }
     return {"base": [portable_name(contender.experiment)], **own.tree, "run": run}
@@ -194,19 +196,19 @@ def _compose(config: Mapping[str, Any], bench: Path) -> dict[str, Any]:
     try:
         return compose_tree(config, str(bench), Path(run["dir"])).resolved
     except ConfigError as error:
-        raise ValueError(f"{pair_name(run['task'], run['contender'])}: {error}") from error
+        raise ValueError(f"{pair_name(run['problem'], run['contender'])}: {error}") from error
 
 
-def pair_name(task: str, contender: str) -> str:
-    """A contender in a task, as messages name it."""
-    return f"task '{task}', contender '{contender}'" if task else f"contender '{contender}'"
+def pair_name(problem: str, contender: str) -> str:
+    """A contender in a problem, as messages name it."""
+    return f"problem '{problem}', contender '{contender}'" if problem else f"contender '{contender}'"
 
 
 def _cell(config: Mapping[str, Any], content: Mapping[str, Any]) -> Cell:
     run = config["run"]
     return Cell(
         kind="fit",
-        task=run["task"],
+        problem=run["problem"],
         contender=run["contender"],
         seed=config["seed"],
         directory=Path(run["dir"]),
@@ -218,8 +220,8 @@ def _cell(config: Mapping[str, Any], content: Mapping[str, Any]) -> Cell:
 
 
 def _reference(first: Cell, content: Mapping[str, Any], root: Path) -> Cell:
-    """The reference rows of a task: they belong to the data and the evaluator, and need no preparation."""
-    directory = root / "reference" / first.task
+    """The reference rows of a problem: they belong to the data and the evaluator, and need no preparation."""
+    directory = root / "reference" / first.problem
     run = {**first.config["run"], "dir": str(directory), "name": "reference", "contender": "reference"}
     return replace(
         first,

@@ -109,50 +109,52 @@ def load_curve(path: Path, metric: str) -> Curve:
 
 
 def plot_evaluations(plan: Mapping[str, Any], results: Results, path: Path) -> Path | None:
-    """Quality against network evaluations per sample, one panel per task; None when nothing was swept."""
+    """Quality against network evaluations per sample, one panel per problem; None when nothing was swept."""
     return _plot_sweep(plan, results, path, "network_evaluations", "network evaluations per sample")
 
 
 def plot_guidance(plan: Mapping[str, Any], results: Results, path: Path) -> Path | None:
-    """Quality against the scale of guidance, one panel per task; None when it was not swept."""
+    """Quality against the scale of guidance, one panel per problem; None when it was not swept."""
     return _plot_sweep(plan, results, path, "guidance", "guidance scale (1 = none)")
 
 
 def _plot_sweep(plan: Mapping[str, Any], results: Results, path: Path, axis: SweepAxis, x_label: str) -> Path | None:
-    panels = {task: metric for task in plan["tasks"] if (metric := swept_metric(plan, results, task, axis))}
+    panels = {problem: metric for problem in plan["problems"] if (metric := swept_metric(plan, results, problem, axis))}
     if not panels:
         return None
     figure, axes = _panels(len(panels), (5.0 if len(panels) > 1 else 6.6, 4.0))
-    for panel, (task, metric) in zip(axes, panels.items(), strict=True):
-        for name in plan["tasks"][task]:
-            _draw_sweep(panel, plan, results, task, name, metric, axis)
-        _draw_references(panel, results, task, metric)
+    for panel, (problem, metric) in zip(axes, panels.items(), strict=True):
+        for name in plan["problems"][problem]:
+            _draw_sweep(panel, plan, results, problem, name, metric, axis)
+        _draw_references(panel, results, problem, metric)
         low, high = panel.dataLim.intervalx
         if axis == "network_evaluations" or (low > 0 and high / low > WIDE):
             panel.set_xscale("log", base=2)
         panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        _finish(panel, task, x_label, metric, results.unit(task, metric))
+        _finish(panel, problem, x_label, metric, results.unit(problem, metric))
     _legend(figure, axes)
     return save_figure(figure, path)
 
 
-def swept_metric(plan: Mapping[str, Any], results: Results, task: str, axis: SweepAxis) -> str | None:
-    """The metric of a task that a picture of a sweep shows; None when nothing was swept along the axis."""
-    names = plan["tasks"][task]
-    return results.headline(m for m in results.metrics(task) if any(results.sweep(task, n, m, axis) for n in names))
+def swept_metric(plan: Mapping[str, Any], results: Results, problem: str, axis: SweepAxis) -> str | None:
+    """The metric of a problem that a picture of a sweep shows; None when nothing was swept along the axis."""
+    names = plan["problems"][problem]
+    return results.headline(
+        m for m in results.metrics(problem) if any(results.sweep(problem, n, m, axis) for n in names)
+    )
 
 
 def _draw_sweep(
-    panel: Axes, plan: Mapping[str, Any], results: Results, task: str, name: str, metric: str, axis: SweepAxis
+    panel: Axes, plan: Mapping[str, Any], results: Results, problem: str, name: str, metric: str, axis: SweepAxis
 ) -> None:
     """A line where the contender was swept; else one point where it always is."""
-    style, label = _style(plan, name), _label(results, task, name, metric)
-    sweep = results.sweep(task, name, metric, axis)
+    style, label = _style(plan, name), _label(results, problem, name, metric)
+    sweep = results.sweep(problem, name, metric, axis)
     if len(sweep) > 1:
         x = list(sweep)
         _line_and_band(panel, x, [list(sweep[point].values()) for point in x], label, style)
         return
-    (point, values), *_ = [*sweep.items()] or [_fixed_point(results, task, name, metric, axis)]
+    (point, values), *_ = [*sweep.items()] or [_fixed_point(results, problem, name, metric, axis)]
     if values and point:
         summary = summarise(list(values.values()))
         panel.errorbar(
@@ -167,17 +169,17 @@ def _draw_sweep(
         )
 
 
-def _label(results: Results, task: str, name: str, metric: str) -> str:
+def _label(results: Results, problem: str, name: str, metric: str) -> str:
     """The contender's name, marked as in the tables where it lacks a planned seed."""
-    return f"{name} †" if results.lost_seeds(task, name) or results.gaps(task, name, metric) else name
+    return f"{name} †" if results.lost_seeds(problem, name) or results.gaps(problem, name, metric) else name
 
 
 def _fixed_point(
-    results: Results, task: str, name: str, metric: str, axis: SweepAxis
+    results: Results, problem: str, name: str, metric: str, axis: SweepAxis
 ) -> tuple[float, dict[int, float]]:
-    rows = results.main_rows(task, name, metric)
+    rows = results.main_rows(problem, name, metric)
     points = [float(point) for row in rows if (point := getattr(row, axis))]
-    return (sum(points) / len(points) if points else 0.0), results.values(task, name, metric)
+    return (sum(points) / len(points) if points else 0.0), results.values(problem, name, metric)
 
 
 def _spread(values: list[float]) -> tuple[list[float], list[float]]:
@@ -186,26 +188,26 @@ def _spread(values: list[float]) -> tuple[list[float], list[float]]:
 
 
 def plot_training(plan: Mapping[str, Any], results: Results, directory: Path, path: Path) -> Path | None:
-    """Quality against training seconds, one panel per task; None when no cell wrote a curve."""
-    curves = {task: _task_curves(plan, results, directory, task) for task in plan["tasks"]}
-    panels = {task: found for task, found in curves.items() if found[1]}
+    """Quality against training seconds, one panel per problem; None when no cell wrote a curve."""
+    curves = {problem: _problem_curves(plan, results, directory, problem) for problem in plan["problems"]}
+    panels = {problem: found for problem, found in curves.items() if found[1]}
     if not panels:
         return None
     figure, axes = _panels(len(panels), (5.0 if len(panels) > 1 else 6.6, 4.0))
-    for axis, (task, (metric, by_name)) in zip(axes, panels.items(), strict=True):
+    for axis, (problem, (metric, by_name)) in zip(axes, panels.items(), strict=True):
         for name, seeds in by_name.items():
-            label = f"{name} †" if results.lost_seeds(task, name) else name
+            label = f"{name} †" if results.lost_seeds(problem, name) else name
             _draw_curves(axis, seeds, label, _style(plan, name))
-        _draw_references(axis, results, task, metric)
-        _finish(axis, task, "training time (s)", metric, results.unit(task, metric))
+        _draw_references(axis, results, problem, metric)
+        _finish(axis, problem, "training time (s)", metric, results.unit(problem, metric))
     _legend(figure, axes)
     return save_figure(figure, path)
 
 
-def _task_curves(
-    plan: Mapping[str, Any], results: Results, directory: Path, task: str
+def _problem_curves(
+    plan: Mapping[str, Any], results: Results, directory: Path, problem: str
 ) -> tuple[str, dict[str, list[Curve]]]:
-    cells = [c for c in plan["cells"] if c["task"] == task and c["kind"] == "fit"]
+    cells = [c for c in plan["cells"] if c["problem"] == problem and c["kind"] == "fit"]
     metric = results.headline(_curve_metrics(directory, cells)) or ""
     by_name: dict[str, list[Curve]] = defaultdict(list)
     for cell in cells:
@@ -234,21 +236,21 @@ def _draw_curves(axis: Axes, seeds: Sequence[Curve], name: str, style: Mapping[s
 
 
 def plot_bars(plan: Mapping[str, Any], results: Results, metric: str, path: Path) -> Path | None:
-    """Bars of one metric with 95 % intervals, one panel per task; None when it was not measured."""
+    """Bars of one metric with 95 % intervals, one panel per problem; None when it was not measured."""
     found = {
-        task: {name: v for name in names if (v := results.values(task, name, metric))}
-        for task, names in plan["tasks"].items()
+        problem: {name: v for name in names if (v := results.values(problem, name, metric))}
+        for problem, names in plan["problems"].items()
     }
-    panels = {task: values for task, values in found.items() if values}
+    panels = {problem: values for problem, values in found.items() if values}
     if not panels:
         return None
     tallest = max(len(values) for values in panels.values())
     figure, axes = _panels(len(panels), (4.6 if len(panels) > 1 else 6.6, 1.0 + 0.45 * tallest))
-    for axis, (task, by_name) in zip(axes, panels.items(), strict=True):
-        _draw_bars(axis, plan, by_name, [_label(results, task, name, metric) for name in by_name])
+    for axis, (problem, by_name) in zip(axes, panels.items(), strict=True):
+        _draw_bars(axis, plan, by_name, [_label(results, problem, name, metric) for name in by_name])
         axis.set_ylim(tallest - 0.5, -0.5)  # the same thickness in every panel
-        axis.set_title(task, loc="left")
-        unit = results.unit(task, metric)
+        axis.set_title(problem, loc="left")
+        unit = results.unit(problem, metric)
         axis.set_xlabel(f"{metric}{f' ({unit})' if unit else ''}")
     return save_figure(figure, path)
 
@@ -310,11 +312,11 @@ def _line_and_band(
     )
 
 
-def _draw_references(axis: Axes, results: Results, task: str, metric: str) -> None:
+def _draw_references(axis: Axes, results: Results, problem: str, metric: str) -> None:
     """Lines of the reference rows; those far above all contenders would only squeeze what there is to see."""
     highest = axis.dataLim.y1
-    for name in results.references(task):
-        values = list(results.values(task, name, metric).values())
+    for name in results.references(problem):
+        values = list(results.values(problem, name, metric).values())
         if values and sum(values) / len(values) <= FAR * highest:
             axis.axhline(
                 sum(values) / len(values),
@@ -326,8 +328,8 @@ def _draw_references(axis: Axes, results: Results, task: str, metric: str) -> No
             )
 
 
-def _finish(axis: Axes, task: str, x_label: str, metric: str, unit: str) -> None:
-    axis.set_title(task, loc="left")
+def _finish(axis: Axes, problem: str, x_label: str, metric: str, unit: str) -> None:
+    axis.set_title(problem, loc="left")
     axis.set_xlabel(x_label)
     axis.set_ylabel(f"{metric}{f' ({unit})' if unit else ''}")
     low, high = axis.dataLim.intervaly

@@ -69,11 +69,11 @@ class Preparations:
             self.ended.add(name)
 
     def _requires_training(self, cell: Cell) -> bool:
-        return bool(self._plan.experiments[cell.task, cell.contender].get("requires"))
+        return bool(self._plan.experiments[cell.problem, cell.contender].get("requires"))
 
     def _group(self, cells: Sequence[Cell], place: str) -> Iterator[None]:
         """Prepare for cells with the same data, evaluator and prerequisites: one of their contenders is enough."""
-        first = {(cell.task, cell.contender): cell for cell in reversed(cells)}
+        first = {(cell.problem, cell.contender): cell for cell in reversed(cells)}
         for cell in sorted(first.values(), key=cells.index):
             self._say(f"preparing {place}: data, feature network, prerequisites of {cell.label}")
             failure = yield from self._prepare(cell)
@@ -81,7 +81,7 @@ class Preparations:
                 break
             # Whatever was killed is what they share; an error may lie in this contender's file alone.
             shared = was_killed(failure.code)
-            mine = [c for c in cells if shared or (c.task, c.contender) == (cell.task, cell.contender)]
+            mine = [c for c in cells if shared or (c.problem, c.contender) == (cell.problem, cell.contender)]
             self.failures |= {c.directory: failure for c in mine if c.directory not in self.failures}
             self._say(f"preparation failed: {failure.message} (log: {failure.log})")
             if shared:
@@ -89,7 +89,7 @@ class Preparations:
 
     def _prepare(self, cell: Cell) -> Generator[None, None, Failure | None]:
         """Prepare for one cell; what was killed is tried once more."""
-        log = self._plan.directory / "prepare" / f"{'-'.join(filter(None, (cell.task, cell.contender)))}.log"
+        log = self._plan.directory / "prepare" / f"{'-'.join(filter(None, (cell.problem, cell.contender)))}.log"
         code = yield from self._attempt(cell, log)
         if was_killed(code):
             self._say(f"preparation {explain(code, log)}; it is tried once more")

@@ -17,24 +17,24 @@ __all__ = ["plan_lines", "plan_table"]
 
 
 def plan_table(plan: Plan) -> Table:
-    """The plan as a Rich table: one line per contender and task."""
+    """The plan as a Rich table: one line per contender and problem."""
     bench = plan.bench
     number = len(plan.cells)
     title = f"{bench.name}: {number} cell{'s' * (number > 1)}"
     table = Table(title=Text(title), title_justify="left")
     kept = find_kept(plan)
-    named = any(task.name for task in bench.tasks)
-    for column in (["task"] if named else []) + ["contender", "experiment", "state"]:
+    named = any(problem.name for problem in bench.problems)
+    for column in (["problem"] if named else []) + ["contender", "experiment", "state"]:
         table.add_column(column, overflow="fold")
-    for task in bench.tasks:
+    for problem in bench.problems:
         for contender in bench.contenders:
-            first = [task.name] if named else []
-            if task.has(contender.name):
-                mine = [c for c in plan.cells if (c.task, c.contender) == (task.name, contender.name)]
+            first = [problem.name] if named else []
+            if problem.has(contender.name):
+                mine = [c for c in plan.cells if (c.problem, c.contender) == (problem.name, contender.name)]
                 place = _place(contender.experiment, bench.path.parent)
                 cells, style = [*first, contender.name, place, _state(plan, mine, kept)], ""
             else:
-                cells, style = [*first, contender.name, task.reason, "not applicable"], "dim"
+                cells, style = [*first, contender.name, problem.reason, "not applicable"], "dim"
             table.add_row(*map(Text, cells), style=style)  # as text: what a person wrote is no markup
         table.add_section()
     return table

@@ -64,9 +64,9 @@ def print_summary(bench_dir: str | Path, console: Console) -> None:
     directory = Path(bench_dir)
     plan = load_plan(directory)
     results = Results.of_bench(plan, load_rows(directory))
-    for task in plan["tasks"]:
+    for problem in plan["problems"]:
         for group in results.groups():
-            table = None if group == COST else metric_table(plan, results, task, group)
+            table = None if group == COST else metric_table(plan, results, problem, group)
             if table is not None:
                 table.print(console)
     for note in _notes(plan, results):
@@ -82,21 +82,21 @@ def print_summary(bench_dir: str | Path, console: Console) -> None:
         console.print(f"  log: {row.provenance['log']}", markup=False, soft_wrap=True, highlight=False)
 
 
-def _where(task: str, contender: str) -> str:
-    return f"{task}/{contender}" if task else contender
+def _where(problem: str, contender: str) -> str:
+    return f"{problem}/{contender}" if problem else contender
 
 
 def _verdicts(plan: Mapping[str, Any], results: Results) -> list[Verdict]:
-    return [verdict for text in plan["claims"] for verdict in judge(parse_claim(text), results, plan["tasks"])]
+    return [verdict for text in plan["claims"] for verdict in judge(parse_claim(text), results, plan["problems"])]
 
 
 def _claims_rich(verdicts: list[Verdict]) -> Table:
     table = Table(title="Claims", title_justify="left")
-    for name in ("claim", "task", "verdict", "why"):
+    for name in ("claim", "problem", "verdict", "why"):
         table.add_column(name, overflow="fold")
     styles: dict[VerdictName, str] = {"holds": "green", "fails": "red", "equal": "cyan", "undecided": "yellow"}
     for v in verdicts:
-        table.add_row(Text(v.claim.text), Text(v.task), Text(v.verdict, style=styles[v.verdict]), Text(v.reason))
+        table.add_row(Text(v.claim.text), Text(v.problem), Text(v.verdict, style=styles[v.verdict]), Text(v.reason))
     return table
 
 
@@ -104,17 +104,17 @@ def _claims(plan: Mapping[str, Any], results: Results) -> str:
     verdicts = _verdicts(plan, results)
     if not verdicts:
         return ""
-    named = any(v.task for v in verdicts)
+    named = any(v.problem for v in verdicts)
     lines = [
         "## Claims",
         "",
-        f"| claim |{' task |' if named else ''} verdict | why |",
+        f"| claim |{' problem |' if named else ''} verdict | why |",
         "|:---|" + ":---|" * (2 + named),
     ]
     for v in verdicts:
         cells = [
             f"`{v.claim.text}`",
-            *([v.task] if named else []),
+            *([v.problem] if named else []),
             f"**{v.verdict}**",
             v.reason.replace("|", "\\|"),
         ]
@@ -130,7 +130,7 @@ def _failures(plan: Mapping[str, Any], results: Results) -> str:
         for row in failed
     ]
     fits = [c for c in plan["cells"] if c["kind"] != "reference"]
-    missing = [c for c in fits if results.lost_seeds(c["task"], c["contender"]).get(c["seed"]) == UNFINISHED]
+    missing = [c for c in fits if results.lost_seeds(c["problem"], c["contender"]).get(c["seed"]) == UNFINISHED]
     if missing:
         lines.append(f"- {len(missing)} of {len(fits)} cells are not finished; run the bench again to continue.")
     return "\n".join(["> **Incomplete.** The tables below hold what is finished.", "", *lines]) if lines else ""
@@ -138,9 +138,9 @@ def _failures(plan: Mapping[str, Any], results: Results) -> str:
 
 def _result_sections(plan: Mapping[str, Any], results: Results) -> list[str]:
     parts = ["## Results", _reading_guide(plan)]
-    for task in plan["tasks"]:
-        tables = [metric_table(plan, results, task, group) for group in results.groups()]
-        tables.append(difference_table(plan, results, task))
+    for problem in plan["problems"]:
+        tables = [metric_table(plan, results, problem, group) for group in results.groups()]
+        tables.append(difference_table(plan, results, problem))
         for table in tables:
             if table is not None:
                 parts += [f"### {table.title}", table.to_markdown()]
@@ -151,7 +151,7 @@ def _result_sections(plan: Mapping[str, Any], results: Results) -> list[str]:
 
 
 def _notes(plan: Mapping[str, Any], results: Results) -> list[str]:
-    return [*results.notes, *(note for task in plan["tasks"] for note in reading_notes(results, task))]
+    return [*results.notes, *(note for problem in plan["problems"] for note in reading_notes(results, problem))]
 
 
 def _reading_guide(plan: Mapping[str, Any]) -> str:
@@ -171,7 +171,7 @@ def _reading_guide(plan: Mapping[str, Any]) -> str:
 
 def _pictures(plan: Mapping[str, Any], results: Results, directory: Path) -> list[str]:
     folder = directory / "pictures"
-    one_unit = all(len(results.units(task, "straightness")) < 2 for task in plan["tasks"])
+    one_unit = all(len(results.units(problem, "straightness")) < 2 for problem in plan["problems"])
     bars = "straightness" if one_unit else "path_length_ratio"
     band = "Bands: range of the seeds." if len(plan["seeds"]) > 1 else ""
     drawn = [
@@ -211,7 +211,7 @@ def _pictures(plan: Mapping[str, Any], results: Results, directory: Path) -> lis
 
 
 def _per_seed(plan: Mapping[str, Any], results: Results) -> str:
-    tables = [table for task in plan["tasks"] if (table := seed_table(plan, results, task)) is not None]
+    tables = [table for problem in plan["problems"] if (table := seed_table(plan, results, problem)) is not None]
     if not tables:
         return ""
     body = "\n\n".join(f"**{table.title}**\n\n{table.to_markdown()}" for table in tables)

@@ -246,7 +246,7 @@ class Runner:
                 started=started,
                 jobs=policy.jobs,
                 threads=policy.threads,
-                names=[self.plan.bench.name, cell.task, cell.contender],
+                names=[self.plan.bench.name, cell.problem, cell.contender],
             ),
         )
         arguments = [*self.program, cell.kind, "-c", str(cell.config_path)]

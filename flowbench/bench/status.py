@@ -35,7 +35,7 @@ class Status:
         message: last line of the log of a failed attempt.
         jobs: cells that ran at once.
         threads: threads of the cell.
-        names: bench, task and contender that its rows are written under; None where no attempt noted them. Whoever
+        names: bench, problem and contender that its rows are written under; None where no attempt noted them. Whoever
             reads the rows gives them the names of today.
     """
 

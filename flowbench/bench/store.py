@@ -62,7 +62,15 @@ def load_plan(directory: Path) -> dict[str, Any]:
         raise ValueError(f"{directory} holds no bench (no plan.json); run `flowbench bench -c FILE` first") from None
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); run the bench again, finished cells are kept") from None
-    return dict(plan)
+    return _with_problems(plan)
+
+
+def _with_problems(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """A plan of an earlier version, in which problems were called tasks, under the names of today."""
+    if "problems" in plan:
+        return dict(plan)
+    cells = [{"problem" if key == "task" else key: value for key, value in cell.items()} for cell in plan["cells"]]
+    return {"problems" if key == "tasks" else key: value for key, value in plan.items()} | {"cells": cells}
 
 
 def planned_seeds(directory: Path) -> dict[str, list[int]]:
@@ -103,14 +111,14 @@ def cell_rows(directory: Path, cell: Mapping[str, Any], bench: str) -> list[Row]
     if not rows:
         raise ValueError(f"{path} is empty; the cell measured nothing")
     reference = cell["kind"] == "reference"
-    names = (bench, cell["task"], *([] if reference else [cell["contender"]]))
+    names = (bench, cell["problem"], *([] if reference else [cell["contender"]]))
     written = read_status(directory).names or _names(rows[0], reference)
     for number, row in enumerate(rows, start=1):
         got = _names(row, reference)
         mine = got in (names, tuple(written[: len(names)])) and reference == (row.family == REFERENCE)
         if not mine or (not reference and row.seed != cell["seed"]):
             found = "/".join(filter(None, (row.bench, row.problem, row.contender)))
-            wanted = "/".join(filter(None, (bench, cell["task"], cell["contender"])))
+            wanted = "/".join(filter(None, (bench, cell["problem"], cell["contender"])))
             raise ValueError(
                 f"{path}, row {number}: belongs to {found} seed {row.seed}, expected {wanted} seed {cell['seed']}"
             )
@@ -118,7 +126,7 @@ def cell_rows(directory: Path, cell: Mapping[str, Any], bench: str) -> list[Row]
 
 
 def _names(row: Row, reference: bool) -> tuple[str, ...]:
-    """Bench, task and contender of a row; reference rows are of four contenders."""
+    """Bench, problem and contender of a row; reference rows are of four contenders."""
     return (row.bench, row.problem) if reference else (row.bench, row.problem, row.contender)
 
 
@@ -150,9 +158,9 @@ def collect(directory: Path) -> list[Row]:
 def _external_row(plan: Mapping[str, Any], row: Row) -> Row:
     """A row of somebody else's images under the bench's names of today; nobody's name is given to two."""
     taken = row.contender in (*plan["contenders"], *REFERENCES)
-    (task,) = plan["tasks"] if len(plan["tasks"]) == 1 else (row.problem,)
+    (problem,) = plan["problems"] if len(plan["problems"]) == 1 else (row.problem,)
     name = f"{row.contender} ({EXTERNAL})" if taken else row.contender
-    return replace(row, bench=plan["name"], problem=task, contender=name)
+    return replace(row, bench=plan["name"], problem=problem, contender=name)
 
 
 def _failed_row(bench: str, cell: Mapping[str, Any], folder: Path) -> Row:
@@ -165,7 +173,7 @@ def _failed_row(bench: str, cell: Mapping[str, Any], folder: Path) -> Row:
     }
     return Row(
         bench=bench,
-        problem=cell["task"],
+        problem=cell["problem"],
         contender=cell["contender"],
         family="",
         dataset="",
@@ -198,7 +206,7 @@ def csv_text(rows: Iterable[Row]) -> str:
 
 
 class Results:
-    """Lookup of rows by task, contender, metric, seed and point of a sweep.
+    """Lookup of rows by problem, contender, metric, seed and point of a sweep.
 
     Rows of EMA weights are preferred over raw ones. Where a metric was measured under several protocols, the
     first in alphabetical order is shown and the others are named in ``notes``.
@@ -218,7 +226,7 @@ class Results:
         self._ended: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)  # seed -> why its cell failed, or ""
         # Goal and group; of two versions of a metric the later one counts.
         self._infos: dict[str, tuple[Goal, str]] = {}
-        self._members: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)  # task and family -> names
+        self._members: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)  # problem and family -> names
         for row in self.rows:
             self._members[row.problem, row.family][row.contender] = None
             failed = is_failure(row)
@@ -239,47 +247,47 @@ class Results:
         group = _preferred_weights(group)
         protocols = sorted({row.protocol for row in _measured(group)}) or [""]
         if len(protocols) > 1:
-            task, contender, metric = key
-            where = f"{task}/{contender}" if task else contender
+            problem, contender, metric = key
+            where = f"{problem}/{contender}" if problem else contender
             self.notes.append(
                 f"{where}.{metric}: shown under {protocols[0]}; also measured: {', '.join(protocols[1:])}"
             )
         return [row for row in group if row.status == "failed" or row.protocol == protocols[0]]
 
-    def contenders(self, task: str) -> list[str]:
-        """Contenders that have rows in a task, in order of appearance."""
-        return list(dict.fromkeys(row.contender for row in self.rows if row.problem == task and not is_failure(row)))
+    def contenders(self, problem: str) -> list[str]:
+        """Contenders that have rows in a problem, in order of appearance."""
+        return list(dict.fromkeys(row.contender for row in self.rows if row.problem == problem and not is_failure(row)))
 
-    def external(self, task: str) -> list[str]:
-        """Names of the samples in a task that other code made."""
-        return list(self._members.get((task, EXTERNAL), ()))
+    def external(self, problem: str) -> list[str]:
+        """Names of the samples in a problem that other code made."""
+        return list(self._members.get((problem, EXTERNAL), ()))
 
-    def references(self, task: str) -> list[str]:
-        """Names of the reference rows of a task, the known ones in the order of ``REFERENCES``."""
-        found = self._members.get((task, REFERENCE), {})
+    def references(self, problem: str) -> list[str]:
+        """Names of the reference rows of a problem, the known ones in the order of ``REFERENCES``."""
+        found = self._members.get((problem, REFERENCE), {})
         return [*(name for name in REFERENCES if name in found), *(name for name in found if name not in REFERENCES)]
 
-    def lines(self, task: str, contenders: Iterable[str]) -> list[str]:
-        """Who stands in the tables of a task, in their order, everybody once.
+    def lines(self, problem: str, contenders: Iterable[str]) -> list[str]:
+        """Who stands in the tables of a problem, in their order, everybody once.
 
         Args:
-            task: task name.
+            problem: problem name.
             contenders: those of the plan.
 
         Returns:
             The contenders, then what other code made, then the references.
         """
-        return list(dict.fromkeys([*contenders, *self.external(task), *self.references(task)]))
+        return list(dict.fromkeys([*contenders, *self.external(problem), *self.references(problem)]))
 
-    def is_reference(self, task: str, contender: str) -> bool:
+    def is_reference(self, problem: str, contender: str) -> bool:
         """Whether a name is that of reference rows, which are computed once and count as constants."""
-        return contender in self.references(task)
+        return contender in self.references(problem)
 
-    def metrics(self, task: str, contender: str | None = None) -> list[str]:
-        """Metrics measured in a task, in order of appearance."""
+    def metrics(self, problem: str, contender: str | None = None) -> list[str]:
+        """Metrics measured in a problem, in order of appearance."""
         return list(
             dict.fromkeys(
-                metric for (t, c, metric) in (*self._main, *self._swept) if t == task and contender in (None, c)
+                metric for (t, c, metric) in (*self._main, *self._swept) if t == problem and contender in (None, c)
             )
         )
 
@@ -299,13 +307,13 @@ class Results:
         """The metric that pictures show: the first of quality of which less is better; None where there is none."""
         return next((m for m in metrics if self.group(m) == "quality" and self.goal(m) == "down"), None)
 
-    def main_rows(self, task: str, contender: str, metric: str) -> list[Row]:
+    def main_rows(self, problem: str, contender: str, metric: str) -> list[Row]:
         """The rows of a metric outside any sweep, one per seed."""
-        return self._main.get((task, contender, metric), [])
+        return self._main.get((problem, contender, metric), [])
 
     def values(
         self,
-        task: str,
+        problem: str,
         contender: str,
         metric: str,
         at: float | None = None,
@@ -314,35 +322,35 @@ class Results:
         """Finite values per seed.
 
         Args:
-            task: task name, empty for the unnamed one.
+            problem: problem name, empty for the unnamed one.
             contender: name in the bench file or of a reference.
             metric: metric name.
             at: None for the main rows, else the point of the sweep.
             axis: what the sweep imposes.
         """
         if at is not None:
-            return self.sweep(task, contender, metric, axis).get(float(at), {})
-        rows = self.main_rows(task, contender, metric)
+            return self.sweep(problem, contender, metric, axis).get(float(at), {})
+        rows = self.main_rows(problem, contender, metric)
         return {row.seed: row.value for row in rows if row.value is not None}
 
-    def mean(self, task: str, contender: str, metric: str) -> float | None:
+    def mean(self, problem: str, contender: str, metric: str) -> float | None:
         """Mean of the finite values outside any sweep; None where there are none."""
-        values = self.values(task, contender, metric)
+        values = self.values(problem, contender, metric)
         return sum(values.values()) / len(values) if values else None
 
     def sweep(
-        self, task: str, contender: str, metric: str, axis: SweepAxis = "network_evaluations"
+        self, problem: str, contender: str, metric: str, axis: SweepAxis = "network_evaluations"
     ) -> dict[float, dict[int, float]]:
         """Point of the sweep -> seed -> value, from the rows of one axis."""
         out: dict[float, dict[int, float]] = defaultdict(dict)
-        for row in _preferred_weights(self._swept.get((task, contender, metric), [])):
+        for row in _preferred_weights(self._swept.get((problem, contender, metric), [])):
             if row.value is not None and row.at is not None and row.axis == axis:
                 out[float(row.at)][row.seed] = row.value
         return dict(sorted(out.items()))
 
     def gaps(
         self,
-        task: str,
+        problem: str,
         contender: str,
         metric: str,
         at: float | None = None,
@@ -353,25 +361,27 @@ class Results:
         The arguments are those of :meth:`values`. What nobody trains, references and external samples, has no seeds
         and no gaps.
         """
-        if contender not in self.seeds and contender in (*self.references(task), *self.external(task)):
+        if contender not in self.seeds and contender in (*self.references(problem), *self.external(problem)):
             return {}
-        present = self.values(task, contender, metric, at, axis)
-        ended = self._ended.get((task, contender), {})
+        present = self.values(problem, contender, metric, at, axis)
+        ended = self._ended.get((problem, contender), {})
         return {
-            seed: ended.get(seed, UNFINISHED) or self._why_missing(task, contender, metric, at, axis, seed)
+            seed: ended.get(seed, UNFINISHED) or self._why_missing(problem, contender, metric, at, axis, seed)
             for seed in self.seeds.get(contender, sorted(ended))
             if seed not in present
         }
 
-    def lost_seeds(self, task: str, contender: str) -> dict[int, str]:
+    def lost_seeds(self, problem: str, contender: str) -> dict[int, str]:
         """Seeds whose cell failed or is not finished, with the reason of each: those that lack every number."""
-        ended = self._ended.get((task, contender), {})
+        ended = self._ended.get((problem, contender), {})
         lost = {seed: ended.get(seed, UNFINISHED) for seed in self.seeds.get(contender, sorted(ended))}
         return {seed: reason for seed, reason in lost.items() if reason}
 
-    def _why_missing(self, task: str, contender: str, metric: str, at: float | None, axis: SweepAxis, seed: int) -> str:
+    def _why_missing(
+        self, problem: str, contender: str, metric: str, at: float | None, axis: SweepAxis, seed: int
+    ) -> str:
         """Why a finished cell has no number of a metric."""
-        named = (task, contender, metric, seed)
+        named = (problem, contender, metric, seed)
         found = [r for r in self.rows if (r.problem, r.contender, r.metric, r.seed) == named and _is_at(r, at, axis)]
         empty = [row for row in found if row.value is None]
         if empty:
@@ -380,28 +390,28 @@ class Results:
             return words.get(empty[0].status, str(message or empty[0].status))
         return "measured with other weights or under another protocol" if found else "not measured"
 
-    def protocol(self, task: str, contender: str, metric: str) -> str:
+    def protocol(self, problem: str, contender: str, metric: str) -> str:
         """Protocol of a metric's main rows, empty when there are none."""
-        rows = _measured(self.main_rows(task, contender, metric))
+        rows = _measured(self.main_rows(problem, contender, metric))
         return rows[0].protocol if rows else ""
 
-    def unit_of(self, task: str, contender: str, metric: str) -> str:
+    def unit_of(self, problem: str, contender: str, metric: str) -> str:
         """Unit of one contender's rows of a metric, swept or not."""
-        key = (task, contender, metric)
+        key = (problem, contender, metric)
         rows = _measured(self._main.get(key, [])) or _measured(self._swept.get(key, []))
         return rows[0].unit if rows else ""
 
-    def units(self, task: str, metric: str) -> dict[str, list[str]]:
+    def units(self, problem: str, metric: str) -> dict[str, list[str]]:
         """Unit -> contenders measured in it; numbers in different units cannot be compared."""
         found: dict[str, list[str]] = {}
-        for (row_task, contender, name), rows in self._main.items():
-            if (row_task, name) == (task, metric) and _measured(rows):
+        for (row_problem, contender, name), rows in self._main.items():
+            if (row_problem, name) == (problem, metric) and _measured(rows):
                 found.setdefault(_measured(rows)[0].unit, []).append(contender)
         return found
 
-    def unit(self, task: str, metric: str) -> str:
-        """The unit of a metric in a task; empty where it has none, or several."""
-        found = self.units(task, metric)
+    def unit(self, problem: str, metric: str) -> str:
+        """The unit of a metric in a problem; empty where it has none, or several."""
+        found = self.units(problem, metric)
         return next(iter(found)) if len(found) == 1 else ""
 
     def failures(self) -> list[Row]:

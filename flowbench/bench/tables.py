@@ -133,59 +133,59 @@ def _number(value: float, decimals: int | None) -> str:
     return f"{value:.4g}" if decimals is None else f"{value:.{decimals}f}"
 
 
-def metric_table(plan: Mapping[str, Any], results: Results, task: str, group: str) -> TextTable | None:
+def metric_table(plan: Mapping[str, Any], results: Results, problem: str, group: str) -> TextTable | None:
     """Contenders and references against the metrics of one group; the best value and its ties are bold.
 
     Args:
         plan: content of plan.json.
         results: the rows.
-        task: task name.
+        problem: problem name.
         group: one of :meth:`Results.groups`, e.g. ``quality``.
 
     Returns:
         The table, or None when nothing of the group was measured.
     """
-    metrics = [m for m in _measured(results, task) if results.group(m) == group]
+    metrics = [m for m in _measured(results, problem) if results.group(m) == group]
     if not metrics:
         return None
-    table = TextTable(_title(group, task), ["contender", *(_heading(results, task, m) for m in metrics)])
-    entered = plan["tasks"].get(task, [])
-    winners = {m: _winners(results, task, entered, m) for m in metrics}
-    for name in results.lines(task, plan["contenders"]):
+    table = TextTable(_title(group, problem), ["contender", *(_heading(results, problem, m) for m in metrics)])
+    entered = plan["problems"].get(problem, [])
+    winners = {m: _winners(results, problem, entered, m) for m in metrics}
+    for name in results.lines(problem, plan["contenders"]):
         planned = name in plan["contenders"]
         if planned and name not in entered:
-            reason = Entry(f"not applicable: {plan['reasons'].get(task, '')}")
+            reason = Entry(f"not applicable: {plan['reasons'].get(problem, '')}")
             table.rows.append([Entry(name), reason, *[Entry("")] * (len(metrics) - 1)])
             continue
         seeds = len(plan["seeds"]) if planned else None
-        cells = [_entry(results, task, name, m, name in winners[m], seeds) for m in metrics]
+        cells = [_entry(results, problem, name, m, name in winners[m], seeds) for m in metrics]
         if planned or any(cell.text != _NOTHING for cell in cells):
-            mark = _MARK if results.lost_seeds(task, name) and planned else ""
+            mark = _MARK if results.lost_seeds(problem, name) and planned else ""
             table.rows.append([Entry(name + mark, italic=not planned), *cells])
-    table.notes = [note for metric in metrics if (note := _unit_note(results, task, metric))]
-    table.notes += _gap_notes(results, task, entered, metrics)
-    table.notes += _failure_notes(results, task, metrics)
+    table.notes = [note for metric in metrics if (note := _unit_note(results, problem, metric))]
+    table.notes += _gap_notes(results, problem, entered, metrics)
+    table.notes += _failure_notes(results, problem, metrics)
     return table
 
 
-def _failure_notes(results: Results, task: str, metrics: Sequence[str]) -> list[str]:
+def _failure_notes(results: Results, problem: str, metrics: Sequence[str]) -> list[str]:
     """A line for what could not be computed of references and external samples, which have no seeds to lack."""
-    names = [*results.external(task), *results.references(task)]
-    failed = [row for name in names for m in metrics for row in results.main_rows(task, name, m)]
+    names = [*results.external(problem), *results.references(problem)]
+    failed = [row for name in names for m in metrics for row in results.main_rows(problem, name, m)]
     text = unmeasured_text(row for row in failed if row.status == "failed")
     return [f"Not measured: {text}."] if text else []
 
 
-def _gap_notes(results: Results, task: str, entered: Sequence[str], metrics: Sequence[str]) -> list[str]:
+def _gap_notes(results: Results, problem: str, entered: Sequence[str], metrics: Sequence[str]) -> list[str]:
     """A line for all contenders that lack a number of a planned seed; empty where nobody does."""
     parts: list[str] = []
     for name in entered:
-        lost = results.lost_seeds(task, name)
+        lost = results.lost_seeds(problem, name)
         parts += [f"{name} {_seeds(numbers)} {reason}" for reason, numbers in _by_reason(lost).items()]
         for metric in metrics:
-            if not _has_rows(results, task, name, metric):
+            if not _has_rows(results, problem, name, metric):
                 continue
-            gaps = {s: reason for s, reason in results.gaps(task, name, metric).items() if s not in lost}
+            gaps = {s: reason for s, reason in results.gaps(problem, name, metric).items() if s not in lost}
             parts += [f"{name} {_seeds(numbers)} {metric} {reason}" for reason, numbers in _by_reason(gaps).items()]
     if not parts:
         return []
@@ -203,105 +203,105 @@ def _seeds(numbers: Sequence[int]) -> str:
     return f"seed{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
 
 
-def _has_rows(results: Results, task: str, name: str, metric: str) -> bool:
+def _has_rows(results: Results, problem: str, name: str, metric: str) -> bool:
     """Whether a contender was measured by a metric, be it without success."""
-    return bool(results.main_rows(task, name, metric))
+    return bool(results.main_rows(problem, name, metric))
 
 
-def _is_complete(results: Results, task: str, name: str, metric: str) -> bool:
-    return not results.gaps(task, name, metric)
+def _is_complete(results: Results, problem: str, name: str, metric: str) -> bool:
+    return not results.gaps(problem, name, metric)
 
 
-def _unit_note(results: Results, task: str, metric: str) -> str:
+def _unit_note(results: Results, problem: str, metric: str) -> str:
     """A line for a metric that contenders measure in different units."""
-    units = results.units(task, metric)
+    units = results.units(problem, metric)
     if len(units) < 2:
         return ""
     parts = [f"{', '.join(names)} in {unit or 'no unit'}" for unit, names in units.items()]
     return f"{metric} cannot be compared: {'; '.join(parts)}."
 
 
-def _measured(results: Results, task: str) -> list[str]:
+def _measured(results: Results, problem: str) -> list[str]:
     """Metrics that somebody was measured by outside any sweep, in order of appearance."""
-    names = results.contenders(task)
-    return [m for m in results.metrics(task) if any(results.main_rows(task, name, m) for name in names)]
+    names = results.contenders(problem)
+    return [m for m in results.metrics(problem) if any(results.main_rows(problem, name, m) for name in names)]
 
 
-def _heading(results: Results, task: str, metric: str) -> str:
+def _heading(results: Results, problem: str, metric: str) -> str:
     """Name, unit, and an arrow towards the better value."""
-    unit = results.unit(task, metric)
+    unit = results.unit(problem, metric)
     return f"{metric}{f' ({unit})' if unit else ''}{_ARROWS[results.goal(metric)]}"
 
 
-def _title(group: str, task: str) -> str:
+def _title(group: str, problem: str) -> str:
     title = _TITLES.get(group, group.replace("_", " ").capitalize())
-    return title + (f": {task}" if task else "")
+    return title + (f": {problem}" if problem else "")
 
 
-def _winners(results: Results, task: str, entered: Sequence[str], metric: str) -> set[str]:
-    if len(results.units(task, metric)) > 1:
+def _winners(results: Results, problem: str, entered: Sequence[str], metric: str) -> set[str]:
+    if len(results.units(problem, metric)) > 1:
         return set()
     # A contender must not win by the seeds that it lost.
-    complete = [name for name in entered if _is_complete(results, task, name, metric)]
-    by_contender = {name: results.values(task, name, metric) for name in complete}
+    complete = [name for name in entered if _is_complete(results, problem, name, metric)]
+    by_contender = {name: results.values(problem, name, metric) for name in complete}
     return best_and_ties(by_contender, results.goal(metric))
 
 
-def _entry(results: Results, task: str, name: str, metric: str, bold: bool, seeds: int | None) -> Entry:
-    rows = results.main_rows(task, name, metric)
-    values = results.values(task, name, metric)
+def _entry(results: Results, problem: str, name: str, metric: str, bold: bool, seeds: int | None) -> Entry:
+    rows = results.main_rows(problem, name, metric)
+    values = results.values(problem, name, metric)
     if not values:
         statuses = {row.status for row in rows}
         words = {"nonfinite": "not finite", "failed": "failed"}
         return Entry(next((word for status, word in words.items() if status in statuses), _NOTHING))
-    bound = "≤ " if results.protocol(task, name, metric).startswith("bound") else ""
-    lost = results.lost_seeds(task, name)
-    mark = _MARK if results.gaps(task, name, metric).keys() - lost.keys() else ""
+    bound = "≤ " if results.protocol(problem, name, metric).startswith("bound") else ""
+    lost = results.lost_seeds(problem, name)
+    mark = _MARK if results.gaps(problem, name, metric).keys() - lost.keys() else ""
     return Entry(bound + format_summary(summarise(list(values.values())), seeds) + mark, bold)
 
 
-def difference_table(plan: Mapping[str, Any], results: Results, task: str) -> TextTable | None:
+def difference_table(plan: Mapping[str, Any], results: Results, problem: str) -> TextTable | None:
     """Paired differences of every contender to the first one, by metric; None with one contender."""
-    entered = plan["tasks"].get(task, [])
-    metrics = [m for m in _measured(results, task) if results.group(m) != COST]
+    entered = plan["problems"].get(problem, [])
+    metrics = [m for m in _measured(results, problem) if results.group(m) != COST]
     if len(entered) < 2 or not metrics:
         return None
     first, *others = entered
-    title = f"Differences to {first}" + (f": {task}" if task else "")
+    title = f"Differences to {first}" + (f": {problem}" if problem else "")
     table = TextTable(title, ["metric", *(f"{name} − {first}" for name in others)])
     for metric in metrics:
-        if len(results.units(task, metric)) > 1:
+        if len(results.units(problem, metric)) > 1:
             continue
-        cells = [_difference_entry(results, task, (name, first), metric, len(plan["seeds"])) for name in others]
+        cells = [_difference_entry(results, problem, (name, first), metric, len(plan["seeds"])) for name in others]
         if any(cell.text != _NOTHING for cell in cells):
-            table.rows.append([Entry(_heading(results, task, metric)), *cells])
-    table.notes = _gap_notes(results, task, entered, metrics)
+            table.rows.append([Entry(_heading(results, problem, metric)), *cells])
+    table.notes = _gap_notes(results, problem, entered, metrics)
     return table if table.rows else None
 
 
-def _difference_entry(results: Results, task: str, pair: tuple[str, str], metric: str, seeds: int) -> Entry:
+def _difference_entry(results: Results, problem: str, pair: tuple[str, str], metric: str, seeds: int) -> Entry:
     """The difference of a pair of contenders; what lacks a planned seed is marked, and never bold."""
-    paired = paired_difference(*(results.values(task, name, metric) for name in pair))
+    paired = paired_difference(*(results.values(problem, name, metric) for name in pair))
     if paired is None:
         return Entry(_NOTHING)
     sign = "+" if paired.mean > 0 else ""
-    complete = all(_is_complete(results, task, name, metric) for name in pair)
+    complete = all(_is_complete(results, problem, name, metric) for name in pair)
     word = " (equal)" if paired.is_zero else " (tie)" if paired.is_tie else ""
     count = " (n=1)" if paired.is_tie is None and seeds == 1 else ""  # else the number says it
     text = f"{sign}{format_summary(paired, seeds)}{word}{count}"
     return Entry(text if complete else text + _MARK, bold=complete and paired.is_tie is False)
 
 
-def seed_table(plan: Mapping[str, Any], results: Results, task: str) -> TextTable | None:
+def seed_table(plan: Mapping[str, Any], results: Results, problem: str) -> TextTable | None:
     """Every value of every seed, main rows only, and what became of the seeds without one."""
-    metrics = _measured(results, task)
+    metrics = _measured(results, problem)
     if not metrics:
         return None
-    table = TextTable(f"Per seed{f': {task}' if task else ''}", ["contender", "seed", *metrics])
-    for name in results.lines(task, plan["tasks"].get(task, [])):
-        values = {metric: results.values(task, name, metric) for metric in metrics}
-        gaps = {m: results.gaps(task, name, m) if _has_rows(results, task, name, m) else {} for m in metrics}
-        lost = results.lost_seeds(task, name)
+    table = TextTable(f"Per seed{f': {problem}' if problem else ''}", ["contender", "seed", *metrics])
+    for name in results.lines(problem, plan["problems"].get(problem, [])):
+        values = {metric: results.values(problem, name, metric) for metric in metrics}
+        gaps = {m: results.gaps(problem, name, m) if _has_rows(results, problem, name, m) else {} for m in metrics}
+        lost = results.lost_seeds(problem, name)
         seeds = {seed for m in metrics for seed in (*values[m], *gaps[m])}
         for seed in sorted(seeds | lost.keys()):
             reasons = {m: gaps[m].get(seed, _NOTHING).partition(" (")[0] for m in metrics}

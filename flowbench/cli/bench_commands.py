@@ -13,7 +13,7 @@ __all__ = ["COMMANDS"]
 
 _BENCH_OVERRIDES = (
     "key=value sets one key of the bench file: seeds=[0], budget.steps=500, run_dir=runs/again. What belongs to the "
-    "experiments is set by task, tasks.NAME.overrides.evaluator.num_samples=200, or by contender. Later ones win."
+    "experiments is set by problem, problems.NAME.overrides.evaluator.num_samples=200, or by contender. Later ones win."
 )
 
 

@@ -45,7 +45,7 @@ def run_bench(
         path: the bench file.
         overrides: ``key=value`` changes of the bench file.
         jobs: cells at once; None takes the bench file's ``jobs``.
-        dry_run: validate every contender's experiment in every task, print the plan and stop; nothing is written.
+        dry_run: validate every contender's experiment in every problem, print the plan and stop; nothing is written.
         program: command line that runs a cell; the subcommand is appended.
         console: where to print.
 

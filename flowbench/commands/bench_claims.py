@@ -29,33 +29,33 @@ def check_claims(plan: Plan) -> None:
         ValueError: one line with the claim, who lacks the metric, and the nearest that there is.
     """
     known: dict[tuple[str, str], Mapping[str, Declared] | None] = {}
-    for claim, side, task in _sides(plan):
+    for claim, side, problem in _sides(plan):
         reference = side.contender in REFERENCES
-        contender = plan.tasks[task][0] if reference else side.contender
-        if (task, contender) not in known:
-            known[task, contender] = _declared(plan, task, contender)
-        found = known[task, contender]
+        contender = plan.problems[problem][0] if reference else side.contender
+        if (problem, contender) not in known:
+            known[problem, contender] = _declared(plan, problem, contender)
+        found = known[problem, contender]
         if found is None:
             continue
         try:
             _check(side, found.get(side.contender if reference else ""))
         except ValueError as error:
-            where = f"in task {task!r}, " if task else ""
+            where = f"in problem {problem!r}, " if problem else ""
             raise ValueError(f"{plan.bench.path}: claim {claim.text!r}: {where}{side.contender} {error}") from None
 
 
 def _sides(plan: Plan) -> Iterator[tuple[Claim, Quantity, str]]:
-    """Every quantity of every claim with each task in which it will be looked up."""
+    """Every quantity of every claim with each problem in which it will be looked up."""
     for claim in plan.bench.claims:
         everywhere = [
-            task
-            for task, contenders in plan.tasks.items()
+            problem
+            for problem, contenders in plan.problems.items()
             if all(side.contender in (*contenders, *REFERENCES) for side in claim.quantities)
         ]
         for side in claim.quantities:
-            for task in everywhere if side.task is None else [side.task]:
-                if side.contender in (*plan.tasks[task], *REFERENCES):
-                    yield claim, side, task
+            for problem in everywhere if side.problem is None else [side.problem]:
+                if side.contender in (*plan.problems[problem], *REFERENCES):
+                    yield claim, side, problem
 
 
 def _check(side: Quantity, declared: Declared | None) -> None:
@@ -79,13 +79,13 @@ def _check(side: Quantity, declared: Declared | None) -> None:
         raise ValueError(f"has no metric {side.metric!r} at the points of a sweep{suggestion(side.metric, swept)}")
 
 
-def _declared(plan: Plan, task: str, contender: str) -> Mapping[str, Declared] | None:
-    """What a contender of a task and the task's reference rows will have; None where that cannot be known yet."""
+def _declared(plan: Plan, problem: str, contender: str) -> Mapping[str, Declared] | None:
+    """What a contender of a problem and the problem's reference rows will have; None where that cannot be known yet."""
     # Late: only benches with claims pay for these imports, and a bench that lists its plan must answer at once.
     from flowbench.commands.declared_metrics import declared_metrics
     from flowbench.config import Composed, Experiment
 
-    content: dict[str, Any] = copy.deepcopy(dict(plan.experiments[task, contender]))
+    content: dict[str, Any] = copy.deepcopy(dict(plan.experiments[problem, contender]))
     try:
         return declared_metrics(Experiment.from_composed(Composed({}, content, (plan.bench.path,))))
     except Exception:  # what keeps an experiment from being built is told where experiments are checked

@@ -21,19 +21,19 @@ _SET_BY_THE_BENCH = ("run", "seed")
 
 
 def check_experiments(plan: Plan) -> None:
-    """Validate and rehearse what each contender of each task is composed to; no data are read but the user's own.
+    """Validate and rehearse what each contender of each problem is composed to; no data are read but the user's own.
 
     Most sections are the same in many cells. One that was found valid is not validated again, and cells that differ in
     nothing are rehearsed once.
 
     Raises:
-        ValueError: one line with the task, the contender and what is wrong, for the first bad one.
+        ValueError: one line with the problem, the contender and what is wrong, for the first bad one.
     """
     from flowbench.commands.rehearsal import Rehearsal
 
     valid: dict[str, Experiment] = {}
     rehearsal, rehearsed = Rehearsal(here=False), set()
-    for (task, contender), content in plan.experiments.items():
+    for (problem, contender), content in plan.experiments.items():
         parts = _parts(content)
         if (names := frozenset(parts)) in rehearsed:
             continue
@@ -41,7 +41,7 @@ def check_experiments(plan: Plan) -> None:
             experiment = _validated(content, parts, valid, plan.bench.path)
             rehearsal.run(experiment)
         except ValueError as error:
-            raise ValueError(f"{pair_name(task, contender)}: {error}") from error
+            raise ValueError(f"{pair_name(problem, contender)}: {error}") from error
         rehearsed.add(names)
         valid |= dict.fromkeys(parts, experiment)
 

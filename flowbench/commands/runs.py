@@ -291,7 +291,7 @@ def _identify(evaluator: Evaluator, experiment: Experiment) -> None:
     run = experiment.resolved.get("run") or {}
     evaluator.identity = Identity(
         bench=run.get("bench") or "",
-        problem=run.get("task") or "",
+        problem=run.get("problem") or "",
         contender=run.get("contender") or run.get("name") or experiment.run_dir.name,
         seed=experiment.seed,
         config_hash=experiment.fingerprint,

@@ -85,7 +85,7 @@ def join_bench(samples: Path, bench: Path, name: str | None = None, num_samples:
 
     Args:
         samples: see :func:`evaluate`.
-        bench: directory of a bench of one task that has measured its reference rows.
+        bench: directory of a bench of one problem that has measured its reference rows.
         name: line in the tables; None takes the name of the samples.
         num_samples: the first so many; None takes as many as the contenders drew.
 
@@ -96,17 +96,19 @@ def join_bench(samples: Path, bench: Path, name: str | None = None, num_samples:
         ValueError: when the directory holds no such bench, or the name is taken.
     """
     plan = load_plan(bench)
-    if len(plan["tasks"]) != 1:
-        raise ValueError(f"{bench} has the tasks {', '.join(plan['tasks'])}; use -c with one cell.yaml of it instead")
-    (task,) = plan["tasks"]
+    if len(plan["problems"]) != 1:
+        raise ValueError(
+            f"{bench} has the problems {', '.join(plan['problems'])}; use -c with one cell.yaml of it instead"
+        )
+    (problem,) = plan["problems"]
     contender = _name(name, samples)
     if contender in (*plan["contenders"], *REFERENCES):
         raise ValueError(f"--name: {contender!r} is a contender of the bench already; choose another name")
-    config = bench / "reference" / task / "cell.yaml"
+    config = bench / "reference" / problem / "cell.yaml"
     if not config.is_file():
         raise ValueError(f"{bench} has not run yet (no {config.name} of its reference rows); run the bench first")
     data, evaluator = open_experiment([config])
-    identity = Identity(bench=plan["name"], problem=task, contender=contender)
+    identity = Identity(bench=plan["name"], problem=problem, contender=contender)
     folder = bench / EXTERNAL / contender
     found, drawn = len(ExternalImages(samples, data.spec, num_samples)), evaluator.num_samples
     if num_samples is None and found < drawn:
@@ -141,8 +143,8 @@ def evaluate(
         output: folder for rows.jsonl, the floor's rows outside a bench, and the pictures; None takes `runs/<name>`.
             Earlier rows of other images, or measured in another way, are kept in the folder `before` in it.
         num_samples: the first so many; None takes all.
-        identity: bench, task and contender of the rows; None leaves all but the contender empty. Their configuration is
-            what the samples hold.
+        identity: bench, problem and contender of the rows; None leaves all but the contender empty. Their
+            configuration is what the samples hold.
 
     Returns:
         The folder.

@@ -32,6 +32,8 @@ def with_present_names(node: Any) -> Any:
 def _present_value(key: Any, value: Any) -> Any:
     if key == "class_path" and isinstance(value, str):
         return MOVED.get(value, value)
+    if key == "run" and isinstance(value, dict):
+        return {"problem" if name == "task" else name: item for name, item in value.items()}
     return with_present_names(value)
 
 

@@ -45,7 +45,7 @@ SECTIONS = (
     "run",
     "files",
 )
-RUN_KEYS = ("dir", "name", "bench", "task", "contender")
+RUN_KEYS = ("dir", "name", "bench", "problem", "contender")
 _RUN_FILES = ("config", "config.source")
 
 

@@ -27,7 +27,7 @@ def record(**fields: object) -> dict:
     return {
         "schema": 3,
         "bench": run["bench"],
-        "problem": run["task"],
+        "problem": run["problem"],
         "contender": run["contender"],
         "family": "Fake",
         "dataset": "fake-data",

@@ -21,7 +21,7 @@ SWEPT = ("wcfm", "cfm")
 
 
 def write_synthetic_bench(plan: Plan, seed: int = 0) -> Path:
-    """Fill the directory of a plan with made-up results; tasks whose name starts with ``toy`` are 2-D."""
+    """Fill the directory of a plan with made-up results; problems whose name starts with ``toy`` are 2-D."""
     rng = np.random.default_rng(seed)
     write_text(plan.directory / "plan.json", json.dumps(plan.describe()))
     for cell in (*plan.references, *plan.cells):
@@ -38,10 +38,10 @@ def _row(cell, contender, metric, value, **fields) -> Row:
     return Row(
         **{
             "bench": cell.config["run"]["bench"],
-            "problem": cell.task,
+            "problem": cell.problem,
             "contender": contender,
             "family": contender.upper(),
-            "dataset": "eight_gaussians" if cell.task.startswith("toy") else "digits",
+            "dataset": "eight_gaussians" if cell.problem.startswith("toy") else "digits",
             "seed": cell.seed,
             "metric": metric,
             **declared(metric),
@@ -64,7 +64,7 @@ def _row(cell, contender, metric, value, **fields) -> Row:
 
 
 def _reference_rows(cell) -> list[Row]:
-    toy = cell.task.startswith("toy")
+    toy = cell.problem.startswith("toy")
     quality = {"floor": 6.0, "noise": 240.0, "gaussian": 120.0, "gmm": 60.0}
     make = {"family": "reference", "weights": "none", "network_evaluations": 0.0}
     name = "w2" if toy else "fd[digits-cnn]"
@@ -74,7 +74,7 @@ def _reference_rows(cell) -> list[Row]:
 
 
 def _cell_rows(cell, rng) -> list[Row]:
-    name, toy = cell.contender, cell.task.startswith("toy")
+    name, toy = cell.contender, cell.problem.startswith("toy")
     metric, scale = ("w2", 1 / 40) if toy else ("fd[digits-cnn]", 1.0)
     level = LEVEL[name] * scale
     noise = lambda: float(rng.normal(1.0, 0.03))  # noqa: E731
@@ -117,7 +117,7 @@ def _cell_rows(cell, rng) -> list[Row]:
 
 
 def _arrays(cell, rng) -> None:
-    if cell.task.startswith("toy"):
+    if cell.problem.startswith("toy"):
         angle = rng.integers(0, 8, 2000) * np.pi / 4
         ends = 2 * np.stack([np.cos(angle), np.sin(angle)], 1) + 0.15 * rng.normal(size=(2000, 2))
         start, times = rng.normal(size=(2000, 2)), np.linspace(0, 1, 17)

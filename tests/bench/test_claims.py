@@ -108,17 +108,17 @@ def test_a_reference_is_a_constant_for_every_seed(make_row):
     assert judge(parse_claim("noise.nll < 3"), rows, TASKS)[0].verdict == "fails"
 
 
-def test_a_claim_without_task_is_judged_where_its_contenders_take_part(make_row):
+def test_a_claim_without_problem_is_judged_where_its_contenders_take_part(make_row):
     rows = Results(
-        make_row(name, value=value + 0.01 * seed * seed, seed=seed, problem=task)
-        for task, name, value in [("x", "a", 1), ("x", "b", 2), ("y", "a", 3), ("y", "b", 2), ("z", "a", 1)]
+        make_row(name, value=value + 0.01 * seed * seed, seed=seed, problem=problem)
+        for problem, name, value in [("x", "a", 1), ("x", "b", 2), ("y", "a", 3), ("y", "b", 2), ("z", "a", 1)]
         for seed in range(3)
     )
-    tasks = {"x": ["a", "b"], "y": ["a", "b"], "z": ["a"]}
-    got = judge(parse_claim("a.nll < b.nll"), rows, tasks)
-    assert [(v.task, v.verdict) for v in got] == [("x", "holds"), ("y", "fails")]
-    assert [v.verdict for v in judge(parse_claim("y/a.nll < y/b.nll"), rows, tasks)] == ["fails"]
-    assert [v.verdict for v in judge(parse_claim("x/a.nll < y/a.nll"), rows, tasks)] == ["holds"]
+    problems = {"x": ["a", "b"], "y": ["a", "b"], "z": ["a"]}
+    got = judge(parse_claim("a.nll < b.nll"), rows, problems)
+    assert [(v.problem, v.verdict) for v in got] == [("x", "holds"), ("y", "fails")]
+    assert [v.verdict for v in judge(parse_claim("y/a.nll < y/b.nll"), rows, problems)] == ["fails"]
+    assert [v.verdict for v in judge(parse_claim("x/a.nll < y/a.nll"), rows, problems)] == ["holds"]
 
 
 def test_swept_values(make_row):

@@ -62,8 +62,8 @@ def test_the_longest_cell_of_a_seed_starts_first():
 
 def test_one_problem_is_not_mixed_with_another():
     forecast = Forecast(2)
-    forecast.add(replace(cell("b"), task="moons"), 9.0)
-    cells = [replace(cell(name), task=task) for task in ("rings", "moons") for name in ("a", "b")]
+    forecast.add(replace(cell("b"), problem="moons"), 9.0)
+    cells = [replace(cell(name), problem=problem) for problem in ("rings", "moons") for name in ("a", "b")]
     assert forecast.longest_of_seed(cells) == cells[0]
     assert forecast.longest_of_seed(cells[2:]) == cells[2]
 

@@ -22,7 +22,7 @@ from flowbench.core.rows import read_rows, write_rows
 from .synthetic import write_synthetic_bench
 
 SEEDS = [0, 1, 2]
-PLAN = {"contenders": ["a", "b", "c"], "tasks": {"": ["a", "b", "c"]}, "seeds": SEEDS, "reasons": {}}
+PLAN = {"contenders": ["a", "b", "c"], "problems": {"": ["a", "b", "c"]}, "seeds": SEEDS, "reasons": {}}
 CLAIM = parse_claim("b.nll < a.nll")
 
 
@@ -88,7 +88,7 @@ def case(request, make_row):
 @pytest.mark.parametrize("text", ["b.nll < a.nll", "a.nll > b.nll", "b.nll < 50", "b.fd@4 < a.fd@4", "b.nll > 50"])
 def test_a_claim_that_lacks_a_seed_is_undecided_and_names_it(case, text):
     results, why = case
-    (got,) = judge(parse_claim(text), results, PLAN["tasks"])
+    (got,) = judge(parse_claim(text), results, PLAN["problems"])
     assert got.verdict == "undecided"
     assert f"{'b.fd@4' if '@' in text else 'b.nll'} has no number of seed 2: {why}" in got.reason
     assert "otherwise difference" in got.reason
@@ -96,7 +96,7 @@ def test_a_claim_that_lacks_a_seed_is_undecided_and_names_it(case, text):
 
 
 def test_claims_about_others_are_decided(case):
-    assert judge(parse_claim("a.nll < c.nll"), case[0], PLAN["tasks"])[0].verdict == "holds"
+    assert judge(parse_claim("a.nll < c.nll"), case[0], PLAN["problems"])[0].verdict == "holds"
 
 
 def test_a_contender_does_not_win_by_the_seed_that_it_lost(case):
@@ -119,7 +119,7 @@ def test_no_difference_to_it_is_called_one(case):
     assert to_b.text.endswith("(n=2) †")
     assert "†" not in to_c.text
     assert why in "".join(table.notes)
-    swapped = {**PLAN, "contenders": ["b", "a"], "tasks": {"": ["b", "a"]}}
+    swapped = {**PLAN, "contenders": ["b", "a"], "problems": {"": ["b", "a"]}}
     ((_, to_a),) = difference_table(swapped, results, "").rows
     assert (to_a.bold, to_a.text[-1]) == (False, "†")
 
@@ -133,7 +133,7 @@ def test_the_values_of_every_seed_say_what_became_of_it(case):
 
 def test_with_all_seeds_it_is_decided(make_row):
     results = Results.of_bench(PLAN, complete(make_row))
-    assert "no number" not in judge(CLAIM, results, PLAN["tasks"])[0].reason
+    assert "no number" not in judge(CLAIM, results, PLAN["problems"])[0].reason
     for table in (metric_table(PLAN, results, "", "quality"), difference_table(PLAN, results, "")):
         assert table.notes == []
         assert not any("†" in entry.text for row in table.rows for entry in row)
@@ -143,7 +143,7 @@ def test_reference_rows_have_no_seeds_to_lack(make_row):
     rows = [*complete(make_row), make_row("noise", value=500.0, family="reference", weights="none")]
     results = Results.of_bench(PLAN, rows)
     assert results.gaps("", "noise", "nll") == {}
-    assert judge(parse_claim("a.nll < noise.nll"), results, PLAN["tasks"])[0].verdict == "holds"
+    assert judge(parse_claim("a.nll < noise.nll"), results, PLAN["problems"])[0].verdict == "holds"
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def test_everybody_stands_once_and_in_order_in_every_table(make_row, tmp_path, n
     contenders = [name for name in names if name == "cfm"]
     ordered = [*contenders, *(n for n in names if n == "stranger"), *(n for n in REFERENCES if n in names)]
     rows = rows_of(make_row, reversed(names))
-    plan = {"contenders": contenders, "tasks": {"": contenders}, "seeds": [0], "reasons": {}}
+    plan = {"contenders": contenders, "problems": {"": contenders}, "seeds": [0], "reasons": {}}
     for table in (metric_table(plan, Results(rows), "", "quality"), seed_table(plan, Results(rows), "")):
         assert [row[0].text for row in table.rows] == ordered
     write_rows(tmp_path / "run" / "rows.jsonl", rows)
@@ -74,7 +74,7 @@ def test_two_data_sets_of_one_name_stand_apart(make_row, tmp_path):
 
 def test_what_other_code_made_wins_nothing_in_a_bench_but_is_compared_with_its_like(make_row, tmp_path):
     rows = rows_of(make_row, ["stranger", "cfm", "other"])
-    plan = {"contenders": ["cfm"], "tasks": {"": ["cfm"]}, "seeds": [0], "reasons": {}}
+    plan = {"contenders": ["cfm"], "problems": {"": ["cfm"]}, "seeds": [0], "reasons": {}}
     table = metric_table(plan, Results(rows), "", "quality")
     assert [(row[0].text, row[0].italic, row[1].bold) for row in table.rows] == [
         ("cfm", False, False),

@@ -13,14 +13,14 @@ from flowbench.config import ConfigError
 from flowbench.config.budget import read_budget
 
 
-def test_cells_are_tasks_times_contenders_times_seeds(workshop):
+def test_cells_are_problems_times_contenders_times_seeds(workshop):
     workshop.experiment("cfm")
     path = workshop.bench(
         contenders={
             "cfm": "cfm.yaml",
             "wide": {"experiment": "cfm.yaml", "overrides": {"model.init_args.width": 8}},
         },
-        tasks={
+        problems={
             "moons": {"overrides": {"data.dataset": "moons"}},
             "rings": {"overrides": {"data": {"dataset": "rings"}}, "only": ["cfm"], "reason": "too wide"},
         },
@@ -28,9 +28,11 @@ def test_cells_are_tasks_times_contenders_times_seeds(workshop):
         budget={"train_flops": 4.0e12},
     )
     plan = make_plan(path)
-    names = [(c.task, c.contender, c.seed) for c in plan.cells]
+    names = [(c.problem, c.contender, c.seed) for c in plan.cells]
     assert names == [
-        (task, name, seed) for seed in (0, 1) for task, name in [("moons", "cfm"), ("moons", "wide"), ("rings", "cfm")]
+        (problem, name, seed)
+        for seed in (0, 1)
+        for problem, name in [("moons", "cfm"), ("moons", "wide"), ("rings", "cfm")]
     ]
     cell = plan.cells[1]
     assert cell.directory == workshop.runs / "mini/cells/moons/wide/seed-0"
@@ -44,7 +46,7 @@ def test_cells_are_tasks_times_contenders_times_seeds(workshop):
     assert Path(loaded["base"][0]) == workshop.folder / "cfm.yaml"
     assert len({c.config_hash for c in plan.cells}) == len(plan.cells)
     assert len({c.preparation for c in plan.cells}) == 2  # one per data set
-    assert [c.task for c in plan.references] == ["moons", "rings"]
+    assert [c.problem for c in plan.references] == ["moons", "rings"]
 
 
 def test_a_contender_may_measure_the_weights_of_another(workshop):
@@ -152,10 +154,10 @@ def test_a_bench_takes_the_budgets_that_an_experiment_takes(workshop, budget):
         ({"contenders": {"cfm": "cfm.yaml", "b": {"trained": "cmf", "overrides": {"a.b": 1}}}}, "did you mean 'cfm'"),
         ({"contenders": {"cfm": "cfm.yaml", "b": {"trained": "cfm"}}}, "would repeat 'cfm'"),
         ({"contenders": {"cfm": "cfm.yaml", "b": {"trained": "cfm", "experiment": "cfm.yaml"}}}, "write a path"),
-        ({"tasks": {"t": {"only": ["cmf"]}}}, "did you mean 'cfm'"),
-        ({"tasks": {"t": {"reason": "x"}}}, "no `only`"),
+        ({"problems": {"t": {"only": ["cmf"]}}}, "did you mean 'cfm'"),
+        ({"problems": {"t": {"reason": "x"}}}, "no `only`"),
         ({"claims": ["cfn.nll < 1"]}, "unknown contender 'cfn'; did you mean 'cfm'"),
-        ({"claims": ["t/cfm.nll < 1"]}, "unknown task 't'; the bench file has no tasks"),
+        ({"claims": ["t/cfm.nll < 1"]}, "unknown problem 't'; the bench file has no problems"),
         ({"claims": ["cfm.nll@3 < 1"]}, "3 is not swept; sweep.network_evaluations is []"),
         ({"claims": ["cfm.nll"]}, "exactly one"),
         ({"jobs": "many"}, "jobs is 'many'"),
@@ -181,12 +183,12 @@ def test_more_mistakes(workshop):
     workshop.experiment("cfm")
     path = workshop.bench(
         contenders={"a": "cfm.yaml", "b": {"experiment": "cfm.yaml", "overrides": {"data.dataset": "x"}}},
-        tasks={"t": {"overrides": {"data": {"dataset": "y"}}}},
+        problems={"t": {"overrides": {"data": {"dataset": "y"}}}},
     )
     with pytest.raises(ValueError, match=r"data\.dataset is also set by contender 'b'"):
         make_plan(path)
-    with pytest.raises(ValueError, match="takes part in no task"):
-        make_plan(workshop.bench(contenders={"a": "cfm.yaml", "b": "cfm.yaml"}, tasks={"t": {"only": ["a"]}}))
+    with pytest.raises(ValueError, match="takes part in no problem"):
+        make_plan(workshop.bench(contenders={"a": "cfm.yaml", "b": "cfm.yaml"}, problems={"t": {"only": ["a"]}}))
 
 
 def test_the_users_limit_of_threads_is_kept(monkeypatch):
@@ -234,3 +236,17 @@ def test_bench_imports_neither_torch_nor_matplotlib():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_earlier_name_of_problems_is_read_in_a_file_and_in_an_override(workshop, capsys):
+    workshop.experiment("cfm")
+    given = {"contenders": {"cfm": "cfm.yaml"}}
+    entries = {"moons": {"overrides": {"data.dataset": "moons"}}}
+    now = make_plan(workshop.bench(**given, problems=entries))
+    assert capsys.readouterr().err == ""
+    before = make_plan(workshop.bench(**given, tasks=entries), ["tasks.moons.reason=because"])
+    assert "tasks is read as problems" in capsys.readouterr().err
+    assert [c.config_hash for c in before.cells] == [c.config_hash for c in now.cells]
+    assert [c.directory for c in before.cells] == [c.directory for c in now.cells]
+    with pytest.raises(ValueError, match="tasks is the earlier name of problems; give one of the two"):
+        make_plan(workshop.bench(**given, problems=entries, tasks=entries))

@@ -80,7 +80,7 @@ def test_nothing_in_a_bench_file_is_markup(workshop, text):
     path = workshop.bench(
         contenders={"cfm": f"{folder.name}/cfm.yaml", "other": f"{folder.name}/cfm.yaml"},
         question=f"why {text}?",
-        tasks={"t": {"only": ["cfm"], "reason": f"because {text}"}, "u": {}},
+        problems={"t": {"only": ["cfm"], "reason": f"because {text}"}, "u": {}},
         run_dir=str(folder / "run"),
     )
     assert workshop.run(path) == 0
@@ -94,8 +94,8 @@ def test_nothing_in_a_bench_file_is_markup(workshop, text):
 
 def test_a_reason_of_several_lines_stays_in_its_cell(workshop):
     workshop.experiment("cfm")
-    tasks = {"t": {"only": ["cfm"], "reason": "first\nsecond | third"}, "u": {}}
-    plan = make_plan(workshop.bench(contenders={"cfm": "cfm.yaml", "b": "cfm.yaml"}, tasks=tasks))
+    problems = {"t": {"only": ["cfm"], "reason": "first\nsecond | third"}, "u": {}}
+    plan = make_plan(workshop.bench(contenders={"cfm": "cfm.yaml", "b": "cfm.yaml"}, problems=problems))
     assert plan.describe()["reasons"] == {"t": "first second | third"}
 
 

@@ -153,12 +153,12 @@ def test_a_name_alone_is_not_taken_for_the_content(finished):
         ({"moons": MOONS, "rings": RINGS}, {"rings": MOONS, "moons": RINGS}),
     ],
 )
-def test_renamed_tasks_keep_cells_and_reference_rows(workshop, first, then):
-    finished = Bench(workshop, tasks=first)
-    calls, _ = finished.run(tasks=then)
+def test_renamed_problems_keep_cells_and_reference_rows(workshop, first, then):
+    finished = Bench(workshop, problems=first)
+    calls, _ = finished.run(problems=then)
     assert calls == []
     renamed = dict(zip(first or [""], then or [""], strict=True))
-    assert finished.values() == {(renamed[task], *key): value for (task, *key), value in finished.before.items()}
+    assert finished.values() == {(renamed[problem], *key): value for (problem, *key), value in finished.before.items()}
 
 
 def test_what_changes_a_result_is_measured_again(finished, workshop):
@@ -243,6 +243,6 @@ def test_images_of_others_follow_the_bench(finished):
     (row, *_) = read_rows(finished.directory / "reference" / "rows.jsonl")
     stranger = replace(row, contender="cfm", family="external", problem="", value=1.5)
     write_rows(finished.directory / "external" / "cfm" / "rows.jsonl", [stranger])
-    finished.run(name="other", tasks={"digits": None})
+    finished.run(name="other", problems={"digits": None})
     (found,) = [row for row in load_rows(finished.directory) if row.family == "external"]
     assert (found.bench, found.problem, found.contender) == ("other", "digits", "cfm (external)")

@@ -45,7 +45,7 @@ def toys(workshop) -> Path:
         contenders={"cfm": "x.yaml", "tarflow": "x.yaml"},
         seeds=[0],
         sweep=SWEEP,
-        tasks={"toy-a": {}, "toy-b": {"only": ["cfm"], "reason": "needs a source"}},
+        problems={"toy-a": {}, "toy-b": {"only": ["cfm"], "reason": "needs a source"}},
     )
     return write_synthetic_bench(make_plan(path))
 
@@ -80,7 +80,7 @@ def test_main_table_against_scipy(digits):
 
 
 @pytest.mark.slow
-def test_tasks_in_the_plane(toys):
+def test_problems_in_the_plane(toys):
     text = build_report(toys).read_text()
     assert "### Quality: toy-a" in text
     assert "| tarflow | not applicable: needs a source |" in text
@@ -216,7 +216,7 @@ def test_other_units_win_nothing(make_row):
         for name, value, unit in [("a", 1.0, "data units"), ("b", 5.0, "latent units")]
         for seed in range(2)
     ]
-    plan = {"contenders": ["a", "b"], "tasks": {"": ["a", "b"]}, "seeds": [0, 1], "reasons": {}}
+    plan = {"contenders": ["a", "b"], "problems": {"": ["a", "b"]}, "seeds": [0, 1], "reasons": {}}
     table = metric_table(plan, Results(rows), "", "transport")
     assert not any(entry.bold for row in table.rows for entry in row)
     assert table.notes == ["straightness cannot be compared: a in data units; b in latent units."]
@@ -225,7 +225,7 @@ def test_other_units_win_nothing(make_row):
 @pytest.mark.parametrize("width", [60, 100, 200])
 def test_wide_tables_are_printed_in_parts(make_row, width):
     rows = [make_row("a", f"metric_number_{k}", 1.25 + k) for k in range(9)]
-    plan = {"contenders": ["a"], "tasks": {"": ["a"]}, "seeds": [0], "reasons": {}}
+    plan = {"contenders": ["a"], "problems": {"": ["a"]}, "seeds": [0], "reasons": {}}
     console = Console(file=io.StringIO(), width=width)
     metric_table(plan, Results(rows), "", "quality").print(console)
     text = console.file.getvalue()
@@ -234,3 +234,24 @@ def test_wide_tables_are_printed_in_parts(make_row, width):
     for k in range(9):
         assert f"metric_number_{k}" in text
         assert f"{1.25 + k:g}" in text
+
+
+@pytest.mark.parametrize("name", ["digits", "toys"])
+def test_a_bench_of_an_earlier_version_is_reported_with_the_same_numbers(name, request):
+    directory = request.getfixturevalue(name)
+    expected = build_report(directory).read_text()
+    plan = json.loads((directory / "plan.json").read_text())
+    plan["tasks"] = plan.pop("problems")
+    for cell in plan["cells"]:
+        cell["task"] = cell.pop("problem")
+    (directory / "plan.json").write_text(json.dumps(plan))
+    marks = {"network_evaluations": "sweep", "guidance": "sweep-guidance"}
+    lines = []
+    for line in (directory / "results.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        row["task"], row["schema"] = row.pop("problem"), 2
+        if axis := row.pop("axis"):
+            row |= {"protocol": f"{row['protocol']}/{marks[axis]}", axis: row["at"]}
+        lines.append(json.dumps({key: value for key, value in row.items() if key not in ("goal", "group", "at")}))
+    (directory / "results.jsonl").write_text("\n".join(lines) + "\n")
+    assert build_report(directory).read_text() == expected

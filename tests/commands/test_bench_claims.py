@@ -61,7 +61,7 @@ def bench(workshop, claims, **content):
     }
     sweep = {"network_evaluations": [2, 4]}
     if "ring/" in "".join(claims):
-        content |= {"tasks": {"moons": {}, "ring": {"overrides": {"data.dataset": "ring"}}}}
+        content |= {"problems": {"moons": {}, "ring": {"overrides": {"data.dataset": "ring"}}}}
     return workshop.bench(**{"contenders": contenders, "claims": claims, "sweep": sweep, **content})
 
 
@@ -75,7 +75,10 @@ def bench(workshop, claims, **content):
         ("cfm.ess > 0.5", "cfm has no metric 'ess'"),
         ("tarflow.cost_ratio < 1", "tarflow has no metric 'cost_ratio'"),
         ("cfm.reconstruction_psnr > 1", "cfm has no metric 'reconstruction_psnr'"),
-        ("ring/cfm.mode_discrepancy < 1", "in task 'ring', cfm has no metric 'mode_discrepancy'"),  # it has no labels
+        (
+            "ring/cfm.mode_discrepancy < 1",
+            "in problem 'ring', cfm has no metric 'mode_discrepancy'",
+        ),  # it has no labels
         ("again.w22 < cfm.w2", "again has no metric 'w22'"),
         ("noise.nll < cfm.nll", "noise has no metric 'nll'"),
         ("floor.straightness < cfm.straightness", "floor has no metric 'straightness'"),
@@ -119,10 +122,10 @@ def test_claims_on_what_will_be_there_pass(workshop):
     check_claims(make_plan(bench(workshop, claims)))
 
 
-def test_a_claim_is_checked_in_every_task_in_which_it_is_judged(workshop):
+def test_a_claim_is_checked_in_every_problem_in_which_it_is_judged(workshop):
     ring = {"overrides": {"data.dataset": "ring"}}  # which has no labels, hence no modes
-    alone = {"tasks": {"moons": {}, "ring": {**ring, "only": ["cfm"], "reason": "no"}}}
-    with pytest.raises(ValueError, match=r"in task 'ring', cfm has no metric 'mode_discrepancy'"):
+    alone = {"problems": {"moons": {}, "ring": {**ring, "only": ["cfm"], "reason": "no"}}}
+    with pytest.raises(ValueError, match=r"in problem 'ring', cfm has no metric 'mode_discrepancy'"):
         check_claims(make_plan(bench(workshop, ["cfm.mode_discrepancy < 1"], **alone)))
     both = ["cfm.mode_discrepancy < again.mode_discrepancy", "moons/cfm.mode_discrepancy < 1"]
     check_claims(make_plan(bench(workshop, both, **alone)))

@@ -1,4 +1,4 @@
-"""A dry run meets what would stop a cell when it starts: once, in one line, with task and contender."""
+"""A dry run meets what would stop a cell when it starts: once, in one line, with problem and contender."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def bench_of(workshop, contenders, **content):
         ({"requires.autoencoder": {"data": {"dataset": "moons"}}}, "requires.autoencoder: the experiment"),
     ],
 )
-@pytest.mark.parametrize("task", ["", "moons"])
-def test_a_bad_contender_is_one_line_with_its_name(workshop, capsys, change, message, task):
-    tasks = {"tasks": {"rings": {**RINGS, "only": ["cfm"], "reason": "no"}, task: MOONS}} if task else {}
-    path = bench_of(workshop, {"bad": change}, **tasks)
+@pytest.mark.parametrize("problem", ["", "moons"])
+def test_a_bad_contender_is_one_line_with_its_name(workshop, capsys, change, message, problem):
+    problems = {"problems": {"rings": {**RINGS, "only": ["cfm"], "reason": "no"}, problem: MOONS}} if problem else {}
+    path = bench_of(workshop, {"bad": change}, **problems)
     assert main(["bench", "-c", str(path), "--dry-run"]) == 2
     captured = capsys.readouterr()
-    named = "flowbench: error: task 'moons', contender 'bad': " if task else "flowbench: error: contender 'bad': "
+    named = "flowbench: error: problem 'moons', contender 'bad': " if problem else "flowbench: error: contender 'bad': "
     assert captured.err.startswith(named)
     assert message in captured.err
     assert captured.err.count("\n") == 1
@@ -55,17 +55,19 @@ def test_a_bad_contender_is_one_line_with_its_name(workshop, capsys, change, mes
 
 
 def test_what_cannot_be_composed_names_its_contender_too(workshop):
-    path = bench_of(workshop, {"bad": {f"{MODEL}.conditional": "${nowhere.to.be.found}"}}, tasks={"t": MOONS})
-    with pytest.raises(ValueError, match=r"^task 't', contender 'bad': key .* cannot be resolved"):
+    path = bench_of(workshop, {"bad": {f"{MODEL}.conditional": "${nowhere.to.be.found}"}}, problems={"t": MOONS})
+    with pytest.raises(ValueError, match=r"^problem 't', contender 'bad': key .* cannot be resolved"):
         make_plan(path)
 
 
-def test_each_contender_of_a_task_is_looked_at_once_and_equal_sections_are_not_looked_at_again(workshop, monkeypatch):
+def test_each_contender_of_a_problem_is_looked_at_once_and_equal_sections_are_not_looked_at_again(
+    workshop, monkeypatch
+):
     seen: list[dict] = []
     original = validation._validate
     monkeypatch.setattr(validation, "_validate", lambda tree, file: (seen.append(tree), original(tree, file))[1])
-    tasks = {"moons": MOONS, "rings": RINGS}
-    path = bench_of(workshop, {"drop": {f"{MODEL}.label_dropout": 0.2}}, tasks=tasks, seeds=list(range(9)))
+    problems = {"moons": MOONS, "rings": RINGS}
+    path = bench_of(workshop, {"drop": {f"{MODEL}.label_dropout": 0.2}}, problems=problems, seeds=list(range(9)))
     check_experiments(make_plan(path))
     assert [(tree["data"]["dataset"], "evaluator" in tree, "trainer" in tree) for tree in seen] == [
         ("moons", True, True),

@@ -124,7 +124,7 @@ def test_predict_uses_the_averaged_weights(trained, tmp_path):
 
 
 def test_reference_writes_the_rows_that_nobody_owns(experiment):
-    run = experiment(DIGITS, "run.bench=b", "run.task=t")
+    run = experiment(DIGITS, "run.bench=b", "run.problem=t")
     runs.reference(run)
     rows = read_rows(run.run_dir / "rows.jsonl")
     assert {(r.contender, r.metric) for r in rows} == {
@@ -135,7 +135,7 @@ def test_reference_writes_the_rows_that_nobody_owns(experiment):
         ("gaussian", "nll"),
         ("gmm", "nll"),
     }
-    assert {(r.bench, r.task, r.family, r.weights, r.dataset) for r in rows} == {
+    assert {(r.bench, r.problem, r.family, r.weights, r.dataset) for r in rows} == {
         ("b", "t", "reference", "none", "digits")
     }
     value = {(r.contender, r.metric): r.value for r in rows}

@@ -292,11 +292,11 @@ def test_shipped_benches_measure_weights_again_in_another_way_only(path):
     configurations = {}
     for cell in plan.cells:
         if cell.seed == plan.bench.seeds[0]:
-            configurations[cell.directory] = plan.experiments[cell.task, cell.contender]
+            configurations[cell.directory] = plan.experiments[cell.problem, cell.contender]
     again = [cell for cell in plan.cells if cell.trained in configurations]
     assert again
     for cell in again:
-        own, source = plan.experiments[cell.task, cell.contender], configurations[cell.trained]
+        own, source = plan.experiments[cell.problem, cell.contender], configurations[cell.trained]
         sampling = import_class("model", own["model"]["class_path"]).sampling_arguments
         assert not [str(d) for d in differences(source, own) if of_weights(d, sampling)]
 

@@ -41,6 +41,10 @@ def test_a_rule_that_makes_pairs_has_a_key_of_its_own():
     }
 
 
+def test_the_problem_of_a_run_was_once_called_its_task():
+    assert with_present_names({"run": {"bench": "b", "task": "moons"}}) == {"run": {"bench": "b", "problem": "moons"}}
+
+
 def test_an_override_of_an_earlier_version_is_read(tmp_path):
     file = tmp_path / "a.yaml"
     file.write_text("model: {class_path: flowbench.families.OTCFM}\n")
