@@ -46,6 +46,11 @@ class ClassifierSettings:
 
     Raises:
         ValueError: for a number out of range.
+
+    Example:
+        >>> settings = classifier_settings((1, 8, 8), num_samples=1000)
+        >>> settings.options
+        {'num_steps': 400, 'width': 32, 'stages': 1}
     """
 
     version: int
@@ -103,6 +108,12 @@ class DigitsCNN(nn.Module):
 
     Raises:
         ValueError: a shape that is not (C, H, W) with sides of at least 4, or a size out of range.
+
+    Example:
+        >>> model = DigitsCNN((1, 8, 8), num_classes=10, dimension=64)
+        >>> images = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
+        >>> model.features(images).shape, model(images).shape
+        (torch.Size([3, 64]), torch.Size([3, 10]))
     """
 
     def __init__(

@@ -72,6 +72,15 @@ class PerceptualDistance:
 
     Raises:
         ValueError: an unknown network, a classifier without its file, or a side that the network cannot take.
+
+    Example:
+        >>> import tempfile
+        >>> x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = save_classifier(f"{folder}/classifier.pt", DigitsCNN((1, 8, 8), num_classes=10))
+        ...     distance = PerceptualDistance("classifier", f"{folder}/classifier.pt")
+        ...     distance(x, x).abs().round(decimals=4)
+        tensor([0., 0.])
     """
 
     def __init__(self, network: PerceptualNetwork, weights: str | Path | None = None, side: int | None = None) -> None:

@@ -65,6 +65,14 @@ class CausalTransformer(nn.Module):
 
     Raises:
         ValueError: for sizes that do not fit together.
+
+    Example:
+        >>> network = CausalTransformer(num_tokens=4, token_dim=2, width=8, depth=1, head_dim=4)
+        >>> x = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(0))
+        >>> network(x).shape  # a mean and a raw scale for each of the 2 numbers of a token
+        torch.Size([3, 4, 4])
+        >>> network.step(x[:, 0], 1, network.allocate_cache(batch_size=3)).shape  # token 1, given token 0
+        torch.Size([3, 4])
     """
 
     def __init__(

@@ -49,6 +49,13 @@ class TokenTransformer(nn.Module):
     References:
         Vaswani et al. (2017), arXiv:1706.03762, with pre-norm layers; rotary positions: Su et al. (2021),
         arXiv:2104.09864.
+
+    Example:
+        >>> network = TokenTransformer(num_tokens=4, token_dim=2, num_classes=10, width=8, depth=1, head_dim=4)
+        >>> x = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(0))
+        >>> y = network(x, label=torch.tensor([0, 7, 10]))  # 10 is the null label
+        >>> y.shape, bool((y == 0).all())
+        (torch.Size([3, 4, 2]), True)
     """
 
     def __init__(

@@ -28,6 +28,14 @@ class VelocityNetwork(nn.Module, ABC):
 
     Raises:
         ValueError: a size is out of range.
+
+    Example:
+        >>> class Shrink(VelocityNetwork):
+        ...     def velocity(self, x, embedding):
+        ...         return -x
+        >>> network = Shrink((2,), num_classes=10, embedding_width=8)
+        >>> network(torch.ones(1, 2), t=torch.tensor(0.5), label=torch.tensor([3]))
+        tensor([[-1., -1.]])
     """
 
     def __init__(

@@ -51,6 +51,12 @@ class BudgetLimit:
 
     Raises:
         ValueError: for an unknown kind, or an amount out of range.
+
+    Example:
+        >>> BudgetLimit.from_mapping({"epochs": 2}).max_steps(flops_per_step=10**9, batch_size=50, num_train=1000)
+        40
+        >>> BudgetLimit("train_flops", 4e12).max_steps(flops_per_step=10**9, batch_size=50, num_train=1000)
+        4000
     """
 
     kind: BudgetKind
@@ -124,6 +130,13 @@ class Budget(L.Callback):
 
     Raises:
         ValueError: for a number out of range.
+
+    Example:
+        >>> budget = Budget(BudgetLimit("steps", 10), flops_per_step=10**9, samples_per_step=50, max_steps=10)
+        >>> budget.progress, budget.exhausted
+        (0.0, False)
+        >>> budget.progress_within(5)  # in the middle of the sixth of ten steps
+        0.55
     """
 
     def __init__(

@@ -34,6 +34,14 @@ class AutoregressiveGuidance:
     Raises:
         ValueError: for a scale below 1 (for unconditional samples pass no label instead), a value out of range, or an
             unknown rule or choice of blocks.
+
+    Example:
+        >>> guidance = AutoregressiveGuidance(scale=3.0)
+        >>> guidance.weight, guidance.name
+        (2.0, 'guidance[product,3]')
+        >>> mean, std = torch.tensor([[[1.0]], [[0.0]]]), torch.ones(2, 1, 1)  # with the label, then without
+        >>> guidance.combine(mean, std, start=0, num_tokens=1)  # the mean moves on by weight * (1 - 0)
+        (tensor([[[3.]]]), tensor([[[1.]]]))
     """
 
     scale: float = 1.0

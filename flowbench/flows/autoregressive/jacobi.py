@@ -66,6 +66,15 @@ class JacobiInverse(InverseMethod):
     References:
         Song et al. (2021), Accelerating Feedforward Computation via Parallel Nonlinear Equation Solving,
         arXiv:2002.03629, for Jacobi and Gauss-Seidel-Jacobi iteration and the bound on their number.
+
+    Example:
+        >>> from flowbench.networks import CausalTransformer
+        >>> network = CausalTransformer(num_tokens=4, token_dim=2, width=8, depth=1, head_dim=4)
+        >>> flow = AutoregressiveFlow([AffineBlock(network)])
+        >>> z = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(0))
+        >>> inversion = flow.invert(z, method=JacobiInverse(tolerance=1e-3))
+        >>> bool((inversion.residual <= 1e-3).all()), inversion.sequential_steps <= 4
+        (True, True)
     """
 
     def __init__(
@@ -329,6 +338,13 @@ class AutoInverse(InverseMethod):
 
     Raises:
         ValueError: for a crossover below 0, or as :class:`JacobiInverse`.
+
+    Example:
+        >>> method = AutoInverse(crossover=4)
+        >>> method.chosen(batch_size=2, num_blocks=1, device=torch.device("cpu")).name
+        'jacobi(1e-03,block=[48])'
+        >>> method.chosen(batch_size=64, num_blocks=1, device=torch.device("cpu")).name
+        'sequential'
     """
 
     def __init__(

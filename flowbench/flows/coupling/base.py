@@ -22,7 +22,16 @@ _MIN_WORK = 1 << 18
 
 
 class Coupling(ABC):
-    """A rule that pairs a batch of source points with a batch of data points."""
+    """A rule that pairs a batch of source points with a batch of data points.
+
+    Example:
+        >>> class NearestSource(Coupling):  # a source point may serve several data points
+        ...     def _pair(self, x0, x1, generator, condition):
+        ...         return squared_distances(x0, x1).argmin(dim=0)
+        >>> x0, x1 = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[0.1], [1.9], [2.2]])
+        >>> NearestSource()(x0, x1, torch.Generator())
+        tensor([0, 2, 2])
+    """
 
     def __call__(self, x0: Tensor, x1: Tensor, generator: torch.Generator, condition: Tensor | None = None) -> Tensor:
         """Choose a source point for every data point.

@@ -41,6 +41,14 @@ class ConditionalCoupling(Coupling):
 
     References:
         Cheng and Schwing 2025, arXiv 2503.10636 (C2OT).
+
+    Example:
+        >>> x0 = torch.tensor([[0.0], [1.0], [2.0]])
+        >>> x1, label = torch.tensor([[2.0], [1.0], [0.0]]), torch.tensor([0, 0, 1])
+        >>> OptimalTransportCoupling()(x0, x1, torch.Generator())  # distance alone
+        tensor([2, 1, 0])
+        >>> ConditionalCoupling()(x0, x1, torch.Generator(), label)  # within each label: source point 2 has label 1
+        tensor([1, 0, 2])
     """
 
     def __init__(

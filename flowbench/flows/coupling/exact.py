@@ -27,6 +27,11 @@ class IndependentCoupling(Coupling):
 
     With as many source as data points each is used once and nothing is drawn; otherwise a source point is
     drawn uniformly for each data point.
+
+    Example:
+        >>> x0, x1 = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[1.9], [0.1], [1.2]])
+        >>> IndependentCoupling()(x0, x1, torch.Generator())
+        tensor([0, 1, 2])
     """
 
     def _pair(self, x0: Tensor, x1: Tensor, generator: torch.Generator, condition: Tensor | None) -> Tensor:
@@ -46,6 +51,12 @@ class OptimalTransportCoupling(Coupling):
 
     References:
         Tong et al. 2024, arXiv 2302.00482; Pooladian et al. 2023, arXiv 2304.14772.
+
+    Example:
+        >>> x0, x1 = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[1.9], [0.1], [1.2]])
+        >>> index = OptimalTransportCoupling()(x0, x1, torch.Generator())
+        >>> index, x0[index].flatten()  # on a line both ends are in the same order
+        (tensor([2, 0, 1]), tensor([2., 0., 1.]))
     """
 
     def _pair(self, x0: Tensor, x1: Tensor, generator: torch.Generator, condition: Tensor | None) -> Tensor:

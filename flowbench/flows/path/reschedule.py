@@ -43,6 +43,16 @@ class RescheduledField:
     Raises:
         ValueError: if a path has noise of its own, or no closed form for its clock, or if no signal-to-noise ratio is
             shared.
+
+    Example:
+        >>> field = lambda t, x: x * (5 * t - 1) / (4 * t**2 + (1 - t) ** 2)  # from N(0, 1) to N(0, 4) along lines
+        >>> rescheduled = RescheduledField(field, trained=LinearPath(), path=CosinePath())
+        >>> times = torch.tensor([0.0, 0.5, 1.0])
+        >>> rescheduled.trained_time(times)
+        tensor([0.0000, 0.5000, 1.0000], dtype=torch.float64)
+        >>> solution = RungeKutta4(num_steps=20).solve(rescheduled, torch.ones(1, 1), times)
+        >>> solution.states.flatten()  # 1, sqrt(5 / 2) and 2: the end of the trained field
+        tensor([1.0000, 1.5811, 2.0000])
     """
 
     def __init__(self, field: Field, trained: Path, path: Path) -> None:

@@ -23,6 +23,15 @@ class Source(nn.Module, ABC):
 
     It is a module so that what was fitted to data travels in checkpoints; it has neither parameters nor buffers, and a
     source that is not fitted adds no key to a state dict.
+
+    Example:
+        >>> class UniformSource(Source):  # on the cube [0, 1]^d
+        ...     def sample(self, num, shape, generator, device="cpu"):
+        ...         return torch.rand(num, *shape, generator=generator).to(device)
+        ...     def log_prob(self, x):
+        ...         return torch.where(((x >= 0) & (x <= 1)).flatten(1).all(1), 0.0, -torch.inf).double()
+        >>> UniformSource().sample_indexed([0, 7], (3, 8, 8), seed=0).shape
+        torch.Size([2, 3, 8, 8])
     """
 
     @property
@@ -98,6 +107,15 @@ class GaussianSource(Source):
 
     Args:
         std: standard deviation of each coordinate, in [1e-12, 1e12].
+
+    Example:
+        >>> source = GaussianSource()
+        >>> source.sample(4, (3, 8, 8), torch.Generator().manual_seed(0)).shape
+        torch.Size([4, 3, 8, 8])
+        >>> source.log_prob(torch.zeros(1, 2))  # -ln(2 pi)
+        tensor([-1.8379], dtype=torch.float64)
+        >>> torch.equal(source.sample_indexed([0, 1], (2,), 7)[1:], source.sample_indexed([1], (2,), 7))
+        True
     """
 
     def __init__(self, std: float = 1.0) -> None:

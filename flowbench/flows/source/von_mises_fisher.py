@@ -42,6 +42,14 @@ class VonMisesFisherSource(FittedSource):
     References:
         Lee, Kim, Lee (2025), arXiv 2512.18184: directional sources, x0 = r s with s ~ vMF(mu(x1), kappa).
         Banerjee, Dhillon, Ghosh, Sra (2005), Clustering on the unit hypersphere using von Mises-Fisher distributions.
+
+    Example:
+        >>> source = VonMisesFisherSource(concentration=1e4, centres="data")
+        >>> data = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
+        >>> source.fit(data, torch.Generator())
+        >>> x0 = source.sample_for(data, torch.Generator().manual_seed(0))
+        >>> torch.cosine_similarity(x0, data).round(decimals=1)  # noise in the direction of its data point
+        tensor([1., 1.])
     """
 
     def __init__(

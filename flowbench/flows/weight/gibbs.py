@@ -76,6 +76,14 @@ class GibbsWeight(Weight):
 
     References:
         Calvo-Ordonez et al. 2025, arXiv 2507.22270 (W-CFM). The corrections are ours.
+
+    Example:
+        >>> weight = GibbsWeight(epsilon=1.0, normalization="raw")
+        >>> result = weight(x0=torch.zeros(2, 1), x1=torch.tensor([[0.0], [1.0]]))
+        >>> result.weight  # 1 and exp(-1)
+        tensor([1.0000, 0.3679])
+        >>> GibbsWeight(kappa=0.5).epsilon(num_dims=16)  # kappa sqrt(16)
+        2.0
     """
 
     running_log_mean: Tensor
