@@ -21,6 +21,11 @@ class Samples:
         iterations: network calls that each sample needed in each block of a block flow, shape (K, B); None elsewhere.
         residual: the certificate of an inverse that computes one, max |f(x) - z| of each sample, shape (B,), before
             denoising; None elsewhere.
+
+    Example:
+        >>> samples = Samples(x=torch.zeros(3, 2), network_evaluations=8.0, seconds=0.1)
+        >>> samples.x.shape, samples.iterations
+        (torch.Size([3, 2]), None)
     """
 
     x: Tensor
@@ -55,6 +60,15 @@ class Trajectory:
         times: shape (T,), from 0 to 1 (a path that is singular at 1 ends just before); block flows give each
             block an equal share.
         velocities: of a continuous flow at those states, shape (T, B, *D); None for a block flow.
+
+    Example:
+        >>> from functools import partial
+        >>> from flowbench.data import DataSpec
+        >>> from flowbench.networks import MLP
+        >>> flow = FlowMatching(DataSpec("points", "1", (2,)), partial(MLP, width=16, depth=1))
+        >>> trajectory = flow.trajectory(torch.zeros(3, 2), num_points=5)
+        >>> trajectory.states.shape, trajectory.times
+        (torch.Size([5, 3, 2]), tensor([0.0000, 0.2500, 0.5000, 0.7500, 1.0000], dtype=torch.float64))
     """
 
     states: Tensor

@@ -57,6 +57,13 @@ class FlowModule(TrainingModule):
     Raises:
         TypeError: for a subclass that lacks one of those; names them.
         ValueError: when labels are asked for and the data has none, or a value is out of range.
+
+    Example:
+        >>> from flowbench.data import DataSpec
+        >>> flow: FlowModule = TARFlow(DataSpec("points", "1", (2,)), layers=[1, 1], width=16, head_dim=8)
+        >>> x = torch.zeros(3, 2)
+        >>> flow.encode(x).shape, flow.sample(flow.encode(x)).x.shape, flow.log_prob(x).shape
+        (torch.Size([3, 2]), torch.Size([3, 2]), torch.Size([3]))
     """
 
     sampling_arguments = TrainingModule.sampling_arguments | {"sampling_source"}

@@ -26,6 +26,11 @@ class SpatialCondition:
             them belongs in the sample.
         unknown: which values of the data are hidden, bool, shape (B, H, W), or (B, d) for points; None without a mask.
         categories: a semantic map, int64, shape (B, H, W); None without one.
+
+    Example:
+        >>> condition = SpatialCondition(values=torch.zeros(3, 2, 8, 8))  # zeros: the null condition
+        >>> len(condition), condition.unknown
+        (3, None)
     """
 
     values: Tensor
@@ -47,6 +52,13 @@ class Conditioner(ABC):
 
     Raises:
         ValueError: for a share out of range.
+
+    Example:
+        >>> conditioners: list[Conditioner] = [InpaintingConditioner(), SemanticConditioner(categories=4)]
+        >>> [conditioner.name for conditioner in conditioners]
+        ['inpainting[square]', 'semantic[4 derived]']
+        >>> [conditioner.channels(PixelSpace((1, 8, 8))) for conditioner in conditioners]
+        [2, 4]
     """
 
     def __init__(self, dropout: float = 0.0) -> None:

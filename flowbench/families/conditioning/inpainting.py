@@ -101,6 +101,15 @@ class InpaintingConditioner(Conditioner):
 
     Raises:
         ValueError: for an unknown mask or a share out of range.
+
+    Example:
+        >>> conditioner, space = InpaintingConditioner(), PixelSpace((1, 4, 4))
+        >>> unknown = torch.zeros(2, 4, 4, dtype=torch.bool)
+        >>> unknown[:, :, 2:] = True  # the right half
+        >>> condition = conditioner.masked(torch.ones(2, 1, 4, 4), unknown, space)
+        >>> condition.values[0, :, 0]  # the first row of the masked image and of the mask
+        tensor([[1., 1., 0., 0.],
+                [0., 0., 1., 1.]])
     """
 
     def __init__(self, mask: str = "square", paste: bool = True, dropout: float = 0.0) -> None:

@@ -48,6 +48,16 @@ class Autoencoder(TrainingModule):
         optimizer: AdamW and its schedule.
         ema_decay: decay of the averaged weights, in [0, 1); a discriminator is not averaged.
         compile: compile the network.
+
+    Example:
+        >>> from functools import partial
+        >>> from flowbench.data import Batch, DataSpec
+        >>> from flowbench.networks import KLAutoencoder
+        >>> spec = DataSpec("images", "1", (1, 8, 8), levels=17)
+        >>> autoencoder = Autoencoder(spec, partial(KLAutoencoder, latent_channels=2, width=8))
+        >>> loss = autoencoder.training_loss(Batch(torch.zeros(3, 1, 8, 8)), torch.Generator().manual_seed(0))
+        >>> loss.total.shape, sorted(loss.parts)
+        (torch.Size([]), ['kl', 'psnr', 'reconstruction_nll'])
     """
 
     latent_second_moment: Tensor

@@ -14,6 +14,11 @@ class Augmentation(ABC):
 
     Attributes:
         noise_std: standard deviation of the Gaussian noise that the flow's space adds, in its own units.
+
+    Example:
+        >>> choices: list[Augmentation] = [UniformDequantization(), GaussianNoise(0.1)]
+        >>> [(choice.noise_std, choice.bits_per_dim) for choice in choices]
+        [(0.0, True), (0.1, False)]
     """
 
     noise_std: float = 0.0
@@ -38,6 +43,11 @@ class UniformDequantization(Augmentation):
     The flow is a density of the data: minus its logarithm, in bits per dimension, bounds the code length of the grey
     levels from above (Theis et al., 2016, arXiv 1511.01844, sec. 3.1) and compares with other exact flows. Samples need
     no denoising.
+
+    Example:
+        >>> augmentation = UniformDequantization()
+        >>> augmentation.noise_std, augmentation.bits_per_dim, augmentation.likelihood_method(latent=False)
+        (0.0, True, '')
     """
 
     def likelihood_method(self, latent: bool) -> str:
@@ -62,6 +72,13 @@ class GaussianNoise(Augmentation):
 
     References:
         Zhai et al. (2024), arXiv 2412.06329, sec. 2.3.
+
+    Example:
+        >>> augmentation = GaussianNoise(0.1)
+        >>> augmentation.noise_std, augmentation.bits_per_dim
+        (0.1, False)
+        >>> augmentation.likelihood_method(latent=False)
+        'density-of-noisy-data(0.1)'
     """
 
     def __init__(self, std: float) -> None:

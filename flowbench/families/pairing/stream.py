@@ -75,6 +75,13 @@ class StreamPairing(Pairing):
 
     Raises:
         ValueError: for an `oversample` or `workers` below 1, a negative `ahead`, or more workers than groups ahead.
+
+    Example:
+        >>> pairing = StreamPairing(oversample=4)
+        >>> pairing
+        StreamPairing(OptimalTransportCoupling(), oversample=4, gather=True)
+        >>> pairing.num_coupled(batch_size=64)  # four batches of 64 in one problem
+        256
     """
 
     def __init__(
