@@ -12,7 +12,7 @@ __all__ = ["Drawn", "Samples", "Trajectory"]
 
 @dataclass
 class Samples:
-    """What a sampler made.
+    """Samples with their cost.
 
     Attributes:
         x: samples in data space, shape (B, *D).
@@ -36,7 +36,7 @@ class Samples:
 
 
 class Drawn(NamedTuple):
-    """What :meth:`FlowModule.flow_sample` gives; a pair will do where there is nothing else to say.
+    """What :meth:`FlowModule.flow_sample` returns; a plain pair of the first two is accepted too.
 
     Attributes:
         points: at the flow's data end, shape (B, *flow_shape).
@@ -53,7 +53,7 @@ class Drawn(NamedTuple):
 
 @dataclass
 class Trajectory:
-    """The way from source to data, in the space where the flow lives.
+    """States of a flow from source to data, in the space where the flow lives.
 
     Attributes:
         states: shape (T, B, *D); the first is the source point, the last the flow's output.

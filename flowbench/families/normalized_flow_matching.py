@@ -18,7 +18,7 @@ class NormalizedFlowMatching(FlowMatching):
     """Flow matching whose every data point starts from the noise that a trained flow maps it to.
 
     The pairs of a bijection do not cross by chance, so the field has less to average over than under independent pairs.
-    How a teacher's training noise is treated is told at :class:`~flowbench.families.pairing.teacher.TeacherPairing`.
+    :class:`~flowbench.families.pairing.teacher.TeacherPairing` describes how a teacher's training noise is treated.
 
     A budget in operations counts the teacher's pass in every step, where a cache replaces it too, so that it buys the
     same training with and without; ``flowbench count`` shows the student alone.

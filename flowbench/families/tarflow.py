@@ -89,8 +89,8 @@ class TARFlow(FlowModule):
             its reverse.
         permutations: token order of every block, from the data end to the noise end, in place of `last_order`.
         conditioned: label all blocks (TARFlow), or the `deep` one nearest the noise alone (STARFlow).
-        guidance: of the sampler; a number is the scale of the closed form (STARFlow, prop. 2) in the blocks that know
-            labels, >= 1, and 1 is none.
+        guidance: of the sampler; a number is the scale of the closed form (STARFlow, prop. 2) in the conditional
+            blocks, >= 1, and 1 is none.
         inverse: how the flow is inverted to sample; None is token by token.
         augmentation: noise of the training points; None is uniform dequantisation.
         denoiser: takes the noise out of samples; None leaves it in. :meth:`log_prob` remains that of the flow: of data
@@ -230,7 +230,7 @@ class TARFlow(FlowModule):
         channels, height, width = self.flow_shape
         return unpatchify(tokens, self.patch_size, (channels, height, width))
 
-    # ---- what rows say --------------------------------------------------------------------------------
+    # ---- names in result rows -------------------------------------------------------------------------
 
     @property
     def likelihood_method(self) -> str:

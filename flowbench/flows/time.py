@@ -42,7 +42,7 @@ class TimeDistribution(ABC):
 
 
 class UniformTimes(TimeDistribution):
-    """All times alike.
+    """Uniform training times: every t in [0, 1] is equally likely.
 
     Example:
         >>> times = UniformTimes()

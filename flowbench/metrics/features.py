@@ -185,7 +185,7 @@ def exact_inference(device: torch.device) -> Iterator[None]:
     """No gradients, no autocast, and convolutions in true float32, whatever the caller trains with.
 
     Metrics are compared across precisions of training, so the caller's settings must not reach a feature network.
-    (On a GPU torch lets convolutions use TF32 unless told otherwise.)
+    (On a GPU torch lets convolutions use TF32 by default.)
     """
     convolution = torch.backends.cudnn.conv  # type: ignore[attr-defined]
     before = convolution.fp32_precision

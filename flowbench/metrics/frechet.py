@@ -146,12 +146,12 @@ class FeatureStatistics:
 
 @dataclass(frozen=True)
 class GaussianStatistics:
-    """Moments of features where the sums are not known, as other people's files hold them.
+    """Mean and covariance of features without the sums behind them, as files of other tools hold them.
 
     Args:
         mean: shape (D,).
         covariance: shape (D, D), symmetric.
-        count: samples that the moments were taken from, >= 1; None where the file does not say.
+        count: samples that the moments were taken from, >= 1; None where it is not known.
 
     Raises:
         ValueError: shapes that do not fit, values that are not finite, or a covariance that is not symmetric.

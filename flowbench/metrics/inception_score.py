@@ -30,7 +30,7 @@ class InceptionScore(NamedTuple):
 def inception_score(logits: Tensor, splits: int = 10, generator: torch.Generator | None = None) -> InceptionScore:
     """``exp(E_x KL(p(y | x) || p(y)))`` per split, from a classifier's logits.
 
-    Knows nothing of real data: memorised or adversarial samples score well. Biased downwards for small splits, so
+    Does not use real data: memorised or adversarial samples score well. Biased downwards for small splits, so
     compare only with the same N and number of splits.
 
     Args:

@@ -18,7 +18,7 @@ _CHUNK = 1024  # rows of a kernel matrix held at a time
 
 
 class KernelEstimate(NamedTuple):
-    """A kernel distance.
+    """Estimate of a squared kernel distance (MMD^2), with its spread over subsets.
 
     Attributes:
         mean: the estimate of MMD^2, or its mean over subsets. Unbiased, so it may be below 0.

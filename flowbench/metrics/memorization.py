@@ -116,7 +116,7 @@ def data_copying(generated: Tensor, heldout: Tensor) -> float:
         heldout: the same of held-out samples, shape (N,).
 
     Returns:
-        z: below -3 says copying, above 3 says underfitting. Ties count half and shrink the variance; 0 where
+        z: below -3 indicates copying, above 3 underfitting. Ties count half and shrink the variance; 0 where
         all distances are equal.
 
     References:

@@ -15,7 +15,7 @@ __all__ = ["DensityCoverage", "PrecisionRecall", "density_coverage", "precision_
 
 
 class PrecisionRecall(NamedTuple):
-    """Both in [0, 1]: precision is fidelity (of the generated), recall is diversity (of the real).
+    """Precision, the fidelity of generated samples, and recall, their diversity; both in [0, 1].
 
     Example:
         >>> real, generated = torch.tensor([[0.0], [1.0], [2.0], [3.0]]), torch.tensor([[0.0], [0.1]])
@@ -28,7 +28,7 @@ class PrecisionRecall(NamedTuple):
 
 
 class DensityCoverage(NamedTuple):
-    """Density is at least 0 and may exceed 1; coverage lies in [0, 1].
+    """Density, the fidelity of generated samples (at least 0, may exceed 1), and coverage, their diversity (in [0, 1]).
 
     Example:
         >>> real = torch.tensor([[0.0], [1.0], [2.0], [3.0]])

@@ -64,7 +64,7 @@ class Block:
     def nearest(self, k: int) -> Neighbours:
         """The k nearest points of each row, nearest first, equal distances by index: both of shape (C, k)."""
         upper = (self.squared + self.point_error).kthvalue(k, dim=1).values + self.row_error
-        # Written so that NaN, from coordinates whose squares overflow, counts as "cannot say".
+        # Written so that NaN, from coordinates whose squares overflow, counts as "too close to call".
         candidates = ~((self.squared - self.point_error) > (upper + self.row_error)[:, None])
         count = candidates.sum(dim=1)
         row, column = candidates.nonzero(as_tuple=True)

@@ -36,7 +36,7 @@ __all__ = [
 
 
 class Interval(NamedTuple):
-    """A number with its uncertainty.
+    """A statistic with its confidence interval and standard error.
 
     Attributes:
         value: the statistic of all samples.
@@ -60,7 +60,7 @@ class Interval(NamedTuple):
 
 
 class FrechetInfinity(NamedTuple):
-    """An extrapolated Frechet distance.
+    """Frechet distance extrapolated to infinitely many samples, with its standard error.
 
     Attributes:
         value: the intercept at 1 / N = 0. May be below 0.

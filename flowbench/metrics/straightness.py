@@ -3,7 +3,7 @@
 Units: data units summed over dimensions (not averaged), so straightness, path energy, displacement, curvature
 and one-step error are squared data units and the length is in data units; divide by D to compare with papers
 that average (S / D of rectified flows). The paths are those of the flow itself, Z_0 to Z_1: the interpolants that
-it was trained on are straight by construction and say nothing.
+it was trained on are straight by construction and are no evidence.
 """
 
 from __future__ import annotations

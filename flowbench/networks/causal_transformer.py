@@ -185,7 +185,7 @@ class CausalTransformer(nn.Module):
 
         Args:
             previous_BLD: the tokens ``start - 1`` .. ``start + L - 2``, shape (B, L, D). With ``start`` 0 the first
-                one is ignored: the network knows its own start.
+                one is ignored: slot 0 has a start of its own.
             start: index of the first token to predict.
             cache: from :meth:`allocate_cache`, for the same B; written in place.
             label: as in :meth:`forward`.

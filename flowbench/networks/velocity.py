@@ -57,7 +57,7 @@ class VelocityNetwork(nn.Module, ABC):
         return self.shape[0] + self.condition_channels
 
     def null_condition(self, x: Tensor) -> Tensor | None:
-        """The condition that says nothing, zeros (B, condition_channels, *grid); None for a network without one."""
+        """The null condition, zeros (B, condition_channels, *grid); None for a network without one."""
         if not self.condition_channels:
             return None
         return x.new_zeros((len(x), self.condition_channels, *self.shape[1:]))

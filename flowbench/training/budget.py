@@ -1,4 +1,4 @@
-"""What a contender may spend on training, and how much of it is spent."""
+"""The training budget of a contender, and how much of it is used."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Loss:
     Attributes:
         total: scalar with a gradient.
         parts: detached scalars, logged as ``train/<name>``.
-        diagnostics: gives more of them, or None; asked on the steps that are written down, because it costs something.
+        diagnostics: computes more of them, or None; called only on logging steps, because it is expensive.
 
     Example:
         >>> error = torch.tensor([0.25, 0.75], requires_grad=True)
@@ -328,8 +328,8 @@ class TrainingModule(L.LightningModule, ABC):
         """Refuse a checkpoint of another family or of other data before any tensor is touched.
 
         Raises:
-            ValueError: names what the file holds and what is expected; also when one of the two knows averaged
-                weights and the other does not, because an average that nobody loads is the initialisation.
+            ValueError: names what the file holds and what is expected; also when one of the two has averaged
+                weights and the other does not, because an average that is not loaded stays at the initialisation.
         """
         found = checkpoint.get("flowbench")
         if found is None:

@@ -211,6 +211,6 @@ def sharded_like(tensor: Tensor, other: Tensor) -> Tensor:
         return tensor.to(other)
     if isinstance(tensor, DTensor):
         return tensor.to(dtype=other.dtype)
-    # Every process has the whole tensor, so nobody has to send it.
+    # Every process has the whole tensor, so none has to send it.
     whole = tensor.to(device=other.device, dtype=other.dtype)
     return distribute_tensor(whole, other.device_mesh, other.placements, src_data_rank=None)

@@ -18,7 +18,7 @@ __all__ = ["InpaintingConditioner", "draw_masks"]
 
 _HALVES = ("left", "right", "top", "bottom")
 _NAMED = (*_HALVES, "center")
-_SCORES = ("inpainting_psnr", "known_psnr")  # of the values that were asked for, and of those that were given
+_SCORES = ("inpainting_psnr", "known_psnr")  # of the unknown and of the known values
 _CHOICES = "half, square, random-SHARE (e.g. random-0.5), left, right, top, bottom, center, or a PNG file"
 
 
@@ -96,7 +96,7 @@ class InpaintingConditioner(Conditioner):
     Args:
         mask: `half`, `square`, `random-SHARE` or a fixed mask, see :func:`draw_masks`.
         paste: put the known values back into the samples; their row names it. The likelihood is that of the flow,
-            which does not know about it.
+            which this leaves as it is.
         dropout: see :class:`Conditioner`.
 
     Raises:

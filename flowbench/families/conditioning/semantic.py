@@ -97,7 +97,7 @@ class SemanticConditioner(Conditioner):
         """The batch's own maps, or maps of its images.
 
         Raises:
-            ValueError: when `maps` says `given` and there are none, or `derived` and there are some.
+            ValueError: when `maps` is `given` and there are none, or `derived` and there are some.
         """
         if (batch.condition is None) != (self.maps == "derived"):
             has = "no condition" if batch.condition is None else "a condition"

@@ -136,7 +136,7 @@ class DecoderFineTuning(Autoencoder):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Begin with the variance that fits the noise, in closed form on the first batch.
 
-        The noise multiplies the decoder's error at once; the optimiser would spend hundreds of steps to tell it.
+        The noise multiplies the decoder's error at once; the optimiser would spend hundreds of steps to learn it.
         """
         if self.trainer.global_step or batch_idx:
             return

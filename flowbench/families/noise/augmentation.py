@@ -1,4 +1,4 @@
-"""What noise training points carry, and what may therefore be said of their likelihood."""
+"""The noise of training points, and what their likelihood is because of it."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ class UniformDequantization(Augmentation):
 class GaussianNoise(Augmentation):
     """Fresh Gaussian noise on every training point.
 
-    In data space the flow is the density of *noisy* data: its likelihood says so in its protocol, is no code length and
-    is never given in bits per dimension. On latents the noise belongs to the encoder, and the likelihood stays a bound
-    of the data's (Gu et al., 2025, arXiv 2506.06276, sec. 3). What the flow draws is noisy in both cases, until a
-    denoiser removes it.
+    In data space the flow is the density of *noisy* data: the likelihood's protocol names the noise, and the value is
+    no code length and never given in bits per dimension. On latents the noise belongs to the encoder, and the
+    likelihood stays a bound of the data's (Gu et al., 2025, arXiv 2506.06276, sec. 3). What the flow draws is noisy in
+    both cases, until a denoiser removes it.
 
     Args:
         std: standard deviation, in [1e-12, 1e12], in the units of the flow's space: data in [-1, 1] (TARFlow: 0.05 to

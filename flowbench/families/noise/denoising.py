@@ -24,7 +24,7 @@ __all__ = ["DecoderDenoiser", "Denoiser", "FlowLayout", "FlowScoreDenoiser", "Tw
 
 @dataclass(frozen=True)
 class FlowLayout:
-    """What a denoiser must know of its flow.
+    """The facts of a flow that its denoiser needs.
 
     Attributes:
         space: where the flow lives.
@@ -66,7 +66,7 @@ class Denoiser(nn.Module, ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """What rows call it."""
+        """Its name in result rows."""
 
     def attach(self, layout: FlowLayout) -> None:
         """Fit the denoiser to a flow, once.
@@ -223,7 +223,7 @@ class FlowScoreDenoiser(Denoiser):
 
     @torch.no_grad()
     def denoise(self, x_BND: Tensor, label: Tensor | None, log_density: LogDensity) -> Tensor:
-        """See :meth:`Denoiser.denoise`; the density is not asked."""
+        """See :meth:`Denoiser.denoise`; the density is not used."""
         return x_BND - self.noise_std * self.network(x_BND, label).to(x_BND.dtype)
 
     def evaluations(self, flow_parameters: int) -> float:

@@ -31,7 +31,7 @@ _SOFTPLUS_UNIT = math.log(math.e - 1)
 
 
 class CausalNetwork(Protocol):
-    """What an affine block asks of its network (an ``nn.Module``).
+    """The interface that an affine block needs of its network (an ``nn.Module``).
 
     Attributes:
         num_tokens: sequence length N.

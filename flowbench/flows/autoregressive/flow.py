@@ -75,7 +75,7 @@ class AutoregressiveFlow(Bijector):
         return z, logdet
 
     def states(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The way from data to noise: x, then the state after each block, shape (K + 1, B, N, D)."""
+        """States from data to noise: x, then the state after each block, shape (K + 1, B, N, D)."""
         return torch.stack([state for state, _ in self._forward_steps(x, condition)])
 
     def inverse(
@@ -104,10 +104,10 @@ class AutoregressiveFlow(Bijector):
             method: None = token by token.
 
         Returns:
-            Tokens x and what it took to find them.
+            Tokens x and the cost of finding them.
 
         Raises:
-            ValueError: as :meth:`forward`; also if guidance is asked for where no block has two branches that differ.
+            ValueError: as :meth:`forward`; also for guidance where no block has two branches that differ.
         """
         return self._trace(z, condition, guidance, method)[0]
 
@@ -118,7 +118,7 @@ class AutoregressiveFlow(Bijector):
         guidance: AutoregressiveGuidance | None = None,
         method: InverseMethod | None = None,
     ) -> Tensor:
-        """The way from noise to data: z, then the state after each block, shape (K + 1, B, N, D)."""
+        """States from noise to data: z, then the state after each block, shape (K + 1, B, N, D)."""
         return torch.stack(self._trace(z, condition, guidance, method)[1])
 
     @torch.no_grad()

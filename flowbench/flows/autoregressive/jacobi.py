@@ -129,7 +129,7 @@ class JacobiInverse(InverseMethod):
         return inversion, states
 
     def _warn_above(self, inversion: Inversion) -> None:
-        """Say it, once, where rounding keeps samples above the tolerance."""
+        """Warn once where rounding keeps samples above the tolerance."""
         assert inversion.residual is not None
         above = ~(inversion.residual <= self.tolerance)
         if self._has_warned or not bool(above.any()):
@@ -224,7 +224,7 @@ class _Samples:
 class _Iteration:
     """The iteration of one block.
 
-    Which tokens are accepted is kept on the host, which has to know after every evaluation what to evaluate next.
+    Which tokens are accepted is kept on the host, which decides after every evaluation what to evaluate next.
     """
 
     def __init__(
@@ -326,7 +326,7 @@ class AutoInverse(InverseMethod):
     """Jacobi iteration for small batches, token by token for large ones.
 
     With the cache a sequential inverse does the arithmetic of one pass in N steps that wait for each other; Jacobi does
-    several passes in few steps. So Jacobi wins as long as the processor has nothing better to do.
+    several passes in few steps. So Jacobi is faster as long as one token of the batch does not occupy the processor.
 
     Args:
         tolerance: of :class:`JacobiInverse`.
@@ -403,7 +403,7 @@ _CROSSOVER_ACCELERATOR = 64
 
 
 def _rounding(state: Tensor, network: nn.Module) -> float:
-    """Relative change between iterates that says nothing: rounding of the state, or of a coarser network."""
+    """Relative change between iterates that is mere rounding, of the state or of a coarser network."""
     dtype = next((parameter.dtype for parameter in network.parameters()), state.dtype)
     if dtype != torch.float64:  # which autocast leaves alone
         dtype = active_autocast_dtype(state.device) or dtype

@@ -1,4 +1,4 @@
-"""Optimal transport that looks at conditions, so that noise stays independent of what it is conditioned on."""
+"""Optimal transport that uses conditions, so that noise stays independent of what it is conditioned on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ConditionalCoupling(Coupling):
     """Exact minibatch optimal transport with a price on changing the condition (C2OT).
 
     Pairing by distance alone makes the noise of a data point depend on its condition, while at sampling time
-    noise is drawn without a look at it. Here noise i carries the condition that came with row i, and pairing
+    noise is drawn independently of it. Here noise i carries the condition that came with row i, and pairing
     it with data point j costs |x0_i - x1_j|^2 + w D(c_i, c_j).
 
     Integer labels (B,) are matched only within their class (w infinite): given its label, a data point's

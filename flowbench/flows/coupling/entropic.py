@@ -114,7 +114,7 @@ class SchrodingerBridgeCoupling(SinkhornCoupling):
     """The static part of the Schroedinger bridge with diffusion sigma: the entropic plan at epsilon = 2 sigma^2.
 
     Squared distance, absolute epsilon; belongs to a bridge path of the same sigma. torchcfm's SB-CFM uses the
-    exact plan unless told otherwise.
+    exact plan by default.
 
     Args:
         sigma: diffusion coefficient of the reference process, in units of the data, in [1e-6, 1e5].
@@ -143,7 +143,7 @@ class SchrodingerBridgeCoupling(SinkhornCoupling):
 
 
 class UnbalancedCoupling(Coupling):
-    """Entropic minibatch optimal transport whose marginals may give way, so that outliers are not forced to pair.
+    """Entropic minibatch optimal transport with relaxed marginals, so that outliers are not forced to pair.
 
     The plan minimises cost + epsilon KL(plan | product) + penalty (KL(rows | uniform) + KL(columns |
     uniform)). What the plan leaves untransported is coupled independently: column mass that is missing to 1/B

@@ -23,7 +23,7 @@ __all__ = [
 
 
 class IndependentCoupling(Coupling):
-    """The product of the two batches: pairs as drawn, without a look at the points.
+    """Independent pairs: source and data points are paired in the order in which they were drawn.
 
     With as many source as data points each is used once and nothing is drawn; otherwise a source point is
     drawn uniformly for each data point.
@@ -46,7 +46,7 @@ class OptimalTransportCoupling(Coupling):
     Batches of equal size: the optimal permutation of the source points
     (:func:`flowbench.flows.coupling.assignment.assign`). Unequal sizes: the network simplex of POT, then each data
     point draws its source point from its column of the plan. Distances are taken and problems solved on the
-    CPU, so every device finds the same pairs. The rule does not look at conditions: given its condition, a data
+    CPU, so every device finds the same pairs. The rule ignores conditions: given its condition, a data
     point's source is no longer distributed as the source (see ``ConditionalCoupling``).
 
     References:

@@ -82,10 +82,10 @@ class RescheduledField:
         return x if self.finish_scale == 1 else self.finish_scale * x
 
     def trained_time(self, t: Tensor) -> Tensor:
-        """What the trained clock shows at times of the new path, float64: the times that reach the trained field."""
-        # Outside the interval by rounding at most: the trained field is not asked beyond its own.
+        """Times of the trained path for times of the new path, float64: those that the trained field receives."""
+        # Outside the interval by rounding at most: the trained field is not evaluated outside its own.
         log_snr = self.path.log_snr(t).clamp(*self._reach)
-        # Without the check of the reach, which is kept here: its answer would be waited for at every call on a GPU.
+        # Without the check of the reach, which is kept here: on a GPU every call would wait for its result.
         return self.trained._time_of_log_snr(log_snr).clamp(*self.trained.interval)
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class Schedule(NamedTuple):
 
 
 class DiffusionSolver(FixedStepSolver):
-    """A fixed-step solver with one evaluation per step that knows the path of its velocities.
+    """A fixed-step solver with one evaluation per step that uses the schedule of its velocities' path.
 
     Args:
         num_steps: steps over the whole solve, 1 to 1e6.

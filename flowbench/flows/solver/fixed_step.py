@@ -92,7 +92,7 @@ class Step(NamedTuple):
 
 
 class FixedStepSolver(Solver):
-    """The one engine of all explicit fixed-step methods; a method is a subclass with a tableau.
+    """Explicit Runge-Kutta methods with fixed steps; a method is a subclass with a tableau.
 
     Args:
         num_steps: steps over the whole solve, 1 to 1e6, shared out evenly among the intervals between the requested

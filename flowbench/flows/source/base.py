@@ -46,7 +46,7 @@ class Source(nn.Module, ABC):
 
     @property
     def is_standard_normal(self) -> bool:
-        """Whether it is N(0, I), which some paths and conversions take for granted."""
+        """Whether it is N(0, I), which some paths and conversions require."""
         return False
 
     @property
@@ -76,7 +76,7 @@ class Source(nn.Module, ABC):
             generator: source of every random number.
 
         Returns:
-            Shape (B, *D), on the device of ``x1``; independent of ``x1`` unless a source says otherwise.
+            Shape (B, *D), on the device of ``x1``; independent of ``x1`` unless :attr:`is_paired`.
         """
         return self.sample(len(x1), tuple(x1.shape[1:]), generator, x1.device)
 
@@ -210,7 +210,7 @@ class FittedSource(Source):
         self._numbers = {name: float(value) for name, value in values.items() if value.ndim == 0}
 
     def _fitted(self, name: str, device: torch.device | str = "cpu") -> Tensor:
-        """A fitted tensor on a device; the copies are kept, for training asks at every step."""
+        """A fitted tensor on a device; the copies are kept, because training needs them at every step."""
         if not self._values:
             raise ValueError(f"{type(self).__name__} is not fitted: call fit(data_points, generator) before using it")
         device = torch.device(device)
@@ -241,7 +241,7 @@ class FittedSource(Source):
             self._keep(values, tuple(state["shape"]))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Without the strict check: a state dict that knows nothing of this source leaves it as it is."""
+        """Without the strict check: a state dict without this source's state leaves it as it is."""
         if prefix + _EXTRA_STATE in state_dict:
             super()._load_from_state_dict(state_dict, prefix, *rest)
 

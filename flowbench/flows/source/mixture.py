@@ -54,7 +54,7 @@ class GaussianMixtureSource(FittedSource):
         state = int(torch.randint(2**31 - 1, (), generator=generator))
         model = GaussianMixture(self.num_components, reg_covar=self.covariance_floor, max_iter=200, random_state=state)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # ours says what to do
+            warnings.simplefilter("ignore", ConvergenceWarning)  # replaced by our own below
             model.fit(points.numpy())
         if not model.converged_:
             warnings.warn(

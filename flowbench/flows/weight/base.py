@@ -18,8 +18,8 @@ class WeightResult:
 
     Attributes:
         weight: shape (B,), >= 0, without gradient.
-        diagnostics: named scalars of this batch (this process's share of it) to log, or a function that gives them
-            and is to be asked only on the steps that are written down, because it costs something.
+        diagnostics: named scalars of this batch (this process's share of it) to log, or a function that computes them,
+            called only on logging steps, because it is expensive.
 
     Example:
         >>> result = GibbsWeight(epsilon=1.0, normalization="raw")(torch.zeros(2, 1), torch.ones(2, 1))
@@ -60,9 +60,9 @@ class Weight(nn.Module, ABC):
         *,
         source_std: float | None = None,
     ) -> None:
-        """Choose on samples what the weight needs to know of its two ends; nothing where ``needs_fit`` is false.
+        """Fit what the weight depends on to samples of its two ends; does nothing where ``needs_fit`` is false.
 
-        What is chosen is part of the state dict.
+        The result is part of the state dict.
 
         Args:
             source_points: shape (N, *D).
@@ -81,7 +81,7 @@ class Weight(nn.Module, ABC):
     def log_weight(self, x0: Tensor, x1: Tensor) -> Tensor:
         """Logarithms of the weights of pairs (B, *D), up to a constant: shape (B,), a function of each pair alone.
 
-        Unlike :meth:`forward` it neither normalises nor talks to other processes, and leaves no trace.
+        Unlike :meth:`forward` it neither normalises nor communicates with other processes, and changes no state.
         """
 
     @torch.no_grad()
