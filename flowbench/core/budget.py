@@ -58,6 +58,12 @@ class BudgetLimit:
 
     Raises:
         ValueError: for an unknown kind, or an amount out of range.
+
+    Example:
+        >>> BudgetLimit.from_mapping({"epochs": 2}).max_steps(flops_per_step=10**9, batch_size=50, num_train=1000)
+        40
+        >>> BudgetLimit("train_flops", 4e12).max_steps(flops_per_step=10**9, batch_size=50, num_train=1000)
+        4000
     """
 
     kind: BudgetKind

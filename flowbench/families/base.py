@@ -1,4 +1,4 @@
-"""The contract that every contender keeps, so that the evaluator never asks which family it holds."""
+"""The contract that every contender keeps, so that the evaluator need not distinguish families."""
 
 from __future__ import annotations
 
@@ -40,9 +40,8 @@ FIT_CHUNK = 512
 class FlowModule(TrainingModule):
     """A flow between a source and the data, possibly in the latent space of an autoencoder.
 
-    Subclasses model the flow in the flow's own space: they define :meth:`flow_loss`, :meth:`flow_sample`,
-    :meth:`flow_encode`, :meth:`flow_log_prob`, :meth:`trajectory` and :attr:`density`, and cannot be built without one
-    of them. This class carries data in and out of that space.
+    Subclasses model the flow in the flow's own space: they must define :meth:`flow_loss`, :meth:`flow_sample`,
+    :meth:`flow_encode`, :meth:`flow_log_prob`, :meth:`trajectory` and :attr:`density`. This class carries data there.
 
     Args:
         spec: the data's shape, classes and value grid.
@@ -57,6 +56,13 @@ class FlowModule(TrainingModule):
     Raises:
         TypeError: for a subclass that lacks one of those; names them.
         ValueError: when labels are asked for and the data has none, or a value is out of range.
+
+    Example:
+        >>> from flowbench.data import DataSpec
+        >>> flow: FlowModule = TARFlow(DataSpec("points", "1", (2,)), layers=[1, 1], width=16, head_dim=8)
+        >>> x = torch.zeros(3, 2)
+        >>> flow.encode(x).shape, flow.sample(flow.encode(x)).x.shape, flow.log_prob(x).shape
+        (torch.Size([3, 2]), torch.Size([3, 2]), torch.Size([3]))
     """
 
     sampling_arguments = TrainingModule.sampling_arguments | {"sampling_source"}
@@ -130,7 +136,7 @@ class FlowModule(TrainingModule):
 
     @property
     def checkpoint_identity(self) -> dict[str, Any]:
-        """Classes, the autoencoder's weights and the training noise besides: with others it is another density."""
+        """Adds classes, autoencoder checksum and noise; a checkpoint that differs models another density."""
         own = {"classes": self.num_classes, "autoencoder": self.space.checksum, "noise_std": self.space.noise_std}
         own["conditioner"] = self.conditioner.name if self.conditioner else None
         return {**super().checkpoint_identity, **own}
@@ -190,7 +196,7 @@ class FlowModule(TrainingModule):
 
     @property
     def training_pair_names(self) -> tuple[str, ...] | None:
-        """Names of what :meth:`training_pairs` tells; None where a family of the user's does not say."""
+        """Names of what :meth:`training_pairs` returns; None where a family does not declare them."""
         return () if type(self).training_pairs is FlowModule.training_pairs else None
 
     @property
@@ -428,7 +434,7 @@ class FlowModule(TrainingModule):
         seed: int = 0,
         spatial: SpatialCondition | None = None,
     ) -> Tensor:
-        """Log-density of data, or its lower bound; see :attr:`likelihood`.
+        """Log-density of data in nats, or its lower bound, shape (B,); see :attr:`likelihood`.
 
         Args:
             x: points in model space, shape (B, *shape).
@@ -436,9 +442,6 @@ class FlowModule(TrainingModule):
             index: sample indices that key the probes and posterior draws; 0..B-1 when None.
             seed: the evaluation seed.
             spatial: conditions that the flow's conditioner made, one per point; None where it has none.
-
-        Returns:
-            Nats, shape (B,).
         """
         self._check_points(x)
         label = self.check_condition(condition, len(x))
@@ -454,13 +457,13 @@ class FlowModule(TrainingModule):
         return shaped(value, (len(x),), self.space, "log_prob")
 
     def on_test_start(self) -> None:
-        """Nothing has failed yet."""
+        """Forget the failure of an earlier test."""
         self.test_failure = None
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Log-densities of one test batch, for the evaluator; none after the first batch that has none.
 
-        Whoever does without them takes the exception from :attr:`test_failure`, which else is raised in the end.
+        A caller that does without them takes the exception from :attr:`test_failure`, which else is raised in the end.
         """
         if self.test_failure is not None:
             return {}
@@ -472,7 +475,7 @@ class FlowModule(TrainingModule):
             return {}
 
     def on_test_epoch_end(self) -> None:
-        """Raise what stopped the log-densities, unless somebody took it."""
+        """Raise what stopped the log-densities, unless it was taken."""
         if self.test_failure is not None:
             raise self.test_failure
 
@@ -491,5 +494,5 @@ class FlowModule(TrainingModule):
 
 
 def _given(spatial: SpatialCondition | None) -> dict[str, Any]:
-    """The argument of a conditioned flow's own methods; other families do not know it."""
+    """The argument of a conditioned flow's own methods; other families do not take it."""
     return {} if spatial is None else {"spatial": spatial}

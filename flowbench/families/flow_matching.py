@@ -95,6 +95,17 @@ class FlowMatching(FlowModule):
 
     Raises:
         ValueError: when two choices exclude each other.
+
+    Example:
+        >>> from functools import partial
+        >>> from flowbench.data import DataSpec
+        >>> from flowbench.networks import MLP
+        >>> flow = FlowMatching(DataSpec("points", "1", (2,)), partial(MLP, width=16, depth=1))
+        >>> samples = flow.sample(flow.draw_noise(torch.arange(3), seed=0), network_evaluations=8)
+        >>> samples.x.shape, samples.network_evaluations
+        (torch.Size([3, 2]), 8.0)
+        >>> flow.log_prob(torch.zeros(1, 2))  # nothing moves before training: ln N(0; 0, I) = -ln(2 pi)
+        tensor([-1.8379], dtype=torch.float64)
     """
 
     density = "ode"

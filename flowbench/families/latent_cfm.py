@@ -27,6 +27,18 @@ class LatentCFM(FlowMatching):
             above 0 the autoencoder's decoder should be fine-tuned for it.
         cache_latents: keep the training split's latents on disk instead of encoding every batch.
         options: the other axes of :class:`FlowMatching`.
+
+    Example:
+        >>> from functools import partial
+        >>> from flowbench.data import DataSpec
+        >>> from flowbench.networks import DiT, KLAutoencoder
+        >>> spec = DataSpec("images", "1", (1, 8, 8), levels=17)
+        >>> autoencoder = Autoencoder(spec, partial(KLAutoencoder, latent_channels=2, width=8)).eval()
+        >>> flow = LatentCFM(spec, partial(DiT, width=16, depth=1, num_heads=2), autoencoder=autoencoder)
+        >>> flow.flow_shape, flow.sample(flow.draw_noise(torch.arange(3), seed=0)).x.shape
+        ((2, 4, 4), torch.Size([3, 1, 8, 8]))
+        >>> flow.likelihood
+        'bound'
     """
 
     def __init__(

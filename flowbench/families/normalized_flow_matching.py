@@ -18,7 +18,7 @@ class NormalizedFlowMatching(FlowMatching):
     """Flow matching whose every data point starts from the noise that a trained flow maps it to.
 
     The pairs of a bijection do not cross by chance, so the field has less to average over than under independent pairs.
-    How a teacher's training noise is treated is told at :class:`~flowbench.families.pairing.teacher.TeacherPairing`.
+    :class:`~flowbench.families.pairing.teacher.TeacherPairing` describes how a teacher's training noise is treated.
 
     A budget in operations counts the teacher's pass in every step, where a cache replaces it too, so that it buys the
     same training with and without; ``flowbench count`` shows the student alone.
@@ -38,6 +38,17 @@ class NormalizedFlowMatching(FlowMatching):
 
     Raises:
         ValueError: without a teacher, or with one of another shape, source or number of classes.
+
+    Example:
+        >>> from functools import partial
+        >>> from flowbench.data import Batch, DataSpec
+        >>> from flowbench.networks import MLP
+        >>> spec = DataSpec("points", "1", (2,))
+        >>> teacher = TARFlow(spec, layers=[1, 1], width=16, head_dim=8).eval()
+        >>> flow = NormalizedFlowMatching(spec, partial(MLP, width=16, depth=1), teacher=teacher)
+        >>> batch = Batch(torch.randn(8, 2, generator=torch.Generator().manual_seed(0)))
+        >>> flow.training_loss(batch, torch.Generator().manual_seed(0)).total.item()  # this teacher moves nothing yet
+        0.0
     """
 
     def __init__(

@@ -32,6 +32,16 @@ class OTCFM(FlowMatching):
         coupling: pairs source with data inside the batch; None is the exact assignment.
         pairing: a rule in place of the coupling, such as StreamPairing.
         options: the other axes of :class:`FlowMatching`.
+
+    Example:
+        >>> from functools import partial
+        >>> from flowbench.data import Batch, DataSpec
+        >>> from flowbench.networks import MLP
+        >>> flow = OTCFM(DataSpec("points", "1", (2,)), partial(MLP, width=16, depth=1))
+        >>> flow.pairing
+        BatchPairing(OptimalTransportCoupling())
+        >>> flow.training_loss(Batch(torch.zeros(8, 2)), torch.Generator().manual_seed(0)).total.shape
+        torch.Size([])
     """
 
     def __init__(

@@ -211,6 +211,17 @@ class Reflow(FlowMatching):
 
     Raises:
         ValueError: without a teacher, or with one of another shape, source, number of classes or network.
+
+    Example:
+        >>> from functools import partial
+        >>> from flowbench.data import DataSpec
+        >>> from flowbench.networks import MLP
+        >>> spec, network = DataSpec("points", "1", (2,)), partial(MLP, width=16, depth=1)
+        >>> teacher = FlowMatching(spec, network).eval()
+        >>> flow = Reflow(spec, network, teacher=teacher, num_pairs=100)
+        >>> noise = flow.draw_noise(torch.arange(3), seed=0)
+        >>> torch.equal(flow.sample(noise).x, teacher.sample(noise).x)  # it starts from the teacher's weights
+        True
     """
 
     def __init__(

@@ -19,6 +19,11 @@ class DatasetSource(Source):
 
     Raises:
         ValueError: when the catalogue has no density of that name.
+
+    Example:
+        >>> source = DatasetSource("moons")
+        >>> source.sample(100, (2,), torch.Generator().manual_seed(0)).shape
+        torch.Size([100, 2])
     """
 
     def __init__(self, dataset: str) -> None:

@@ -34,6 +34,18 @@ class STARFlow(TARFlow):
         augmentation: noise of the latents, in units of their standard deviation (0.3 in the paper); None is none.
         cache_latents: keep the training split's latents on disk instead of encoding every batch.
         options: width, patch size, conditioning, sampling and training as in :class:`TARFlow`.
+
+    Example:
+        >>> from functools import partial
+        >>> from flowbench.data import DataSpec
+        >>> from flowbench.networks import KLAutoencoder
+        >>> spec = DataSpec("images", "1", (1, 8, 8), levels=17)
+        >>> autoencoder = Autoencoder(spec, partial(KLAutoencoder, latent_channels=2, width=8)).eval()
+        >>> flow = STARFlow(spec, autoencoder=autoencoder, deep_layers=2, shallow_blocks=1, width=16, head_dim=8)
+        >>> flow.flow_shape, flow.sample(flow.draw_noise(torch.arange(3), seed=0)).x.shape
+        ((2, 4, 4), torch.Size([3, 1, 8, 8]))
+        >>> flow.likelihood
+        'bound'
     """
 
     def __init__(

@@ -89,8 +89,8 @@ class TARFlow(FlowModule):
             its reverse.
         permutations: token order of every block, from the data end to the noise end, in place of `last_order`.
         conditioned: label all blocks (TARFlow), or the `deep` one nearest the noise alone (STARFlow).
-        guidance: of the sampler; a number is the scale of the closed form (STARFlow, prop. 2) in the blocks that know
-            labels, >= 1, and 1 is none.
+        guidance: of the sampler; a number is the scale of the closed form (STARFlow, prop. 2) in the conditional
+            blocks, >= 1, and 1 is none.
         inverse: how the flow is inverted to sample; None is token by token.
         augmentation: noise of the training points; None is uniform dequantisation.
         denoiser: takes the noise out of samples; None leaves it in. :meth:`log_prob` remains that of the flow: of data
@@ -105,6 +105,17 @@ class TARFlow(FlowModule):
         optimizer: AdamW and its schedule.
         ema_decay: decay of the averaged weights, in [0, 1).
         compile: compile the layers of the transformers.
+
+    Example:
+        >>> from flowbench.data import DataSpec
+        >>> flow = TARFlow(DataSpec("images", "1", (1, 4, 4), levels=17), architecture="2-16-2-1", head_dim=8)
+        >>> samples = flow.sample(flow.draw_noise(torch.arange(3), seed=0))
+        >>> samples.x.shape, samples.network_evaluations
+        (torch.Size([3, 1, 4, 4]), 1.0)
+        >>> flow.likelihood
+        'exact'
+        >>> flow.log_prob(torch.zeros(1, 1, 4, 4))  # the identity before training: ln N(0; 0, I) = -8 ln(2 pi)
+        tensor([-14.7030], dtype=torch.float64)
     """
 
     density = "exact"
@@ -219,7 +230,7 @@ class TARFlow(FlowModule):
         channels, height, width = self.flow_shape
         return unpatchify(tokens, self.patch_size, (channels, height, width))
 
-    # ---- what rows say --------------------------------------------------------------------------------
+    # ---- names in result rows -------------------------------------------------------------------------
 
     @property
     def likelihood_method(self) -> str:

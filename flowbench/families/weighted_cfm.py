@@ -34,6 +34,17 @@ class WeightedCFM(FlowMatching):
         network: builds the velocity network.
         weight: how much a pair counts; None is the Gibbs weight with its defaults.
         options: the other axes of :class:`FlowMatching`.
+
+    Example:
+        >>> from functools import partial
+        >>> from flowbench.data import Batch, DataSpec
+        >>> from flowbench.networks import MLP
+        >>> flow = WeightedCFM(DataSpec("points", "1", (2,)), partial(MLP, width=16, depth=1))
+        >>> flow.weight
+        GibbsWeight(kappa=0.5, cost='norm', normalization='running', decay=0.99)
+        >>> loss = flow.training_loss(Batch(torch.zeros(8, 2)), torch.Generator().manual_seed(0))
+        >>> loss.total.shape, list(loss.parts)
+        (torch.Size([]), ['unweighted_loss'])
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """What a flow does without being trained for it: reconstruct, edit, interpolate, inpaint, classify.
 
-Nothing is guided unless a function says so, and nothing is denoised but the last step of :func:`inpaint`: with the
+Nothing is guided by default, and nothing is denoised but the last step of :func:`inpaint`: with the
 noise in hand, :meth:`FlowModule.flow_decode` undoes :meth:`FlowModule.flow_encode`.
 """
 

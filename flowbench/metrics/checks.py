@@ -1,4 +1,4 @@
-"""The checks at the door of every metric: two finite tables of the same width."""
+"""Checks of the arguments of every metric: finite tables, two of them of the same width."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def as_table(x: Tensor, name: str, minimum: int = 1) -> Tensor:
 
     Args:
         x: samples, shape (N, *D); a 1-D tensor is N scalars.
-        name: what the caller calls them, for the message.
+        name: of the argument, for the message.
         minimum: the fewest samples that the metric is defined for.
 
     Returns:

@@ -46,6 +46,11 @@ class ClassifierSettings:
 
     Raises:
         ValueError: for a number out of range.
+
+    Example:
+        >>> settings = classifier_settings((1, 8, 8), num_samples=1000)
+        >>> settings.options
+        {'num_steps': 400, 'width': 32, 'stages': 1}
     """
 
     version: int
@@ -66,7 +71,7 @@ class ClassifierSettings:
 
 
 def classifier_settings(shape: tuple[int, ...], num_samples: int) -> ClassifierSettings:
-    """What suits images of a size.
+    """Architecture and training that suit images of a size.
 
     On one core it takes seconds for 8 x 8 digits, a minute for 28 x 28 grey images and three for 32 x 32 colour ones.
 
@@ -99,10 +104,16 @@ class DigitsCNN(nn.Module):
             batches, and pictures of more than 32 pixels a side are averaged down to 32.
 
     Attributes:
-        test_accuracy: share of test images whose label it finds, where it was measured; kept in its file.
+        test_accuracy: share of test images that are classified correctly, where it was measured; kept in its file.
 
     Raises:
         ValueError: a shape that is not (C, H, W) with sides of at least 4, or a size out of range.
+
+    Example:
+        >>> model = DigitsCNN((1, 8, 8), num_classes=10, dimension=64)
+        >>> images = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
+        >>> model.features(images).shape, model(images).shape
+        (torch.Size([3, 64]), torch.Size([3, 10]))
     """
 
     def __init__(
@@ -206,7 +217,7 @@ def train_classifier(
         dimension: width of the feature layer, 1 to 65,536.
         width: channels of the first convolution, 1 to 65,536.
         stages: see :class:`DigitsCNN`.
-        report: is told after every step how many of how many are done.
+        report: called after every step with the number of steps that are done and of all.
 
     Returns:
         The trained module on the CPU, in evaluation mode, its parameters without gradient.
@@ -241,7 +252,7 @@ def train_classifier(
 
 
 def classification_accuracy(model: DigitsCNN, images: Tensor, labels: Tensor, batch_size: int = 512) -> float:
-    """Share of uint8 images (N, C, H, W) whose label (N,) the classifier finds."""
+    """Share of uint8 images (N, C, H, W) that are classified as their label (N,)."""
     check_count("batch_size", batch_size)
     device = model.head.weight.device
     with torch.no_grad():

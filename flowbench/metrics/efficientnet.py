@@ -131,7 +131,7 @@ class EfficientNetFeatures:
     rounded), then mapped by (x - 127) / 128.
 
     Args:
-        path: file of weights; None searches as :func:`flowbench.metrics.weights.efficientnet_weights` says.
+        path: file of weights; None searches as :func:`flowbench.metrics.weights.efficientnet_weights` does.
         device: where the network runs.
 
     Raises:

@@ -37,6 +37,15 @@ class FeatureExtractor(Protocol):
         dimension: D, the width of a feature vector.
         checksum: SHA-256 (hex) of the weights and of everything else that changes the features.
         protocol: what protocol strings show: network, resize, and precision where it is not float32.
+
+    Example:
+        >>> class Brightness:
+        ...     name, dimension, checksum, protocol = "brightness", 1, "0" * 64, "mean of pixels"
+        ...     def __call__(self, images):
+        ...         return images.float().flatten(1).mean(dim=1, keepdim=True)
+        >>> extract(Brightness(), torch.full((2, 3, 8, 8), 127, dtype=torch.uint8))
+        tensor([[127.],
+                [127.]])
     """
 
     name: str
@@ -68,6 +77,14 @@ class ClassifierFeatures:
 
     Attributes:
         test_accuracy: share of test images that the classifier recognises, or None where it was not measured.
+
+    Example:
+        >>> features = ClassifierFeatures(DigitsCNN((1, 8, 8), num_classes=10))
+        >>> features.name, features.dimension
+        ('digits-cnn', 64)
+        >>> images = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
+        >>> features(images).shape, features.classify(features(images)).shape
+        (torch.Size([3, 64]), torch.Size([3]))
     """
 
     def __init__(self, model: DigitsCNN, name: str = "digits-cnn") -> None:
@@ -96,6 +113,12 @@ class IdentityFeatures:
     Args:
         dimension: number of coordinates of a sample, >= 1.
         name: shown in rows.
+
+    Example:
+        >>> features = IdentityFeatures(dimension=2)
+        >>> features(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        tensor([[1., 2.],
+                [3., 4.]])
     """
 
     def __init__(self, dimension: int, name: str = "identity") -> None:
@@ -162,7 +185,7 @@ def exact_inference(device: torch.device) -> Iterator[None]:
     """No gradients, no autocast, and convolutions in true float32, whatever the caller trains with.
 
     Metrics are compared across precisions of training, so the caller's settings must not reach a feature network.
-    (On a GPU torch lets convolutions use TF32 unless told otherwise.)
+    (On a GPU torch lets convolutions use TF32 by default.)
     """
     convolution = torch.backends.cudnn.conv  # type: ignore[attr-defined]
     before = convolution.fp32_precision

@@ -43,6 +43,12 @@ class FeatureStatistics:
 
     Raises:
         ValueError: ``dimension`` out of range.
+
+    Example:
+        >>> statistics = FeatureStatistics(dimension=1)
+        >>> statistics = statistics.update(torch.tensor([[0.0], [1.0]])).update(torch.tensor([[2.0]]))  # two batches
+        >>> statistics.count, statistics.mean, statistics.covariance
+        (3, tensor([1.], dtype=torch.float64), tensor([[1.]], dtype=torch.float64))
     """
 
     def __init__(self, dimension: int, device: torch.device | str = "cpu") -> None:
@@ -134,15 +140,21 @@ class FeatureStatistics:
 
 @dataclass(frozen=True)
 class GaussianStatistics:
-    """Moments of features where the sums are not known, as other people's files hold them.
+    """Mean and covariance of features without the sums behind them, as files of other tools hold them.
 
     Args:
         mean: shape (D,).
         covariance: shape (D, D), symmetric.
-        count: samples that the moments were taken from, >= 1; None where the file does not say.
+        count: samples that the moments were taken from, >= 1; None where it is not known.
 
     Raises:
         ValueError: shapes that do not fit, values that are not finite, or a covariance that is not symmetric.
+
+    Example:
+        >>> a = GaussianStatistics(mean=torch.zeros(2), covariance=torch.eye(2))
+        >>> b = GaussianStatistics(mean=torch.tensor([3.0, 4.0]), covariance=4 * torch.eye(2))
+        >>> round(frechet_distance(a, b), 4)  # |m|^2 + 2 (2 - 1)^2
+        27.0
     """
 
     mean: Tensor

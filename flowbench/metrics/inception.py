@@ -29,11 +29,11 @@ class InceptionFeatures:
     Not an ``nn.Module``, so a metric or LightningModule that holds it keeps the weights out of checkpoints.
 
     Attributes:
-        origin: where the weights came from, for people.
+        origin: where the weights came from, in words.
         has_logits: whether the weights include the classifier, so that :meth:`logits` works.
 
     Args:
-        path: file of weights; None searches as :func:`flowbench.metrics.weights.inception_weights` says.
+        path: file of weights; None searches as :func:`flowbench.metrics.weights.inception_weights` does.
         device: where the network runs.
         precision: ``float32`` is the protocol of published FIDs; ``bfloat16`` is faster, is a network of its own
             (``inception-bf16``), and its distances are not FIDs.

@@ -15,7 +15,13 @@ __all__ = ["InceptionScore", "inception_score"]
 
 
 class InceptionScore(NamedTuple):
-    """Mean and standard deviation (divided by their number) over the splits; each in [1, classes]."""
+    """Mean and standard deviation (divided by their number) over the splits; each in [1, classes].
+
+    Example:
+        >>> logits = 100 * torch.eye(4)  # four samples, each surely of another class
+        >>> round(inception_score(logits, splits=1).mean, 4)  # as many as the classes, the largest score
+        4.0
+    """
 
     mean: float
     std: float
@@ -24,7 +30,7 @@ class InceptionScore(NamedTuple):
 def inception_score(logits: Tensor, splits: int = 10, generator: torch.Generator | None = None) -> InceptionScore:
     """``exp(E_x KL(p(y | x) || p(y)))`` per split, from a classifier's logits.
 
-    Knows nothing of real data: memorised or adversarial samples score well. Biased downwards for small splits, so
+    Does not use real data: memorised or adversarial samples score well. Biased downwards for small splits, so
     compare only with the same N and number of splits.
 
     Args:

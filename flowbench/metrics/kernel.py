@@ -18,11 +18,16 @@ _CHUNK = 1024  # rows of a kernel matrix held at a time
 
 
 class KernelEstimate(NamedTuple):
-    """A kernel distance.
+    """Estimate of a squared kernel distance (MMD^2), with its spread over subsets.
 
     Attributes:
         mean: the estimate of MMD^2, or its mean over subsets. Unbiased, so it may be below 0.
         std: standard deviation over the subsets (divided by their number); None for the full sets.
+
+    Example:
+        >>> x, y = torch.zeros(3, 1), torch.full((3, 1), 2.0)
+        >>> kernel_distance(x, y, degree=1, gamma=1.0, coef=0.0)  # a linear kernel compares means
+        KernelEstimate(mean=4.0, std=None)
     """
 
     mean: float

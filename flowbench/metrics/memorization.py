@@ -31,6 +31,15 @@ class Memorization(NamedTuple):
         generated: indices of the most suspicious generated samples, the worst first.
         train: indices of their nearest training samples.
         ratios: their distance over the distance of the training sample to its own nearest neighbour.
+
+    Example:
+        >>> train, heldout = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[0.5], [2.0]])
+        >>> copies = memorization(train, train, heldout)
+        >>> copies.authenticity, copies.median_ratio, copies.copying_z < 0
+        (0.0, 0.0, True)
+        >>> fresh = memorization(heldout, train, heldout)
+        >>> fresh.authenticity, fresh.median_ratio, fresh.copying_z
+        (0.0, 1.0, 0.0)
     """
 
     authenticity: float
@@ -107,7 +116,7 @@ def data_copying(generated: Tensor, heldout: Tensor) -> float:
         heldout: the same of held-out samples, shape (N,).
 
     Returns:
-        z: below -3 says copying, above 3 says underfitting. Ties count half and shrink the variance; 0 where
+        z: below -3 indicates copying, above 3 underfitting. Ties count half and shrink the variance; 0 where
         all distances are equal.
 
     References:

@@ -18,7 +18,7 @@ _MAX_ITERATIONS = 100_000_000
 def average_minimum_distance(generated: Tensor, reference: Tensor) -> float:
     """Mean Euclidean distance from a generated point to the nearest reference point.
 
-    Nothing is asked of the reference points, so a model that has lost all modes but one can be perfect: read it beside
+    The modes need not all be reached, so a model that has lost all but one can be perfect: read it beside
     :func:`mode_discrepancy`.
 
     Args:

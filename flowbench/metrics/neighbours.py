@@ -15,14 +15,28 @@ __all__ = ["DensityCoverage", "PrecisionRecall", "density_coverage", "precision_
 
 
 class PrecisionRecall(NamedTuple):
-    """Both in [0, 1]: precision is fidelity (of the generated), recall is diversity (of the real)."""
+    """Precision, the fidelity of generated samples, and recall, their diversity; both in [0, 1].
+
+    Example:
+        >>> real, generated = torch.tensor([[0.0], [1.0], [2.0], [3.0]]), torch.tensor([[0.0], [0.1]])
+        >>> precision_recall(real, generated, k=1)  # good samples, but of a quarter of the data
+        PrecisionRecall(precision=1.0, recall=0.25)
+    """
 
     precision: float
     recall: float
 
 
 class DensityCoverage(NamedTuple):
-    """Density is at least 0 and may exceed 1; coverage lies in [0, 1]."""
+    """Density, the fidelity of generated samples (at least 0, may exceed 1), and coverage, their diversity (in [0, 1]).
+
+    Example:
+        >>> real = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
+        >>> density_coverage(real, real.clone(), k=1)
+        DensityCoverage(density=1.0, coverage=1.0)
+        >>> density_coverage(real, torch.zeros(4, 1), k=1)  # one point again and again
+        DensityCoverage(density=1.0, coverage=0.25)
+    """
 
     density: float
     coverage: float

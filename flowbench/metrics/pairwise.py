@@ -22,7 +22,14 @@ _DENSE = 0.02  # share of unclear pairs from which the whole block is cheaper th
 
 
 class Neighbours(NamedTuple):
-    """Neighbours of each query: distances, float64, and indices, int64, of equal shapes, N first."""
+    """Neighbours of each query: distances, float64, and indices, int64, of equal shapes, N first.
+
+    Example:
+        >>> queries, references = torch.tensor([[0.9], [5.0]]), torch.tensor([[0.0], [1.0], [3.0]])
+        >>> neighbours = nearest_neighbours(queries, references)
+        >>> neighbours.distances.flatten(), neighbours.indices.flatten()
+        (tensor([0.1000, 2.0000], dtype=torch.float64), tensor([1, 2]))
+    """
 
     distances: Tensor
     indices: Tensor
@@ -57,7 +64,7 @@ class Block:
     def nearest(self, k: int) -> Neighbours:
         """The k nearest points of each row, nearest first, equal distances by index: both of shape (C, k)."""
         upper = (self.squared + self.point_error).kthvalue(k, dim=1).values + self.row_error
-        # Written so that NaN, from coordinates whose squares overflow, counts as "cannot say".
+        # Written so that NaN, from coordinates whose squares overflow, counts as "too close to call".
         candidates = ~((self.squared - self.point_error) > (upper + self.row_error)[:, None])
         count = candidates.sum(dim=1)
         row, column = candidates.nonzero(as_tuple=True)

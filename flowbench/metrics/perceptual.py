@@ -61,17 +61,26 @@ class PerceptualDistance:
     A network that also measures a bench flatters whatever was trained on it: train on one, measure with another.
 
     Not an ``nn.Module``, so a LightningModule that holds it keeps the weights out of checkpoints, EMA and DDP. Weights
-    are read at the first call. Computes in float32 whatever autocast says.
+    are read at the first call. Computes in float32, under autocast too.
 
     Args:
         network: ``classifier`` (a file of :func:`flowbench.metrics.save_classifier`, for pictures of its shape),
             ``inception`` (FID's Inception-v3) or ``efficientnet-lite0``.
-        weights: the file; needed for ``classifier``; None searches as :mod:`flowbench.metrics.weights` says.
+        weights: the file; needed for ``classifier``; None searches as :mod:`flowbench.metrics.weights` does.
         side: >= 1; pictures are scaled (bilinear) to this many pixels a side; None keeps their size where the network
             can take it, else takes the next it can. Not for ``classifier``.
 
     Raises:
         ValueError: an unknown network, a classifier without its file, or a side that the network cannot take.
+
+    Example:
+        >>> import tempfile
+        >>> x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = save_classifier(f"{folder}/classifier.pt", DigitsCNN((1, 8, 8), num_classes=10))
+        ...     distance = PerceptualDistance("classifier", f"{folder}/classifier.pt")
+        ...     distance(x, x).abs().round(decimals=4)
+        tensor([0., 0.])
     """
 
     def __init__(self, network: PerceptualNetwork, weights: str | Path | None = None, side: int | None = None) -> None:

@@ -36,13 +36,21 @@ __all__ = [
 
 
 class Interval(NamedTuple):
-    """A number with its uncertainty.
+    """A statistic with its confidence interval and standard error.
 
     Attributes:
         value: the statistic of all samples.
         low: lower end of the interval.
         high: upper end.
         standard_error: standard deviation that the value has over independent sets of N samples.
+
+    Example:
+        >>> values = torch.tensor([0.0, 1.0, 2.0, 3.0])
+        >>> interval = jackknife_interval(4, lambda index: values[index].mean().item(), torch.Generator(), num_groups=4)
+        >>> interval.value, round(interval.standard_error, 4)  # sqrt(5 / 3) / sqrt(4), as for every mean
+        (1.5, 0.6455)
+        >>> interval.low < 1.5 < interval.high
+        True
     """
 
     value: float
@@ -52,7 +60,7 @@ class Interval(NamedTuple):
 
 
 class FrechetInfinity(NamedTuple):
-    """An extrapolated Frechet distance.
+    """Frechet distance extrapolated to infinitely many samples, with its standard error.
 
     Attributes:
         value: the intercept at 1 / N = 0. May be below 0.
@@ -61,6 +69,15 @@ class FrechetInfinity(NamedTuple):
         slope: of the distance against 1 / N; slope / N is the bias of the distance at N.
         sizes: numbers of samples of the subsets.
         distances: mean distance at each size.
+
+    Example:
+        >>> rng = torch.Generator().manual_seed(0)
+        >>> generated, reference = torch.randn(400, 2, generator=rng), GaussianStatistics(torch.zeros(2), torch.eye(2))
+        >>> limit = frechet_infinity(generated, reference, rng)
+        >>> limit.sizes[0], limit.sizes[-1]
+        (200, 400)
+        >>> limit.value < limit.distances[-1] < limit.distances[0]  # distances fall with N; the truth is 0
+        True
     """
 
     value: float

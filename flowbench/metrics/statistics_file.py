@@ -34,12 +34,12 @@ _NUMPY_ONLY: list[Any] = [
 
 
 def save_statistics(path: str | Path, statistics: FeatureStatistics, metadata: Mapping[str, Any]) -> None:
-    """Write statistics and what they are of to an ``.npz`` file, atomically.
+    """Write statistics and their description to an ``.npz`` file, atomically.
 
     Args:
         path: the file.
         statistics: the sums to store.
-        metadata: JSON values that say what the numbers are of: data set, split, transform, extractor and its
+        metadata: JSON values that describe the statistics: data set, split, transform, extractor and its
             checksum, resize, N.
 
     Raises:

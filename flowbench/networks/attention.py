@@ -25,8 +25,8 @@ __all__ = ["CausalAttention", "CausalBlock", "LayerNorm", "Temperature"]
 # take it 34 ms, the written-out products 6 ms; the lines cross between 256 and 1024 slots.
 _MAX_EXPLICIT = 512
 _PRODUCTS = "products"
-# Cached keys' numbers that a token reads, below which the fused kernel is taken unasked: at 53,000 it took 0.54 of the
-# time of two products, at 65,000 0.64 (AMD EPYC with AVX2); with fewer, their calls are most of it on any machine.
+# Cached keys' numbers that a token reads, below which the fused kernel is taken unmeasured: at 53,000 it took 0.54 of
+# the time of two products, at 65,000 0.64 (AMD EPYC with AVX2); with fewer, their calls are most of it on any machine.
 _MIN_READ = 1 << 15
 
 Temperature = float | Tensor

@@ -36,6 +36,13 @@ class GaussianAutoencoder(nn.Module, ABC):
 
     Attributes:
         log_sigma: logarithm of the decoder's standard deviation in model units, a scalar parameter.
+
+    Example:
+        >>> mean, log_variance = torch.ones(1, 4, 2, 2), torch.zeros(1, 4, 2, 2)
+        >>> GaussianAutoencoder.kl(mean, log_variance)  # 16 coordinates of mean 1: half a nat each
+        tensor([8.])
+        >>> GaussianAutoencoder.sample(mean, log_variance, noise=torch.full_like(mean, 0.5)).mean()
+        tensor(1.5000)
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -209,6 +216,14 @@ class KLAutoencoder(GaussianAutoencoder):
         Kingma and Welling (2013), "Auto-Encoding Variational Bayes", arXiv:1312.6114; Rombach et al. (2021),
         "High-Resolution Image Synthesis with Latent Diffusion Models", arXiv:2112.10752, section 3.1;
         Rybkin et al. (2020), "Simple and Effective VAE Training with Calibrated Decoders", arXiv:2006.13202.
+
+    Example:
+        >>> autoencoder = KLAutoencoder((1, 8, 8), latent_channels=2, width=8)
+        >>> autoencoder.latent_shape
+        (2, 4, 4)
+        >>> x, noise = torch.zeros(3, 1, 8, 8), torch.zeros(3, 2, 4, 4)
+        >>> {name: tuple(term.shape) for name, term in autoencoder.elbo_terms(x, noise).items()}
+        {'reconstruction_nll': (3,), 'kl': (3,)}
     """
 
     def __init__(

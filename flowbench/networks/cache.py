@@ -94,7 +94,7 @@ class KeyValueCache:
         """A zero cache on the device of ``like``.
 
         Args:
-            like: tells the device.
+            like: a tensor on the device.
             dtype: of keys and values.
             depth: number of layers.
             shape: (B, H, S, E).

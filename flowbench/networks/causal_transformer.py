@@ -65,6 +65,14 @@ class CausalTransformer(nn.Module):
 
     Raises:
         ValueError: for sizes that do not fit together.
+
+    Example:
+        >>> network = CausalTransformer(num_tokens=4, token_dim=2, width=8, depth=1, head_dim=4)
+        >>> x = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(0))
+        >>> network(x).shape  # a mean and a raw scale for each of the 2 numbers of a token
+        torch.Size([3, 4, 4])
+        >>> network.step(x[:, 0], 1, network.allocate_cache(batch_size=3)).shape  # token 1, given token 0
+        torch.Size([3, 4])
     """
 
     def __init__(
@@ -177,7 +185,7 @@ class CausalTransformer(nn.Module):
 
         Args:
             previous_BLD: the tokens ``start - 1`` .. ``start + L - 2``, shape (B, L, D). With ``start`` 0 the first
-                one is ignored: the network knows its own start.
+                one is ignored: slot 0 has a start of its own.
             start: index of the first token to predict.
             cache: from :meth:`allocate_cache`, for the same B; written in place.
             label: as in :meth:`forward`.

@@ -31,6 +31,11 @@ class PatchDiscriminator(nn.Module):
 
     References:
         Isola et al. (2017), Image-to-Image Translation with Conditional Adversarial Networks, arXiv 1611.07004, app. 6.
+
+    Example:
+        >>> discriminator = PatchDiscriminator((3, 16, 16), width=8, num_layers=1)
+        >>> discriminator(torch.zeros(2, 3, 16, 16)).shape  # a logit for each of 6 x 6 overlapping patches
+        torch.Size([2, 1, 6, 6])
     """
 
     def __init__(self, shape: tuple[int, ...], *, width: int = 64, num_layers: int = 3) -> None:

@@ -68,6 +68,13 @@ class DiT(VelocityNetwork):
 
     References:
         Peebles and Xie (2022), "Scalable Diffusion Models with Transformers", arXiv:2212.09748, section 3.2.
+
+    Example:
+        >>> network = DiT((1, 8, 8), num_classes=10, width=16, depth=1, num_heads=2)
+        >>> x, label = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 7, 10])
+        >>> velocity = network(x, t=torch.tensor(0.5), label=label)  # 10 is the null label
+        >>> velocity.shape, bool((velocity == 0).all())
+        (torch.Size([3, 1, 8, 8]), True)
     """
 
     positions: Tensor

@@ -38,7 +38,7 @@ def sinusoidal_features(position: Tensor, num_features: int, frequencies: tuple[
 
 
 def grid_features(height: int, width: int, num_features: int) -> Tensor:
-    """Fixed sine-cosine features of the cells of a grid: half tell the row, half the column.
+    """Fixed sine-cosine features of the cells of a grid: half encode the row, half the column.
 
     Args:
         height: rows of the grid.

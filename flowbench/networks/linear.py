@@ -16,8 +16,8 @@ from flowbench.core.kernels import ONEDNN, PLAIN, Way, fastest, is_clearly_faste
 
 __all__ = ["Linear"]
 
-# Rows * in * out below which PyTorch's own way is taken unasked: at half of it both took 22 to 25 us on the processor
-# on which oneDNN gains most, twice (AMD EPYC with AVX-512), and PyTorch a third to half of the time at an eighth.
+# Rows * in * out below which PyTorch's own way is taken unmeasured: at half of it both took 22 to 25 us, twice, on the
+# processor on which oneDNN gains most (AMD EPYC with AVX-512), and PyTorch a third to half of the time at an eighth.
 _MIN_WORK = 1 << 21
 
 _Shape = tuple[int, int, int]
@@ -47,8 +47,8 @@ class Linear(nn.Linear):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
-        # Every microsecond before a one-token step's product counts: smaller inputs ask nothing, and others for which
-        # PyTorch's way was found are kept, by their numbers, negative for those without gradients.
+        # Every microsecond before a one-token step's product counts: small inputs are not looked up, and those for
+        # which PyTorch's way was found are kept, by their numbers, negative for those without gradients.
         self._few = -(-_MIN_WORK // out_features)
         self._plain: set[int] = set()
 
@@ -102,7 +102,7 @@ class _ChosenLinear(torch.autograd.Function):
         (grad_RO,) = grads
         x_RI, weight_OI = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        # Higher derivatives take PyTorch's own products, which know theirs.
+        # Higher derivatives take PyTorch's own products, which have derivatives of their own.
         way = PLAIN if torch.is_grad_enabled() or onednn.in_forward_mode() else ctx.way
         return (
             _product(way, "input")(grad_RO, weight_OI.T) if needs_x else None,

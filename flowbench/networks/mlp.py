@@ -45,6 +45,13 @@ class MLP(VelocityNetwork):
 
     References:
         He et al. (2015), "Deep Residual Learning", arXiv:1512.03385; pre-activation as in arXiv:1603.05027.
+
+    Example:
+        >>> network = MLP((2,), num_classes=None, width=16, depth=1)
+        >>> x, t = torch.randn(3, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([0.0, 0.5, 1.0])
+        >>> velocity = network(x, t)
+        >>> velocity.shape, bool((velocity == 0).all())
+        (torch.Size([3, 2]), True)
     """
 
     def __init__(

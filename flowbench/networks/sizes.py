@@ -13,7 +13,7 @@ MOST_CLASSES = 10**6
 
 
 def check_shape(shape: object, length: int | None = None) -> None:
-    """Refuse what is no shape of one sample, (d,) or (C, H, W), of sizes from 1 to 1e6.
+    """Raise ValueError unless this is the shape of one sample, (d,) or (C, H, W), of sizes from 1 to 1e6.
 
     Raises:
         ValueError: one line with the range, the value and what to give.
@@ -23,17 +23,17 @@ def check_shape(shape: object, length: int | None = None) -> None:
 
 
 def check_width(name: str, value: object) -> None:
-    """Refuse what is no number of channels, 1 to 65,536."""
+    """Raise ValueError unless this is a number of channels, 1 to 65,536."""
     check_count(name, value, at_most=MOST_CHANNELS)
 
 
 def check_layers(name: str, value: object, *, at_least: int = 1, hint: str = "", or_none: bool = False) -> None:
-    """Refuse what is no number of layers, `at_least` to 1,000."""
+    """Raise ValueError unless this is a number of layers, `at_least` to 1,000."""
     check_count(name, value, at_least=at_least, at_most=MOST_LAYERS, hint=hint, or_none=or_none)
 
 
 def check_classes(num_classes: object) -> None:
-    """Refuse what is no number of classes, 1 to 1e6, or None."""
+    """Raise ValueError unless this is a number of classes, 1 to 1e6, or None."""
     hint = "None is an unconditional network"
     check_count("num_classes", num_classes, at_most=MOST_CLASSES, or_none=True, hint=hint)
 

@@ -75,6 +75,14 @@ class TinyAutoencoder(GaussianAutoencoder):
 
     References:
         Bohan, TAESD: Tiny AutoEncoder for Stable Diffusion, https://github.com/madebyollin/taesd (MIT).
+
+    Example:
+        >>> autoencoder = TinyAutoencoder((3, 16, 16))
+        >>> mean, log_variance = autoencoder.encode(torch.zeros(2, 3, 16, 16))
+        >>> mean.shape, autoencoder.is_deterministic, log_variance.max().item()
+        (torch.Size([2, 32, 2, 2]), True, -inf)
+        >>> autoencoder.decode(mean).shape
+        torch.Size([2, 3, 16, 16])
     """
 
     def __init__(self, shape: tuple[int, ...], *, latent_channels: int = 32, pooled: bool = True) -> None:

@@ -102,6 +102,13 @@ class UNet(VelocityNetwork):
     References:
         Dhariwal and Nichol (2021), "Diffusion Models Beat GANs on Image Synthesis", arXiv:2105.05233;
         Ho et al. (2020), "Denoising Diffusion Probabilistic Models", arXiv:2006.11239, appendix B.
+
+    Example:
+        >>> network = UNet((1, 8, 8), num_classes=None, channels=8, num_res_blocks=1, num_heads=2)
+        >>> x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> velocity = network(x, t=torch.tensor(0.5))
+        >>> velocity.shape, bool((velocity == 0).all())
+        (torch.Size([3, 1, 8, 8]), True)
     """
 
     def __init__(

@@ -28,6 +28,14 @@ class VelocityNetwork(nn.Module, ABC):
 
     Raises:
         ValueError: a size is out of range.
+
+    Example:
+        >>> class Shrink(VelocityNetwork):
+        ...     def velocity(self, x, embedding):
+        ...         return -x
+        >>> network = Shrink((2,), num_classes=10, embedding_width=8)
+        >>> network(torch.ones(1, 2), t=torch.tensor(0.5), label=torch.tensor([3]))
+        tensor([[-1., -1.]])
     """
 
     def __init__(
@@ -49,7 +57,7 @@ class VelocityNetwork(nn.Module, ABC):
         return self.shape[0] + self.condition_channels
 
     def null_condition(self, x: Tensor) -> Tensor | None:
-        """The condition that says nothing, zeros (B, condition_channels, *grid); None for a network without one."""
+        """The null condition, zeros (B, condition_channels, *grid); None for a network without one."""
         if not self.condition_channels:
             return None
         return x.new_zeros((len(x), self.condition_channels, *self.shape[1:]))

@@ -1,4 +1,4 @@
-"""How much of its budget a training has spent, and the end of it."""
+"""The training budget of a contender, and how much of it is used."""
 
 from __future__ import annotations
 
@@ -54,6 +54,13 @@ class Budget(L.Callback):
 
     Raises:
         ValueError: for a number out of range.
+
+    Example:
+        >>> budget = Budget(BudgetLimit("steps", 10), flops_per_step=10**9, samples_per_step=50, max_steps=10)
+        >>> budget.progress, budget.exhausted
+        (0.0, False)
+        >>> budget.progress_within(5)  # in the middle of the sixth of ten steps
+        0.55
     """
 
     def __init__(

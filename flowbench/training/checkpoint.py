@@ -24,6 +24,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     Attributes:
         step: optimiser steps behind the checkpoint that was written last; None before the first.
+
+    Example:
+        >>> import tempfile
+        >>> io = AtomicCheckpointIO()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     io.save_checkpoint({"global_step": 7, "state_dict": {"w": torch.ones(2)}}, f"{folder}/last.ckpt")
+        ...     read_checkpoint(f"{folder}/last.ckpt")["state_dict"]
+        {'w': tensor([1., 1.])}
+        >>> io.step
+        7
     """
 
     step: int | None = None

@@ -64,7 +64,7 @@ class ExponentialMovingAverage:
         """Within the context the module holds the averaged weights; the live ones come back whatever happens.
 
         Tensors are exchanged, not copied, so entering and leaving cost nothing and restore the exact bits; of sharded
-        ones the values are exchanged, for the gathering of weights knows the memory they lie in.
+        ones the values are exchanged, because the gathering of weights refers to the memory they lie in.
         """
         self._exchange()
         try:

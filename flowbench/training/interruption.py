@@ -1,4 +1,4 @@
-"""Ends of a run that nobody planned: a signal, and the loss of one of its processes."""
+"""Unplanned ends of a run: a signal, and the loss of one of its processes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _GRACE_SECONDS = 5.0
 
 
 class StopOnSignal(L.Callback):
-    """Ends the training at the end of a step when a signal asks for it, with a checkpoint of that step.
+    """Ends the training at the end of a step after a signal, with a checkpoint of that step.
 
     All processes stop at the same step, whichever of them received the signal. Where no training step runs, the signal
     ends the process at once; a second one always does.
@@ -54,7 +54,7 @@ class StopOnSignal(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save and stop, if any process was asked to.
+        """Save and stop, if any process received a signal.
 
         Raises:
             Stopped: on all processes.
@@ -121,7 +121,7 @@ def _agreed(trainer: L.Trainer, device: torch.device) -> int:
 
 
 class ProcessWatch:
-    """Notices that a process of the run has ended, says which and how, and ends this one if it hangs.
+    """Detects that a process of the run has ended, reports which and how, and ends this one if it hangs.
 
     Lightning's own observer ends the first process by SIGKILL then, without a word; this one takes its place. Processes
     that a launcher started watch their parent in turn.
@@ -144,7 +144,7 @@ class ProcessWatch:
         """The end of another process in place of what it caused here; else the exception itself."""
         if self._trainer.world_size == 1 or not is_distributed(error):
             return error
-        # The others need not find out which one it was, but whether the first is gone, who would have said so.
+        # The others need not find out which one it was, only whether the first, which reports it, is gone.
         limit = time.monotonic() + (_GRACE_SECONDS if is_first_process() else _GRACE_SECONDS / 5)
         while (lost := self._loss()) is None and time.monotonic() < limit:
             time.sleep(_POLL_SECONDS)
@@ -205,7 +205,7 @@ class ProcessWatch:
 
 
 def speak_of_loss(progress: Path, reason: str) -> None:
-    """Note and say that a run has lost a process: the first does, and the second where the first is gone."""
+    """Record and report the loss of a process: in the first one, or in the second where the first is gone."""
     if is_first_process() or os.environ.get("LOCAL_RANK") == "1":
         note_end(progress, "failed", reason)
         print(f"flowbench: error: {reason}; the same command continues", file=sys.stderr, flush=True)

@@ -36,7 +36,7 @@ class LossGuard:
     """Watches the losses of a training run.
 
     Where reading a value is free, on the CPU, each loss is read at once. Elsewhere losses stay on the device and are
-    read together by :meth:`first`; until then the optimiser is told on the device to leave weights and moments alone
+    read together by :meth:`first`; until then a flag on the device makes the optimiser leave weights and moments alone
     (``found_inf``, which the fused optimisers of PyTorch heed for the sake of scaled losses). Optimisers without that,
     and those of sharded weights, have each loss read at once.
     """
@@ -49,7 +49,7 @@ class LossGuard:
         """Take the loss of a batch, a scalar that is the same on all processes.
 
         Returns:
-            Whether :meth:`first` should be asked now.
+            Whether :meth:`first` should be called now.
         """
         self._pending.append((step, value, index))
         if not reading_waits(value.device) or optimizer is None or not _can_skip(optimizer):

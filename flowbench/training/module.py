@@ -30,7 +30,12 @@ WeightsName = Literal["ema", "raw"]
 
 
 class NonFiniteLossError(FloatingPointError):
-    """The training loss became NaN or infinite; the message names the step, the samples and the checkpoint."""
+    """The training loss became NaN or infinite; the message names the step, the samples and the checkpoint.
+
+    Example:
+        >>> issubclass(NonFiniteLossError, FloatingPointError)
+        True
+    """
 
 
 @dataclass
@@ -40,7 +45,13 @@ class Loss:
     Attributes:
         total: scalar with a gradient.
         parts: detached scalars, logged as ``train/<name>``.
-        diagnostics: gives more of them, or None; asked on the steps that are written down, because it costs something.
+        diagnostics: computes more of them, or None; called only on logging steps, because it is expensive.
+
+    Example:
+        >>> error = torch.tensor([0.25, 0.75], requires_grad=True)
+        >>> loss = Loss(total=error.mean(), parts={"largest": error.detach().max()})
+        >>> loss.total.item(), loss.parts
+        (0.5, {'largest': tensor(0.7500)})
     """
 
     total: Tensor
@@ -58,6 +69,18 @@ class TrainingModule(L.LightningModule, ABC):
         optimizer: AdamW and its schedule.
         ema_decay: decay of the averaged weights, in [0, 1); 0 turns averaging off.
         compile: compile the networks with ``torch.compile`` before training.
+
+    Example:
+        >>> from flowbench.data import Batch, DataSpec
+        >>> class Mean(TrainingModule):
+        ...     def __init__(self, spec):
+        ...         super().__init__(spec, ema_decay=0.0)
+        ...         self.mean = torch.nn.Parameter(torch.zeros(spec.shape))
+        ...     def training_loss(self, batch, generator):
+        ...         return Loss((batch.x - self.mean).square().mean())
+        >>> module = Mean(DataSpec("points", "1", (2,)))
+        >>> module.training_loss(Batch(torch.ones(3, 2)), torch.Generator()).total.item()
+        1.0
     """
 
     sampling_arguments: ClassVar[frozenset[str]] = frozenset({"compile"})
@@ -306,8 +329,8 @@ class TrainingModule(L.LightningModule, ABC):
         """Refuse a checkpoint of another family or of other data before any tensor is touched.
 
         Raises:
-            ValueError: names what the file holds and what is expected; also when one of the two knows averaged
-                weights and the other does not, because an average that nobody loads is the initialisation.
+            ValueError: names what the file holds and what is expected; also when one of the two has averaged
+                weights and the other does not, because an average that is not loaded stays at the initialisation.
         """
         found = checkpoint.get("flowbench")
         if found is None:

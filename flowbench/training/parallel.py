@@ -40,6 +40,13 @@ class FullyShardedStrategy(ModelParallelStrategy):
     Weights are kept, gathered and averaged in float32; ``trainer.precision: bf16-mixed`` rounds them inside each
     product, and likelihoods, which are computed without autocast, see them whole. Each process builds the model in
     the host's memory before it is sharded: 4 bytes per parameter and process.
+
+    Example:
+        >>> check_strategy(FullyShardedStrategy())  # the one way to shard weights that is accepted
+        >>> check_strategy("fsdp")
+        Traceback (most recent call last):
+            ...
+        ValueError: trainer.strategy=fsdp is not supported: to shard weights, set ...
     """
 
     def __init__(self) -> None:
@@ -204,6 +211,6 @@ def sharded_like(tensor: Tensor, other: Tensor) -> Tensor:
         return tensor.to(other)
     if isinstance(tensor, DTensor):
         return tensor.to(dtype=other.dtype)
-    # Every process has the whole tensor, so nobody has to send it.
+    # Every process has the whole tensor, so none has to send it.
     whole = tensor.to(device=other.device, dtype=other.dtype)
     return distribute_tensor(whole, other.device_mesh, other.placements, src_data_rank=None)

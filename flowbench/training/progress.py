@@ -1,4 +1,4 @@
-"""A small file that tells how far a run is, for whoever watches from outside and whoever needs its weights."""
+"""A small file with the progress of a run, for monitoring from outside and for runs that need its weights."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ProgressFile(L.Callback):
 
     Args:
         path: the file.
-        budget: says which share of the training is done.
+        budget: gives the share of the training that is done.
         clock: seconds since the epoch.
     """
 
@@ -59,7 +59,7 @@ class ProgressFile(L.Callback):
         self.write(trainer, "fit")
 
     def on_test_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Measuring begins; :meth:`stage` tells how it goes on."""
+        """Measuring begins; :meth:`stage` records its progress."""
         self.write(trainer, "test")
 
     def stage(self, what: str, fraction: float, phase: str = "test") -> None:
@@ -70,7 +70,7 @@ class ProgressFile(L.Callback):
         Args:
             what: e.g. `samples 256/360`.
             fraction: share of the measurement that is done.
-            phase: `test` of a flow, which follows its training, or `reference` for the rows that nobody trains.
+            phase: `test` of a flow, which follows its training, or `reference` for rows of what is not trained.
         """
         before = str(self._written.get("what", ""))
         begins = what.rstrip(_COUNT) != before.rstrip(_COUNT)
@@ -112,7 +112,7 @@ class ProgressFile(L.Callback):
 
 
 def note_end(path: Path, phase: str, reason: str) -> None:
-    """Note how a run broke off; what else the file says stays.
+    """Note how a run broke off; the other entries of the file stay.
 
     Args:
         path: ``progress.json``; made where the run had not begun.

@@ -1,4 +1,4 @@
-"""What a flow is told beside a label: a condition on the grid of its space, made from the data."""
+"""Conditions beside the label: on the grid of the flow's space, made from the data."""
 
 from __future__ import annotations
 
@@ -21,11 +21,16 @@ class SpatialCondition:
     """Conditions of some samples, and what they were made from.
 
     Attributes:
-        values: what the network is given, on the grid of the flow's space, shape (B, K, *grid); zeros say nothing.
+        values: the network's input on the grid of the flow's space, shape (B, K, *grid); zeros are the null condition.
         original: the data that the condition hides a part of, in model space, shape (B, *D); None where nothing of
             them belongs in the sample.
         unknown: which values of the data are hidden, bool, shape (B, H, W), or (B, d) for points; None without a mask.
         categories: a semantic map, int64, shape (B, H, W); None without one.
+
+    Example:
+        >>> condition = SpatialCondition(values=torch.zeros(3, 2, 8, 8))  # zeros: the null condition
+        >>> len(condition), condition.unknown
+        (3, None)
     """
 
     values: Tensor
@@ -47,6 +52,13 @@ class Conditioner(ABC):
 
     Raises:
         ValueError: for a share out of range.
+
+    Example:
+        >>> conditioners: list[Conditioner] = [InpaintingConditioner(), SemanticConditioner(categories=4)]
+        >>> [conditioner.name for conditioner in conditioners]
+        ['inpainting[square]', 'semantic[4 derived]']
+        >>> [conditioner.channels(PixelSpace((1, 8, 8))) for conditioner in conditioners]
+        [2, 4]
     """
 
     def __init__(self, dropout: float = 0.0) -> None:
@@ -122,12 +134,12 @@ class Conditioner(ABC):
         return {}
 
     def score_names(self, spec: DataSpec) -> tuple[str, ...] | None:
-        """Names of what :meth:`scores` measures on such data; None where a class of the user's does not say."""
+        """Names of what :meth:`scores` measures on such data; None where a class does not declare them."""
         return () if type(self).scores is Conditioner.scores else None
 
 
 class NullConditioner(Conditioner):
-    """Conditions that say nothing, in the shape of the flow's points: where only shapes count.
+    """Null conditions in the shape of the flow's points, for uses where only shapes count.
 
     Args:
         num_channels: channels K, 0 to 65,536.
@@ -144,7 +156,7 @@ class NullConditioner(Conditioner):
         return "null"
 
     def channels(self, space: Space) -> int:
-        """As many as were asked for."""
+        """As many as were given."""
         return self.num_channels
 
     def training_condition(self, batch: Batch, space: Space, generator: torch.Generator) -> SpatialCondition:
@@ -190,7 +202,7 @@ def guided_network(
         network: ``network(x, t, label, condition)``.
         label: class labels, shape (B,), or None.
         condition: of the same samples, or None.
-        conditioner: who made it.
+        conditioner: that made it.
 
     Returns:
         ``guided(x, t, given)``, which evaluates the null branch where `given` is None; and what to hand to it: None

@@ -26,7 +26,7 @@ def fill_in(
 ) -> Inpainting:
     """Fill the unknown values in with a draw under the flow's own condition, the masked data and the mask.
 
-    The mask may be another than those of the training; the flow then answers a question it was not taught.
+    The mask may be another than those of the training; the flow was not trained for it then.
 
     Args:
         module: a flow with an :class:`InpaintingConditioner`.
@@ -37,7 +37,7 @@ def fill_in(
         index: sample indices that key it too; 0..B-1 when None.
 
     Returns:
-        Known values are put back whatever the conditioner's `paste` says; `drift` is how far the flow had moved them,
+        Known values are put back whatever the conditioner's `paste` is; `drift` is how far the flow had moved them,
         in model units.
 
     Raises:

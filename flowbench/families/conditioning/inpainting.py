@@ -18,7 +18,7 @@ __all__ = ["InpaintingConditioner", "draw_masks"]
 
 _HALVES = ("left", "right", "top", "bottom")
 _NAMED = (*_HALVES, "center")
-_SCORES = ("inpainting_psnr", "known_psnr")  # of the values that were asked for, and of those that were given
+_SCORES = ("inpainting_psnr", "known_psnr")  # of the unknown and of the known values
 _CHOICES = "half, square, random-SHARE (e.g. random-0.5), left, right, top, bottom, center, or a PNG file"
 
 
@@ -96,11 +96,20 @@ class InpaintingConditioner(Conditioner):
     Args:
         mask: `half`, `square`, `random-SHARE` or a fixed mask, see :func:`draw_masks`.
         paste: put the known values back into the samples; their row names it. The likelihood is that of the flow,
-            which does not know about it.
+            which this leaves as it is.
         dropout: see :class:`Conditioner`.
 
     Raises:
         ValueError: for an unknown mask or a share out of range.
+
+    Example:
+        >>> conditioner, space = InpaintingConditioner(), PixelSpace((1, 4, 4))
+        >>> unknown = torch.zeros(2, 4, 4, dtype=torch.bool)
+        >>> unknown[:, :, 2:] = True  # the right half
+        >>> condition = conditioner.masked(torch.ones(2, 1, 4, 4), unknown, space)
+        >>> condition.values[0, :, 0]  # the first row of the masked image and of the mask
+        tensor([[1., 1., 0., 0.],
+                [0., 0., 1., 1.]])
     """
 
     def __init__(self, mask: str = "square", paste: bool = True, dropout: float = 0.0) -> None:

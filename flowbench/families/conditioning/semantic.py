@@ -56,6 +56,11 @@ class SemanticConditioner(Conditioner):
 
     Raises:
         ValueError: for a number out of range.
+
+    Example:
+        >>> conditioner, space = SemanticConditioner(categories=2), PixelSpace((1, 2, 2))
+        >>> conditioner.of_map(torch.tensor([[[0, 1], [1, 1]]]), space).values[0].tolist()  # one channel each
+        [[[1.0, 0.0], [0.0, 0.0]], [[0.0, 1.0], [1.0, 1.0]]]
     """
 
     def __init__(self, categories: int = 4, maps: MapSource = "derived", blur: int = 3, dropout: float = 0.0) -> None:
@@ -92,7 +97,7 @@ class SemanticConditioner(Conditioner):
         """The batch's own maps, or maps of its images.
 
         Raises:
-            ValueError: when `maps` says `given` and there are none, or `derived` and there are some.
+            ValueError: when `maps` is `given` and there are none, or `derived` and there are some.
         """
         if (batch.condition is None) != (self.maps == "derived"):
             has = "no condition" if batch.condition is None else "a condition"

@@ -49,6 +49,16 @@ class Autoencoder(TrainingModule):
         optimizer: AdamW and its schedule.
         ema_decay: decay of the averaged weights, in [0, 1); a discriminator is not averaged.
         compile: compile the network.
+
+    Example:
+        >>> from functools import partial
+        >>> from flowbench.data import Batch, DataSpec
+        >>> from flowbench.networks import KLAutoencoder
+        >>> spec = DataSpec("images", "1", (1, 8, 8), levels=17)
+        >>> autoencoder = Autoencoder(spec, partial(KLAutoencoder, latent_channels=2, width=8))
+        >>> loss = autoencoder.training_loss(Batch(torch.zeros(3, 1, 8, 8)), torch.Generator().manual_seed(0))
+        >>> loss.total.shape, sorted(loss.parts)
+        (torch.Size([]), ['kl', 'psnr', 'reconstruction_nll'])
     """
 
     latent_second_moment: Tensor
@@ -114,7 +124,7 @@ class Autoencoder(TrainingModule):
         return Loss(total, {"kl": kl.detach(), **loss.parts})
 
     def decoding_loss(self, x: Tensor, latent: Tensor) -> Loss:
-        """What the decoder answers for, in nats per dimension: its likelihood, and looks where they are asked for.
+        """Loss of the decoder alone, in nats per dimension: its likelihood and, where given, the terms for looks.
 
         Args:
             x: images, shape (B, C, H, W).
@@ -131,7 +141,7 @@ class Autoencoder(TrainingModule):
             distance = self._distance(x, x_hat).mean()
             total = total + self.perceptual.weight * distance
             parts["perceptual"] = distance.detach()
-        # Held-out data are scored by what has a meaning on its own; a discriminator's opinion has none.
+        # Held-out data are scored by what has a meaning on its own; a discriminator's output has none.
         if self.training and self.discriminator is not None:
             adversarial = self._adversarial_loss(self.discriminator, x, x_hat)
             total = total + adversarial.total
@@ -151,7 +161,7 @@ class Autoencoder(TrainingModule):
         return Loss(self.adversarial.weight * for_decoder + for_discriminator, parts)
 
     def _budget_share(self) -> float:
-        """Share of the training budget used up; all of it where nobody trains, as when operations are counted."""
+        """Share of the training budget used up; all of it where nothing is trained, as when operations are counted."""
         return 1.0 if self._trainer is None else self._next_progress()
 
     @torch.no_grad()

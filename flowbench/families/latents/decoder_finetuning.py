@@ -42,6 +42,18 @@ class DecoderFineTuning(Autoencoder):
 
     Raises:
         ValueError: for noise that is not positive, or an autoencoder of another architecture.
+
+    Example:
+        >>> from functools import partial
+        >>> from flowbench.data import Batch, DataSpec
+        >>> from flowbench.networks import KLAutoencoder
+        >>> network = partial(KLAutoencoder, latent_channels=2, width=8)
+        >>> spec = DataSpec("images", "1", (1, 8, 8), levels=17)
+        >>> tuned = DecoderFineTuning(spec, network, noise_std=0.3, autoencoder=Autoencoder(spec, network).eval())
+        >>> tuned.decoder_noise_std
+        0.3
+        >>> tuned.training_loss(Batch(torch.zeros(3, 1, 8, 8)), torch.Generator().manual_seed(0)).total.shape
+        torch.Size([])
     """
 
     def __init__(
@@ -124,7 +136,7 @@ class DecoderFineTuning(Autoencoder):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Begin with the variance that fits the noise, in closed form on the first batch.
 
-        The noise multiplies the decoder's error at once; the optimiser would spend hundreds of steps to tell it.
+        The noise multiplies the decoder's error at once; the optimiser would spend hundreds of steps to learn it.
         """
         if self.trainer.global_step or batch_idx:
             return

@@ -23,6 +23,11 @@ class PerceptualConfig:
         weight: of the distance, which lies in [0, 4], in the loss; in [1e-12, 1e12].
         weights: file of the network's weights; needed for ``classifier``.
         side: pictures are scaled to this many pixels a side, >= 1; None keeps their size where the network can take it.
+
+    Example:
+        >>> distance = PerceptualConfig(network="inception", weight=0.5).build()  # weights are read at the first call
+        >>> type(distance).__name__
+        'PerceptualDistance'
     """
 
     network: PerceptualNetwork = "efficientnet-lite0"
@@ -56,6 +61,11 @@ class AdversarialConfig:
         start: share of the training budget before it, in [0, 1).
         width: channels of the discriminator's first convolution, 1 to 65,536.
         num_layers: halvings of the resolution in the discriminator, 1 to 16.
+
+    Example:
+        >>> config = AdversarialConfig(weight=0.1, width=8, num_layers=1)
+        >>> config.build((1, 16, 16))(torch.zeros(2, 1, 16, 16)).shape
+        torch.Size([2, 1, 6, 6])
     """
 
     weight: float = 0.1

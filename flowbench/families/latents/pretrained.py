@@ -157,6 +157,16 @@ class PretrainedAutoencoder(Autoencoder):
 
     Raises:
         ValueError: for negative noise.
+
+    Example:
+        >>> from functools import partial
+        >>> from flowbench.data import Batch, DataSpec
+        >>> from flowbench.networks import KLAutoencoder
+        >>> network = partial(KLAutoencoder, latent_channels=2, width=8)
+        >>> spec = DataSpec("images", "1", (1, 8, 8), levels=17)
+        >>> measured = PretrainedAutoencoder(spec, network)  # a network with trained weights in place of this one
+        >>> sorted(measured.training_loss(Batch(torch.zeros(3, 1, 8, 8)), torch.Generator().manual_seed(0)).parts)
+        ['latent_second_moment', 'psnr', 'squared_error']
     """
 
     def __init__(self, spec: DataSpec, network: AutoencoderFactory, *, noise_std: float = 0.0) -> None:

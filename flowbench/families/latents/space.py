@@ -34,6 +34,13 @@ class Space(ABC):
 
     Raises:
         ValueError: for a number out of range.
+
+    Example:
+        >>> space: Space = PixelSpace((2,), noise_std=0.1)
+        >>> x = torch.zeros(3, 2)
+        >>> z = space.encode(x, torch.Generator().manual_seed(0))
+        >>> z.shape, torch.equal(space.encode_mean(x), x), torch.equal(space.decode(z), z)
+        (torch.Size([3, 2]), True, True)
     """
 
     def __init__(self, shape: tuple[int, ...], noise_std: float = 0.0) -> None:
@@ -115,7 +122,15 @@ class Space(ABC):
 
 
 class PixelSpace(Space):
-    """The data space itself, with Gaussian noise on the training points where `noise_std` is above 0."""
+    """The data space itself, with Gaussian noise on the training points where `noise_std` is above 0.
+
+    Example:
+        >>> space, x = PixelSpace((2,)), torch.ones(3, 2)
+        >>> torch.equal(space.encode(x, torch.Generator()), x)
+        True
+        >>> torch.equal(PixelSpace((2,), noise_std=0.1).encode(x, torch.Generator().manual_seed(0)), x)
+        False
+    """
 
     def encode(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Data with noise; the data themselves where `noise_std` is 0."""
@@ -163,6 +178,16 @@ class LatentSpace(Space):
 
     Raises:
         ValueError: for a negative `noise_std`.
+
+    Example:
+        >>> from functools import partial
+        >>> from flowbench.data import DataSpec
+        >>> from flowbench.networks import KLAutoencoder
+        >>> spec = DataSpec("images", "1", (1, 8, 8), levels=17)
+        >>> space = LatentSpace(Autoencoder(spec, partial(KLAutoencoder, latent_channels=2, width=8)).eval())
+        >>> z = space.encode(torch.zeros(3, 1, 8, 8), torch.Generator().manual_seed(0))
+        >>> z.shape, space.decode(z).shape
+        (torch.Size([3, 2, 4, 4]), torch.Size([3, 1, 8, 8]))
     """
 
     def __init__(self, autoencoder: Autoencoder, noise_std: float = 0.0, cache_latents: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""What noise training points carry, and what may therefore be said of their likelihood."""
+"""The noise of training points, and what their likelihood is because of it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ class Augmentation(ABC):
 
     Attributes:
         noise_std: standard deviation of the Gaussian noise that the flow's space adds, in its own units.
+
+    Example:
+        >>> choices: list[Augmentation] = [UniformDequantization(), GaussianNoise(0.1)]
+        >>> [(choice.noise_std, choice.bits_per_dim) for choice in choices]
+        [(0.0, True), (0.1, False)]
     """
 
     noise_std: float = 0.0
@@ -38,6 +43,11 @@ class UniformDequantization(Augmentation):
     The flow is a density of the data: minus its logarithm, in bits per dimension, bounds the code length of the grey
     levels from above (Theis et al., 2016, arXiv 1511.01844, sec. 3.1) and compares with other exact flows. Samples need
     no denoising.
+
+    Example:
+        >>> augmentation = UniformDequantization()
+        >>> augmentation.noise_std, augmentation.bits_per_dim, augmentation.likelihood_method(latent=False)
+        (0.0, True, '')
     """
 
     def likelihood_method(self, latent: bool) -> str:
@@ -51,10 +61,10 @@ class UniformDequantization(Augmentation):
 class GaussianNoise(Augmentation):
     """Fresh Gaussian noise on every training point.
 
-    In data space the flow is the density of *noisy* data: its likelihood says so in its protocol, is no code length and
-    is never given in bits per dimension. On latents the noise belongs to the encoder, and the likelihood stays a bound
-    of the data's (Gu et al., 2025, arXiv 2506.06276, sec. 3). What the flow draws is noisy in both cases, until a
-    denoiser removes it.
+    In data space the flow is the density of *noisy* data: the likelihood's protocol names the noise, and the value is
+    no code length and never given in bits per dimension. On latents the noise belongs to the encoder, and the
+    likelihood stays a bound of the data's (Gu et al., 2025, arXiv 2506.06276, sec. 3). What the flow draws is noisy in
+    both cases, until a denoiser removes it.
 
     Args:
         std: standard deviation, in [1e-12, 1e12], in the units of the flow's space: data in [-1, 1] (TARFlow: 0.05 to
@@ -62,6 +72,13 @@ class GaussianNoise(Augmentation):
 
     References:
         Zhai et al. (2024), arXiv 2412.06329, sec. 2.3.
+
+    Example:
+        >>> augmentation = GaussianNoise(0.1)
+        >>> augmentation.noise_std, augmentation.bits_per_dim
+        (0.1, False)
+        >>> augmentation.likelihood_method(latent=False)
+        'density-of-noisy-data(0.1)'
     """
 
     def __init__(self, std: float) -> None:

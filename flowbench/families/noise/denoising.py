@@ -24,7 +24,7 @@ __all__ = ["DecoderDenoiser", "Denoiser", "FlowLayout", "FlowScoreDenoiser", "Tw
 
 @dataclass(frozen=True)
 class FlowLayout:
-    """What a denoiser must know of its flow.
+    """The facts of a flow that its denoiser needs.
 
     Attributes:
         space: where the flow lives.
@@ -49,6 +49,16 @@ class Denoiser(nn.Module, ABC):
     Attributes:
         name: names the algorithm in the rows of results.
         learns: whether it has parameters that are trained beside the flow's.
+
+    Example:
+        >>> class Halve(Denoiser):  # right for data of the same variance as the noise, with mean 0
+        ...     name = "halve"
+        ...     def denoise(self, x_BND, label, log_density):
+        ...         return x_BND / 2
+        ...     def evaluations(self, flow_parameters):
+        ...         return 0.0
+        >>> Halve().denoise(torch.ones(1, 2, 1), None, None).flatten()
+        tensor([0.5000, 0.5000])
     """
 
     learns: ClassVar[bool] = False
@@ -56,7 +66,7 @@ class Denoiser(nn.Module, ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """What rows call it."""
+        """Its name in result rows."""
 
     def attach(self, layout: FlowLayout) -> None:
         """Fit the denoiser to a flow, once.
@@ -103,6 +113,14 @@ class Tweedie(Denoiser):
 
     References:
         Zhai et al. (2024), arXiv 2412.06329, sec. 2.4; Efron (2011), Tweedie's Formula and Selection Bias.
+
+    Example:
+        >>> from flowbench.families.noise.denoising import FlowLayout
+        >>> denoiser = Tweedie()
+        >>> denoiser.attach(FlowLayout(PixelSpace((2,)), 1.0, num_tokens=2, token_dim=1, grid=None, num_classes=None))
+        >>> log_density = lambda x, label: -x.flatten(1).square().sum(1) / 4  # N(0, 2): data N(0, 1) plus noise N(0, 1)
+        >>> denoiser.denoise(torch.tensor([[[2.0], [4.0]]]), None, log_density).flatten()  # the posterior mean x / 2
+        tensor([1., 2.])
     """
 
     def __init__(self, strength: float = 1.0, batch_size: int = 64) -> None:
@@ -145,6 +163,16 @@ class FlowScoreDenoiser(Denoiser):
 
     References:
         Gu et al. (2025), STARFlow-V, arXiv 2511.20462, flow-score matching.
+
+    Example:
+        >>> from flowbench.families.noise.denoising import FlowLayout
+        >>> denoiser = FlowScoreDenoiser(width=8, depth=1, head_dim=4)
+        >>> denoiser.attach(FlowLayout(PixelSpace((2,)), 1.0, num_tokens=2, token_dim=1, grid=None, num_classes=None))
+        >>> x, score = torch.tensor([[[2.0], [4.0]]]), torch.tensor([[[-1.0], [-2.0]]])
+        >>> torch.equal(denoiser.denoise(x, None, None), x)  # leaves its input alone before training
+        True
+        >>> denoiser.matching_loss(x, None, score).item()  # the mean of 1^2 and 2^2
+        2.5
     """
 
     learns = True
@@ -195,7 +223,7 @@ class FlowScoreDenoiser(Denoiser):
 
     @torch.no_grad()
     def denoise(self, x_BND: Tensor, label: Tensor | None, log_density: LogDensity) -> Tensor:
-        """See :meth:`Denoiser.denoise`; the density is not asked."""
+        """See :meth:`Denoiser.denoise`; the density is not used."""
         return x_BND - self.noise_std * self.network(x_BND, label).to(x_BND.dtype)
 
     def evaluations(self, flow_parameters: int) -> float:
@@ -208,6 +236,11 @@ class DecoderDenoiser(Denoiser):
 
     References:
         Gu et al. (2025), arXiv 2506.06276, sec. 3 and eq. 7.
+
+    Example:
+        >>> denoiser = DecoderDenoiser()
+        >>> denoiser.name, denoiser.evaluations(flow_parameters=10**6)
+        ('decoder', 0.0)
     """
 
     @property

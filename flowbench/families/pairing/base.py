@@ -30,6 +30,15 @@ class PairingContext:
         device: of the flow's weights.
         rank: this process's number, 0 where there is one process.
         world_size: number of processes.
+
+    Example:
+        >>> from functools import partial
+        >>> from flowbench.data import DataSpec
+        >>> from flowbench.networks import MLP
+        >>> flow = FlowMatching(DataSpec("points", "1", (2,)), partial(MLP, width=16, depth=1))
+        >>> context = flow.pairing_context
+        >>> context.source, context.space.shape, context.num_classes, context.world_size
+        (GaussianSource(std=1), (2,), None, 1)
     """
 
     source: Source
@@ -52,6 +61,11 @@ class Pairs:
         label: of ``x1`` as the network gets them, null labels included, int64 (B,); None for an unconditional flow.
         parts: scalars to log at every step, without a gradient.
         diagnostics: computes more of them; called only on logging steps, because it is expensive.
+
+    Example:
+        >>> pairs = Pairs(x0=torch.zeros(3, 2), x1=torch.ones(3, 2))
+        >>> (pairs.x1 - pairs.x0).norm(dim=1), pairs.label
+        (tensor([1.4142, 1.4142, 1.4142]), None)
     """
 
     x0: Tensor
@@ -70,6 +84,16 @@ class Pairing(ABC):
     Attributes:
         coupling: what chooses among source points, where the rule uses a coupling.
         is_independent: source and data points are paired as drawn.
+
+    Example:
+        >>> from flowbench.data import Batch
+        >>> from flowbench.flows import GaussianSource
+        >>> class FromTheOrigin(Pairing):
+        ...     def pairs(self, context, x1, label, batch, rng):
+        ...         return Pairs(torch.zeros_like(x1), x1, label)
+        >>> context = PairingContext(GaussianSource(), PixelSpace((2,)), None, 0.0, seed=0, device=torch.device("cpu"))
+        >>> FromTheOrigin().pairs(context, torch.ones(3, 2), None, Batch(torch.ones(3, 2)), torch.Generator()).x0.shape
+        torch.Size([3, 2])
     """
 
     coupling: Coupling | None = None

@@ -21,6 +21,16 @@ class BatchPairing(Pairing):
         coupling: chooses a source point for every data point; None pairs as drawn. Where the flow is conditional it is
             given the labels of the data, dropped ones too: which labels the network does without does not concern the
             pairs.
+
+    Example:
+        >>> from flowbench.data import Batch
+        >>> from flowbench.flows import GaussianSource, OptimalTransportCoupling
+        >>> context = PairingContext(GaussianSource(), PixelSpace((2,)), None, 0.0, seed=0, device=torch.device("cpu"))
+        >>> x1 = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+        >>> pairing, rng = BatchPairing(OptimalTransportCoupling()), torch.Generator().manual_seed(1)
+        >>> pairs = pairing.pairs(context, x1, None, Batch(x1), rng)
+        >>> pairs.x0.shape, bool(pairs.diagnostics()["cost_ratio"] < 1)  # shorter than independent pairs
+        (torch.Size([64, 2]), True)
     """
 
     def __init__(self, coupling: Coupling | None = None) -> None:

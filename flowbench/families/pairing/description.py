@@ -13,7 +13,7 @@ from flowbench.flows import UniformWeight, Weight, transport_decomposition
 
 __all__ = ["OF_WEIGHT", "describe_pairs", "names_of_pairs"]
 
-# Points on each side for the weights of all their pairs, and what is told about these.
+# Points on each side for the weights of all their pairs, and the fields reported for them.
 TILT_POINTS = 512
 OF_WEIGHT = ("ess", "tilt_source", "tilt_target", "tilt_share", "weighted_norm_ratio")
 
@@ -49,7 +49,7 @@ def describe_pairs(
 
     Returns:
         ``cost_ratio``, the mean squared distance of the pairs, as weighted, over that of independent pairs; for a
-        weight that is not uniform besides the fields :data:`OF_WEIGHT` of
+        weight that is not uniform also the fields :data:`OF_WEIGHT` of
         :class:`~flowbench.flows.TransportDecomposition`, over all pairs of 512 points a side.
     """
     costs, independent, log_weights = [], [], []

@@ -29,7 +29,7 @@ class PairStore:
     """N rows of named tensors in files of :data:`SHARD_ROWS` rows, each whole or absent.
 
     The folder's name follows from what the rows are, so that another teacher or seed is another folder. Several
-    processes share the work: each makes shards that nobody else is making.
+    processes share the work: each makes shards that no other is making.
 
     Args:
         name: the folder's first word.
@@ -58,7 +58,7 @@ class PairStore:
         paths = [self.folder / f"{first:09d}.pt" for first in range(0, self.num_rows, self.shard_rows)]
         with writable(self.folder, "FLOWBENCH_CACHE"):
             self.folder.mkdir(parents=True, exist_ok=True)
-            for timeout in (0, -1):  # first what nobody works on, then wait for the others
+            for timeout in (0, -1):  # first what no process works on, then wait for the others
                 for number, path in enumerate(paths):
                     self._make(path, number * self.shard_rows, make, timeout)
         self._shards = [self._read(path) for path in paths]

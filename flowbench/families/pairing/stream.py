@@ -56,9 +56,8 @@ class StreamPairing(Pairing):
     Pairs are a function of (seed, group) alone: the same for any `ahead`, for a resumed run and, when gathered, for any
     number of processes with the same global batch. Only a permutation of the noise results, so the data points are
     looked up without what barely moves them: quantised images at their bins' centres, latents at the mean of their
-    posterior. Random flips are applied first, because they change
-    distances. Latents are read from the flow's cache where it has
-    `cache_latents`; else the encoder runs here too, once more for each training point.
+    posterior. Random flips are applied first, because they change distances. Latents are read from the flow's cache
+    where it has `cache_latents`; else the encoder runs here too, once more for each training point.
 
     Outside of the training stream, as in validation, pairs are found inside the batch: there is nothing to look ahead
     in. So they are in a call without a trainer.
@@ -76,6 +75,13 @@ class StreamPairing(Pairing):
 
     Raises:
         ValueError: for an `oversample` or `workers` below 1, a negative `ahead`, or more workers than groups ahead.
+
+    Example:
+        >>> pairing = StreamPairing(oversample=4)
+        >>> pairing
+        StreamPairing(OptimalTransportCoupling(), oversample=4, gather=True)
+        >>> pairing.num_coupled(batch_size=64)  # four batches of 64 in one problem
+        256
     """
 
     def __init__(
@@ -204,7 +210,7 @@ class _Stream:
         except Exception as failure:
             if not self._broadcasts:
                 raise
-            # The other processes wait for an answer: they are told before this one stops.
+            # The other processes wait for the result: they receive the failure before this one stops.
             noise, solved, error = torch.empty(0), None, failure
         index = torch.full((self.size,), _FAILED)
         if solved is not None:
@@ -242,7 +248,7 @@ class _Stream:
                     job = self._job(following)
                     future = self.threads.submit(solve, self.options.coupling, job, self.num_threads)
                 except Exception:
-                    # Met again, and told to the other processes, when the group's turn comes.
+                    # Raised again, and sent to the other processes, when the group's turn comes.
                     return
                 self.queued[following] = (job, future)
 

@@ -33,6 +33,17 @@ class AutoregressiveFlow(Bijector):
 
     Raises:
         ValueError: without blocks, or if their token shapes or class counts differ.
+
+    Example:
+        >>> from flowbench.networks import CausalTransformer
+        >>> network = lambda: CausalTransformer(num_tokens=4, token_dim=2, width=8, depth=1, head_dim=4)
+        >>> flow = AutoregressiveFlow([AffineBlock(network(), order) for order in alternating(2, last="flip")])
+        >>> z = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(0))
+        >>> inversion = flow.invert(z)
+        >>> inversion.x.shape, inversion.network_evaluations
+        (torch.Size([3, 4, 2]), 1.0)
+        >>> torch.allclose(flow(inversion.x)[0], z, atol=1e-5)
+        True
     """
 
     def __init__(self, blocks: Iterable[AffineBlock]) -> None:
@@ -64,7 +75,7 @@ class AutoregressiveFlow(Bijector):
         return z, logdet
 
     def states(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The way from data to noise: x, then the state after each block, shape (K + 1, B, N, D)."""
+        """States from data to noise: x, then the state after each block, shape (K + 1, B, N, D)."""
         return torch.stack([state for state, _ in self._forward_steps(x, condition)])
 
     def inverse(
@@ -93,10 +104,10 @@ class AutoregressiveFlow(Bijector):
             method: None = token by token.
 
         Returns:
-            Tokens x and what it took to find them.
+            Tokens x and the cost of finding them.
 
         Raises:
-            ValueError: as :meth:`forward`; also if guidance is asked for where no block has two branches that differ.
+            ValueError: as :meth:`forward`; also for guidance where no block has two branches that differ.
         """
         return self._trace(z, condition, guidance, method)[0]
 
@@ -107,7 +118,7 @@ class AutoregressiveFlow(Bijector):
         guidance: AutoregressiveGuidance | None = None,
         method: InverseMethod | None = None,
     ) -> Tensor:
-        """The way from noise to data: z, then the state after each block, shape (K + 1, B, N, D)."""
+        """States from noise to data: z, then the state after each block, shape (K + 1, B, N, D)."""
         return torch.stack(self._trace(z, condition, guidance, method)[1])
 
     @torch.no_grad()

@@ -23,9 +23,9 @@ class AutoregressiveGuidance:
 
     Attributes:
         scale: s in [1, 1e12]; the guidance weight is w = s - 1. 1 = no guidance: the other attributes then have no
-            effect, but keep their values for whoever chooses a scale later, as a sweep of scales or
-            ``sample(guidance=...)`` does.
-        rule: "product", "log-scale" or "linear", see :func:`~flowbench.flows.guidance.classifier_free.guided_gaussian`.
+            effect, but keep their values for a scale that is chosen later, by a sweep of scales or by
+            ``sample(guidance=...)``.
+        rule: "product", "log-scale" or "linear", see :func:`~flowbench.flows.guided_gaussian`.
         blocks: "all" blocks whose two branches differ (TARFlow), or only the "deep" one, nearest the noise (STARFlow).
         annealed: token t = 0..N-1 of the generation order gets the weight ``w t / (N - 1)``, the first none and the
             last the whole (TARFlow, whose step i makes token i + 1); a single token gets the whole.
@@ -34,6 +34,14 @@ class AutoregressiveGuidance:
     Raises:
         ValueError: for a scale below 1 (for unconditional samples pass no label instead), a value out of range, or an
             unknown rule or choice of blocks.
+
+    Example:
+        >>> guidance = AutoregressiveGuidance(scale=3.0)
+        >>> guidance.weight, guidance.name
+        (2.0, 'guidance[product,3]')
+        >>> mean, std = torch.tensor([[[1.0]], [[0.0]]]), torch.ones(2, 1, 1)  # with the label, then without
+        >>> guidance.combine(mean, std, start=0, num_tokens=1)  # the mean moves on by weight * (1 - 0)
+        (tensor([[[3.]]]), tensor([[[1.]]]))
     """
 
     scale: float = 1.0
@@ -57,7 +65,7 @@ class AutoregressiveGuidance:
 
     @property
     def name(self) -> str:
-        """All that a sample depends on, e.g. "guidance[product,3]"; "" without guidance."""
+        """Everything about the guidance that samples depend on, e.g. "guidance[product,3]"; "" without guidance."""
         if self.weight == 0:
             return ""
         parts = [self.rule, _exactly(self.scale)]
@@ -89,6 +97,6 @@ class AutoregressiveGuidance:
 
 
 def _exactly(number: float) -> str:
-    """The short form of a number where it says the same, e.g. "3" rather than "3.0"."""
+    """A number in its short form where no digit is lost, e.g. "3" rather than "3.0"."""
     short = f"{number:g}"
     return short if float(short) == number else repr(float(number))

@@ -22,7 +22,16 @@ _MIN_WORK = 1 << 18
 
 
 class Coupling(ABC):
-    """A rule that pairs a batch of source points with a batch of data points."""
+    """A rule that pairs a batch of source points with a batch of data points.
+
+    Example:
+        >>> class NearestSource(Coupling):  # a source point may serve several data points
+        ...     def _pair(self, x0, x1, generator, condition):
+        ...         return squared_distances(x0, x1).argmin(dim=0)
+        >>> x0, x1 = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[0.1], [1.9], [2.2]])
+        >>> NearestSource()(x0, x1, torch.Generator())
+        tensor([0, 2, 2])
+    """
 
     def __call__(self, x0: Tensor, x1: Tensor, generator: torch.Generator, condition: Tensor | None = None) -> Tensor:
         """Choose a source point for every data point.
@@ -32,7 +41,7 @@ class Coupling(ABC):
             x1: B data points, shape (B, *D); every one of them is used exactly once.
             generator: source of the random draws, if the rule needs any.
             condition: what each data point will be generated from: integer labels (B,) or real vectors
-                (B, *K). A rule that does not look at conditions ignores it.
+                (B, *K). Most rules ignore it.
 
         Returns:
             int64 indices into x0, shape (B,), on the device of x1: pair ``x0[index]`` with ``x1``.
@@ -71,7 +80,7 @@ def squared_distances(x0: Tensor, x1: Tensor) -> Tensor:
     """
     a, b = x0.flatten(1), x1.flatten(1)
     if not _may_multiply_in_float32(a, b):
-        # Distances do not feel a common shift, but the expanded square loses digits to it.
+        # Distances do not change under a common shift, but the expanded square loses digits to it.
         centre = b.mean(0, dtype=torch.float64)
         a, b = a.double() - centre, b.double() - centre
     cost = _product(a, b).double()
@@ -106,7 +115,7 @@ def _squared_norms(points: Tensor) -> Tensor:
 
 
 def _may_multiply_in_float32(a: Tensor, b: Tensor) -> bool:
-    """Whether a float32 product is worth it, and is one: torch may be told to use fewer digits.
+    """Whether a float32 product pays, and is one: torch may be set to use fewer digits.
 
     Points whose common shift is as large as they are would lose digits to it.
     """

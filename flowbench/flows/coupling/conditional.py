@@ -1,4 +1,4 @@
-"""Optimal transport that looks at conditions, so that noise stays independent of what it is conditioned on."""
+"""Optimal transport that uses conditions, so that noise stays independent of what it is conditioned on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ConditionalCoupling(Coupling):
     """Exact minibatch optimal transport with a price on changing the condition (C2OT).
 
     Pairing by distance alone makes the noise of a data point depend on its condition, while at sampling time
-    noise is drawn without a look at it. Here noise i carries the condition that came with row i, and pairing
+    noise is drawn independently of it. Here noise i carries the condition that came with row i, and pairing
     it with data point j costs |x0_i - x1_j|^2 + w D(c_i, c_j).
 
     Integer labels (B,) are matched only within their class (w infinite): given its label, a data point's
@@ -41,6 +41,14 @@ class ConditionalCoupling(Coupling):
 
     References:
         Cheng and Schwing 2025, arXiv 2503.10636 (C2OT).
+
+    Example:
+        >>> x0 = torch.tensor([[0.0], [1.0], [2.0]])
+        >>> x1, label = torch.tensor([[2.0], [1.0], [0.0]]), torch.tensor([0, 0, 1])
+        >>> OptimalTransportCoupling()(x0, x1, torch.Generator())  # distance alone
+        tensor([2, 1, 0])
+        >>> ConditionalCoupling()(x0, x1, torch.Generator(), label)  # within each label: source point 2 has label 1
+        tensor([1, 0, 2])
     """
 
     def __init__(

@@ -23,10 +23,15 @@ __all__ = [
 
 
 class IndependentCoupling(Coupling):
-    """The product of the two batches: pairs as drawn, without a look at the points.
+    """Independent pairs: source and data points are paired in the order in which they were drawn.
 
     With as many source as data points each is used once and nothing is drawn; otherwise a source point is
     drawn uniformly for each data point.
+
+    Example:
+        >>> x0, x1 = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[1.9], [0.1], [1.2]])
+        >>> IndependentCoupling()(x0, x1, torch.Generator())
+        tensor([0, 1, 2])
     """
 
     def _pair(self, x0: Tensor, x1: Tensor, generator: torch.Generator, condition: Tensor | None) -> Tensor:
@@ -41,11 +46,17 @@ class OptimalTransportCoupling(Coupling):
     Batches of equal size: the optimal permutation of the source points
     (:func:`flowbench.flows.coupling.assignment.assign`). Unequal sizes: the network simplex of POT, then each data
     point draws its source point from its column of the plan. Distances are taken and problems solved on the
-    CPU, so every device finds the same pairs. The rule does not look at conditions: given its condition, a data
+    CPU, so every device finds the same pairs. The rule ignores conditions: given its condition, a data
     point's source is no longer distributed as the source (see ``ConditionalCoupling``).
 
     References:
         Tong et al. 2024, arXiv 2302.00482; Pooladian et al. 2023, arXiv 2304.14772.
+
+    Example:
+        >>> x0, x1 = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[1.9], [0.1], [1.2]])
+        >>> index = OptimalTransportCoupling()(x0, x1, torch.Generator())
+        >>> index, x0[index].flatten()  # on a line both ends are in the same order
+        (tensor([2, 0, 1]), tensor([2., 0., 1.]))
     """
 
     def _pair(self, x0: Tensor, x1: Tensor, generator: torch.Generator, condition: Tensor | None) -> Tensor:

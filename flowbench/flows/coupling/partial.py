@@ -34,6 +34,13 @@ class PartialCoupling(Coupling):
     References:
         Figalli 2010, doi 10.1007/s00205-008-0212-7; Chapel et al. 2020, arXiv 2002.08276 (partial transport
         as balanced transport with dummy points).
+
+    Example:
+        >>> x0, x1 = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[100.0], [1.0], [2.0]])
+        >>> OptimalTransportCoupling()(x0, x1, torch.Generator())  # the outlier moves all pairs
+        tensor([2, 0, 1])
+        >>> PartialCoupling(mass=2 / 3)(x0, x1, torch.Generator())  # it gets the source point that is left
+        tensor([0, 1, 2])
     """
 
     def __init__(self, mass: float = 0.9) -> None:

@@ -30,6 +30,14 @@ class Guidance(ABC):
 
     Attributes:
         scale: the strength that a sweep varies; 1 is no guidance.
+
+    Example:
+        >>> guidance: Guidance = ClassifierFreeGuidance(scale=3.0)
+        >>> network = lambda x, t, label: torch.zeros_like(x) if label is None else torch.ones_like(x)
+        >>> guidance.velocity(network, torch.zeros(1, 2), t=torch.zeros(1), label=torch.tensor([7]))
+        tensor([[3., 3.]])
+        >>> guidance.evaluations_at(0.5), guidance.with_scale(1.0).evaluations_at(0.5)
+        (2, 1)
     """
 
     scale: float
@@ -73,6 +81,13 @@ class ClassifierFreeGuidance(Guidance):
     References:
         Ho and Salimans 2022, arXiv 2207.12598; Zheng et al. 2023, arXiv 2311.13443, for velocities; Kynkaanniemi et
         al. 2024, arXiv 2404.07724, for the interval.
+
+    Example:
+        >>> guidance = ClassifierFreeGuidance(scale=3.0, interval=(0.2, 0.8))
+        >>> guidance(conditional=torch.tensor([[2.0]]), unconditional=torch.tensor([[1.0]]))  # 1 + 3 (2 - 1)
+        tensor([[4.]])
+        >>> [guidance.evaluations_at(t) for t in (0.1, 0.5, 0.9)]
+        [1, 2, 1]
     """
 
     def __init__(self, scale: float = 1.0, interval: tuple[float, float] = (0.0, 1.0)) -> None:

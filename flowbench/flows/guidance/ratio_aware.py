@@ -42,6 +42,15 @@ class RatioAwareGuidance(Guidance):
 
     References:
         Zhu et al. 2025, arXiv 2508.03442, equation 8.
+
+    Example:
+        >>> guidance = RatioAwareGuidance(max_scale=3.0, decay=1.0)
+        >>> conditional, unconditional = torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, 0.0]])
+        >>> ratio = guidance.ratio(conditional, unconditional)
+        >>> ratio, guidance.scale_of(ratio)  # 1 + 2 exp(-1)
+        (tensor([1.]), tensor([1.7358]))
+        >>> guidance(conditional, unconditional)
+        tensor([[1.0000, 1.7358]])
     """
 
     def __init__(
@@ -137,6 +146,13 @@ class RatioProfile:
         times: at which the field was evaluated, in the order of the evaluations.
         ratio: mean rho, unsquared.
         scale: mean guidance scale.
+
+    Example:
+        >>> network = lambda x, t, label: torch.ones_like(x) if label is None else 2 * torch.ones_like(x)
+        >>> label = torch.zeros(4, dtype=torch.int64)
+        >>> profile = ratio_profile(RatioAwareGuidance(3.0, 1.0), network, torch.zeros(4, 2), label, Euler(num_steps=2))
+        >>> profile.times, profile.ratio
+        (tensor([0.0000, 0.5000], dtype=torch.float64), tensor([1., 1.], dtype=torch.float64))
     """
 
     times: Tensor

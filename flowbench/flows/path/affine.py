@@ -26,6 +26,14 @@ class LinearPath(Path):
     References:
         Lipman et al. 2023, arXiv 2210.02747; Liu, Gong and Liu 2022, arXiv 2209.03003 (rectified flow); Tong et al.
         2023, arXiv 2302.00482 (sigma).
+
+    Example:
+        >>> path = LinearPath()
+        >>> sample = path.sample(x0=torch.tensor([[1.0]]), x1=torch.tensor([[5.0]]), t=torch.tensor([0.5]))
+        >>> sample.xt, sample.velocity
+        (tensor([[3.]]), tensor([[4.]]))
+        >>> path.velocity_to_data(sample.velocity, sample.xt, sample.t)
+        tensor([[5.]])
     """
 
     def __init__(self, sigma: float = 0.0) -> None:
@@ -64,6 +72,14 @@ class TargetConditionalPath(Path):
 
     References:
         Lipman et al. 2023, arXiv 2210.02747, equations 20 to 23.
+
+    Example:
+        >>> path = TargetConditionalPath(sigma_min=0.1)
+        >>> x0, x1 = torch.tensor([[1.0]]), torch.tensor([[5.0]])
+        >>> path.sample(x0, x1, t=torch.tensor([1.0])).xt  # x1 + sigma_min x0
+        tensor([[5.1000]])
+        >>> path.sample(x0, x1, t=torch.tensor([1.0])).velocity  # x1 - (1 - sigma_min) x0
+        tensor([[4.1000]])
     """
 
     needs_standard_normal = True
@@ -93,6 +109,11 @@ class CosinePath(Path):
 
     References:
         Albergo and Vanden-Eijnden 2023, arXiv 2209.15571, the trigonometric interpolant.
+
+    Example:
+        >>> sample = CosinePath().sample(x0=torch.zeros(1, 1), x1=torch.ones(1, 1), t=torch.tensor([0.5]))
+        >>> sample.xt, sample.velocity  # sin(pi / 4), and pi / 2 times cos(pi / 4)
+        (tensor([[0.7071]]), tensor([[1.1107]]))
     """
 
     def coefficients(self, t: Tensor) -> PathCoefficients:

@@ -15,7 +15,12 @@ __all__ = ["Path", "PathCoefficients", "PathSample"]
 
 @dataclass(frozen=True)
 class PathCoefficients:
-    """Coefficients of an affine path and their time derivatives, all of the shape of their time."""
+    """Coefficients of an affine path and their time derivatives, all of the shape of their time.
+
+    Example:
+        >>> LinearPath().coefficients(torch.tensor(0.25))
+        PathCoefficients(alpha=tensor(0.2500), sigma=tensor(0.7500), d_alpha=tensor(1.), d_sigma=tensor(-1.))
+    """
 
     alpha: Tensor
     sigma: Tensor
@@ -34,6 +39,14 @@ class PathSample:
         xt: points of the path at time t, shape (B, *D).
         velocity: time derivative of the path at t, the regression target, shape (B, *D).
         noise: the standard normal draw that the path itself added, shape (B, *D); None for a path without noise.
+
+    Example:
+        >>> sample = LinearPath().sample(x0=torch.zeros(2, 3), x1=torch.ones(2, 3), t=torch.tensor([0.25, 0.5]))
+        >>> sample.xt
+        tensor([[0.2500, 0.2500, 0.2500],
+                [0.5000, 0.5000, 0.5000]])
+        >>> sample.velocity.shape, sample.noise
+        (torch.Size([2, 3]), None)
     """
 
     x0: Tensor
@@ -57,6 +70,14 @@ class Path(ABC):
         needs_generator: whether the path adds noise of its own (gamma > 0); there are no conversions then.
         needs_standard_normal: whether the path is right only for a standard normal source, drawn independently of the
             data.
+
+    Example:
+        >>> class QuadraticPath(Path):  # starts slowly
+        ...     def coefficients(self, t):
+        ...         return PathCoefficients(alpha=t**2, sigma=1 - t**2, d_alpha=2 * t, d_sigma=-2 * t)
+        >>> sample = QuadraticPath().sample(x0=torch.zeros(1, 1), x1=torch.ones(1, 1), t=torch.tensor([0.5]))
+        >>> sample.xt, sample.velocity
+        (tensor([[0.2500]]), tensor([[1.]]))
     """
 
     interval: tuple[float, float] = (0.0, 1.0)

@@ -30,6 +30,15 @@ class SchrodingerBridgePath(Path):
 
     References:
         Tong et al. 2023, arXiv 2302.00482 (SB-CFM).
+
+    Example:
+        >>> path = SchrodingerBridgePath(sigma=1.0)
+        >>> path.noise_scale(torch.tensor([0.0, 0.5, 1.0]))[0]  # pinned at both ends
+        tensor([0.0000, 0.5000, 0.0000])
+        >>> x0, x1, rng = torch.zeros(4, 2), torch.ones(4, 2), torch.Generator().manual_seed(0)
+        >>> sample = path.sample(x0, x1, torch.full((4,), 0.5), rng)
+        >>> torch.allclose(sample.xt, 0.5 + 0.5 * sample.noise)
+        True
     """
 
     needs_generator = True

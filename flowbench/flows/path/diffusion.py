@@ -26,6 +26,12 @@ class VariancePreservingPath(Path):
 
     References:
         Song et al. 2021, arXiv 2011.13456, appendix C.
+
+    Example:
+        >>> path = VariancePreservingPath()
+        >>> c = path.coefficients(torch.tensor([0.0, 0.5, 1.0]))
+        >>> c.alpha, c.sigma  # alpha^2 + sigma^2 = 1
+        (tensor([0.0066, 0.2812, 1.0000]), tensor([1.0000, 0.9597, 0.0000]))
     """
 
     interval = (0.0, 1.0 - 1e-5)

@@ -43,6 +43,16 @@ class RescheduledField:
     Raises:
         ValueError: if a path has noise of its own, or no closed form for its clock, or if no signal-to-noise ratio is
             shared.
+
+    Example:
+        >>> field = lambda t, x: x * (5 * t - 1) / (4 * t**2 + (1 - t) ** 2)  # from N(0, 1) to N(0, 4) along lines
+        >>> rescheduled = RescheduledField(field, trained=LinearPath(), path=CosinePath())
+        >>> times = torch.tensor([0.0, 0.5, 1.0])
+        >>> rescheduled.trained_time(times)
+        tensor([0.0000, 0.5000, 1.0000], dtype=torch.float64)
+        >>> solution = RungeKutta4(num_steps=20).solve(rescheduled, torch.ones(1, 1), times)
+        >>> solution.states.flatten()  # 1, sqrt(5 / 2) and 2: the end of the trained field
+        tensor([1.0000, 1.5811, 2.0000])
     """
 
     def __init__(self, field: Field, trained: Path, path: Path) -> None:
@@ -72,10 +82,10 @@ class RescheduledField:
         return x if self.finish_scale == 1 else self.finish_scale * x
 
     def trained_time(self, t: Tensor) -> Tensor:
-        """What the trained clock shows at times of the new path, float64: the times that reach the trained field."""
-        # Outside the interval by rounding at most: the trained field is not asked beyond its own.
+        """Times of the trained path for times of the new path, float64: those that the trained field receives."""
+        # Outside the interval by rounding at most: the trained field is not evaluated outside its own.
         log_snr = self.path.log_snr(t).clamp(*self._reach)
-        # Without the check of the reach, which is kept here: its answer would be waited for at every call on a GPU.
+        # Without the check of the reach, which is kept here: on a GPU every call would wait for its result.
         return self.trained._time_of_log_snr(log_snr).clamp(*self.trained.interval)
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:

@@ -39,6 +39,13 @@ class ConditionedField:
     Args:
         velocity: ``velocity(t, x, *conditions)``.
         conditions: one entry per sample each, shape (B, ...), or None.
+
+    Example:
+        >>> field = ConditionedField(lambda t, x, label: label[:, None] - x, torch.tensor([1.0, 2.0, 3.0]))
+        >>> field(torch.tensor(0.0), torch.zeros(3, 1)).flatten()
+        tensor([1., 2., 3.])
+        >>> field.select(torch.tensor([2]))(torch.tensor(0.0), torch.zeros(1, 1))
+        tensor([[3.]])
     """
 
     def __init__(self, velocity: Callable[..., Tensor], *conditions: Tensor | None) -> None:
@@ -65,6 +72,10 @@ class SolverStats:
         accepted_steps: steps that were kept; a mean in the same case.
         rejected_steps: steps that an adaptive method threw away; a mean in the same case.
         sample_evaluations: evaluations of each sample, int64, shape (B,), with a step size per sample; else None.
+
+    Example:
+        >>> RungeKutta4(num_steps=5).solve(lambda t, x: x, torch.ones(1, 1), torch.tensor([0.0, 1.0])).stats
+        SolverStats(network_evaluations=20, accepted_steps=5, rejected_steps=0, sample_evaluations=None)
     """
 
     network_evaluations: float
@@ -75,7 +86,15 @@ class SolverStats:
 
 @dataclass(frozen=True)
 class Solution:
-    """States at the requested times, shape (T, B, *D), and their cost."""
+    """States at the requested times, shape (T, B, *D), and their cost.
+
+    Example:
+        >>> solution = Euler(num_steps=2).solve(lambda t, x: x, torch.ones(1, 1), torch.tensor([0.0, 0.5, 1.0]))
+        >>> solution.states.flatten()  # 1, 1.5 and 1.5^2
+        tensor([1.0000, 1.5000, 2.2500])
+        >>> solution.stats.network_evaluations
+        2
+    """
 
     states: Tensor
     stats: SolverStats
@@ -90,6 +109,14 @@ class Solver(ABC):
         any_field: whether the method integrates any field; false where it reads the velocity as that of a path.
         source_std: of a method that is right only for velocities learned between a Gaussian source of this standard
             deviation and data drawn independently of it; None of any other.
+
+    Example:
+        >>> solver: Solver = Heun(num_steps=1).with_evaluations(10)
+        >>> solver.num_steps, solver.order
+        (5, 2)
+        >>> times = torch.tensor([1.0, 0.0])  # from the data back to the source
+        >>> round(solver.solve(lambda t, x: x, torch.ones(1, 1), times).states[-1].item(), 2)  # exp(-1)
+        0.37
     """
 
     order: int

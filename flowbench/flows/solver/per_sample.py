@@ -171,7 +171,7 @@ class PerSampleSolve:
         kept = (ratio <= 1) & under_way
         length = (ahead - now.t).abs()
         change = (SAFETY * ratio ** (-1 / ORDER)).nan_to_num(SMALLEST_CHANGE).clamp(SMALLEST_CHANGE, LARGEST_CHANGE)
-        # A step cut short by its goal says nothing against the longer one that was planned.
+        # A step that a requested time cut short is no reason to shorten the one that was planned.
         planned = torch.where(kept & lands, now.step, 0.0)
         step = torch.maximum(planned, length * torch.where(kept, change, change.clamp(max=1.0)))
         self.accepted[now.rows] += kept

@@ -15,7 +15,15 @@ __all__ = ["CosineGrid", "EDMGrid", "LogitNormalGrid", "TimeGrid", "UniformGrid"
 
 
 class TimeGrid(ABC):
-    """Step ends in the unit of the solve: 0 is its earliest time, 1 its latest, whichever way it runs."""
+    """Step ends in the unit of the solve: 0 is its earliest time, 1 its latest, whichever way it runs.
+
+    Example:
+        >>> class QuadraticGrid(TimeGrid):
+        ...     def points(self, num_steps):
+        ...         return UniformGrid().points(num_steps) ** 2
+        >>> Euler(num_steps=2, grid=QuadraticGrid()).stage_times(torch.tensor([0.0, 1.0]))
+        [0.0, 0.25]
+    """
 
     @abstractmethod
     def points(self, num_steps: int) -> Tensor:
@@ -26,7 +34,12 @@ class TimeGrid(ABC):
 
 
 class UniformGrid(TimeGrid):
-    """Steps of equal length."""
+    """Steps of equal length.
+
+    Example:
+        >>> UniformGrid().points(4)
+        tensor([0.0000, 0.2500, 0.5000, 0.7500, 1.0000], dtype=torch.float64)
+    """
 
     def points(self, num_steps: int) -> Tensor:
         """The points i / num_steps."""
@@ -49,6 +62,10 @@ class EDMGrid(TimeGrid):
 
     References:
         Karras et al. 2022, arXiv 2206.00364, equation 5 and table 1.
+
+    Example:
+        >>> EDMGrid(rho=1.0, sigma_min=1.0, sigma_max=3.0).points(3)  # noise levels 3, 2, 1, 0 at t = 1 / (1 + level)
+        tensor([0.0000, 0.3333, 0.5000, 1.0000], dtype=torch.float64)
     """
 
     def __init__(self, rho: float = 7.0, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
@@ -74,7 +91,12 @@ class EDMGrid(TimeGrid):
 
 
 class CosineGrid(TimeGrid):
-    """The points ``(1 - cos(pi i / N)) / 2``, dense at both ends (the extrema of a Chebyshev polynomial)."""
+    """The points ``(1 - cos(pi i / N)) / 2``, dense at both ends (the extrema of a Chebyshev polynomial).
+
+    Example:
+        >>> CosineGrid().points(4)
+        tensor([0.0000, 0.1464, 0.5000, 0.8536, 1.0000], dtype=torch.float64)
+    """
 
     def points(self, num_steps: int) -> Tensor:
         """The points, from the squared sine of half the angle, which is exact at both ends."""
@@ -90,6 +112,12 @@ class LogitNormalGrid(TimeGrid):
 
     References:
         Esser et al. 2024, arXiv 2403.03206, section 3.1, where times of training are drawn so.
+
+    Example:
+        >>> LogitNormalGrid().points(4)
+        tensor([0.0000, 0.3375, 0.5000, 0.6625, 1.0000], dtype=torch.float64)
+        >>> LogitNormalGrid(mean=1.0).points(4)  # denser at the data end
+        tensor([0.0000, 0.5807, 0.7311, 0.8422, 1.0000], dtype=torch.float64)
     """
 
     def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:

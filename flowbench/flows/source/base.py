@@ -23,6 +23,15 @@ class Source(nn.Module, ABC):
 
     It is a module so that what was fitted to data travels in checkpoints; it has neither parameters nor buffers, and a
     source that is not fitted adds no key to a state dict.
+
+    Example:
+        >>> class UniformSource(Source):  # on the cube [0, 1]^d
+        ...     def sample(self, num, shape, generator, device="cpu"):
+        ...         return torch.rand(num, *shape, generator=generator).to(device)
+        ...     def log_prob(self, x):
+        ...         return torch.where(((x >= 0) & (x <= 1)).flatten(1).all(1), 0.0, -torch.inf).double()
+        >>> UniformSource().sample_indexed([0, 7], (3, 8, 8), seed=0).shape
+        torch.Size([2, 3, 8, 8])
     """
 
     @property
@@ -37,7 +46,7 @@ class Source(nn.Module, ABC):
 
     @property
     def is_standard_normal(self) -> bool:
-        """Whether it is N(0, I), which some paths and conversions take for granted."""
+        """Whether it is N(0, I), which some paths and conversions require."""
         return False
 
     @property
@@ -67,7 +76,7 @@ class Source(nn.Module, ABC):
             generator: source of every random number.
 
         Returns:
-            Shape (B, *D), on the device of ``x1``; independent of ``x1`` unless a source says otherwise.
+            Shape (B, *D), on the device of ``x1``; independent of ``x1`` unless :attr:`is_paired`.
         """
         return self.sample(len(x1), tuple(x1.shape[1:]), generator, x1.device)
 
@@ -98,6 +107,15 @@ class GaussianSource(Source):
 
     Args:
         std: standard deviation of each coordinate, in [1e-12, 1e12].
+
+    Example:
+        >>> source = GaussianSource()
+        >>> source.sample(4, (3, 8, 8), torch.Generator().manual_seed(0)).shape
+        torch.Size([4, 3, 8, 8])
+        >>> source.log_prob(torch.zeros(1, 2))  # -ln(2 pi)
+        tensor([-1.8379], dtype=torch.float64)
+        >>> torch.equal(source.sample_indexed([0, 1], (2,), 7)[1:], source.sample_indexed([1], (2,), 7))
+        True
     """
 
     def __init__(self, std: float = 1.0) -> None:
@@ -192,7 +210,7 @@ class FittedSource(Source):
         self._numbers = {name: float(value) for name, value in values.items() if value.ndim == 0}
 
     def _fitted(self, name: str, device: torch.device | str = "cpu") -> Tensor:
-        """A fitted tensor on a device; the copies are kept, for training asks at every step."""
+        """A fitted tensor on a device; the copies are kept, because training needs them at every step."""
         if not self._values:
             raise ValueError(f"{type(self).__name__} is not fitted: call fit(data_points, generator) before using it")
         device = torch.device(device)
@@ -223,7 +241,7 @@ class FittedSource(Source):
             self._keep(values, tuple(state["shape"]))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Without the strict check: a state dict that knows nothing of this source leaves it as it is."""
+        """Without the strict check: a state dict without this source's state leaves it as it is."""
         if prefix + _EXTRA_STATE in state_dict:
             super()._load_from_state_dict(state_dict, prefix, *rest)
 

@@ -26,6 +26,14 @@ class GaussianMixtureSource(FittedSource):
 
     References:
         Lee, Kim, Lee (2025), arXiv 2512.18184: density approximation and mode discrepancy.
+
+    Example:
+        >>> source = GaussianMixtureSource(num_components=2, covariance_floor=1.0)
+        >>> source.fit(torch.tensor([[-5.0], [-5.0], [5.0], [5.0]]), torch.Generator().manual_seed(0))
+        >>> source.log_prob(torch.tensor([[5.0]]))  # half of N(5, 1): ln(1 / 2) - ln(2 pi) / 2
+        tensor([-1.6121], dtype=torch.float64)
+        >>> source.sample(3, (1,), torch.Generator().manual_seed(0)).shape
+        torch.Size([3, 1])
     """
 
     def __init__(self, num_components: int = 10, covariance_floor: float = 1e-3) -> None:
@@ -46,7 +54,7 @@ class GaussianMixtureSource(FittedSource):
         state = int(torch.randint(2**31 - 1, (), generator=generator))
         model = GaussianMixture(self.num_components, reg_covar=self.covariance_floor, max_iter=200, random_state=state)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # ours says what to do
+            warnings.simplefilter("ignore", ConvergenceWarning)  # replaced by our own below
             model.fit(points.numpy())
         if not model.converged_:
             warnings.warn(

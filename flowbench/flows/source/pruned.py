@@ -58,6 +58,15 @@ class PrunedSource(FittedSource):
 
     References:
         Lee, Kim, Lee (2025), arXiv 2512.18184: pruned sampling. The exact sampler by truncation is our own.
+
+    Example:
+        >>> source = PrunedSource(max_cosine=0.5, quantile=0.25)  # one of the 4 directions of 2 axes
+        >>> data = torch.tensor([[1.0, 0.5], [1.0, -0.5], [2.0, 0.0]])  # nothing to the left
+        >>> source.fit(data, torch.Generator().manual_seed(0))
+        >>> source.pruned_axes.round().long()
+        tensor([[-1,  0]])
+        >>> round(source.acceptance_rate.value, 1)  # 120 of 360 degrees are left out
+        0.7
     """
 
     def __init__(

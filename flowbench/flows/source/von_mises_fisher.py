@@ -1,4 +1,4 @@
-"""A source that looks the way the data look: von Mises-Fisher directions around data points or their clusters."""
+"""A source with the directions of the data: von Mises-Fisher around data points or their clusters."""
 
 from __future__ import annotations
 
@@ -42,6 +42,14 @@ class VonMisesFisherSource(FittedSource):
     References:
         Lee, Kim, Lee (2025), arXiv 2512.18184: directional sources, x0 = r s with s ~ vMF(mu(x1), kappa).
         Banerjee, Dhillon, Ghosh, Sra (2005), Clustering on the unit hypersphere using von Mises-Fisher distributions.
+
+    Example:
+        >>> source = VonMisesFisherSource(concentration=1e4, centres="data")
+        >>> data = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
+        >>> source.fit(data, torch.Generator())
+        >>> x0 = source.sample_for(data, torch.Generator().manual_seed(0))
+        >>> torch.cosine_similarity(x0, data).round(decimals=1)  # noise in the direction of its data point
+        tensor([1., 1.])
     """
 
     def __init__(
@@ -96,7 +104,7 @@ class VonMisesFisherSource(FittedSource):
 
     @property
     def is_paired(self) -> bool:
-        """As asked for."""
+        """As ``paired`` was given."""
         return self.paired
 
     def sample_for(self, x1: Tensor, generator: torch.Generator) -> Tensor:
@@ -188,7 +196,7 @@ def draw_von_mises_fisher(mean: Tensor, concentration: float, generator: torch.G
         cosine = (1 - (1 + b) * beta) / share
         log_ratio = concentration * (cosine - x0) + (num_dims - 1) * (torch.log1p(-x0 * cosine) - log_peak)
         kept = log_ratio >= uniform.log()
-        # 1 - cosine^2 without cancellation, which a large concentration would feel.
+        # 1 - cosine^2 without cancellation, which would show at a large concentration.
         sine = 2 * (b * beta * (1 - beta)).clamp(min=0).sqrt() / share
         turned = torch.cat([cosine[:, None], normal[:, 1:] * (sine / tangent)[:, None]], dim=1)
         points[pending[kept]], radius[pending[kept]] = turned[kept], norm[kept]
@@ -229,7 +237,7 @@ def spherical_k_means(directions: Tensor, num_centroids: int, generator: torch.G
         generator: draws the seeds, each with probability proportional to 1 - the cosine to the nearest one before.
 
     Returns:
-        Unit centroids, shape (K, d), and the cluster of each vector, int64, shape (N,). A warning says where vectors
+        Unit centroids, shape (K, d), and the cluster of each vector, int64, shape (N,). A warning is given if vectors
         still change their cluster after 100 rounds.
 
     Raises:

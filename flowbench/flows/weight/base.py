@@ -18,8 +18,15 @@ class WeightResult:
 
     Attributes:
         weight: shape (B,), >= 0, without gradient.
-        diagnostics: named scalars of this batch (this process's share of it) to log, or a function that gives them
-            and is to be asked only on the steps that are written down, because it costs something.
+        diagnostics: named scalars of this batch (this process's share of it) to log, or a function that computes them,
+            called only on logging steps, because it is expensive.
+
+    Example:
+        >>> result = GibbsWeight(epsilon=1.0, normalization="raw")(torch.zeros(2, 1), torch.ones(2, 1))
+        >>> result.weight  # exp(-1)
+        tensor([0.3679, 0.3679])
+        >>> sorted(result.diagnostics())
+        ['ess', 'max_share', 'tilt_source', 'tilt_target', 'unweighted_cost', 'weighted_cost']
     """
 
     weight: Tensor
@@ -27,7 +34,17 @@ class WeightResult:
 
 
 class Weight(nn.Module, ABC):
-    """A weight for each pair, given its two ends."""
+    """A weight for each pair, given its two ends.
+
+    Example:
+        >>> class NearPairs(Weight):  # pairs farther apart than 1 do not count
+        ...     def log_weight(self, x0, x1):
+        ...         return torch.where((x1 - x0).flatten(1).norm(dim=1) <= 1, 0.0, -torch.inf)
+        ...     def forward(self, x0, x1):
+        ...         return WeightResult(self.log_weight(x0, x1).exp())
+        >>> NearPairs()(torch.zeros(2, 1), torch.tensor([[0.5], [3.0]])).weight
+        tensor([1., 0.])
+    """
 
     @property
     def needs_fit(self) -> bool:
@@ -43,9 +60,9 @@ class Weight(nn.Module, ABC):
         *,
         source_std: float | None = None,
     ) -> None:
-        """Choose on samples what the weight needs to know of its two ends; nothing where ``needs_fit`` is false.
+        """Fit what the weight depends on to samples of its two ends; does nothing where ``needs_fit`` is false.
 
-        What is chosen is part of the state dict.
+        The result is part of the state dict.
 
         Args:
             source_points: shape (N, *D).
@@ -64,7 +81,7 @@ class Weight(nn.Module, ABC):
     def log_weight(self, x0: Tensor, x1: Tensor) -> Tensor:
         """Logarithms of the weights of pairs (B, *D), up to a constant: shape (B,), a function of each pair alone.
 
-        Unlike :meth:`forward` it neither normalises nor talks to other processes, and leaves no trace.
+        Unlike :meth:`forward` it neither normalises nor communicates with other processes, and changes no state.
         """
 
     @torch.no_grad()
@@ -74,7 +91,12 @@ class Weight(nn.Module, ABC):
 
 
 class UniformWeight(Weight):
-    """Every pair counts the same: plain flow matching."""
+    """Every pair counts the same: plain flow matching.
+
+    Example:
+        >>> UniformWeight()(torch.zeros(3, 2), torch.ones(3, 2)).weight
+        tensor([1., 1., 1.])
+    """
 
     def forward(self, x0: Tensor, x1: Tensor) -> WeightResult:
         """Weights of one."""

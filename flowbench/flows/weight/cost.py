@@ -1,4 +1,4 @@
-"""Transport costs between points, as weights see them."""
+"""Transport costs between points, for weights."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def cost_matrix(x0: Tensor, x1: Tensor, cost: Cost) -> Tensor:
 
 
 def _expanded_squares(x0: Tensor, x1: Tensor) -> Tensor:
-    # Distances do not feel a common shift, but the expanded square loses digits to it.
+    # Distances do not change under a common shift, but the expanded square loses digits to it.
     centre = x1.mean(0)
     a, b = x0 - centre, x1 - centre
     with autocast_off(a.device):

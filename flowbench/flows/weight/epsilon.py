@@ -20,6 +20,14 @@ class EpsilonRule(ABC):
 
     Args:
         num_points: points of each side that the rule looks at, >= 2; memory and time grow with its square.
+
+    Example:
+        >>> class MeanCost(EpsilonRule):
+        ...     def _choose(self, costs, num_dims):
+        ...         return costs.mean().item()
+        >>> x0, x1 = torch.tensor([[0.0], [0.0]]), torch.tensor([[0.0], [1.0]])
+        >>> MeanCost().choose(x0, x1, "norm", torch.Generator())
+        0.5
     """
 
     def __init__(self, num_points: int = 1024) -> None:
@@ -77,6 +85,15 @@ class ElbowEpsilon(EpsilonRule):
     References:
         Calvo-Ordonez et al. 2025, arXiv 2507.22270 (W-CFM). Distance to the chord: Satopaa et al. 2011, "Finding a
         Kneedle in a Haystack".
+
+    Example:
+        >>> rule = ElbowEpsilon(num_kappas=3, kappa_min=0.1, kappa_max=10.0)
+        >>> costs = torch.tensor([[0.0, 1.0], [0.0, 1.0]], dtype=torch.float64)  # all are nearer to data point 0
+        >>> kappa, tilt = rule.curve(costs, num_dims=1)
+        >>> kappa
+        tensor([ 0.1000,  1.0000, 10.0000], dtype=torch.float64)
+        >>> tilt  # ((1 - w) / (1 + w))^2 with w = exp(-1 / kappa)
+        tensor([0.9998, 0.2136, 0.0025], dtype=torch.float64)
     """
 
     def __init__(
@@ -130,6 +147,12 @@ class EffectiveSampleEpsilon(EpsilonRule):
     Args:
         share: wanted effective sample size over the number of pairs, in (0, 1).
         num_points: points of each side, >= 2; all their pairs count.
+
+    Example:
+        >>> x0, x1 = torch.tensor([[0.0], [0.0]]), torch.tensor([[0.0], [1.0]])
+        >>> epsilon = EffectiveSampleEpsilon(share=0.9).choose(x0, x1, "norm", torch.Generator())
+        >>> round(epsilon, 4)  # 1 / ln 2: weights 1 and 1/2, whose effective share (3/2)^2 / (2 * 5/4) is 0.9
+        1.4427
     """
 
     def __init__(self, share: float = 0.5, num_points: int = 512) -> None:

@@ -45,8 +45,9 @@ class GibbsWeight(Weight):
 
     It imitates an entropic coupling on independent pairs at linear cost, but tilts both marginals on the way: a
     source point x counts f(x) = E_y w(x, y) and a data point y counts g(y) = E_x w(x, y). Watch ``ess`` and the
-    tilts. Raw weights are around 4e-6 on CIFAR-10 at epsilon = 5 (an estimate), which gradient clipping and Adam's
-    epsilon both feel; a constant factor does not change the optimal velocity, so the default divides by a running mean.
+    tilts. Raw weights are around 4e-6 on CIFAR-10 at epsilon = 5 (an estimate), which changes the effect of gradient
+    clipping and of Adam's epsilon; a constant factor leaves the optimal velocity as it is, so the default divides by a
+    running mean.
 
     Diagnostics, of the weight in use: ``ess``, the effective sample size over B, in (0, 1] (below 0.3 it warns, once);
     ``max_share``, the largest weight over their sum; ``weighted_cost`` and ``unweighted_cost``, the mean cost c with
@@ -77,6 +78,14 @@ class GibbsWeight(Weight):
 
     References:
         Calvo-Ordonez et al. 2025, arXiv 2507.22270 (W-CFM). The corrections are ours.
+
+    Example:
+        >>> weight = GibbsWeight(epsilon=1.0, normalization="raw")
+        >>> result = weight(x0=torch.zeros(2, 1), x1=torch.tensor([[0.0], [1.0]]))
+        >>> result.weight  # 1 and exp(-1)
+        tensor([1.0000, 0.3679])
+        >>> GibbsWeight(kappa=0.5).epsilon(num_dims=16)  # kappa sqrt(16)
+        2.0
     """
 
     running_log_mean: Tensor

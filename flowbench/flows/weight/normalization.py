@@ -20,7 +20,7 @@ def global_log_mean_exp(log_weight: Tensor) -> Tensor | float:
         A number where the weights are on the CPU: operations on one value cost as much there as those on a batch.
         Elsewhere a tensor of one value, because to read it is to wait for the device.
     """
-    # torch.logsumexp looks for infinities and takes twice as long, which every step of a small network feels.
+    # torch.logsumexp looks for infinities and takes twice as long, which shows in every step of a small network.
     if not is_initialized():
         largest, share, count = log_weight.max(), log_weight.log_softmax(0).max(), len(log_weight)
         if not reading_waits(log_weight.device):

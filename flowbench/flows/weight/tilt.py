@@ -66,6 +66,14 @@ class TransportDecomposition:
         sd_target: that over the data sample.
         sd_interaction: standard deviation of what is left, the part of the log-weight that couples. The three are NaN
             for a weight that is zero for some pairs.
+
+    Example:
+        >>> x0, x1 = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [1.0]])
+        >>> split = transport_decomposition(GibbsWeight(epsilon=1.0), x0, x1)
+        >>> split.independent, round(split.weighted, 4)  # mean squared distance, and w / (1 + w) with w = exp(-1)
+        (0.5, 0.2689)
+        >>> abs(split.tilt_share) < 1e-6  # both points count the same: the weight only couples
+        True
     """
 
     independent: float
