@@ -244,7 +244,7 @@ def test_the_earlier_name_of_problems_is_read_in_a_file_and_in_an_override(works
     entries = {"moons": {"overrides": {"data.dataset": "moons"}}}
     now = make_plan(workshop.bench(**given, problems=entries))
     assert capsys.readouterr().err == ""
-    before = make_plan(workshop.bench(**given, tasks=entries), ["tasks.moons.overrides.seed=0"])
+    before = make_plan(workshop.bench(**given, tasks=entries), ["tasks.moons.overrides={data.dataset: moons}"])
     assert "tasks is read as problems" in capsys.readouterr().err
     assert [c.config_hash for c in before.cells] == [c.config_hash for c in now.cells]
     assert [c.directory for c in before.cells] == [c.directory for c in now.cells]
