@@ -12,7 +12,7 @@ from flowbench.bench.store import REFERENCES
 from flowbench.core.nearest import suggestion
 
 if TYPE_CHECKING:
-    from flowbench.evaluation.prospect import Declared
+    from flowbench.evaluation.declared import Declared
 
 __all__ = ["check_claims"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flowbench.commands.counting import meta_module
-from flowbench.evaluation.prospect import Declared, declare
+from flowbench.evaluation.declared import Declared, declare
 from flowbench.families import FlowModule
 
 if TYPE_CHECKING:

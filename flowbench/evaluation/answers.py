@@ -13,14 +13,11 @@ from torch import Tensor
 
 from flowbench.data import DataSpec, FlowDataModule
 from flowbench.evaluation.artifacts import save_pictures, save_samples, save_trajectories
-from flowbench.evaluation.conditions import ConditionScore
 from flowbench.evaluation.drawing import Imposed, Paths, space_name
 from flowbench.evaluation.failures import Failure, Failures
-from flowbench.evaluation.latent_bound import BoundTerms
 from flowbench.evaluation.pictures import log_pictures, log_samples
-from flowbench.evaluation.reconstruction import Reconstructions
 from flowbench.evaluation.samples import DrawnSet, SampleSet, UndrawnSet
-from flowbench.evaluation.subject import Part, Subject
+from flowbench.evaluation.subject import BoundTerms, ConditionScore, Part, Reconstructions, Subject
 from flowbench.evaluation.transport_cost import transport_cost
 from flowbench.families import FlowModule
 

@@ -3,93 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from flowbench.core.checks import check_count
 from flowbench.core.rows import Goal
+from flowbench.evaluation.drawing import Drawing, condition_at, condition_rows
 from flowbench.evaluation.failures import agreed
 from flowbench.evaluation.gather import gather_by_index, shard
 from flowbench.evaluation.measurement import Measurement, MetricInfo
 from flowbench.evaluation.metric import Metric
-from flowbench.evaluation.subject import Subject
+from flowbench.evaluation.prospect import Prospect
+from flowbench.evaluation.subject import ConditionScore, Subject
 from flowbench.families import LatentSpace
-from flowbench.families.conditioning.base import SpatialCondition
-
-if TYPE_CHECKING:
-    from flowbench.evaluation.drawing import Drawing
-    from flowbench.evaluation.prospect import Prospect
 
 __all__ = [
     "ConditionAgreement",
-    "ConditionScore",
-    "condition_at",
-    "condition_labels",
     "draw_condition_scores",
-    "given_condition",
     "measured_conditions",
 ]
 
 
-def _rows(drawing: Drawing, index: Tensor) -> Tensor:
-    """The held-out image of each sample: they take turns."""
-    return index % len(drawing.data.split(drawing.condition_split))
-
-
-def condition_at(drawing: Drawing, index: Tensor) -> SpatialCondition | None:
-    """Conditions of the samples at some indices: sample i is given what image i (modulo their number) shows.
-
-    Masks are keyed by the sample's index, so an image that comes again has another one.
-
-    Args:
-        drawing: whose samples, from which held-out split.
-        index: sample indices, shape (B,).
-
-    Returns:
-        None for a flow without such conditions.
-    """
-    flow = drawing.flow
-    if flow.conditioner is None:
-        return None
-    x = drawing.data.model_values(drawing.condition_split, _rows(drawing, index)).to(flow.device)
-    return flow.conditioner.evaluation_condition(x, index, drawing.seed, flow.space)
-
-
-def condition_labels(drawing: Drawing) -> Tensor:
-    """Labels of the images that conditions are made from: a class at odds with its own image would be no sample."""
-    label = drawing.data.split(drawing.condition_split).label
-    assert label is not None, "a conditional flow has labelled data"
-    return label[_rows(drawing, torch.arange(drawing.num_samples))]
-
-
-def given_condition(drawing: Drawing, index: Tensor) -> dict[str, SpatialCondition]:
-    """:func:`condition_at` as the argument `spatial` of a flow's methods; empty for flows that do not take it."""
-    condition = condition_at(drawing, index)
-    return {} if condition is None else {"spatial": condition}
-
-
 # ---- agreement ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ConditionScore:
-    """How well samples keep to their condition.
-
-    Attributes:
-        values: one per sample, shape (N,).
-        unit: of the values.
-        floor: the same of the condition's own images through the autoencoder, shape (N,): what its decoder leaves of
-            the best sample; None in data space.
-        protocol: the condition, the split, N.
-    """
-
-    values: Tensor
-    unit: str
-    floor: Tensor | None
-    protocol: str
 
 
 def draw_condition_scores(drawing: Drawing, labels: Tensor | None, num: int) -> dict[str, ConditionScore]:
@@ -118,7 +55,8 @@ def draw_condition_scores(drawing: Drawing, labels: Tensor | None, num: int) -> 
             # Without the original nothing is pasted: known pixels would agree however bad the flow is.
             label = None if labels is None else labels[chunk].to(flow.device)
             x = flow.sample(flow.draw_noise(chunk, drawing.seed), label, spatial=replace(condition, original=None)).x
-            original = drawing.data.model_values(drawing.condition_split, _rows(drawing, chunk)).to(flow.device)
+            rows = condition_rows(drawing, chunk)
+            original = drawing.data.model_values(drawing.condition_split, rows).to(flow.device)
             ideal = flow.space.decode(flow.space.encode_mean(original))
             for found, points in ((drawn, x), (floor, ideal)):
                 for name, (values, unit) in conditioner.scores(points, condition).items():

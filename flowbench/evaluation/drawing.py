@@ -12,19 +12,21 @@ from flowbench.core.contract import returned
 from flowbench.core.seeds import derive_seed
 from flowbench.core.sweep import read_sweep
 from flowbench.data import FlowDataModule
-from flowbench.evaluation.conditions import condition_labels, given_condition
 from flowbench.evaluation.failures import agreed
 from flowbench.evaluation.gather import gather_by_index, shard
+from flowbench.evaluation.measurement import SweptName
 from flowbench.evaluation.samples import Collector, DrawnSet
 from flowbench.evaluation.stages import Steps, uncounted
-from flowbench.evaluation.subject import SweptName
 from flowbench.families import FlowModule, Samples, Trajectory
+from flowbench.families.conditioning.base import SpatialCondition
 from flowbench.metrics import FeatureExtractor, PathGeometry, block_geometry, path_geometry
 
 __all__ = [
     "Drawing",
     "Imposed",
     "Paths",
+    "condition_at",
+    "condition_rows",
     "draw_paths",
     "draw_samples",
     "labels_of",
@@ -120,6 +122,43 @@ class Drawing:
             guidance=imposed.guidance,
             **given_condition(self, index),
         )
+
+
+def condition_rows(drawing: Drawing, index: Tensor) -> Tensor:
+    """The held-out image of each sample: they take turns."""
+    return index % len(drawing.data.split(drawing.condition_split))
+
+
+def condition_at(drawing: Drawing, index: Tensor) -> SpatialCondition | None:
+    """Conditions of the samples at some indices: sample i is given what image i (modulo their number) shows.
+
+    Masks are keyed by the sample's index, so an image that comes again has another one.
+
+    Args:
+        drawing: whose samples, from which held-out split.
+        index: sample indices, shape (B,).
+
+    Returns:
+        None for a flow without such conditions.
+    """
+    flow = drawing.flow
+    if flow.conditioner is None:
+        return None
+    x = drawing.data.model_values(drawing.condition_split, condition_rows(drawing, index)).to(flow.device)
+    return flow.conditioner.evaluation_condition(x, index, drawing.seed, flow.space)
+
+
+def condition_labels(drawing: Drawing) -> Tensor:
+    """Labels of the images that conditions are made from: a class at odds with its own image would be no sample."""
+    label = drawing.data.split(drawing.condition_split).label
+    assert label is not None, "a conditional flow has labelled data"
+    return label[condition_rows(drawing, torch.arange(drawing.num_samples))]
+
+
+def given_condition(drawing: Drawing, index: Tensor) -> dict[str, SpatialCondition]:
+    """:func:`condition_at` as the argument `spatial` of a flow's methods; empty for flows that do not take it."""
+    condition = condition_at(drawing, index)
+    return {} if condition is None else {"spatial": condition}
 
 
 def labels_of(drawing: Drawing) -> Tensor | None:

@@ -43,14 +43,13 @@ from flowbench.evaluation.metric import Metric
 from flowbench.evaluation.pictures import log_hyperparameters, log_samples
 from flowbench.evaluation.prepared import Prepared, feature_counts
 from flowbench.evaluation.provenance import cost_of, environment
-from flowbench.evaluation.reconstruction import Reconstruction, Reconstructions, draw_reconstructions
+from flowbench.evaluation.reconstruction import Reconstruction, draw_reconstructions
 from flowbench.evaluation.records import Curve, Identity, make_row
 from flowbench.evaluation.reference import REFERENCE_NAMES, reference_subjects, score
 from flowbench.evaluation.samples import Collector, DrawnSet, Images, RealSet
 from flowbench.evaluation.stages import Report, Stages, silent
-from flowbench.evaluation.subject import Subject
-from flowbench.evaluation.trainer_parts import data_of as _data
-from flowbench.evaluation.trainer_parts import flow_of as _flow
+from flowbench.evaluation.subject import Reconstructions, Subject
+from flowbench.evaluation.trainer_parts import data_of, flow_of
 from flowbench.families import FlowModule, LatentSpace
 from flowbench.metrics import FeatureExtractor
 from flowbench.training import Budget
@@ -145,7 +144,7 @@ class Evaluator(L.Callback):
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         """Tell the datamodule how many test samples are asked for, and name the extractors that suit it."""
-        data = _data(trainer)
+        data = data_of(trainer)
         data.num_test = self.num_likelihood
         # Process 0 decides for all: weights may reach it and not another one.
         names = self._resolved(data) if trainer.is_global_zero else {}
@@ -153,8 +152,8 @@ class Evaluator(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Refuse before the training, not after it, what cannot be measured; a sampler is tried at each budget."""
-        flow = _flow(module)
-        check_measurable(self, flow, _data(trainer), trainer.world_size)
+        flow = flow_of(module)
+        check_measurable(self, flow, data_of(trainer), trainer.world_size)
         drawing = self._drawing(flow, trainer)
         labels = labels_of(drawing)
         with torch.no_grad(), flow.evaluating(self.weights):
@@ -166,15 +165,15 @@ class Evaluator(L.Callback):
         # `flowbench validate` runs this hook too, and must not touch the curve of the training.
         training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         if training and self.curve:
-            self._measure_curve(trainer, _flow(module), trainer.global_step)
+            self._measure_curve(trainer, flow_of(module), trainer.global_step)
         elif self.missing_step is not None:
-            self._measure_curve(trainer, _flow(module), self.missing_step)
+            self._measure_curve(trainer, flow_of(module), self.missing_step)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Make up for the point that a run killed between its checkpoint and its validation has lost."""
         # Process 0 decides for all: it may have written the file before another one reads it.
         if trainer.strategy.broadcast(bool(self.curve) and Curve.of(trainer).lacks(trainer, trainer.global_step)):
-            self._measure_curve(trainer, _flow(module), trainer.global_step)
+            self._measure_curve(trainer, flow_of(module), trainer.global_step)
 
     def _measure_curve(self, trainer: L.Trainer, module: FlowModule, step: int) -> None:
         chosen = {name: self.metrics[name] for name in self.curve}
@@ -182,7 +181,7 @@ class Evaluator(L.Callback):
         with torch.no_grad(), module.evaluating(self.weights), together():
             drawn = failures.ask(lambda: self._draw(module, trainer, chosen))
             if trainer.is_global_zero:
-                subject = self._subject(_data(trainer), drawn)
+                subject = self._subject(data_of(trainer), drawn)
                 self._write_point(trainer, step, list(score(subject, chosen, failures)))
                 if isinstance(subject.samples, DrawnSet):
                     shown = subject.samples.shown[: self.num_pictures]
@@ -210,7 +209,7 @@ class Evaluator(L.Callback):
         if torch.is_inference_mode_enabled():
             raise ValueError("likelihoods of continuous flows need gradients: set trainer.inference_mode=false")
         self._stack = ExitStack()
-        flow = _flow(module)
+        flow = flow_of(module)
         self._stack.enter_context(flow.evaluating(self.weights))
         self._log_prob, self._failures = [], Failures()
         self._stages = Stages(self._stage_names(flow), self.report if trainer.is_global_zero else silent)
@@ -231,7 +230,7 @@ class Evaluator(L.Callback):
 
     def on_test_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Draw, measure, write."""
-        flow = _flow(module)
+        flow = flow_of(module)
         with torch.no_grad(), together():
             answers = self._ask(trainer, flow)
             if trainer.is_global_zero:
@@ -275,7 +274,7 @@ class Evaluator(L.Callback):
 
     def _measure(self, trainer: L.Trainer, flow: FlowModule, answers: Answers) -> None:
         """Score the answers, on process 0, and leave the rows."""
-        data, failures = _data(trainer), self._failures
+        data, failures = data_of(trainer), self._failures
         main, *swept = subjects_of(flow, data, answers, partial(self._subject, data), failures, self.seed)
         fill(main, "training_pairs", failures.compute(lambda: self._training_pairs(flow, trainer)))
         main.cost = cost_of(flow, self.budget, rate_of(answers.samples), trainer.world_size)
@@ -312,7 +311,7 @@ class Evaluator(L.Callback):
     def _drawing(self, flow: FlowModule, trainer: L.Trainer, stage: str = "") -> Drawing:
         return Drawing(
             flow,
-            _data(trainer),
+            data_of(trainer),
             self.seed,
             self.num_samples,
             self.batch_size,
@@ -333,7 +332,7 @@ class Evaluator(L.Callback):
     ) -> tuple[DrawnSet, float, float]:
         """Samples as those metrics need them, mean evaluations per sample, samples per second of this process."""
         with agreed():
-            extractors = self.extractors(_data(trainer), flow.device)
+            extractors = self.extractors(data_of(trainer), flow.device)
         counts = self._counts(metrics)
         return draw_samples(self._drawing(flow, trainer, stage), extractors, counts, self.num_pictures, imposed)
 
@@ -353,7 +352,7 @@ class Evaluator(L.Callback):
         wanted = {name: metric for name, metric in self.metrics.items() if isinstance(metric, Reconstruction)}
         if not wanted or not isinstance(flow.space, LatentSpace):
             return None
-        extractors, counts = self.extractors(_data(trainer), flow.device), self._counts(wanted)
+        extractors, counts = self.extractors(data_of(trainer), flow.device), self._counts(wanted)
         return draw_reconstructions(self._drawing(flow, trainer, HELD_OUT), self.held_out, extractors, counts)
 
     def _counts(self, metrics: Mapping[str, Metric]) -> dict[str, int]:
@@ -399,12 +398,12 @@ class Evaluator(L.Callback):
     def _training_pairs(self, flow: FlowModule, trainer: L.Trainer) -> dict[str, float] | None:
         """What the pairs of training look like, where a metric asks for it."""
         wanted = [metric.num_pairs for metric in self.metrics.values() if isinstance(metric, TrainingPairs)]
-        return flow.training_pairs(_data(trainer), max(wanted), self.seed) if wanted else None
+        return flow.training_pairs(data_of(trainer), max(wanted), self.seed) if wanted else None
 
     # ---- records --------------------------------------------------------------------------------------
 
     def _provenance(self, trainer: L.Trainer) -> dict[str, Any]:
-        data = _data(trainer)
+        data = data_of(trainer)
         return {
             **self._data_provenance(data),
             "config_hash": self.identity.config_hash,

@@ -7,7 +7,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from torch import Tensor
 
@@ -17,10 +17,8 @@ from flowbench.data import DataSpec
 from flowbench.evaluation.auto_features import AUTO
 from flowbench.evaluation.measurement import Measurement, MetricInfo
 from flowbench.evaluation.metric import Metric, distance
+from flowbench.evaluation.prospect import Prospect
 from flowbench.evaluation.subject import Subject
-
-if TYPE_CHECKING:
-    from flowbench.evaluation.prospect import Prospect
 
 __all__ = [
     "ClassAccuracy",

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from flowbench import metrics as pure
 from flowbench.core.checks import check_count
 from flowbench.evaluation.measurement import Measurement, MetricInfo, unmeasured
 from flowbench.evaluation.metric import Metric
+from flowbench.evaluation.prospect import Prospect
 from flowbench.evaluation.subject import Subject
 from flowbench.flows import bits_per_dim
-
-if TYPE_CHECKING:
-    from flowbench.evaluation.prospect import Prospect
 
 __all__ = ["CostReport", "NegativeLogLikelihood", "PathStraightness", "TrainingPairs"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -17,11 +16,9 @@ from flowbench.data import DataSpec
 from flowbench.evaluation.feature_metrics import FeatureMetric
 from flowbench.evaluation.measurement import Measurement, MetricInfo
 from flowbench.evaluation.metric import distance
+from flowbench.evaluation.prospect import Prospect
 from flowbench.evaluation.subject import Subject
 from flowbench.metrics import FeatureExtractor, Moments
-
-if TYPE_CHECKING:
-    from flowbench.evaluation.prospect import Prospect
 
 __all__ = ["FrechetDistance", "FrechetInfinity"]
 

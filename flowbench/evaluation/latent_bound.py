@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -16,36 +15,12 @@ from flowbench.evaluation.failures import agreed
 from flowbench.evaluation.gather import gather_by_index, shard
 from flowbench.evaluation.measurement import Measurement, MetricInfo
 from flowbench.evaluation.metric import Metric
-from flowbench.evaluation.subject import Subject
+from flowbench.evaluation.prospect import Prospect
+from flowbench.evaluation.subject import BoundTerms, Subject
 from flowbench.families import FlowMatching, FlowModule, LatentSpace, SpatialCondition
 from flowbench.flows import UniformWeight
 
-if TYPE_CHECKING:
-    from flowbench.evaluation.prospect import Prospect
-
-__all__ = ["BoundTerms", "LatentBound", "draw_bound_terms", "held_out_loss", "measured_bound"]
-
-
-@dataclass(frozen=True)
-class BoundTerms:
-    """Of held-out images.
-
-    Attributes:
-        reconstruction: |x - decode(encode(x))|^2 summed over dimensions, squared model units, shape (N,).
-        flow_loss: the mean over times of |u - v|^2 summed over latent dimensions, squared scaled latent units, shape
-            (N,); None where the flow's training is no regression on independent, equally weighted pairs.
-        num_times: times per image behind the second.
-        split: the images' split.
-        latent: shape of the latents, for the protocol.
-        given: what the velocity is told, for the protocol: `label`, the conditioner's name, both, or nothing.
-    """
-
-    reconstruction: Tensor
-    flow_loss: Tensor | None
-    num_times: int
-    split: str
-    latent: str
-    given: str = ""
+__all__ = ["LatentBound", "draw_bound_terms", "held_out_loss", "measured_bound"]
 
 
 class LatentBound(Metric):

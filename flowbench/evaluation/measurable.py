@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import lightning as L
 
 from flowbench.core.checks import named
 from flowbench.data import FlowDataModule
+from flowbench.evaluation.drawing import Imposed
+from flowbench.evaluation.metric import Metric
 from flowbench.evaluation.trainer_parts import flow_of
 from flowbench.families import FlowModule
 
-if TYPE_CHECKING:
-    from flowbench.evaluation.evaluator import Evaluator
-
-__all__ = ["check_data", "check_measurable"]
+__all__ = ["Settings", "check_data", "check_measurable"]
 
 
-def check_measurable(
-    evaluator: Evaluator, module: L.LightningModule, data: FlowDataModule, world_size: int = 1
-) -> None:
+class Settings(Protocol):
+    """What an evaluator was told to measure."""
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """By name."""
+
+    @property
+    def reference(self) -> str:
+        """Split that samples are compared with."""
+
+    @property
+    def held_out(self) -> str:
+        """Split that is scored as if it were generated."""
+
+    def imposed(self, flow: FlowModule) -> Sequence[Imposed]:
+        """The points of the sweep that a flow can choose."""
+
+
+def check_measurable(evaluator: Settings, module: L.LightningModule, data: FlowDataModule, world_size: int = 1) -> None:
     """Refuse what could not be measured after the training.
 
     No data are read but the user's own whose shape nobody declared, and nothing is drawn: the module may lie on the
@@ -52,14 +69,14 @@ def check_measurable(
             )
 
 
-def _check_likelihood(evaluator: Evaluator, flow: FlowModule) -> None:
+def _check_likelihood(evaluator: Settings, flow: FlowModule) -> None:
     for key, metric in evaluator.metrics.items():
         if "log_prob" in metric.needs:
             with named(f"evaluator.metrics.{key}"):
                 flow.space.check_likelihood()
 
 
-def check_data(evaluator: Evaluator, data: FlowDataModule) -> None:
+def check_data(evaluator: Settings, data: FlowDataModule) -> None:
     """Refuse metrics and splits that do not suit the data; see :func:`check_measurable`.
 
     Raises:

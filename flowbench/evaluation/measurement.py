@@ -5,10 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from flowbench.core.rows import Goal
+from flowbench.core.sweep import SweepAxis
 
-__all__ = ["Measurement", "MetricInfo", "unmeasured"]
+__all__ = ["Measurement", "MetricInfo", "SweptName", "unmeasured"]
+
+SweptName = Literal["", SweepAxis]
+"""The axis of a sweep; empty outside of one."""
 
 
 @dataclass(frozen=True)

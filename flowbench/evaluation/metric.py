@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from torch import Tensor
 
 from flowbench.data import DataSpec
 from flowbench.evaluation.extractors import check_extractor
 from flowbench.evaluation.measurement import Measurement, MetricInfo
+from flowbench.evaluation.prospect import Prospect
 from flowbench.evaluation.subject import Part, Subject
-
-if TYPE_CHECKING:
-    from flowbench.evaluation.prospect import Prospect
 
 __all__ = ["Metric", "check_points", "distance"]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
@@ -11,12 +9,10 @@ from flowbench.core.checks import check_scale
 from flowbench.data import DataSpec
 from flowbench.evaluation.measurement import Measurement, MetricInfo
 from flowbench.evaluation.metric import Metric, check_points, distance
+from flowbench.evaluation.prospect import Prospect
 from flowbench.evaluation.samples import RealSet
 from flowbench.evaluation.subject import Subject
 from flowbench.metrics.modes import average_minimum_distance, failure_rate, mode_discrepancy, mode_matched_w2
-
-if TYPE_CHECKING:
-    from flowbench.evaluation.prospect import Prospect
 
 __all__ = ["ModeRecovery", "NearestData"]
 

@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from flowbench.evaluation.drawing import Drawing
 from flowbench.evaluation.failures import agreed
 from flowbench.evaluation.frechet_metrics import FrechetDistance
 from flowbench.evaluation.gather import gather_by_index, shard
 from flowbench.evaluation.measurement import Measurement, MetricInfo
-from flowbench.evaluation.samples import Collector, DrawnSet
-from flowbench.evaluation.subject import Subject
+from flowbench.evaluation.prospect import Prospect
+from flowbench.evaluation.samples import Collector
+from flowbench.evaluation.subject import Reconstructions, Subject
 from flowbench.families import LatentSpace
 from flowbench.metrics import FeatureExtractor, psnr
 
-if TYPE_CHECKING:
-    from flowbench.evaluation.prospect import Prospect
-
-__all__ = ["Reconstruction", "Reconstructions", "draw_reconstructions"]
-
-
-@dataclass(frozen=True)
-class Reconstructions:
-    """Held-out images that went through an autoencoder.
-
-    Attributes:
-        images: what came out.
-        psnr: of every image against its original, decibels, shape (N,).
-    """
-
-    images: DrawnSet
-    psnr: Tensor
+__all__ = ["Reconstruction", "draw_reconstructions"]
 
 
 class Reconstruction(FrechetDistance):

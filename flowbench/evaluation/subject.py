@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 from flowbench.data import DataSpec
-from flowbench.evaluation.samples import SampleSet
+from flowbench.evaluation.measurement import SweptName
+from flowbench.evaluation.samples import DrawnSet, SampleSet
 from flowbench.metrics import FeatureExtractor, PathGeometry
 
-if TYPE_CHECKING:
-    from flowbench.evaluation.conditions import ConditionScore
-    from flowbench.evaluation.latent_bound import BoundTerms
-    from flowbench.evaluation.reconstruction import Reconstructions
+__all__ = ["BoundTerms", "ConditionScore", "Cost", "Part", "Reconstructions", "Subject"]
 
-__all__ = ["Cost", "Part", "Subject", "SweptName"]
-
-SweptName = Literal["", "network_evaluations", "guidance"]
 Part = Literal[
     "samples",
     "log_prob",
@@ -64,6 +59,59 @@ class Cost:
         if not self.product_rate or not self.train_seconds or not self.train_flops:
             return None
         return self.train_flops / (self.train_seconds * self.product_rate)
+
+
+@dataclass(frozen=True)
+class ConditionScore:
+    """How well samples keep to their condition.
+
+    Attributes:
+        values: one per sample, shape (N,).
+        unit: of the values.
+        floor: the same of the condition's own images through the autoencoder, shape (N,): what its decoder leaves of
+            the best sample; None in data space.
+        protocol: the condition, the split, N.
+    """
+
+    values: Tensor
+    unit: str
+    floor: Tensor | None
+    protocol: str
+
+
+@dataclass(frozen=True)
+class Reconstructions:
+    """Held-out images that went through an autoencoder.
+
+    Attributes:
+        images: what came out.
+        psnr: of every image against its original, decibels, shape (N,).
+    """
+
+    images: DrawnSet
+    psnr: Tensor
+
+
+@dataclass(frozen=True)
+class BoundTerms:
+    """Of held-out images.
+
+    Attributes:
+        reconstruction: |x - decode(encode(x))|^2 summed over dimensions, squared model units, shape (N,).
+        flow_loss: the mean over times of |u - v|^2 summed over latent dimensions, squared scaled latent units, shape
+            (N,); None where the flow's training is no regression on independent, equally weighted pairs.
+        num_times: times per image behind the second.
+        split: the images' split.
+        latent: shape of the latents, for the protocol.
+        given: what the velocity is told, for the protocol: `label`, the conditioner's name, both, or nothing.
+    """
+
+    reconstruction: Tensor
+    flow_loss: Tensor | None
+    num_times: int
+    split: str
+    latent: str
+    given: str = ""
 
 
 @dataclass

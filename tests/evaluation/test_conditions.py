@@ -12,13 +12,8 @@ from torch import Tensor, nn
 
 from flowbench.data import FlowDataModule
 from flowbench.evaluation import Evaluator
-from flowbench.evaluation.conditions import (
-    ConditionAgreement,
-    condition_at,
-    condition_labels,
-    draw_condition_scores,
-)
-from flowbench.evaluation.drawing import Drawing, draw_paths, labels_of
+from flowbench.evaluation.conditions import ConditionAgreement, draw_condition_scores
+from flowbench.evaluation.drawing import Drawing, condition_at, condition_labels, draw_paths, labels_of
 from flowbench.evaluation.latent_bound import LatentBound, draw_bound_terms, held_out_loss
 from flowbench.families import (
     OTCFM,

@@ -36,7 +36,8 @@ from flowbench.evaluation import (
     TrainingPairs,
     Wasserstein2,
 )
-from flowbench.evaluation.prospect import Prospect, declare
+from flowbench.evaluation.declared import declare
+from flowbench.evaluation.prospect import Prospect
 from flowbench.families import Autoencoder, InpaintingConditioner, LatentCFM, SemanticConditioner, STARFlow
 from flowbench.flows import Midpoint, RungeKutta4
 from flowbench.networks import DiT, KLAutoencoder

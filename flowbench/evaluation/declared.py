@@ -1,0 +1,67 @@
+"""The names of what will be measured, before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from flowbench.data import FlowDataModule
+from flowbench.evaluation.auto_features import known_features
+from flowbench.evaluation.evaluator import Evaluator
+from flowbench.evaluation.measurement import SweptName
+from flowbench.evaluation.metric import Metric
+from flowbench.evaluation.prospect import Prospect
+from flowbench.evaluation.reference import REFERENCE_NAMES
+from flowbench.families import FlowModule
+
+__all__ = ["Declared", "declare"]
+
+
+@dataclass(frozen=True)
+class Declared:
+    """Names of the metrics that somebody will have.
+
+    Attributes:
+        main: outside any sweep; None where a metric does not declare its names, which may then be any.
+        swept: at the points of each sweep, by what is swept; what its sampler cannot choose is absent.
+    """
+
+    main: frozenset[str] | None
+    swept: Mapping[SweptName, frozenset[str] | None]
+
+
+def declare(evaluator: Evaluator, data: FlowDataModule, flow: FlowModule | None) -> dict[str, Declared]:
+    """What an evaluator will measure.
+
+    Args:
+        evaluator: the evaluator.
+        data: the data.
+        flow: the flow, trained or not, on any device, the meta device included; None leaves the reference rows.
+
+    Returns:
+        By name of the reference row; the flow under the empty name.
+    """
+    metrics = [_named(metric, data) for metric in evaluator.metrics.values()]
+    found = {name: Declared(_names(metrics, Prospect(data.spec, reference=name)), {}) for name in REFERENCE_NAMES}
+    if flow is not None:
+        who = Prospect(data.spec, flow)
+        axes = {point.swept for point in evaluator.imposed(flow)}
+        swept = {axis: _names(metrics, replace(who, swept=axis)) for axis in sorted(axes)}
+        found[""] = Declared(_names(metrics, who), swept)
+    return found
+
+
+def _named(metric: Metric, data: FlowDataModule) -> Metric | None:
+    """A metric under the name of its extractor; None where weights that nobody has asked for decide about that."""
+    if metric.features is None:
+        return metric
+    features = known_features(metric.features, data.dataset, data.spec)
+    return None if features is None else metric.with_features({metric.features: features})
+
+
+def _names(metrics: Sequence[Metric | None], who: Prospect) -> frozenset[str] | None:
+    wanted = [metric for metric in metrics if metric is None or metric.in_sweep or not who.swept]
+    declared = [None if metric is None else metric.expected(who) for metric in wanted]
+    if any(names is None for names in declared):
+        return None
+    return frozenset(name for names in declared for name in names or ())
