@@ -27,14 +27,6 @@ REMAINING = {
     "metrics.InceptionFeatures",
     "metrics.InceptionLogits",
     # Not written yet.
-    "metrics.DensityCoverageMetric",
-    "metrics.FrechetDistance",
-    "metrics.KernelDistance",
-    "metrics.MaximumMeanDiscrepancy",
-    "metrics.PrecisionRecallMetric",
-    "metrics.SampleMetric",
-    "metrics.SlicedWasserstein2",
-    "metrics.Wasserstein2",
     "training.OptimizerConfig",
 }
 

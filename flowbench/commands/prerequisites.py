@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 from flowbench.config import Experiment, to_yaml
+from flowbench.core.cache import ensure
 from flowbench.core.endings import ProcessEnded
 from flowbench.core.launch import without_launcher
-from flowbench.core.places import cached, locked
+from flowbench.core.places import cached
 from flowbench.core.processes import exit_status, how_it_ended, run_child
 from flowbench.core.storage import read_record, write_text
 from flowbench.training.progress import is_trained
@@ -42,17 +43,15 @@ def _required(name: str, experiment: Experiment) -> Path:
     def is_finished() -> bool:
         return is_trained(folder / "progress.json") and checkpoint.is_file()
 
-    if is_finished():  # before the lock, which a read-only cache does not allow
-        return checkpoint
-    with locked(folder):
+    def train() -> None:
         folder.mkdir(exist_ok=True)
-        if is_finished():
-            return checkpoint
         print(f"training the required {name} once, in {folder}", file=sys.stderr, flush=True)
         code = _train(folder, experiment)
         # The exit status alone proves nothing: what trains on a model must have all of it.
         if code != 0 or not is_finished():
             _refuse(name, folder, code)
+
+    ensure(folder, train, is_finished)
     return checkpoint
 
 

@@ -107,18 +107,20 @@ def _local_data() -> list[Path]:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold the lock of something in the cache while it is made; other processes wait.
 
     Args:
         path: what is made; its folder is made when missing, the lock lies beside it.
+        wait: for another process that holds it.
 
     Raises:
         ValueError: one line: the cache cannot be written.
+        filelock.Timeout: another process holds it, and this one does not wait.
     """
     with writable(path.parent, "FLOWBENCH_CACHE"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
+        with FileLock(f"{path}.lock", timeout=-1 if wait else 0):
             yield
 
 

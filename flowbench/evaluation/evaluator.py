@@ -171,7 +171,7 @@ class Evaluator(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Make up for the point that a run killed between its checkpoint and its validation has lost."""
-        # Process 0 decides for all: it may have written the file before another one reads it.
+        # Process 0 decides for all: it may have written the file before others read it.
         if trainer.strategy.broadcast(bool(self.curve) and Curve.of(trainer).lacks(trainer, trainer.global_step)):
             self._measure_curve(trainer, flow_of(module), trainer.global_step)
 

@@ -270,6 +270,7 @@ class FlowMatching(FlowModule):
 
     def on_validation_start(self) -> None:
         """Set the pairing up where nothing is trained before."""
+        super().on_validation_start()
         if self.trainer.state.fn == TrainerFn.VALIDATING:
             self._set_up_pairing(training=False)
 

@@ -18,6 +18,7 @@ from flowbench.core.seeds import indexed_normal
 from flowbench.families.base import FlowModule
 from flowbench.families.latents.space import LatentSpace
 from flowbench.flows import GaussianSource
+from flowbench.metrics import psnr
 
 __all__ = [
     "ClassPosterior",
@@ -156,9 +157,9 @@ def reconstruct(module: FlowModule, x: Tensor, label: Tensor | None = None) -> R
         points = module.space.encode_mean(x)
         back, cost = module.flow_decode(noise, label)
         decoded = module.space.decode(back)
-        psnr = _psnr(module.space.decode(points), x) if isinstance(module.space, LatentSpace) else None
+        ratio = psnr(x, module.space.decode(points)) if isinstance(module.space, LatentSpace) else None
     return Reconstruction(
-        decoded, noise, _largest(back - points), _largest(decoded - x), psnr, _plus(module.encoding_evaluations, cost)
+        decoded, noise, _largest(back - points), _largest(decoded - x), ratio, _plus(module.encoding_evaluations, cost)
     )
 
 
@@ -432,11 +433,6 @@ def clopper_pearson(successes: int, trials: int, level: float = 0.95) -> tuple[f
 
 def _largest(difference: Tensor) -> Tensor:
     return difference.flatten(1).abs().amax(1)
-
-
-def _psnr(found: Tensor, x: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB; the range of model space is 2."""
-    return 10 * torch.log10(4 / (found - x).flatten(1).square().mean(1))
 
 
 def _plus(first: float | None, second: float | None) -> float | None:

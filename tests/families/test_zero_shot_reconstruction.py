@@ -118,7 +118,7 @@ def test_latent_families_report_the_autoencoder_apart(name):
     found, again = reconstruct(module, x), reconstruct(module, x)
     assert torch.equal(found.noise, again.noise)  # the mean, not a draw
     plain = module.space.decode(module.space.encode_mean(x))
-    mse = (plain - x).flatten(1).square().mean(1)
+    mse = (plain.double() - x.double()).flatten(1).square().mean(1)
     torch.testing.assert_close(found.autoencoder_psnr, 20 * torch.log10(2 / mse.sqrt()))
     assert float(found.flow_error.max()) < 1e-3
     assert float(found.data_error.max()) > 10 * float(found.flow_error.max())

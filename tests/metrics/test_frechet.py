@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -16,6 +19,7 @@ from flowbench.metrics import (
     frechet_distance_of_features,
     gaussian_frechet_distance,
 )
+from tests.ranks import run_ranks
 
 
 def features(num: int, dim: int, *name: str | int, shift: float = 0.0, scale: float = 1.0) -> Tensor:
@@ -163,3 +167,26 @@ def test_users_mistakes_cost_one_line():
         frechet_distance_of_features(torch.rand(1, 2), torch.rand(4, 2))
     with pytest.raises(ValueError, match="moments must be"):
         GaussianStatistics(torch.zeros(2), torch.eye(3))
+
+
+def _worker(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    local = FeatureStatistics.from_features(ragged()[slice(0, 20) if rank == 0 else slice(20, None)])
+    # The local sums stay as they are: a second call counts nobody twice.
+    found = [local.all_reduce(), local.all_reduce()][1]
+    torch.save({"count": found.count, "sum": found.sum, "outer": found.outer}, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def ragged() -> torch.Tensor:
+    return torch.randn(37, 3, generator=torch.Generator().manual_seed(9))
+
+
+def test_two_processes_with_ragged_shares_equal_one(tmp_path):
+    run_ranks(_worker, str(tmp_path))
+    x = ragged().double()
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert found["count"] == len(x)
+        torch.testing.assert_close(found["sum"], x.sum(0), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(found["outer"], x.T @ x, rtol=1e-12, atol=1e-12)

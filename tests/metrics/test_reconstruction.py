@@ -21,6 +21,21 @@ def test_against_torchmetrics(data_range):
     torch.testing.assert_close(psnr(x, x_hat, data_range), wanted, rtol=1e-6, atol=0)  # its constants are float32
 
 
+def test_of_some_values_alone_against_torchmetrics():
+    rng = torch.Generator().manual_seed(1)
+    x = torch.rand(4, 3, 6, 6, generator=rng, dtype=torch.float64)
+    x_hat = x + 0.1 * torch.randn(x.shape, generator=rng, dtype=torch.float64)
+    where = torch.rand(4, 1, 6, 6, generator=rng) < 0.4
+    x_hat[~where.expand_as(x)] = torch.inf
+    wanted = [
+        peak_signal_noise_ratio(b[:, kept[0]], a[:, kept[0]], data_range=2.0)
+        for a, b, kept in zip(x, x_hat, where, strict=True)
+    ]
+    torch.testing.assert_close(psnr(x, x_hat, where=where), torch.stack(wanted), rtol=1e-6, atol=0)
+    assert psnr(x, x_hat, where=torch.zeros_like(where)).isnan().all()
+    assert torch.equal(psnr(x, x, where=where), torch.full((4,), torch.inf, dtype=torch.float64))
+
+
 @given(st.floats(1e-3, 1.0))
 def test_of_a_constant_error(error):
     found = psnr(torch.zeros(2, 3), torch.full((2, 3), error, dtype=torch.float32))

@@ -99,7 +99,7 @@ def test_a_cache_that_is_there_need_not_be_writable(elsewhere, monkeypatch):
     monkeypatch.setenv("FLOWBENCH_OFFLINE", "")
     monkeypatch.setattr(weights, "_from_url", lambda: TINY)
     inception_weights()
-    monkeypatch.setattr(weights, "locked", lambda path: pytest.fail("a lock is a file"))
+    monkeypatch.setattr("flowbench.core.cache.locked", lambda path, wait: pytest.fail("a lock is a file"))
     assert inception_weights().origin == "torch-fidelity's download"
 
 

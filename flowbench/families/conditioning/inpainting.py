@@ -13,6 +13,7 @@ from flowbench.data.split_dataset import indexed_uniform
 from flowbench.families.conditioning.base import Conditioner, SpatialCondition
 from flowbench.families.conditioning.masks import make_mask
 from flowbench.families.latents.space import Space
+from flowbench.metrics import psnr
 
 __all__ = ["InpaintingConditioner", "draw_masks"]
 
@@ -187,19 +188,13 @@ class InpaintingConditioner(Conditioner):
         """
         if x.ndim != 4 or condition.original is None or condition.unknown is None:
             return {}
-        square = (x.clamp(-1.0, 1.0) - condition.original).double().square().mean(1)
         parts = zip(_SCORES, (condition.unknown, ~condition.unknown), strict=True)
-        return {name: (_psnr(square, where), "dB") for name, where in parts}
+        found = x.clamp(-1.0, 1.0)
+        return {name: (psnr(condition.original, found, where=where[:, None]), "dB") for name, where in parts}
 
     def score_names(self, spec: DataSpec) -> tuple[str, ...]:
         """See :meth:`Conditioner.score_names`."""
         return _SCORES if spec.modality == "image" else ()
-
-
-def _psnr(square: Tensor, where: Tensor) -> Tensor:
-    """Decibels for the range [-1, 1] over some pixels (B, H, W) of each image, shape (B,); NaN where there is none."""
-    mean = (square * where).flatten(1).sum(1) / where.flatten(1).sum(1)
-    return 10 * torch.log10(4 / mean)
 
 
 def _sides(x: Tensor) -> tuple[int, ...]:

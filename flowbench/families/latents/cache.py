@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from flowbench.core.places import cached, locked
+from flowbench.core.cache import ensure, identity_key, read_tensors, write_tensors
+from flowbench.core.places import cached
 from flowbench.core.precision import autocast_off
-from flowbench.core.storage import write_atomic
 from flowbench.data import DataSpec, FlowDataModule
 
 if TYPE_CHECKING:
@@ -73,13 +71,8 @@ def latent_cache(autoencoder: Autoencoder, data: FlowDataModule, device: torch.d
     check_cacheable(data)
     identity = _identity(autoencoder, data)
     path = _path(identity)
-    if path.is_file():  # files appear whole; a cache that is there may be read-only
-        return _read(path, identity)
-    with locked(path):
-        if not path.is_file():
-            content = {**_encoded(autoencoder, data, device), "identity": identity}
-            write_atomic(path, lambda file: torch.save(content, file))
-    return _read(path, identity)
+    ensure(path, lambda: write_tensors(path, identity, _encoded(autoencoder, data, device)))
+    return LatentCache(**read_tensors(path, identity, "the cached latents"))
 
 
 def check_cacheable(data: FlowDataModule) -> None:
@@ -107,21 +100,8 @@ def _identity(autoencoder: Autoencoder, data: FlowDataModule) -> dict[str, Any]:
 
 def _path(identity: dict[str, Any]) -> Path:
     parts = (identity[key] for key in ("dataset", "version", "num_samples", "autoencoder"))
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join(map(str, (*parts, key))))
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join(map(str, (*parts, identity_key(identity, 8)))))
     return cached("latents", f"{name}.pt")
-
-
-def _read(path: Path, identity: dict[str, Any]) -> LatentCache:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        found = content.pop("identity")
-        cache = LatentCache(**content)
-    except Exception as error:  # on arbitrary bytes the unpickler raises anything
-        raise ValueError(f"cannot read the cached latents {path} ({type(error).__name__}): delete the file") from None
-    if found != identity:
-        raise ValueError(f"the cached latents {path} are those of {found}, expected {identity}: delete the file")
-    return cache
 
 
 @torch.no_grad()

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
-from flowbench.core.places import cached, writable
-from flowbench.core.storage import write_atomic
+from flowbench.core.cache import ensure, identity_key, read_tensors, write_tensors
+from flowbench.core.places import cached
 
 __all__ = ["PairStore", "weights_checksum"]
 
@@ -40,8 +39,7 @@ class PairStore:
 
     def __init__(self, name: str, identity: Mapping[str, Any], num_rows: int, shard_rows: int = SHARD_ROWS) -> None:
         self.identity = {**identity, "num_rows": num_rows, "shard_rows": shard_rows}
-        text = json.dumps(self.identity, sort_keys=True)
-        self.folder = cached("pairs", f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}")
+        self.folder = cached("pairs", f"{name}-{identity_key(self.identity, 16)}")
         self.num_rows = num_rows
         self.shard_rows = shard_rows
         self._shards: list[Rows] = []
@@ -56,36 +54,19 @@ class PairStore:
             ValueError: for a file that is damaged or holds other rows; a cache that cannot be written.
         """
         paths = [self.folder / f"{first:09d}.pt" for first in range(0, self.num_rows, self.shard_rows)]
-        with writable(self.folder, "FLOWBENCH_CACHE"):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for timeout in (0, -1):  # first what no process works on, then wait for the others
-                for number, path in enumerate(paths):
-                    self._make(path, number * self.shard_rows, make, timeout)
+        for wait in (False, True):  # first what no process works on, then wait for the others
+            for number, path in enumerate(paths):
+                ensure(path, partial(self._write, path, number * self.shard_rows, make), wait=wait)
         self._shards = [self._read(path) for path in paths]
         if sum(value.nbytes for shard in self._shards for value in shard.values()) <= IN_MEMORY_BYTES:
             self._shards = [{name: torch.cat([part[name] for part in self._shards]) for name in self._shards[0]}]
 
-    def _make(self, path: Path, first: int, make: Callable[[Tensor], Rows], timeout: float) -> None:
-        if path.is_file():  # files appear whole; a cache that is there may be read-only
-            return
-        try:
-            with FileLock(f"{path}.lock", timeout=timeout):
-                if not path.is_file():
-                    rows = make(torch.arange(first, min(first + self.shard_rows, self.num_rows)))
-                    content = {"identity": self.identity, "rows": {name: value.cpu() for name, value in rows.items()}}
-                    write_atomic(path, lambda file: torch.save(content, file))
-        except Timeout:
-            return
+    def _write(self, path: Path, first: int, make: Callable[[Tensor], Rows]) -> None:
+        rows = make(torch.arange(first, min(first + self.shard_rows, self.num_rows)))
+        write_tensors(path, self.identity, {"rows": {name: value.cpu() for name, value in rows.items()}})
 
     def _read(self, path: Path) -> Rows:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            found, rows = content["identity"], content["rows"]
-        except Exception as error:  # on arbitrary bytes the unpickler raises anything
-            raise ValueError(f"cannot read the stored pairs {path} ({type(error).__name__}): delete the file") from None
-        if found != self.identity:
-            raise ValueError(f"the stored pairs {path} are those of {found}, expected {self.identity}: delete the file")
-        return dict(rows)
+        return dict(read_tensors(path, self.identity, "the stored pairs")["rows"])
 
     def take(self, index: Tensor, device: torch.device) -> Rows:
         """Some rows.
