@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
+from typing import cast
 
 from flowbench.core.checks import check_count, check_counts
 from flowbench.core.places import expand
@@ -124,7 +125,7 @@ def declared_spec(
     """
     check_declaration(name, shape, num_classes)
     if name in _entries:
-        return _entries[name].spec
+        return cast(DataSpec, _entries[name].spec)  # as FlowDataModule.spec
     if shape is None:
         raise ValueError(
             f"data.shape: the shape of {name!r} is known only once it is read; declare it, e.g. "
@@ -144,8 +145,9 @@ def _check_name(name: str) -> None:
 
 
 def _check_flips(entry: DatasetEntry) -> None:
-    if entry.spec.modality == "vector":
-        raise ValueError(f"random_flip: {entry.name!r} holds vectors, which have no mirror image; set it to False")
+    if not entry.spec.grid:
+        held = entry.spec.summary.split()[0]
+        raise ValueError(f"random_flip: {entry.name!r} holds {held}, which have no mirror image; set it to False")
     if not entry.flips:
         raise ValueError(f"random_flip: a mirror image of {entry.name!r} is no sample of it; set it to False")
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flowbench.core.checks import check_count, check_number
-from flowbench.data.spec import DataSpec
+from flowbench.data.columns import Column
+from flowbench.data.spec_base import Spec
 from flowbench.data.split import Split
 
 __all__ = ["DatasetEntry", "Report"]
@@ -35,9 +36,14 @@ class DatasetEntry:
         fetch: given the folder for downloads and a report, fetches what is missing and verifies what is there; None
             when there is nothing to fetch.
         understood: of a user's own data, one line of what they were taken for.
+        columns: what the splits hold beside values and labels, by name.
+
+    Raises:
+        ValueError: for a number out of range, a column whose name is no identifier, or a spatial one that does not lie
+            on the grid of the images.
     """
 
-    spec: DataSpec
+    spec: Spec
     description: str
     licence: str
     citation: str
@@ -48,11 +54,20 @@ class DatasetEntry:
     flips: bool = False
     fetch: Callable[[Path, Report], None] | None = None
     understood: str = ""
+    columns: Mapping[str, Column] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for split, num in self.num_samples.items():
             check_count(f"num_samples[{split}]", num, at_least=0)
         check_number("download_mb", self.download_mb, at_least=0)
+        for name, column in self.columns.items():
+            if not name.isidentifier():
+                raise ValueError(f"{self.name}: a column's name consists of letters, digits and _, got {name!r}")
+            if column.spatial and column.shape[-2:] != self.spec.grid:
+                raise ValueError(
+                    f"{self.name}: column {name!r} of shape {column.shape} does not lie on the grid {self.spec.grid} "
+                    "of the data; set spatial to False"
+                )
 
     @property
     def name(self) -> str:
