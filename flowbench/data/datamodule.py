@@ -18,7 +18,7 @@ from flowbench.core.remarks import say_once
 from flowbench.core.seeds import generator
 from flowbench.data import catalogue
 from flowbench.data.batch import Batch
-from flowbench.data.columns import check_column_name, check_columns
+from flowbench.data.columns import check_column_name
 from flowbench.data.declaration import Declaration
 from flowbench.data.entry import DatasetEntry
 from flowbench.data.samplers import BatchIndex, EndlessSampler, ShardedSampler
@@ -159,9 +159,7 @@ class FlowDataModule(LightningDataModule):
     @cached_property
     def _splits(self) -> dict[str, Split]:
         splits = self.entry.load(data_root(self.dataset))
-        check_columns(splits, self.entry.columns, self.entry.name)
-        for split in splits.values():
-            self.spec.check_values(split.values)
+        self.entry.check_splits(splits)
         return {**splits, "train": splits["train"].join(splits["val"])} if self.train_on_val else splits
 
     def split(self, name: str) -> Split:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flowbench.core.checks import check_count, check_number
-from flowbench.data.columns import Column
+from flowbench.data.columns import Column, check_columns
 from flowbench.data.spec_base import Spec
-from flowbench.data.split import Split
+from flowbench.data.split import SPLITS, Split
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["DatasetEntry", "Report"]
 
@@ -78,3 +82,27 @@ class DatasetEntry:
     def version(self) -> str:
         """Version of the values."""
         return self.spec.version
+
+    def check_splits(self, splits: Mapping[str, Split]) -> None:
+        """Refuse what :attr:`load` gave when it is not what the entry says.
+
+        Args:
+            splits: by name.
+
+        Raises:
+            ValueError: one line: a missing split, values or labels of another kind or out of range, or other columns.
+        """
+        if missing := sorted(set(SPLITS) - set(splits)):
+            raise ValueError(f"{self.name}: the split {missing[0]!r} is missing; load must give {', '.join(SPLITS)}")
+        check_columns(splits, self.columns, self.name)
+        for name, split in splits.items():
+            self.spec.check_values(split.values)
+            self._check_label(name, split.label)
+
+    def _check_label(self, split: str, label: Tensor | None) -> None:
+        classes = self.spec.num_classes
+        if (label is None) != (classes is None):
+            has = "no labels" if label is None else "labels"
+            raise ValueError(f"{self.name}: {split!r} has {has}, but spec.num_classes is {classes}; make them agree")
+        if label is not None and classes is not None:
+            self.spec.check_range(label, classes, f"labels of {split!r}")

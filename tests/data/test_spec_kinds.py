@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,8 @@ def module_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FlowDataModule]:
     def make(spec: Spec, values: torch.Tensor, columns: dict[str, Column] | None = None, **options: Any) -> Any:
         catalogue.list_datasets()
         tails = {"known": values[:, :1]} if columns else {}
-        splits = {name: Split(values, columns=tails) for name in ("train", "val", "test")}
+        label = None if spec.num_classes is None else torch.arange(len(values)) % spec.num_classes
+        splits = {name: Split(values, label, tails) for name in ("train", "val", "test")}
 
         def load(root: Path) -> dict[str, Split]:
             return splits
@@ -182,6 +184,33 @@ def test_clips_are_dequantised_and_mirrored_as_a_whole(module_of: Any) -> None:
             assert torch.equal(found, original) != torch.equal(found, original.flip(-1))
             mirrored += torch.equal(found, original.flip(-1))
     assert 8 < mirrored < 32  # of 40
+
+
+@pytest.mark.parametrize(
+    ("splits", "expected"),
+    [
+        ({"train": Split(torch.zeros(4, 3))}, "points: the split 'test' is missing; load must give train, val, test"),
+        (
+            dict.fromkeys(("train", "val", "test"), Split(torch.zeros(4, 3), torch.zeros(4).long())),
+            "points: 'train' has labels, but spec.num_classes is None; make them agree",
+        ),
+        (
+            dict.fromkeys(("train", "val", "test"), Split(torch.zeros(4, 2))),
+            "points: vectors of 3 are float32 of shape (N, 3), but the data hold float32 of shape (4, 2)",
+        ),
+    ],
+)
+def test_what_an_entry_loads_must_be_what_it_says(splits: dict[str, Split], expected: str) -> None:
+    entry = DatasetEntry(SPECS[1], "mine", "mine", "me", lambda root: splits)
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+        entry.check_splits(entry.load(Path()))
+
+
+def test_labels_out_of_range_are_refused() -> None:
+    split = Split(torch.zeros(4, 7).long(), torch.arange(4))
+    entry = DatasetEntry(TOKENS, "mine", "mine", "me", lambda root: {})
+    with pytest.raises(ValueError, match=r"^text: labels of 'train' must lie in 0\.\.2, got 0\.\.3$"):
+        entry.check_splits(dict.fromkeys(("train", "val", "test"), split))
 
 
 @pytest.mark.parametrize("family", [FlowMatching, OTCFM])
