@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -26,10 +26,12 @@ class Batch:
     Attributes:
         x: data in model space, float32, shape (B, *D); quantised images are dequantised into [-1, 1).
         label: class ids, int64, shape (B,), or None for unlabelled data.
-        condition: any other conditioning, first dimension B, or None.
+        condition: any other conditioning, first dimension B, or None: the column that ``data.condition`` names.
         index: position of every sample in its split, int64, shape (B,).
         position: samples drawn by all processes before this (global) batch, >= 0; None in evaluation. Keys the
             dequantisation of training batches.
+        columns: what else the data hold of these samples, by name, first dimension B; of images that were mirrored,
+            so is what lies on their grid.
     """
 
     x: Tensor
@@ -37,6 +39,7 @@ class Batch:
     condition: Tensor | None = None
     index: Tensor | None = None
     position: int | None = None
+    columns: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_position(self.position)
@@ -46,7 +49,8 @@ class Batch:
         tensors: dict[str, Any] = {
             name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, Tensor)
         }
-        return replace(self, **tensors)
+        columns = {name: column.pin_memory() for name, column in self.columns.items()}
+        return replace(self, **tensors, columns=columns)
 
     def __len__(self) -> int:
         """Number of samples of this process's part of the batch."""

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from functools import cache
 from pathlib import Path
+from typing import cast
 
 from flowbench.core.checks import check_count, check_counts
 from flowbench.core.nearest import nearest
 from flowbench.core.places import expand
-from flowbench.data.chi_arcs import CHI_ARCS
 from flowbench.data.declaration import Declaration
-from flowbench.data.densities import DENSITIES, density_entry
-from flowbench.data.digits import DIGITS
+from flowbench.data.discovery import offers_of_others, own_offers
 from flowbench.data.entry import DatasetEntry
-from flowbench.data.fashion_mnist_mini import FASHION_MNIST_MINI
-from flowbench.data.real_images import CIFAR10, FASHION_MNIST, MNIST
 from flowbench.data.spec import DataSpec
 from flowbench.data.user_formats import USER_FORMATS
 
@@ -41,8 +40,32 @@ def register(entry: DatasetEntry) -> DatasetEntry:
 
 
 def list_datasets() -> list[DatasetEntry]:
-    """All entries by name; a user's own data come under the names in ``USER_FORMATS``."""
+    """All entries by name, those of other packages included; a line on stderr for each that cannot be loaded.
+
+    A user's own data come under the names in ``USER_FORMATS``.
+    """
+    _say(_load_others())
     return [_entries[name] for name in sorted(_entries)]
+
+
+@cache
+def _load_others() -> tuple[str, ...]:
+    """Add the data sets of other packages, once; one line for each offer that cannot be."""
+    offers, faults = offers_of_others()
+    for offer in offers:
+        try:
+            for entry in offer.entries():
+                register(entry)
+        except ValueError as error:
+            line = str(error)
+            faults.append(line if offer.package in line else f"{offer}: {line}")
+    return tuple(faults)
+
+
+@cache
+def _say(lines: tuple[str, ...]) -> None:
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)
 
 
 def check(
@@ -124,7 +147,7 @@ def declared_spec(
     """
     check_declaration(name, shape, num_classes)
     if name in _entries:
-        return _entries[name].spec
+        return cast(DataSpec, _entries[name].spec)  # as FlowDataModule.spec
     if shape is None:
         raise ValueError(
             f"data.shape: the shape of {name!r} is known only once it is read; declare it, e.g. "
@@ -134,18 +157,22 @@ def declared_spec(
 
 
 def _check_name(name: str) -> None:
+    if name in _entries or name in USER_FORMATS:
+        return
+    faults = "".join(f"; {line}" for line in _load_others())
     known = [*sorted(_entries), *USER_FORMATS]
     if name not in known:
         # "CIFAR-10" is how people write it; the nearest name by letters alone would be none.
         plain = name.lower().replace("-", "_")
         near = nearest(plain, known)
         hint = f"did you mean {near!r}? " if near else ""
-        raise ValueError(f"dataset: unknown name {name!r}; {hint}known: {', '.join(known)}")
+        raise ValueError(f"dataset: unknown name {name!r}; {hint}known: {', '.join(known)}{faults}")
 
 
 def _check_flips(entry: DatasetEntry) -> None:
-    if entry.spec.modality == "vector":
-        raise ValueError(f"random_flip: {entry.name!r} holds vectors, which have no mirror image; set it to False")
+    if not entry.spec.grid:
+        held = entry.spec.summary.split()[0]
+        raise ValueError(f"random_flip: {entry.name!r} holds {held}, which have no mirror image; set it to False")
     if not entry.flips:
         raise ValueError(f"random_flip: a mirror image of {entry.name!r} is no sample of it; set it to False")
 
@@ -184,13 +211,7 @@ def get(
     return entry
 
 
-for _entry in (
-    DIGITS,
-    MNIST,
-    FASHION_MNIST,
-    FASHION_MNIST_MINI,
-    CIFAR10,
-    CHI_ARCS,
-    *(density_entry(density) for density in DENSITIES.values()),
-):
-    register(_entry)
+# Other packages are imported only when a name is not ours, or all are listed.
+for _offer in own_offers():
+    for _entry in _offer.entries():
+        register(_entry)

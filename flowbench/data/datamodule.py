@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from lightning import LightningDataModule, Trainer
@@ -17,6 +18,7 @@ from flowbench.core.remarks import say_once
 from flowbench.core.seeds import generator
 from flowbench.data import catalogue
 from flowbench.data.batch import Batch
+from flowbench.data.columns import check_column_name
 from flowbench.data.declaration import Declaration
 from flowbench.data.entry import DatasetEntry
 from flowbench.data.samplers import BatchIndex, EndlessSampler, ShardedSampler
@@ -65,6 +67,8 @@ class FlowDataModule(LightningDataModule):
         label_noise: share of training labels replaced by labels drawn uniformly from all classes, in [0, 1], keyed by
             (seed, sample): what classifier-free guidance is put to the test with. Everything that is measured keeps
             the true labels.
+        condition: name of a column of the data that becomes the batches' ``condition``: maps that a flow is trained
+            under, say. None is none.
         seed: keys the order, the dequantisation and the noise of labels, >= 0; None means 0.
 
     Raises:
@@ -88,6 +92,7 @@ class FlowDataModule(LightningDataModule):
         random_flip: bool = False,
         dequantize: Literal["uniform", "none"] = "uniform",
         label_noise: float = 0.0,
+        condition: str | None = None,
         seed: int | None = None,
     ) -> None:
         super().__init__()
@@ -113,9 +118,12 @@ class FlowDataModule(LightningDataModule):
         self.random_flip = random_flip
         self.dequantize = dequantize
         self.label_noise = label_noise
+        self.condition = condition
         self.seed = 0 if seed is None else seed
         # How many test samples `test_dataloader` serves, from the first; an evaluator sets it, None is all.
         self.num_test: int | None = None
+        if path is None and condition is not None:
+            _ = self.entry  # names its columns, and nothing is read
 
     @cached_property
     def entry(self) -> DatasetEntry:
@@ -127,14 +135,19 @@ class FlowDataModule(LightningDataModule):
                 f"{self.path}: holds samples of shape {found[0]} in {found[1]} classes, but data.shape and "
                 f"data.num_classes declare {self.declared[0]} and {self.declared[1]}; make them agree"
             )
+        if self.condition is not None:
+            check_column_name("data.condition", self.condition, entry.columns, entry.name)
         if entry.understood:
             say_once(f"data: {entry.understood}")
         return entry
 
     @property
     def spec(self) -> DataSpec:
-        """Shape, classes and value grid; available before ``setup``."""
-        return self.entry.spec
+        """Shape, classes and value grid; available before ``setup``.
+
+        Typed as flows take it, which refuse other kinds; whoever is made for another kind gets that.
+        """
+        return cast(DataSpec, self.entry.spec)
 
     @property
     def known_spec(self) -> DataSpec:
@@ -146,6 +159,7 @@ class FlowDataModule(LightningDataModule):
     @cached_property
     def _splits(self) -> dict[str, Split]:
         splits = self.entry.load(data_root(self.dataset))
+        self.entry.check_splits(splits)
         return {**splits, "train": splits["train"].join(splits["val"])} if self.train_on_val else splits
 
     def split(self, name: str) -> Split:
@@ -191,11 +205,24 @@ class FlowDataModule(LightningDataModule):
         values = self._rows(name, indices)
         return self.spec.to_uint8(values) if self.spec.levels is None else self.spec.grid_to_uint8(values)
 
+    def columns(self, name: str, indices: Tensor | slice | None = None) -> dict[str, Tensor]:
+        """What the data hold beside values and labels: exactly what evaluation batches hold.
+
+        Args:
+            name: ``train``, ``val`` or ``test``.
+            indices: which samples, int64 (M,) or a slice; None is all.
+
+        Returns:
+            By name, first dimension M.
+        """
+        return {column: _taken(values, indices) for column, values in self.split(name).columns.items()}
+
+    def conditions(self, name: str, indices: Tensor | slice | None = None) -> Tensor | None:
+        """The column that ``data.condition`` names, as :meth:`columns` has it; None where it names none."""
+        return None if self.condition is None else _taken(self.split(name).columns[self.condition], indices)
+
     def _rows(self, name: str, indices: Tensor | slice | None) -> Tensor:
-        values = self.split(name).values
-        if isinstance(indices, Tensor):
-            return values.index_select(0, indices)
-        return values if indices is None else values[indices]
+        return _taken(self.split(name).values, indices)
 
     def _indices(self, name: str, indices: Tensor | slice | None) -> Tensor:
         if isinstance(indices, Tensor):
@@ -284,12 +311,14 @@ class FlowDataModule(LightningDataModule):
     def _dataset(self, name: str, batch_size: int = 0, rows: slice = slice(None)) -> SplitDataset:
         uniform = self.dequantize == "uniform"
         flip = self.random_flip and name == "train"
-        return SplitDataset(self.spec, self.split(name), name, self.seed, uniform, batch_size, rows, flip)
+        spatial = {column for column, declared in self.entry.columns.items() if declared.spatial}
+        keys = (name, self.seed, uniform, batch_size, rows, flip)
+        return SplitDataset(self.spec, self.split(name), *keys, spatial, self.condition)
 
     def _train_dataset(self, sampler: EndlessSampler) -> SplitDataset:
         dataset = self._dataset("train", sampler.batch_size, sampler.rows)
         if self.label_noise:
-            dataset.split = Split(dataset.split.values, self._noisy_labels)
+            dataset.split = replace(dataset.split, label=self._noisy_labels)
         return dataset
 
     @cached_property
@@ -314,6 +343,13 @@ class FlowDataModule(LightningDataModule):
 
     def _feeds_a_gpu(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+
+def _taken(values: Tensor, indices: Tensor | slice | None) -> Tensor:
+    """Rows of a split."""
+    if isinstance(indices, Tensor):
+        return values.index_select(0, indices)
+    return values if indices is None else values[indices]
 
 
 def _no_labels(dataset: str) -> str:

@@ -30,6 +30,7 @@ else:
 
 __all__ = [
     "DENSITIES",
+    "DENSITY_ENTRIES",
     "Checkerboard",
     "Density2D",
     "EightGaussians",
@@ -39,7 +40,6 @@ __all__ = [
     "Moons",
     "Ring",
     "SCurve",
-    "density_entry",
     "get_density",
 ]
 
@@ -464,7 +464,7 @@ def _loader(density: Density2D) -> Callable[[Path], dict[str, Split]]:
     return load
 
 
-def density_entry(density: Density2D) -> DatasetEntry:
+def _density_entry(density: Density2D) -> DatasetEntry:
     """The catalogue's entry of a density."""
     return DatasetEntry(
         spec=density.spec,
@@ -474,3 +474,6 @@ def density_entry(density: Density2D) -> DatasetEntry:
         load=_loader(density),
         num_samples=NUM_SAMPLES,
     )
+
+
+DENSITY_ENTRIES = tuple(_density_entry(density) for density in DENSITIES.values())

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flowbench.core.checks import check_count, check_number
-from flowbench.data.spec import DataSpec
-from flowbench.data.split import Split
+from flowbench.data.columns import Column, check_columns
+from flowbench.data.spec_base import Spec
+from flowbench.data.split import SPLITS, Split
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["DatasetEntry", "Report"]
 
@@ -35,9 +40,14 @@ class DatasetEntry:
         fetch: given the folder for downloads and a report, fetches what is missing and verifies what is there; None
             when there is nothing to fetch.
         understood: of a user's own data, one line of what they were taken for.
+        columns: what the splits hold beside values and labels, by name.
+
+    Raises:
+        ValueError: for a number out of range, a column whose name is no identifier, or a spatial one that does not lie
+            on the grid of the images.
     """
 
-    spec: DataSpec
+    spec: Spec
     description: str
     licence: str
     citation: str
@@ -48,11 +58,20 @@ class DatasetEntry:
     flips: bool = False
     fetch: Callable[[Path, Report], None] | None = None
     understood: str = ""
+    columns: Mapping[str, Column] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for split, num in self.num_samples.items():
             check_count(f"num_samples[{split}]", num, at_least=0)
         check_number("download_mb", self.download_mb, at_least=0)
+        for name, column in self.columns.items():
+            if not name.isidentifier():
+                raise ValueError(f"{self.name}: a column's name consists of letters, digits and _, got {name!r}")
+            if column.spatial and column.shape[-2:] != self.spec.grid:
+                raise ValueError(
+                    f"{self.name}: column {name!r} of shape {column.shape} does not lie on the grid {self.spec.grid} "
+                    "of the data; set spatial to False"
+                )
 
     @property
     def name(self) -> str:
@@ -63,3 +82,27 @@ class DatasetEntry:
     def version(self) -> str:
         """Version of the values."""
         return self.spec.version
+
+    def check_splits(self, splits: Mapping[str, Split]) -> None:
+        """Refuse what :attr:`load` gave when it is not what the entry says.
+
+        Args:
+            splits: by name.
+
+        Raises:
+            ValueError: one line: a missing split, values or labels of another kind or out of range, or other columns.
+        """
+        if missing := sorted(set(SPLITS) - set(splits)):
+            raise ValueError(f"{self.name}: the split {missing[0]!r} is missing; load must give {', '.join(SPLITS)}")
+        check_columns(splits, self.columns, self.name)
+        for name, split in splits.items():
+            self.spec.check_values(split.values)
+            self._check_label(name, split.label)
+
+    def _check_label(self, split: str, label: Tensor | None) -> None:
+        classes = self.spec.num_classes
+        if (label is None) != (classes is None):
+            has = "no labels" if label is None else "labels"
+            raise ValueError(f"{self.name}: {split!r} has {has}, but spec.num_classes is {classes}; make them agree")
+        if label is not None and classes is not None:
+            self.spec.check_range(label, classes, f"labels of {split!r}")

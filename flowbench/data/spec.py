@@ -1,13 +1,14 @@
-"""What a dataset looks like: shape, classes, value grid, and the map between the grid and model space."""
+"""What a dataset of vectors or images looks like: shape, classes, value grid, and the map to model space."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from flowbench.core.checks import SMALLEST, check_count, check_counts, check_numbers
+from flowbench.core.checks import SMALLEST, check_count, check_numbers
 from flowbench.core.lazy import lazy_module
+from flowbench.data.spec_base import Spec
 
 if TYPE_CHECKING:
     import torch
@@ -61,8 +62,8 @@ class Units:
 
 
 @dataclass(frozen=True)
-class DataSpec:
-    """Shape, classes and value grid of a dataset.
+class DataSpec(Spec):
+    """Shape, classes and value grid of vectors or images.
 
     Quantised data are integers k in 0..levels-1. Model space is [-1, 1): ``x = 2 (k + u) / levels - 1`` with
     u in (0, 1), so a bin is ``2 / levels`` wide (TARFlow's grid for 256 levels: Zhai et al., 2024, arXiv
@@ -80,28 +81,33 @@ class DataSpec:
         ValueError: for a shape that is neither (d,) nor (C, H, W), or levels or classes out of range.
     """
 
-    name: str
-    version: str
-    shape: tuple[int, ...]
-    num_classes: int | None = None
     levels: int | None = None
     units: Units | None = None
 
+    shapes: ClassVar[dict[int, str]] = {1: "(d,)", 3: "(C, H, W)"}
+
     def __post_init__(self) -> None:
-        check_counts(f"{self.name}: shape", self.shape, at_most=10**6, hint="(d,) or (C, H, W)")
-        if len(self.shape) not in (1, 3):
-            raise ValueError(f"{self.name}: shape must be (d,) or (C, H, W), got {self.shape}")
+        super().__post_init__()
         check_count(f"{self.name}: levels", self.levels, at_least=2, at_most=256, or_none=True)
-        check_count(f"{self.name}: num_classes", self.num_classes, at_most=10**6, or_none=True)
 
     @property
-    def modality(self) -> Literal["image", "vector"]:
-        """``image`` for shape (C, H, W), ``vector`` for shape (d,)."""
+    def modality(self) -> Literal["image", "vector", "video"]:
+        """``image`` for shape (C, H, W), ``vector`` for shape (d,); ``video`` of a :class:`VideoSpec`."""
         return "image" if len(self.shape) == 3 else "vector"
 
     @property
+    def summary(self) -> str:
+        """``images 3x32x32`` or ``vectors of 2``."""
+        return f"images {self.sizes}" if self.grid else f"vectors of {self.sizes}"
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Rows and columns (H, W) of an image; () of a vector."""
+        return tuple(self.shape[-2:]) if len(self.shape) > 2 else ()
+
+    @property
     def identity(self) -> dict[str, Any]:
-        """All that tells one data set's values from another's, as JSON values: the key of everything kept of them."""
+        """See :attr:`Spec.identity`."""
         units = None if self.units is None else [list(self.units.shift), list(self.units.scale)]
         return {
             "dataset": self.name,
@@ -111,11 +117,6 @@ class DataSpec:
             "levels": self.levels,
             "units": units,
         }
-
-    @property
-    def num_dims(self) -> int:
-        """Number of scalar values of one sample."""
-        return math.prod(self.shape)
 
     @property
     def bin_width(self) -> float:
@@ -197,6 +198,10 @@ class DataSpec:
             return self.quantize(x)
         return x.float() if self.units is None else self.units.to_data(x).float()
 
+    def to_saved(self, x: Tensor) -> Tensor:
+        """Samples as they are written for the reader: 8-bit pictures of images, else :meth:`to_data`; black for NaN."""
+        return self.to_uint8(x.nan_to_num(-1.0, -1.0, -1.0)) if self.grid else self.to_data(x)
+
     def from_data(self, values: Tensor) -> Tensor:
         """The inverse of :meth:`to_data`; levels go to the centres of their bins.
 
@@ -209,6 +214,16 @@ class DataSpec:
             found = f"{int(values.min())} to {int(values.max())}"
             raise ValueError(f"{self.name}: levels must lie in 0..{self.levels - 1}, got {found}")
         return self.to_model(values)
+
+    def check_values(self, values: Tensor) -> None:
+        """See :meth:`Spec.check_values`: uint8 levels of quantised data, else float32; ranges below 256 are read."""
+        self.check_entries(values, "float32" if self.levels is None else "uint8")
+        if self.levels is not None and self.levels < 256:
+            self.check_range(values, self.levels, "levels")
+
+    def to_picture(self, x: Tensor) -> Tensor:
+        """See :meth:`Spec.to_picture`: :meth:`to_uint8` of an image."""
+        return self.to_uint8(x)
 
     def to_uint8(self, x: Tensor) -> Tensor:
         """An 8-bit picture, for files and feature networks.
@@ -223,7 +238,7 @@ class DataSpec:
         Raises:
             ValueError: for vectors and for NaN.
         """
-        if self.modality != "image":
+        if not self.grid:
             raise ValueError(f"{self.name}: only images have a picture, this is a {self.shape} vector")
         if self.levels is not None:
             return self.grid_to_uint8(self.quantize(x))
@@ -244,6 +259,6 @@ class DataSpec:
             ValueError: for vectors and for continuous data.
         """
         levels = self._levels()
-        if self.modality != "image":
+        if not self.grid:
             raise ValueError(f"{self.name}: only images have a picture, this is a {self.shape} vector")
         return k.clone() if levels == 256 else (k.int() * 255 // (levels - 1)).to(torch.uint8)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from flowbench.core.lazy import lazy_module
@@ -26,17 +27,26 @@ class Split:
     Attributes:
         values: grey levels uint8 (N, C, H, W) of quantised data, else float32 (N, *D) in model space.
         label: class ids int64 (N,), or None.
+        columns: what else there is of every sample, by name, first dimension N; see
+            :class:`~flowbench.data.columns.Column`.
 
     Raises:
-        ValueError: when values and labels differ in number.
+        ValueError: when values and labels, or values and a column, differ in number.
     """
 
     values: Tensor
     label: Tensor | None = None
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.label is not None and len(self.label) != len(self.values):
             raise ValueError(f"split: {len(self.values)} samples but {len(self.label)} labels; give one per sample")
+        for name, column in self.columns.items():
+            found = len(column) if column.ndim else "a single"
+            if found != len(self.values):
+                raise ValueError(
+                    f"split: {len(self.values)} samples but {found} entries of column {name!r}; give one per sample"
+                )
 
     def __len__(self) -> int:
         """Number of samples N."""
@@ -45,17 +55,26 @@ class Split:
     def take(self, indices: Tensor) -> Split:
         """The samples at ``indices`` (int64, shape (M,)), in that order."""
         # index_select copies whole rows; plain indexing of bytes is five times slower.
-        values = self.values.index_select(0, indices)
-        return Split(values, None if self.label is None else self.label[indices])
+        return self._each(lambda values: values.index_select(0, indices))
 
     def part(self, rows: slice) -> Split:
         """The samples of a range: views, so a memory map stays one."""
-        return Split(self.values[rows], None if self.label is None else self.label[rows])
+        return self._each(lambda values: values[rows])
 
     def join(self, other: Split) -> Split:
-        """The samples of both, this split's first; a view where they lie one behind the other in memory."""
+        """The samples of both, this split's first; a view where they lie one behind the other in memory.
+
+        Labels and columns that one of them lacks are left out.
+        """
         label = None if self.label is None or other.label is None else torch.cat([self.label, other.label])
-        return Split(_join(self.values, other.values), label)
+        shared = [name for name in self.columns if name in other.columns]
+        columns = {name: _join(self.columns[name], other.columns[name]) for name in shared}
+        return Split(_join(self.values, other.values), label, columns)
+
+    def _each(self, rows: Callable[[Tensor], Tensor]) -> Split:
+        """The same rows of everything."""
+        label = None if self.label is None else rows(self.label)
+        return Split(rows(self.values), label, {name: rows(column) for name, column in self.columns.items()})
 
 
 def _join(first: Tensor, second: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -51,6 +53,8 @@ class SplitDataset(Dataset[Batch]):
         batch_size: size of the global training batch.
         rows: this process's rows of the global training batch.
         random_flip: mirror each training image left to right with probability 1/2.
+        spatial: names of the columns that lie on the images' grid, and are mirrored with them.
+        condition: name of the column that is the batches' ``condition``.
     """
 
     def __init__(
@@ -63,6 +67,8 @@ class SplitDataset(Dataset[Batch]):
         batch_size: int = 0,
         rows: slice = slice(None),
         random_flip: bool = False,
+        spatial: Collection[str] = (),
+        condition: str | None = None,
     ) -> None:
         self.spec = spec
         self.split = split
@@ -72,6 +78,8 @@ class SplitDataset(Dataset[Batch]):
         self.batch_size = batch_size
         self.rows = rows
         self.random_flip = random_flip
+        self.spatial = spatial
+        self.condition = condition
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -79,15 +87,18 @@ class SplitDataset(Dataset[Batch]):
 
     def __getitem__(self, item: BatchIndex) -> Batch:
         """The batch at ``item``."""
-        part = self.split.take(item.indices)
-        values = self._flipped(part.values, item)
-        return Batch(self.model_values(values, item), part.label, index=item.indices, position=item.position)
+        part = self._flipped(self.split.take(item.indices), item)
+        columns = dict(part.columns)
+        condition = None if self.condition is None else columns[self.condition]
+        values = self.model_values(part.values, item)
+        return Batch(values, part.label, condition, item.indices, item.position, columns)
 
-    def _flipped(self, values: Tensor, item: BatchIndex) -> Tensor:
+    def _flipped(self, part: Split, item: BatchIndex) -> Split:
         if not self.random_flip or item.position is None:
-            return values
-        coin = torch.rand(self.batch_size, generator=generator(self.seed, "flip", item.position))[self.rows]
-        return torch.where((coin < 0.5)[:, None, None, None], values.flip(-1), values)
+            return part
+        coin = torch.rand(self.batch_size, generator=generator(self.seed, "flip", item.position))[self.rows] < 0.5
+        columns = {name: _mirrored(c, coin) if name in self.spatial else c for name, c in part.columns.items()}
+        return Split(_mirrored(part.values, coin), part.label, columns)
 
     def model_values(self, values: Tensor, item: BatchIndex) -> Tensor:
         """Values (B, *D) of the samples at ``item`` in model space, float32."""
@@ -102,3 +113,8 @@ class SplitDataset(Dataset[Batch]):
             return indexed_uniform(item.indices, self.spec.shape, self.seed, "dequantize", self.name)
         noise = generator(self.seed, "dequantize", "stream", item.position)
         return torch.rand((self.batch_size, *self.spec.shape), generator=noise)[self.rows]
+
+
+def _mirrored(values: Tensor, which: Tensor) -> Tensor:
+    """Rows (B, ..., H, W) mirrored left to right where `which` (B,) is True."""
+    return torch.where(which.view(-1, *[1] * (values.ndim - 1)), values.flip(-1), values)

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from flowbench.data.copies import first_copies, leaks
 from flowbench.data.declaration import Declaration
 from flowbench.data.entry import DatasetEntry
 from flowbench.data.image_folder import read_image_folder
+from flowbench.data.own_columns import checked_column, column_keys, column_of, describe_column
 from flowbench.data.own_labels import checked_label, number_of_classes
 from flowbench.data.own_values import Grid, checked_array, find_grid, find_units, to_model_values
 from flowbench.data.spec import DataSpec, Units
@@ -42,7 +44,9 @@ def open_user_data(
     """Read and check a user's data.
 
     Arrays: ``x`` (or the file's only array) with optional ``label`` (or ``y``) and ``num_classes``; or
-    ``train``, ``val`` and ``test`` with optional ``train_label``, ``val_label``, ``test_label``. Values are
+    ``train``, ``val`` and ``test`` with optional ``train_label``, ``val_label``, ``test_label``. Any other key that
+    begins with the name of an array, ``x_mask`` or ``train_mask``, ``val_mask`` and ``test_mask``, is a column. Values
+    are
 
     - uint8 images (N, C, H, W) or (N, H, W), on 256 levels;
     - with ``declared.levels`` other integers, images or vectors (N, d);
@@ -87,19 +91,21 @@ def _read_arrays(kind: str, path: Path) -> Arrays:
     keys = {name: name for name in file.names}
     if len(keys) == 1 and not set(keys) <= _WHOLE_KEYS | _SPLIT_KEYS:
         keys = {"x": file.names[0]}
-    _check_keys(set(keys), printable(path))
+    _check_keys(list(keys), printable(path))
     return {
         key: file.array(name, _LABEL_REMEDY) if key in ("y", "label") or key.endswith("_label") else file.array(name)
         for key, name in keys.items()
     }
 
 
-def _check_keys(keys: set[str], where: str) -> None:
+def _check_keys(names: list[str], where: str) -> None:
+    keys = set(names)
     given = bool(keys & set(SPLITS))
     known, needed = (_SPLIT_KEYS, set(SPLITS)) if given else (_WHOLE_KEYS, {"x"})
     if missing := needed - keys:
         raise ValueError(f"{where}: key {sorted(missing)[0]!r} is missing; found: {', '.join(sorted(keys)) or 'none'}")
-    if unknown := keys - known:
+    columns = [column_keys(names, part, f"{part}_label" if given else "label", where) for part in sorted(needed)]
+    if unknown := keys - known - {key for found in columns for key in found.values()}:
         raise ValueError(f"{where}: key {sorted(unknown)[0]!r} is not used; known: {', '.join(sorted(known))}")
     if {"label", "y"} <= keys:
         raise ValueError(f"{where}: holds both 'label' and 'y'; keep one")
@@ -131,26 +137,29 @@ def _entry(kind: str, path: Path, arrays: Arrays, declared: Declaration, remark:
         "yours",
         load=lambda root: splits,
         num_samples={split: len(splits[split]) for split in SPLITS},
-        flips=spec.modality == "image",
+        flips=bool(spec.grid),
         understood=f"{kind} {where}: {_understood(parts, raw, spec, given)}{f'; {remark}' if remark else ''}",
+        columns={name: column_of(column, spec) for name, column in splits["train"].columns.items()},
     )
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Values as the file holds them, (N, d) or (N, C, H, W), and labels int64 (N,) or None."""
+    """Values as the file holds them, (N, d) or (N, C, H, W), labels int64 (N,) or None, and columns."""
 
     values: np.ndarray
     label: Tensor | None
+    columns: dict[str, Tensor]
 
     def take(self, indices: Tensor) -> _Part:
         """The samples at ``indices``, in that order."""
         label = None if self.label is None else self.label[indices]
-        return _Part(self.values.take(indices.numpy(), axis=0), label)
+        columns = {name: column.index_select(0, indices) for name, column in self.columns.items()}
+        return _Part(self.values.take(indices.numpy(), axis=0), label, columns)
 
     def split(self, grid: Grid | None, units: Units | None, where: str) -> Split:
         """The same samples in model space, or on their grid."""
-        return Split(to_model_values(self.values, grid, units, where), self.label)
+        return Split(to_model_values(self.values, grid, units, where), self.label, self.columns)
 
 
 def _checked_part(arrays: Arrays, key: str, declared: Declaration, where: str) -> _Part:
@@ -158,8 +167,12 @@ def _checked_part(arrays: Arrays, key: str, declared: Declaration, where: str) -
     least = MIN_SAMPLES if key in ("x", "train") else 1
     if len(values) < least:
         raise ValueError(f"{where}: {key!r} holds {len(values)} samples; at least {least} are needed")
-    label = arrays.get("label", arrays.get("y")) if key == "x" else arrays.get(f"{key}_label")
-    return _Part(values, None if label is None else checked_label(label, len(values), f"{where}: labels of {key!r}"))
+    label_key = f"{key}_label" if key != "x" else "label" if "label" in arrays else "y"
+    stored = arrays.get(label_key)
+    label = None if stored is None else checked_label(stored, len(values), f"{where}: labels of {key!r}")
+    found = column_keys(arrays, key, label_key, where)
+    columns = {name: checked_column(arrays[k], len(values), f"{where}: {k!r}") for name, k in found.items()}
+    return _Part(values, label, columns)
 
 
 def _check_agreement(parts: Mapping[str, _Part], where: str) -> None:
@@ -169,6 +182,8 @@ def _check_agreement(parts: Mapping[str, _Part], where: str) -> None:
             raise ValueError(f"{where}: {name!r} holds {_kind(part)}, 'train' holds {_kind(first)}; make them agree")
         if (part.label is None) != (first.label is None):
             raise ValueError(f"{where}: give '{name}_label' and 'train_label' both or neither")
+        for column in sorted(set(part.columns) ^ set(first.columns)):
+            raise ValueError(f"{where}: give '{name}_{column}' and 'train_{column}' both or neither")
 
 
 def _kind(part: _Part) -> str:
@@ -227,7 +242,7 @@ def _warn(line: str) -> None:
 
 def _version(splits: Mapping[str, Split], levels: int | None, units: Units | None, classes: int | None) -> str:
     """The hash of the values in their order, with all that gives the bytes a meaning."""
-    meaning = {
+    meaning: dict[str, Any] = {
         "rule": RULE,
         "levels": levels,
         "units": None if units is None else [units.shift, units.scale],
@@ -237,11 +252,20 @@ def _version(splits: Mapping[str, Split], levels: int | None, units: Units | Non
             for name, split in splits.items()
         },
     }
+    columns = {
+        name: {c: [list(column.shape), str(column.dtype)] for c, column in split.columns.items()}
+        for name, split in splits.items()
+        if split.columns
+    }
+    if columns:  # data without any keep the version that they had before there were columns
+        meaning["columns"] = columns
     digest = hashlib.sha256(json.dumps(meaning, sort_keys=True).encode())
     for split in splits.values():
         digest.update(split.values.numpy().data)
         if split.label is not None:
             digest.update(split.label.numpy().data)
+        for name in sorted(split.columns):
+            digest.update(split.columns[name].contiguous().numpy().data)
     return f"sha256:{digest.hexdigest()[:16]}"
 
 
@@ -250,13 +274,17 @@ def _understood(parts: Mapping[str, _Part], raw: Mapping[str, _Part], spec: Data
     numbers = " + ".join(f"{len(raw[name].values):,}" for name in SPLITS)
     by_class = "" if spec.num_classes is None else " by class"
     origin = "as given" if given else f"cut 80/10/10{by_class}"
-    sizes = "x".join(map(str, spec.shape))
-    shape = f"images {sizes}" if spec.modality == "image" else f"vectors of {sizes}"
     low = min(float(part.values.min()) for part in parts.values())
     high = max(float(part.values.max()) for part in parts.values())
     values = f"{raw['train'].values.dtype} from {low:.4g} to {high:.4g}"
-    facts = [f"{numbers} (train + val + test, {origin})", shape, f"{values}{_meaning(spec)}", _classes(raw, spec)]
-    return ", ".join(facts)
+    facts = [
+        f"{numbers} (train + val + test, {origin})",
+        spec.summary,
+        f"{values}{_meaning(spec)}",
+        _classes(raw, spec),
+    ]
+    columns = sorted(raw["train"].columns.items())
+    return ", ".join([*facts, *(describe_column(name, column, column_of(column, spec)) for name, column in columns)])
 
 
 def _meaning(spec: DataSpec) -> str:
@@ -264,7 +292,7 @@ def _meaning(spec: DataSpec) -> str:
         return f" on {spec.levels} levels"
     if spec.units is None:
         return " taken as they are"
-    if spec.modality == "vector":
+    if not spec.grid:
         return " standardized"
     low, high = (spec.units.to_data(torch.tensor(end)).item() for end in (-1.0, 1.0))
     return f" where [{low:g}, {high:g}] becomes [-1, 1]"

@@ -19,7 +19,7 @@ from flowbench.core.precision import autocast_off
 from flowbench.core.seeds import generator
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families.answers import Drawn, Samples, Trajectory
-from flowbench.families.conditioning.base import Conditioner, SpatialCondition
+from flowbench.families.conditioning.base import Conditioner, SpatialCondition, check_given
 from flowbench.families.conditioning.labels import check_labels
 from flowbench.families.latents.space import LatentSpace, PixelSpace, Space
 from flowbench.flows import GaussianSource, Source
@@ -80,6 +80,8 @@ class FlowModule(TrainingModule):
         compile: bool = False,
     ) -> None:
         super().__init__(spec, optimizer=optimizer, ema_decay=ema_decay, compile=compile)
+        if not isinstance(spec, DataSpec):
+            raise ValueError(f"{type(self).__name__} models vectors and images, but {spec.name} holds {spec.summary}")
         if self.density not in get_args(DensityKind):
             kinds = " or ".join(map(repr, get_args(DensityKind)))
             raise ContractError(f"{type(self).__name__}.density must be {kinds}, got {self.density!r}")
@@ -260,6 +262,7 @@ class FlowModule(TrainingModule):
         self.space.check_training(data)
         if self.conditioner is not None:
             self.conditioner.check(data.known_spec, evaluates=False)
+        check_given(self.conditioner, data.condition)
 
     def check_sampling(self, network_evaluations: int | None = None, guidance: float | None = None) -> None:
         """Refuse (ValueError) arguments of :meth:`sample` that this flow's sampler cannot do; nothing is drawn."""
@@ -483,7 +486,7 @@ class FlowModule(TrainingModule):
         label = batch.label if self.num_classes is not None else None
         spatial = None
         if self.conditioner is not None:
-            spatial = self.conditioner.evaluation_condition(batch.x, index, 0, self.space)
+            spatial = self.conditioner.held_out_condition(batch.x, batch.condition, index, 0, self.space)
         return self.log_prob(batch.x, label, index=index, spatial=spatial)
 
     @contextmanager

@@ -238,7 +238,7 @@ MISTAKES = {
             f"{CONDITIONER}.init_args.maps=given",
             "model.init_args.network.init_args.condition_channels=4",
         ],
-        "given maps cannot be made from held-out images",
+        "semantic[4 given] takes conditions that the data give: set data.condition to the column that holds them",
     ),
     "no bound": (
         "latent",

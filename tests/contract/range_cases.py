@@ -184,6 +184,10 @@ VALID: dict[str, dict[str, Any] | Callable[[Path], dict[str, Any]]] = {
     "Batch": lambda tmp: {"x": points()},
     "BatchIndex": lambda tmp: {"indices": torch.arange(2)},
     "DataSpec": {"name": "data", "version": "1", "shape": (2,)},
+    "Spec": {"name": "data", "version": "1", "shape": (2,)},
+    "VideoSpec": {"name": "data", "version": "1", "shape": (2, 3, 4, 4)},
+    "TokenSpec": {"name": "data", "version": "1", "shape": (2,), "num_values": 3},
+    "GraphSpec": {"name": "data", "version": "1", "num_entities": 3, "num_relations": 2},
     "Units": {"shift": (0.0,), "scale": (1.0,)},
     "DatasetEntry": lambda tmp: {
         "spec": POINTS,

@@ -44,7 +44,7 @@ def check_conditions(request: Request, module: FlowModule) -> None:
 
 
 def given_images(module: FlowModule, data: FlowDataModule, index: Tensor, seed: int) -> tuple[Given, Tensor | None]:
-    """Conditions made from held-out images, in turn, and the labels of those images.
+    """Conditions of held-out images, in turn, and the labels of those images.
 
     Args:
         module: the flow.
@@ -60,7 +60,7 @@ def given_images(module: FlowModule, data: FlowDataModule, index: Tensor, seed: 
         return {}, None if module.num_classes is None else index % module.num_classes
     split = data.split(SPLIT)
     rows = index % len(split)
-    x = data.model_values(SPLIT, rows).to(module.device)
-    condition: SpatialCondition = conditioner.evaluation_condition(x, index, seed, module.space)
+    x, given = data.model_values(SPLIT, rows).to(module.device), data.conditions(SPLIT, rows)
+    condition: SpatialCondition = conditioner.held_out_condition(x, given, index, seed, module.space)
     label = None if module.num_classes is None or split.label is None else split.label[rows].to(torch.int64)
     return {"spatial": condition}, label

@@ -160,9 +160,7 @@ def _diverged(x: Tensor, *others: Tensor) -> int:
 
 def _values(x: Tensor, spec: DataSpec) -> np.ndarray:
     """Images as uint8, black where they are no numbers; points as the file of the data holds them; any leading axes."""
-    if spec.modality == "image":
-        return spec.to_uint8(x.nan_to_num(-1.0, -1.0, -1.0)).cpu().numpy()
-    return spec.to_data(x).cpu().numpy()
+    return spec.to_saved(x).cpu().numpy()
 
 
 def _drawn(x: Tensor) -> np.ndarray:

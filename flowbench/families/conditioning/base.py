@@ -13,7 +13,14 @@ from flowbench.core.checks import check_count, check_number
 from flowbench.data import Batch, DataSpec
 from flowbench.families.latents.space import Space
 
-__all__ = ["Conditioner", "NullConditioner", "SpatialCondition", "check_condition_channels", "guided_network"]
+__all__ = [
+    "Conditioner",
+    "NullConditioner",
+    "SpatialCondition",
+    "check_condition_channels",
+    "check_given",
+    "guided_network",
+]
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,11 @@ class Conditioner(ABC):
         """What was trained: two flows with other names model other densities."""
 
     @property
+    def takes_given(self) -> bool:
+        """Whether conditions are the data's own, by :meth:`given_condition`, and not made from the values."""
+        return False
+
+    @property
     def sampler_name(self) -> str:
         """The name, and what is done to samples besides: a part of the sampler's name in every row."""
         return self.name
@@ -108,6 +120,36 @@ class Conditioner(ABC):
             seed: the evaluation seed.
             space: where the flow lives.
         """
+
+    def given_condition(self, given: Tensor, space: Space) -> SpatialCondition:
+        """Conditions of what the data hold beside the values; of conditioners with :attr:`takes_given`.
+
+        Args:
+            given: rows of the column that ``data.condition`` names, first dimension B.
+            space: where the flow lives.
+        """
+        raise ValueError(f"{self.name} makes its conditions from the data: leave data.condition out")
+
+    def held_out_condition(
+        self, x: Tensor, given: Tensor | None, index: Tensor, seed: int, space: Space
+    ) -> SpatialCondition:
+        """Conditions of held-out data: their own where this conditioner takes those, else made from the values.
+
+        Args:
+            x: data in model space, shape (B, *D).
+            given: of the same samples, the column that ``data.condition`` names; None where it names none.
+            index: see :meth:`evaluation_condition`.
+            seed: see :meth:`evaluation_condition`.
+            space: where the flow lives.
+
+        Raises:
+            ValueError: when this conditioner takes the data's own and there are none.
+        """
+        if not self.takes_given:
+            return self.evaluation_condition(x, index, seed, space)
+        if given is None:
+            raise ValueError(_none_given(self))
+        return self.given_condition(given.to(x.device), space)
 
     def dropped(self, condition: SpatialCondition, generator: torch.Generator) -> SpatialCondition:
         """Replace a share of training conditions by the null condition; nothing is drawn where the share is 0."""
@@ -182,6 +224,27 @@ def check_condition_channels(network: nn.Module, conditioner: Conditioner | None
     if found != wanted:
         what = "there is no conditioner" if conditioner is None else f"{conditioner.name} gives {wanted} in this space"
         raise ValueError(f"the network takes {found} condition channels, but {what}: set condition_channels={wanted}")
+
+
+def check_given(conditioner: Conditioner | None, condition: str | None) -> None:
+    """Refuse data whose conditions nothing takes, and a conditioner whose conditions no data give.
+
+    Args:
+        conditioner: the flow's, or None.
+        condition: name of the data's column, or None.
+
+    Raises:
+        ValueError: one line with what to change.
+    """
+    if conditioner is not None and conditioner.takes_given and condition is None:
+        raise ValueError(_none_given(conditioner))
+    if condition is not None and (conditioner is None or not conditioner.takes_given):
+        who = "the flow takes no conditions" if conditioner is None else f"{conditioner.name} makes its own conditions"
+        raise ValueError(f"data.condition is {condition!r}, but {who}: remove it, or take a conditioner of given ones")
+
+
+def _none_given(conditioner: Conditioner) -> str:
+    return f"{conditioner.name} takes conditions that the data give: set data.condition to the column that holds them"
 
 
 Guided = Callable[[Tensor, Tensor, Tensor | None], Tensor]

@@ -138,7 +138,7 @@ class InpaintingConditioner(Conditioner):
 
     def check(self, spec: DataSpec, evaluates: bool) -> None:
         """Refuse a mask that does not suit the data: of another size, of images for points, or a missing file."""
-        sides = spec.shape[1:] if spec.modality == "image" else spec.shape
+        sides = spec.grid or spec.shape
         draw_masks(self.mask, torch.zeros(1, *sides, device="cpu"), sides)
 
     def training_condition(self, batch: Batch, space: Space, generator: torch.Generator) -> SpatialCondition:
@@ -194,7 +194,7 @@ class InpaintingConditioner(Conditioner):
 
     def score_names(self, spec: DataSpec) -> tuple[str, ...]:
         """See :meth:`Conditioner.score_names`."""
-        return _SCORES if spec.modality == "image" else ()
+        return _SCORES if spec.grid else ()
 
 
 def _sides(x: Tensor) -> tuple[int, ...]:

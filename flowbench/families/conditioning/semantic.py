@@ -50,7 +50,7 @@ class SemanticConditioner(Conditioner):
 
     Args:
         categories: number of categories, 2 to 65,536.
-        maps: `derived` from the images, or `given` by the batches' ``condition``, integers (B, H, W).
+        maps: `derived` from the images, or `given` by the column that ``data.condition`` names, integers (B, H, W).
         blur: side of the box that derived maps are blurred with, odd, 1 to 9,999.
         dropout: see :class:`Conditioner`.
 
@@ -78,6 +78,11 @@ class SemanticConditioner(Conditioner):
         """`semantic[4 derived]`, say."""
         return f"semantic[{self.categories} {self.maps}]"
 
+    @property
+    def takes_given(self) -> bool:
+        """Where `maps` says `given`."""
+        return self.maps == "given"
+
     def channels(self, space: Space) -> int:
         """One per category.
 
@@ -89,9 +94,11 @@ class SemanticConditioner(Conditioner):
         return self.categories
 
     def check(self, spec: DataSpec, evaluates: bool) -> None:
-        """Refuse to evaluate maps that only batches can give."""
+        """Refuse given maps to an evaluator, which makes its conditions from the held-out images alone."""
         if evaluates and self.maps == "given":
-            raise ValueError(_ONLY_GIVEN)
+            raise ValueError(
+                "the evaluator does not take maps=given: leave the section evaluator out, or set maps=derived"
+            )
 
     def training_condition(self, batch: Batch, space: Space, generator: torch.Generator) -> SpatialCondition:
         """The batch's own maps, or maps of its images.
@@ -116,6 +123,10 @@ class SemanticConditioner(Conditioner):
         if self.maps == "given":
             raise ValueError(_ONLY_GIVEN)
         return self.of_map(derived_map(x, self.categories, self.blur), space)
+
+    def given_condition(self, given: Tensor, space: Space) -> SpatialCondition:
+        """See :meth:`of_map`."""
+        return self.of_map(given, space)
 
     def of_map(self, categories: Tensor, space: Space) -> SpatialCondition:
         """The condition of semantic maps.
