@@ -144,8 +144,9 @@ def condition_at(drawing: Drawing, index: Tensor) -> SpatialCondition | None:
     flow = drawing.flow
     if flow.conditioner is None:
         return None
-    x = drawing.data.model_values(drawing.condition_split, condition_rows(drawing, index)).to(flow.device)
-    return flow.conditioner.evaluation_condition(x, index, drawing.seed, flow.space)
+    split, rows = drawing.condition_split, condition_rows(drawing, index)
+    x, given = drawing.data.model_values(split, rows).to(flow.device), drawing.data.conditions(split, rows)
+    return flow.conditioner.held_out_condition(x, given, index, drawing.seed, flow.space)
 
 
 def condition_labels(drawing: Drawing) -> Tensor:

@@ -175,7 +175,9 @@ def draw_bound_terms(drawing: Drawing, split: str, num: int, num_times: int) -> 
             reconstruction.append(difference.square().flatten(1).sum(1).cpu())
             condition = None
             if flow.conditioner is not None:
-                condition = flow.conditioner.evaluation_condition(x, chunk, drawing.seed, flow.space)
+                condition = flow.conditioner.held_out_condition(
+                    x, data.conditions(split, chunk), chunk, drawing.seed, flow.space
+                )
             loss = held_out_loss(flow, x, label, chunk, drawing.seed, num_times, condition)
             known = known and loss is not None
             if loss is not None:

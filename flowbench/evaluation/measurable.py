@@ -13,6 +13,7 @@ from flowbench.evaluation.drawing import Imposed
 from flowbench.evaluation.metric import Metric
 from flowbench.evaluation.trainer_parts import flow_of
 from flowbench.families import FlowModule
+from flowbench.families.conditioning.base import check_given
 
 __all__ = ["Settings", "check_data", "check_measurable"]
 
@@ -59,7 +60,8 @@ def check_measurable(evaluator: Settings, module: L.LightningModule, data: FlowD
         with named("evaluator.sweep"):
             flow.check_sampling(point.network_evaluations, point.guidance)
     if flow.conditioner is not None:
-        flow.conditioner.check(data.known_spec, evaluates=True)
+        flow.conditioner.check(data.known_spec)
+    check_given(flow.conditioner, data.condition)
     _check_likelihood(evaluator, flow)
     for name in ("num_samples", "num_trajectories"):
         if getattr(evaluator, name) < world_size:

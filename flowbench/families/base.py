@@ -261,7 +261,7 @@ class FlowModule(TrainingModule):
         super().check_training(data, trainer)
         self.space.check_training(data)
         if self.conditioner is not None:
-            self.conditioner.check(data.known_spec, evaluates=False)
+            self.conditioner.check(data.known_spec)
         check_given(self.conditioner, data.condition)
 
     def check_sampling(self, network_evaluations: int | None = None, guidance: float | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from flowbench.commands import runs
 from flowbench.config import Experiment
+from flowbench.core.rows import read_rows
 
 TEXT = """
 seed: 0
@@ -91,6 +93,22 @@ def test_densities_and_losses_of_held_out_images_are_those_under_their_masks(tra
     assert loss < 0.5 * np.mean(opposite)
 
 
+def test_the_evaluator_draws_and_scores_under_the_masks_of_the_held_out_split(folder: Path, tmp_path: Path) -> None:
+    metrics = {
+        "fd": {"class_path": "flowbench.evaluation.FrechetDistance", "init_args": {"features": "identity"}},
+        "nll": {"class_path": "flowbench.evaluation.NegativeLogLikelihood"},
+    }
+    options = [f"evaluator={json.dumps({'reference': 'val', 'num_samples': TEST, 'metrics': metrics})}"]
+    experiment = made(folder, f"run.dir={tmp_path / 'run'}", *options)
+    runs.fit(experiment, test=True)
+    rows = {row.metric: row for row in read_rows(tmp_path / "run" / "rows.jsonl")}
+    assert rows["nll"].status == "ok"
+    assert rows["nll"].n == TEST
+    found = np.load(tmp_path / "run" / "samples.npz")["x"][:, 0]
+    mask = experiment.build_data().columns("test")["mask"].numpy()[: len(found)]
+    assert ((found > 120) == (mask == 1)).mean() > 0.95
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
@@ -104,7 +122,6 @@ def test_densities_and_losses_of_held_out_images_are_those_under_their_masks(tra
             ["model.init_args.conditioner=null", "model.init_args.network.init_args.condition_channels=0"],
             "data.condition is 'mask', but the flow takes no conditions: remove it",
         ),
-        (["evaluator.num_samples=10"], "the evaluator does not take maps=given: leave the section evaluator out"),
     ],
 )
 def test_conditions_that_do_not_fit_are_refused_before_anything_is_trained(

@@ -95,12 +95,11 @@ class Conditioner(ABC):
             ValueError: for data that cannot be conditioned like this.
         """
 
-    def check(self, spec: DataSpec, evaluates: bool) -> None:  # noqa: B027 - most take any data
+    def check(self, spec: DataSpec) -> None:  # noqa: B027 - most take any data
         """Refuse data that no condition can be made of, before they are read.
 
         Args:
             spec: shape and classes of the data.
-            evaluates: whether conditions of held-out data are wanted too.
 
         Raises:
             ValueError: names what to change.

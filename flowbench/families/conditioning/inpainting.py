@@ -136,7 +136,7 @@ class InpaintingConditioner(Conditioner):
         """Those of the flow's points, and the mask's."""
         return space.shape[0] + (1 if len(space.shape) == 3 else space.shape[0])
 
-    def check(self, spec: DataSpec, evaluates: bool) -> None:
+    def check(self, spec: DataSpec) -> None:
         """Refuse a mask that does not suit the data: of another size, of images for points, or a missing file."""
         sides = spec.grid or spec.shape
         draw_masks(self.mask, torch.zeros(1, *sides, device="cpu"), sides)

@@ -93,13 +93,6 @@ class SemanticConditioner(Conditioner):
             raise ValueError("a semantic map lies on the grid of an image, the data are points: take no conditioner")
         return self.categories
 
-    def check(self, spec: DataSpec, evaluates: bool) -> None:
-        """Refuse given maps to an evaluator, which makes its conditions from the held-out images alone."""
-        if evaluates and self.maps == "given":
-            raise ValueError(
-                "the evaluator does not take maps=given: leave the section evaluator out, or set maps=derived"
-            )
-
     def training_condition(self, batch: Batch, space: Space, generator: torch.Generator) -> SpatialCondition:
         """The batch's own maps, or maps of its images.
 
