@@ -5,7 +5,7 @@ Shape suffixes: B batch, N tokens, D token dimension, S slots (N, or N - 1 when 
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +66,9 @@ class CausalTransformer(nn.Module):
     Raises:
         ValueError: for sizes that do not fit together.
     """
+
+    end_layers: ClassVar[frozenset[str]] = frozenset({"embed", "out"})
+    """Layers that join the network to data and labels; rules for matrices leave them to AdamW."""
 
     def __init__(
         self,

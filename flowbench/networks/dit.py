@@ -70,6 +70,7 @@ class DiT(VelocityNetwork):
         Peebles and Xie (2022), "Scalable Diffusion Models with Transformers", arXiv:2212.09748, section 3.2.
     """
 
+    end_layers = VelocityNetwork.end_layers | {"input", "modulation", "output"}
     positions: Tensor
 
     def __init__(

@@ -47,6 +47,8 @@ class MLP(VelocityNetwork):
         He et al. (2015), "Deep Residual Learning", arXiv:1512.03385; pre-activation as in arXiv:1603.05027.
     """
 
+    end_layers = VelocityNetwork.end_layers | {"input", "output"}
+
     def __init__(
         self,
         shape: tuple[int, ...],

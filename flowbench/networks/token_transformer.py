@@ -5,6 +5,8 @@ Shape suffixes: B batch, N tokens, D token dimension, W width, H heads, E head d
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -50,6 +52,9 @@ class TokenTransformer(nn.Module):
         Vaswani et al. (2017), arXiv:1706.03762, with pre-norm layers; rotary positions: Su et al. (2021),
         arXiv:2104.09864.
     """
+
+    end_layers: ClassVar[frozenset[str]] = frozenset({"embed", "out"})
+    """Layers that join the network to data and labels; rules for matrices leave them to AdamW."""
 
     def __init__(
         self,

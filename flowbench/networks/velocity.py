@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,9 @@ class VelocityNetwork(nn.Module, ABC):
     Raises:
         ValueError: a size is out of range.
     """
+
+    end_layers: ClassVar[frozenset[str]] = frozenset({"embedding"})
+    """Layers that join the network to data, times and labels; rules for matrices leave them to AdamW."""
 
     def __init__(
         self, shape: tuple[int, ...], num_classes: int | None, *, embedding_width: int, condition_channels: int = 0
