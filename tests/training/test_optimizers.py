@@ -237,9 +237,11 @@ def test_matrices_have_no_state_and_others_two_moments_and_a_counter(rule, fused
     assert not any(id(parameter) in matrices for parameter in optimizer.state)
     others = [parameter for parameter in module.parameters() if id(parameter) not in matrices]
     assert state_bytes(optimizer) == sum(4 * (2 * parameter.numel() + 1) for parameter in others)
+    assert state_bytes(optimizer) == 4 * (rule.num_moments(module) + len(others))
     adamw = AdamW().build(filled(network()))
     adamw.step()
     assert state_bytes(adamw) == sum(4 * (2 * parameter.numel() + 1) for parameter in module.parameters())
+    assert AdamW().num_moments(module) == 2 * sum(parameter.numel() for parameter in module.parameters())
 
 
 @every_rule

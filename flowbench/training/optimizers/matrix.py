@@ -80,6 +80,10 @@ class MatrixSettings(OptimizerSettings):
         if not inner_matrices(module):
             raise ValueError(f"{name} is for linear layers inside of networks, and this model has none: take AdamW")
 
+    def num_moments(self, module: nn.Module) -> int:
+        """See :meth:`OptimizerSettings.num_moments`."""
+        return super().num_moments(module) - 2 * sum(matrix.numel() for matrix in inner_matrices(module))
+
     def build(self, module: nn.Module, fused: bool = True) -> torch.optim.Optimizer:
         """See :meth:`OptimizerSettings.build`; the first group holds the matrices."""
         self.check(module, sharded=any(isinstance(parameter, DTensor) for parameter in module.parameters()))

@@ -64,6 +64,14 @@ class OptimizerSettings(ABC):
             ValueError: one line with what to change.
         """
 
+    def num_moments(self, module: nn.Module) -> int:
+        """Numbers that are kept between steps, beside one counter for each tensor.
+
+        Args:
+            module: what is trained; it may lie on the meta device.
+        """
+        return 2 * sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
     @abstractmethod
     def build(self, module: nn.Module, fused: bool = True) -> torch.optim.Optimizer:
         """One optimiser over the trainable parameters of `module`, each of them in one group.
