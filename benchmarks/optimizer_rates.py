@@ -25,7 +25,7 @@ from flowbench.training import NonFiniteLossError
 import lightning as L  # isort: skip (after flowbench, whose guard it needs beside some builds of torchvision)
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
-RATES = [4e-3, 8e-3]
+RATES = [4e-3, 8e-3, 1.6e-2]
 ALPHAS = [0.2, 0.5]
 # Class, its own arguments, peak rates, and rates of matrices over them.
 ARMS: dict[str, tuple[str, dict[str, int], list[float], list[float | None]]] = {
@@ -33,7 +33,7 @@ ARMS: dict[str, tuple[str, dict[str, int], list[float], list[float | None]]] = {
     "sinkgd_1": ("SinkGD", {"iterations": 1}, RATES, [*ALPHAS]),
     "sinkgd_5": ("SinkGD", {"iterations": 5}, RATES, [*ALPHAS]),
     "swan": ("SWAN", {}, RATES, [*ALPHAS]),
-    "sgd": ("SGD", {}, [4e-3], [10.0, 50.0, 250.0]),
+    "sgd": ("SGD", {}, RATES[:2], [10.0, 50.0, 250.0]),
 }
 
 
@@ -81,6 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiments", nargs="+", default=["tarflow", "cfm"], help="files of experiments/digits")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--rates", nargs="+", type=float, help="only these of the grid's lr")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -92,6 +93,8 @@ def main() -> None:
     print("| experiment | arm | lr | alpha | validation loss | ms a step |\n|---|---|---:|---:|---:|---:|")
     for experiment, arm in itertools.product(arguments.experiments, arguments.arms):
         for lr, alpha, override in grid(arm):
+            if arguments.rates and lr not in arguments.rates:
+                continue
             loss, milliseconds = validation_loss(experiment, override, steps, seed)
             shown = "" if alpha is None else f"{alpha:g}"
             result = "diverged | " if loss != loss else f"{loss:.4f} | {milliseconds:.1f}"
