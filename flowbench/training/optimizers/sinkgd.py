@@ -30,8 +30,8 @@ class SinkGD(MatrixSettings):
         arXiv 2502.06742, algorithms 3 and 4.
 
     >>> import torch
-    >>> SinkGD().direction(torch.tensor([[[2.0, 0.0], [0.0, -0.1]]]))[0].round(decimals=3).tolist()
-    [[1.414, 0.0], [0.0, -1.414]]
+    >>> SinkGD().direction(torch.tensor([[[2.0, 0.0], [0.0, -0.1]]]))[0].square().round(decimals=3).tolist()
+    [[2.0, 0.0], [0.0, 2.0]]
     """
 
     lr: float = 0.02
