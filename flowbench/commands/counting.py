@@ -67,6 +67,7 @@ class ModelCount:
         num_classes: classes that it is conditioned on; None: unconditional.
         blocks: blocks from the data to the noise; empty unless the flow is autoregressive.
         parameters: trained parameters, all networks together.
+        moments: numbers that the optimiser keeps between steps: two for each parameter that AdamW steps.
         training_flops: one training step, forward and backward; a frozen autoencoder left out.
         evaluation_flops: one network evaluation, or one parallel pass through all blocks; None for an autoencoder.
         evaluations: network evaluations of the configured fixed-step solver, or 1 for an autoregressive flow, whose
@@ -83,6 +84,7 @@ class ModelCount:
     num_classes: int | None
     blocks: tuple[BlockCount, ...]
     parameters: int
+    moments: int
     training_flops: int
     evaluation_flops: int | None
     evaluations: int | None
@@ -92,11 +94,11 @@ class ModelCount:
 
     @property
     def state_bytes(self) -> int:
-        """Weights, gradients, AdamW's two moments and, where they are kept, averaged weights, all in float32.
+        """Weights, gradients, AdamW's moments and, where they are kept, averaged weights, all in float32.
 
         Exact. Activations, temporary buffers, the allocator's reserve and a frozen autoencoder come on top.
         """
-        return (5 if self.averaged else 4) * _FLOAT_BYTES * self.parameters
+        return _FLOAT_BYTES * ((3 if self.averaged else 2) * self.parameters + self.moments)
 
     def text(self) -> str:
         """A table of the blocks and a line for every number."""
@@ -161,6 +163,7 @@ def count_module(module: TrainingModule) -> ModelCount:
         num_classes=flow.num_classes if flow else None,
         blocks=blocks,
         parameters=sum(p.numel() for p in module.parameters() if p.requires_grad),
+        moments=module.optimizer_config.num_moments(module),
         training_flops=training_flops(module),
         evaluation_flops=evaluation,
         evaluations=evaluations,
@@ -292,7 +295,8 @@ def _lines(found: ModelCount) -> list[str]:
         rows["drawing a sample"] = drawn + _how_drawn(found)
     if found.cache_bytes is not None:
         rows["key/value cache"] = f"{_scaled(found.cache_bytes, 'B')} per sample in float32; twice under guidance"
-    kept = "weights, gradients, two AdamW moments" + (", averaged weights" if found.averaged else "")
+    moments = f"AdamW's moments ({_scaled(_FLOAT_BYTES * found.moments, 'B')})"
+    kept = f"weights, gradients, {moments}" + (", averaged weights" if found.averaged else "")
     rows["training memory"] = f"{_scaled(found.state_bytes, 'B')}: {kept} in float32; activations come on top"
     width = max(map(len, rows))
     return [wrapped(value, f"{name:<{width}}  ", " " * (width + 2)) for name, value in rows.items()]

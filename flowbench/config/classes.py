@@ -302,11 +302,12 @@ def _expected(key: str, cls: type, hint: Any, value: Any) -> str:
 def _type_error(message: str, key: str, cls: type, arguments: dict[str, Any], hints: dict[str, Any]) -> str:
     named = re.match(r'Parser key "([^"]+)"', message)
     name = named.group(1).split(".")[0] if named else ""
-    subclass = re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", message)
+    subclass = re.findall(r"Import path (\S+) does not correspond to a subclass of (\w+)", message)
     if name not in arguments or "required" in message:
         return _condensed(message, key, cls)
     if subclass:
-        return f"{key}.{name}.class_path: {subclass.group(1)} is not a {subclass.group(2)}"
+        given, base = subclass[-1]  # of a union: the class that may be written without class_path comes first
+        return f"{key}.{name}.class_path: {given} is not a {base}"
     if name in hints and "class_path" not in str(arguments[name]):
         return _expected(f"{key}.{name}", cls, hints[name], arguments[name])
     return _condensed(message, key, cls)

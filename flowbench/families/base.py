@@ -24,7 +24,7 @@ from flowbench.families.conditioning.labels import check_labels
 from flowbench.families.latents.space import LatentSpace, PixelSpace, Space
 from flowbench.flows import GaussianSource, Source
 from flowbench.training.module import Loss, TrainingModule
-from flowbench.training.optimization import OptimizerConfig
+from flowbench.training.optimizers import AnyOptimizer
 
 __all__ = ["Drawn", "FlowModule", "LikelihoodKind", "NetworkFactory", "Samples", "Trajectory"]
 
@@ -49,7 +49,7 @@ class FlowModule(TrainingModule):
         sampling_source: where samples start, in place of the source of the training; None is that source.
         conditional: condition on class labels.
         label_dropout: share of training labels replaced by the null label, in [0, 1); it makes guidance possible.
-        optimizer: AdamW and its schedule.
+        optimizer: its rates and schedule; None is AdamW.
         ema_decay: decay of the averaged weights, in [0, 1); 0 turns averaging off.
         compile: compile the networks with ``torch.compile`` before training.
 
@@ -75,7 +75,7 @@ class FlowModule(TrainingModule):
         sampling_source: Source | None = None,
         conditional: bool = False,
         label_dropout: float = 0.1,
-        optimizer: OptimizerConfig | None = None,
+        optimizer: AnyOptimizer | None = None,
         ema_decay: float = 0.999,
         compile: bool = False,
     ) -> None:

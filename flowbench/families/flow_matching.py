@@ -49,7 +49,7 @@ from flowbench.flows import (
     sample_with_log_prob,
 )
 from flowbench.training.module import Loss
-from flowbench.training.optimization import OptimizerConfig
+from flowbench.training.optimizers import AnyOptimizer
 
 __all__ = ["FlowMatching"]
 
@@ -89,7 +89,7 @@ class FlowMatching(FlowModule):
         conditioner: makes conditions on the grid of the flow's space, for a network built with their channels.
         conditional: condition on class labels.
         label_dropout: share of training labels replaced by the null label, in [0, 1).
-        optimizer: AdamW and its schedule.
+        optimizer: its rates and schedule; None is AdamW.
         ema_decay: decay of the averaged weights, in [0, 1).
         compile: compile the network.
 
@@ -138,7 +138,7 @@ class FlowMatching(FlowModule):
         conditioner: Conditioner | None = None,
         conditional: bool = False,
         label_dropout: float = 0.1,
-        optimizer: OptimizerConfig | None = None,
+        optimizer: AnyOptimizer | None = None,
         ema_decay: float = 0.999,
         compile: bool = False,
     ) -> None:

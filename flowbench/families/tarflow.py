@@ -44,7 +44,7 @@ from flowbench.flows import (
 )
 from flowbench.networks import CausalTransformer, TokenTransformer
 from flowbench.training.module import Loss
-from flowbench.training.optimization import OptimizerConfig
+from flowbench.training.optimizers import AnyOptimizer
 
 __all__ = ["TARFlow"]
 
@@ -102,7 +102,7 @@ class TARFlow(FlowModule):
         sampling_source: where samples start, in place of the standard normal of the training; None is that.
         conditional: condition on class labels.
         label_dropout: share of training labels replaced by the null label, in [0, 1).
-        optimizer: AdamW and its schedule.
+        optimizer: its rates and schedule; None is AdamW.
         ema_decay: decay of the averaged weights, in [0, 1).
         compile: compile the layers of the transformers.
 
@@ -150,7 +150,7 @@ class TARFlow(FlowModule):
         sampling_source: Source | None = None,
         conditional: bool = False,
         label_dropout: float = 0.1,
-        optimizer: OptimizerConfig | None = None,
+        optimizer: AnyOptimizer | None = None,
         ema_decay: float = 0.999,
         compile: bool = False,
     ) -> None:

@@ -5,7 +5,7 @@ Shape suffixes: B batch, N tokens, D token dimension, S slots (N, or N - 1 when 
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +74,9 @@ class CausalTransformer(nn.Module):
         >>> network.step(x[:, 0], 1, network.allocate_cache(batch_size=3)).shape  # token 1, given token 0
         torch.Size([3, 4])
     """
+
+    end_layers: ClassVar[frozenset[str]] = frozenset({"embed", "out"})
+    """Layers that join the network to data and labels; rules for matrices leave them to AdamW."""
 
     def __init__(
         self,

@@ -77,6 +77,7 @@ class DiT(VelocityNetwork):
         (torch.Size([3, 1, 8, 8]), True)
     """
 
+    end_layers = VelocityNetwork.end_layers | {"input", "modulation", "output"}
     positions: Tensor
 
     def __init__(

@@ -54,6 +54,8 @@ class MLP(VelocityNetwork):
         (torch.Size([3, 2]), True)
     """
 
+    end_layers = VelocityNetwork.end_layers | {"input", "output"}
+
     def __init__(
         self,
         shape: tuple[int, ...],

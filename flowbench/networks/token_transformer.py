@@ -5,6 +5,8 @@ Shape suffixes: B batch, N tokens, D token dimension, W width, H heads, E head d
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -57,6 +59,9 @@ class TokenTransformer(nn.Module):
         >>> y.shape, bool((y == 0).all())
         (torch.Size([3, 4, 2]), True)
     """
+
+    end_layers: ClassVar[frozenset[str]] = frozenset({"embed", "out"})
+    """Layers that join the network to data and labels; rules for matrices leave them to AdamW."""
 
     def __init__(
         self,

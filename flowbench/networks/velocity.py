@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,9 @@ class VelocityNetwork(nn.Module, ABC):
         >>> network(torch.ones(1, 2), t=torch.tensor(0.5), label=torch.tensor([3]))
         tensor([[-1., -1.]])
     """
+
+    end_layers: ClassVar[frozenset[str]] = frozenset({"embedding"})
+    """Layers that join the network to data, times and labels; rules for matrices leave them to AdamW."""
 
     def __init__(
         self, shape: tuple[int, ...], num_classes: int | None, *, embedding_width: int, condition_channels: int = 0

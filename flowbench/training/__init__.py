@@ -4,19 +4,24 @@ from flowbench.core.budget import BudgetLimit
 from flowbench.training.budget import Budget, count_flops
 from flowbench.training.checkpoint import AtomicCheckpointIO, load_checkpoint, read_checkpoint
 from flowbench.training.module import Loss, NonFiniteLossError, TrainingModule
-from flowbench.training.optimization import OptimizerConfig
+from flowbench.training.optimizers import SGD, SWAN, AdamW, MatrixSettings, OptimizerSettings, SinkGD
 from flowbench.training.parallel import FullyShardedStrategy, check_strategy
 from flowbench.training.precision import PRECISIONS, check_precision
 
 __all__ = [
     "PRECISIONS",
+    "SGD",
+    "SWAN",
+    "AdamW",
     "AtomicCheckpointIO",
     "Budget",
     "BudgetLimit",
     "FullyShardedStrategy",
     "Loss",
+    "MatrixSettings",
     "NonFiniteLossError",
-    "OptimizerConfig",
+    "OptimizerSettings",
+    "SinkGD",
     "TrainingModule",
     "check_precision",
     "check_strategy",
@@ -24,3 +29,6 @@ __all__ = [
     "load_checkpoint",
     "read_checkpoint",
 ]
+
+OptimizerConfig = AdamW
+"""The name of earlier versions."""

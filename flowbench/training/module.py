@@ -21,8 +21,8 @@ from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.training.budget import Budget
 from flowbench.training.ema import ExponentialMovingAverage, check_ema_decay
 from flowbench.training.loss_guard import LossGuard, NonFiniteLoss
-from flowbench.training.optimization import OptimizerConfig, build_optimizer, learning_rate_factor
-from flowbench.training.parallel import gathered, shard
+from flowbench.training.optimizers import AdamW, AnyOptimizer, learning_rate_factor
+from flowbench.training.parallel import gathered, shard, shards_weights
 
 __all__ = ["Loss", "NonFiniteLossError", "TrainingModule", "WeightsName"]
 
@@ -66,7 +66,7 @@ class TrainingModule(L.LightningModule, ABC):
 
     Args:
         spec: the data's shape, classes and value grid.
-        optimizer: AdamW and its schedule.
+        optimizer: its rates and schedule; None is AdamW.
         ema_decay: decay of the averaged weights, in [0, 1); 0 turns averaging off.
         compile: compile the networks with ``torch.compile`` before training.
 
@@ -90,14 +90,14 @@ class TrainingModule(L.LightningModule, ABC):
         self,
         spec: DataSpec,
         *,
-        optimizer: OptimizerConfig | None = None,
+        optimizer: AnyOptimizer | None = None,
         ema_decay: float = 0.999,
         compile: bool = False,
     ) -> None:
         super().__init__()
         check_ema_decay(ema_decay)
         self.spec = spec
-        self.optimizer_config = optimizer or OptimizerConfig()
+        self.optimizer_config: AnyOptimizer = optimizer or AdamW()
         self.ema_decay = ema_decay
         self.compile_networks = compile
         self.seed = 0
@@ -151,6 +151,7 @@ class TrainingModule(L.LightningModule, ABC):
         Raises:
             ValueError: one line with what to change.
         """
+        self.optimizer_config.check(self, sharded=trainer is not None and shards_weights(trainer.strategy))
 
     def configure_model(self) -> None:
         """Shard the networks where the strategy made a mesh of processes; see :func:`~flowbench.families.shard`."""
@@ -260,8 +261,7 @@ class TrainingModule(L.LightningModule, ABC):
         """Clip the gradients of some parameters, in place, under every precision.
 
         (Lightning's own clipping refuses fused optimisers under every mixed precision. Only a scaled loss forbids them,
-        whose gradients they unscale after the clipping; :func:`~flowbench.training.optimization.build_optimizer` makes
-        none there.)
+        whose gradients they unscale after the clipping; :meth:`configure_optimizers` makes none there.)
 
         Args:
             parameters: what is clipped together.
@@ -291,9 +291,9 @@ class TrainingModule(L.LightningModule, ABC):
         self.log_dict(parts, sync_dist=True, batch_size=size)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW; the schedule follows the budget's progress, be it steps, samples or seconds."""
+        """The optimiser; the schedule follows the budget's progress, be it steps, samples or seconds."""
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        optimizer = build_optimizer(self, self.optimizer_config, fused=not scaled)
+        optimizer = self.optimizer_config.build(self, fused=not scaled)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda _: learning_rate_factor(self.optimizer_config, self._next_progress())
         )

@@ -25,7 +25,16 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-__all__ = ["FullyShardedStrategy", "check_strategy", "full_tensor", "gathered", "local_tensor", "shard", "sharded_like"]
+__all__ = [
+    "FullyShardedStrategy",
+    "check_strategy",
+    "full_tensor",
+    "gathered",
+    "local_tensor",
+    "shard",
+    "sharded_like",
+    "shards_weights",
+]
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
@@ -97,6 +106,11 @@ def _names(model: nn.Module, optimizer: Optimizer) -> list[str]:
     """Names of an optimiser's parameters in its order."""
     name = {id(parameter): name for name, parameter in model.named_parameters()}
     return [name[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def shards_weights(strategy: object) -> bool:
+    """Whether a trainer's strategy gives each process a part of every weight."""
+    return isinstance(strategy, ModelParallelStrategy)
 
 
 def check_strategy(strategy: object) -> None:

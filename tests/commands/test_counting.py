@@ -69,6 +69,14 @@ def test_parameters_of_every_block_are_those_counted_by_hand(tmp_path):
     assert counted(tmp_path, "TARFlow", {**TARFLOW, "ema_decay": 0.0}).state_bytes == 4 * 4 * sum(expected)
 
 
+def test_an_optimiser_without_state_for_matrices_keeps_no_moments_of_them(tmp_path):
+    optimizer = {"class_path": "flowbench.training.SinkGD"}
+    found = counted(tmp_path, "TARFlow", {**TARFLOW, "optimizer": optimizer})
+    matrices = sum(layers * 12 * WIDTH**2 for layers in LAYERS)  # of attention and MLP
+    assert found.state_bytes == 4 * (5 * found.parameters - 2 * matrices)
+    assert f"AdamW's moments ({8 * (found.parameters - matrices) / 1e3:.3g} kB)" in " ".join(found.text().split())
+
+
 def test_operations_of_a_block_are_those_counted_by_hand(tmp_path):
     """One pass: all slots at once, attention over the full square. Sampling: a slot sees itself and those before."""
     found, slots = counted(tmp_path, "TARFlow", TARFLOW), TOKENS - 1

@@ -287,14 +287,17 @@ RESULTS = {
 # Arguments that are such a value.
 RESULTS_GIVEN = {"normalized_path_energy.path_energy"}
 
+OPTIMIZERS = ("AdamW", "MatrixSettings", "OptimizerSettings", "SGD", "SWAN", "SinkGD")
+OPTIMIZER_ZEROS = ("betas", "final_fraction", "warmup_fraction", "weight_decay")
+
 ZERO: dict[str, set[str]] = {
     "none, nothing or off": {
+        *(f"{name}.{field}" for name in OPTIMIZERS for field in OPTIMIZER_ZEROS),
         "AutoInverse.crossover", "CausalTransformer.checkpoint_every", "Conditioner.dropout", "DiT.condition_channels",
         "FlowDataModule.num_workers", "FlowMatching.ema_decay", "FlowMatching.label_dropout", "FlowModule.ema_decay",
         "FlowModule.label_dropout", "InpaintingConditioner.dropout", "KLAutoencoder.downsamplings",
         "LatentCFM.noise_std", "LatentSpace.noise_std", "LinearPath.sigma", "MLP.condition_channels",
-        "NullConditioner.num_channels", "OptimizerConfig.betas", "OptimizerConfig.final_fraction",
-        "OptimizerConfig.warmup_fraction", "OptimizerConfig.weight_decay", "PixelSpace.noise_std",
+        "NullConditioner.num_channels", "PixelSpace.noise_std",
         "PretrainedAutoencoder.noise_std", "SemanticConditioner.dropout", "Space.noise_std", "StreamPairing.ahead",
         "TARFlow.checkpoint_every", "TARFlow.ema_decay", "TARFlow.label_dropout", "TARFlow.latent_norm",
         "TargetConditionalPath.sigma_min", "TrainingModule.ema_decay", "Autoencoder.ema_decay",

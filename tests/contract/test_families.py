@@ -70,9 +70,7 @@ def test_one_step_of_the_trainer_moves_every_parameter(name, spec):
 @every_family
 def test_the_optimizer_holds_every_parameter_once(name, spec):
     module = build(name, spec)
-    from flowbench.training.optimization import build_optimizer
-
-    held = [id(p) for group in build_optimizer(module, module.optimizer_config).param_groups for p in group["params"]]
+    held = [id(p) for group in module.optimizer_config.build(module).param_groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in module.parameters())
 
 

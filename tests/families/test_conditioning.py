@@ -23,7 +23,6 @@ from flowbench.families.latents.space import LatentSpace
 from flowbench.flows import ClassifierFreeGuidance, Midpoint, RungeKutta4
 from flowbench.networks import MLP, DiT
 from flowbench.training import OptimizerConfig
-from flowbench.training.optimization import build_optimizer
 
 from ..contract.builders import IMAGES, POINTS, autoencoder, batch_of, perturb
 
@@ -343,7 +342,7 @@ def flow(conditioner, latent: bool = False, **options):
 
 def trained(module, steps: int = 150):
     before = {key: value.clone() for key, value in module.network.state_dict().items()}
-    optimizer = build_optimizer(module, module.optimizer_config)
+    optimizer = module.optimizer_config.build(module)
     generator = rng(7)
     for step in range(steps):
         x = images(64, seed=step)

@@ -15,7 +15,6 @@ from flowbench.data import Batch, DataSpec
 from flowbench.families import DecoderDenoiser, FlowScoreDenoiser, GaussianNoise, STARFlow, TARFlow, Tweedie
 from flowbench.families.noise.score_gradient import check_shared_backward, score, with_input_gradient
 from flowbench.training import OptimizerConfig, count_flops
-from flowbench.training.optimization import build_optimizer
 
 from ..closeness import assert_near, magnitude
 from ..contract.builders import IMAGES, POINTS, autoencoder, batch_of, build
@@ -283,7 +282,7 @@ def test_at_the_optimum_the_network_is_the_score_and_the_step_is_tweedies():
     flow = gaussian_flow(mean, std, denoiser=denoiser)
     exact = gaussian_flow(mean, std, denoiser=Tweedie())
     flow.flow.requires_grad_(False)
-    optimizer = build_optimizer(flow, OptimizerConfig(lr=3e-3, weight_decay=0.0))
+    optimizer = OptimizerConfig(lr=3e-3, weight_decay=0.0).build(flow)
     generator = rng()
     first = None
     for step in range(300):

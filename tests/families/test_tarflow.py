@@ -13,7 +13,6 @@ from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families import GaussianNoise, TARFlow, Tweedie, UniformDequantization
 from flowbench.flows import AutoregressiveGuidance, JacobiInverse, SequentialInverse
 from flowbench.training import OptimizerConfig, load_checkpoint
-from flowbench.training.optimization import build_optimizer
 from tests.closeness import assert_near
 
 from ..contract.builders import IMAGES, POINTS, batch_of, build, perturb
@@ -275,7 +274,7 @@ def test_bits_are_not_logged_of_values_that_were_not_spread_over_their_bins(tmp_
 def test_the_loss_decreases_and_all_parameters_move():
     flow = oblong(conditional=True, label_dropout=0.3, optimizer=OptimizerConfig(lr=3e-3))
     before = [p.clone() for p in flow.parameters()]
-    optimizer, generator, losses = build_optimizer(flow, flow.optimizer_config), rng(), []
+    optimizer, generator, losses = flow.optimizer_config.build(flow), rng(), []
     pattern = points(1, OBLONG, seed=4)
     for _ in range(60):
         label = torch.randint(0, 3, (32,), generator=generator)
@@ -305,7 +304,7 @@ def test_only_matrices_are_decayed():
     flow = build(
         "tarflow_score_matching", IMAGES, conditional=True, position="learned", start="learned", final_norm=True
     )
-    decayed, kept = build_optimizer(flow, flow.optimizer_config).param_groups
+    decayed, kept = flow.optimizer_config.build(flow).param_groups
     names = {id(p): name for name, p in flow.named_parameters()}
     assert {names[id(p)] for p in decayed["params"]} == {
         f"{name}.weight" for name, m in flow.named_modules() if isinstance(m, nn.Linear)

@@ -24,7 +24,7 @@ from flowbench.flows import GaussianSource, GibbsWeight, RungeKutta4
 from flowbench.metrics import path_geometry
 from flowbench.networks import MLP
 from flowbench.training import OptimizerConfig
-from flowbench.training.optimization import build_optimizer, learning_rate_factor
+from flowbench.training.optimizers import learning_rate_factor
 
 POINTS = DataSpec("points", "1", (2,))
 NETWORK = partial(MLP, width=48, depth=2)
@@ -33,7 +33,7 @@ NETWORK = partial(MLP, width=48, depth=2)
 def train(module: FlowModule, draw, steps: int, batch: int = 256) -> FlowModule:
     """`draw(n, generator)` gives data; the schedule falls to zero at the end."""
     rng = torch.Generator().manual_seed(0)
-    optimizer = build_optimizer(module, module.optimizer_config)
+    optimizer = module.optimizer_config.build(module)
     for step in range(steps):
         factor = learning_rate_factor(module.optimizer_config, (step + 0.5) / steps)
         for group in optimizer.param_groups:
@@ -197,7 +197,7 @@ def gaussians() -> TARFlow:
     """Trained with a denoiser that learns the score from the same backward."""
     flow = noisy_flow(FlowScoreDenoiser(width=32, depth=2, head_dim=16))
     root, rng, steps = torch.linalg.cholesky(COVARIANCE), torch.Generator().manual_seed(0), 500
-    optimizer = build_optimizer(flow, flow.optimizer_config)
+    optimizer = flow.optimizer_config.build(flow)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = 4e-3 * learning_rate_factor(flow.optimizer_config, (step + 0.5) / steps)

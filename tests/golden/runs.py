@@ -11,7 +11,6 @@ import torch
 from flowbench.commands import runs
 from flowbench.config import Experiment
 from flowbench.core.rows import Row, read_rows
-from flowbench.training.optimization import build_optimizer
 from tests.contract.builders import CASES, batch_of, build
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -62,7 +61,7 @@ def losses() -> Iterator[tuple[str, list[float]]]:
     """``family-data`` and its losses of 20 steps, from weights none of which is zero."""
     for family, spec in CASES:
         module = build(family, spec).train()
-        optimizer = build_optimizer(module, module.optimizer_config)
+        optimizer = module.optimizer_config.build(module)
         found = []
         for step in range(STEPS):
             generator = torch.Generator().manual_seed(step)

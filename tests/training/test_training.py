@@ -14,7 +14,17 @@ from lightning.pytorch.loggers import CSVLogger
 from flowbench.data import Batch, FlowDataModule
 from flowbench.families import Autoencoder
 from flowbench.networks import KLAutoencoder
-from flowbench.training import NonFiniteLossError, OptimizerConfig, load_checkpoint, read_checkpoint
+from flowbench.training import (
+    SGD,
+    SWAN,
+    AdamW,
+    FullyShardedStrategy,
+    NonFiniteLossError,
+    OptimizerConfig,
+    SinkGD,
+    load_checkpoint,
+    read_checkpoint,
+)
 
 from ..contract.builders import IMAGES, build
 
@@ -44,20 +54,27 @@ def model(name: str = "tarflow", **options):
     return build(name, digits().spec, **options)
 
 
-@pytest.mark.parametrize("name", ["tarflow", "wcfm"])
-def test_a_resumed_run_equals_the_uninterrupted_one(name, tmp_path):
+OPTIMIZERS = [AdamW(lr=1e-2), SinkGD(), SWAN(), SGD()]
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer"),
+    [("tarflow", OPTIMIZERS[0]), *(("wcfm", optimizer) for optimizer in OPTIMIZERS)],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_a_resumed_run_equals_the_uninterrupted_one(name, optimizer, tmp_path):
     """Weights, averaged weights, running statistics and the optimiser, to the last bit."""
-    whole = model(name)
+    whole = model(name, optimizer=optimizer)
     run = trainer(tmp_path, max_steps=6)
     run.fit(whole, digits())
     run.save_checkpoint(tmp_path / "whole.ckpt")
-    first = model(name)
+    first = model(name, optimizer=optimizer)
     # The schedule must know the whole length, so the first half is cut short by a limit on batches.
     run = trainer(tmp_path, max_steps=6, limit_train_batches=3, max_epochs=1)
     run.fit(first, digits())
     assert run.global_step == 3
     run.save_checkpoint(tmp_path / "half.ckpt")
-    second = model(name, seed=9)
+    second = model(name, seed=9, optimizer=optimizer)
     run = trainer(tmp_path, max_steps=6)
     run.fit(second, digits(), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
     assert run.global_step == 6
@@ -68,8 +85,9 @@ def test_a_resumed_run_equals_the_uninterrupted_one(name, tmp_path):
             assert torch.equal(value, second.state_dict()[key]), key
 
 
-def test_a_nan_loss_stops_before_the_step_with_one_line(tmp_path):
-    module = model()
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda value: type(value).__name__)
+def test_a_nan_loss_stops_before_the_step_with_one_line(optimizer, tmp_path):
+    module = model(optimizer=optimizer)
     inner = module.flow_loss
 
     def poisoned(x, label, rng):
@@ -90,6 +108,15 @@ def test_a_nan_loss_stops_before_the_step_with_one_line(tmp_path):
     assert "last good checkpoint" in str(caught.value)
     for key, value in module.state_dict().items():
         assert torch.equal(value, weights[key]), key
+
+
+@pytest.mark.parametrize("optimizer", [SinkGD(), SWAN(), SGD()], ids=lambda value: type(value).__name__)
+def test_weights_that_are_shared_out_are_refused_before_the_training(optimizer, tmp_path):
+    sharded = L.Trainer(strategy=FullyShardedStrategy(), accelerator="cpu", devices=1, logger=False)
+    with pytest.raises(ValueError, match=rf"^{type(optimizer).__name__} needs whole matrices"):
+        model(optimizer=optimizer).check_training(digits(), sharded)
+    model(optimizer=optimizer).check_training(digits(), trainer(tmp_path))
+    model().check_training(digits(), sharded)
 
 
 def test_validation_uses_the_averaged_weights_and_fixed_noise(tmp_path):

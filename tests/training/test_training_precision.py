@@ -14,7 +14,7 @@ from flowbench.cli import main
 from flowbench.families import Autoencoder, GaussianNoise
 from flowbench.families.noise.denoising import FlowScoreDenoiser
 from flowbench.networks import KLAutoencoder
-from flowbench.training import OptimizerConfig, TrainingModule
+from flowbench.training import SGD, SWAN, OptimizerConfig, SinkGD, TrainingModule
 
 from ..commands.conftest import POINTS
 from ..contract.builders import perturb
@@ -26,6 +26,9 @@ OPTIMISERS = {
     "cosine": OptimizerConfig(lr=1e-2),
     "constant": OptimizerConfig(lr=1e-2, schedule="constant"),
     "undecayed": OptimizerConfig(lr=1e-2, weight_decay=0.0, betas=(0.9, 0.999), warmup_fraction=0.0),
+    "sinkgd": SinkGD(lr=1e-2),
+    "swan": SWAN(lr=1e-2),
+    "sgd": SGD(lr=1e-2),
 }
 
 
@@ -111,11 +114,16 @@ def test_every_optimiser_steps_under_every_precision_and_clipping(optimiser, pre
 
 @pytest.mark.parametrize(("limit", "algorithm"), CLIPPINGS, ids=str)
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_gradients_of_a_scaled_loss_are_unscaled_before_they_are_clipped(accumulate, limit, algorithm, tmp_path):
+@pytest.mark.parametrize("optimiser", ["cosine", "sinkgd"])
+def test_gradients_of_a_scaled_loss_are_unscaled_before_they_are_clipped(
+    optimiser, accumulate, limit, algorithm, tmp_path
+):
     """Lightning has no float16 on a CPU; the plugin that it takes on a GPU does run there."""
     plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**12))
-    scaled = check_step(model("cfm"), tmp_path, limit, algorithm, plugins=[plugin], accumulate_grad_batches=accumulate)
-    plain = check_step(model("cfm"), tmp_path, limit, algorithm, accumulate_grad_batches=accumulate)
+    options = {"accumulate_grad_batches": accumulate}
+    cfm = partial(model, "cfm", optimizer=OPTIMISERS[optimiser])
+    scaled = check_step(cfm(), tmp_path, limit, algorithm, plugins=[plugin], **options)
+    plain = check_step(cfm(), tmp_path, limit, algorithm, **options)
     assert norm(list(scaled.raw.values())) == pytest.approx(norm(list(plain.raw.values())), rel=0.02)
 
 

@@ -21,7 +21,7 @@ from flowbench.networks.discriminator import hinge_discriminator_loss, hinge_gen
 from flowbench.training.checkpoint import load_checkpoint
 from flowbench.training.ema import ExponentialMovingAverage
 from flowbench.training.module import Loss, TrainingModule
-from flowbench.training.optimization import OptimizerConfig
+from flowbench.training.optimizers import AnyOptimizer
 
 __all__ = ["Autoencoder", "AutoencoderFactory", "load_autoencoder", "load_trained"]
 
@@ -46,7 +46,7 @@ class Autoencoder(TrainingModule):
         perceptual: a distance in the feature maps of a fixed network; None for none.
         adversarial: a discriminator of patches; None for none. Where operations are counted for a budget, it counts
             from the first step.
-        optimizer: AdamW and its schedule.
+        optimizer: its rates and schedule; None is AdamW.
         ema_decay: decay of the averaged weights, in [0, 1); a discriminator is not averaged.
         compile: compile the network.
 
@@ -72,7 +72,7 @@ class Autoencoder(TrainingModule):
         latent_std_decay: float = 0.98,
         perceptual: PerceptualConfig | None = None,
         adversarial: AdversarialConfig | None = None,
-        optimizer: OptimizerConfig | None = None,
+        optimizer: AnyOptimizer | None = None,
         ema_decay: float = 0.999,
         compile: bool = False,
     ) -> None:

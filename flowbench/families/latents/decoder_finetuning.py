@@ -13,7 +13,7 @@ from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families.latents.autoencoder import Autoencoder, AutoencoderFactory
 from flowbench.families.latents.decoder_losses import AdversarialConfig, PerceptualConfig
 from flowbench.training.module import Loss
-from flowbench.training.optimization import OptimizerConfig
+from flowbench.training.optimizers import AnyOptimizer
 
 __all__ = ["DecoderFineTuning"]
 
@@ -36,7 +36,7 @@ class DecoderFineTuning(Autoencoder):
             without it.
         perceptual: a distance in the feature maps of a fixed network; None for none.
         adversarial: a discriminator of patches; None for none.
-        optimizer: AdamW and its schedule.
+        optimizer: its rates and schedule; None is AdamW.
         ema_decay: decay of the averaged weights, in [0, 1).
         compile: compile the network.
 
@@ -65,7 +65,7 @@ class DecoderFineTuning(Autoencoder):
         autoencoder: Autoencoder | None = None,
         perceptual: PerceptualConfig | None = None,
         adversarial: AdversarialConfig | None = None,
-        optimizer: OptimizerConfig | None = None,
+        optimizer: AnyOptimizer | None = None,
         ema_decay: float = 0.999,
         compile: bool = False,
     ) -> None:
