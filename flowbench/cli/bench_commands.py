@@ -1,4 +1,4 @@
-"""Commands on benches and their results: bench, compare, report, list."""
+"""Commands on benches and their results: bench, compare, report, list, check."""
 
 from __future__ import annotations
 
@@ -37,6 +37,12 @@ def _list_options(parser: Parser) -> None:
     parser.add_argument("kind", nargs="?", choices=kinds, help="what to list (default: everything)")
 
 
+def _check_options(parser: Parser) -> None:
+    parser.add_argument("class_path", metavar="CLASS", help="a family, e.g. my_package.MyFamily")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="arguments of its constructor")
+    parser.add_argument("--dataset", default="eight_gaussians", help="what it is built for (default: eight_gaussians)")
+
+
 def _bench(arguments: argparse.Namespace) -> int:
     from flowbench.commands.bench import run_bench
 
@@ -67,6 +73,14 @@ def _list(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _check(arguments: argparse.Namespace) -> int:
+    from flowbench.commands.check import check, report
+
+    outcomes = check(arguments.class_path, arguments.overrides, arguments.dataset)
+    answer(report(outcomes))
+    return int(any(outcome.status == "failed" for outcome in outcomes))
+
+
 COMMANDS = {
     "bench": Command(
         "run a comparison: every contender, every seed, one report; the same command again continues",
@@ -89,6 +103,16 @@ COMMANDS = {
         ("flowbench report runs/starflow_vs_wcfm",),
         _report_options,
         _report_bench,
+    ),
+    "check": Command(
+        "run the contract of every family on one of yours: gradients, densities, inverses, checkpoints",
+        (
+            "flowbench check my_package.MyFamily width=64",
+            "flowbench check flowbench.families.TARFlow layers=[1,1] width=16 head_dim=8 start=learned",
+        ),
+        _check_options,
+        _check,
+        "key=value sets an argument of the constructor: width=64, network={class_path: flowbench.networks.MLP}.",
     ),
     "list": Command(
         "list what is available: families, datasets, metrics, networks, experiments",

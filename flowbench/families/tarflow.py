@@ -375,8 +375,7 @@ class TARFlow(FlowModule):
 
     def flow_encode(self, z: Tensor, label: Tensor | None) -> Tensor:
         """One parallel pass."""
-        with torch.no_grad():
-            return self._points(self.flow(self._tokens(z), label)[0])
+        return self._points(self.flow(self._tokens(z), label)[0])
 
     def _guidance_for(self, scale: float | None, label: Tensor | None) -> AutoregressiveGuidance | None:
         """The guidance of one batch; without labels only a temperature guides."""

@@ -22,6 +22,7 @@ from flowbench.families import (
     Tweedie,
     WeightedCFM,
 )
+from flowbench.families.contract import perturb
 from flowbench.families.latents.decoder_finetuning import DecoderFineTuning
 from flowbench.flows import (
     AutoregressiveGuidance,
@@ -71,14 +72,6 @@ CASES = [
     ("nfm", IMAGES),
 ]
 IDS = [f"{name}-{spec.name}" for name, spec in CASES]
-
-
-def perturb(module: torch.nn.Module, seed: int = 0, std: float = 0.05) -> None:
-    """Zero-initialised output layers hide mistakes: move every parameter."""
-    rng = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(std * torch.randn(parameter.shape, generator=rng).to(parameter))
 
 
 def autoencoder(noise_std: float = 0.0) -> Autoencoder:

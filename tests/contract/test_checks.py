@@ -1,0 +1,104 @@
+"""The contract as ``flowbench check`` runs it: on every family, and on families with one planted fault each."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flowbench.cli import main
+from flowbench.families.contract import CHECKS, Case, Inapplicable, check_family
+
+from . import outside as dummies
+from .builders import CASES, IDS, POINTS, build
+from .outside import outside
+
+LONG = ("jacobian", "mass", "precision")
+
+
+def cases() -> list:
+    found = []
+    for (name, spec), own in zip(CASES, IDS, strict=True):
+        for conditional in (False, True):
+            for check in CHECKS:
+                marks = [pytest.mark.slow] if conditional and check in LONG else []
+                suffix = "-conditional" if conditional else ""
+                found.append(pytest.param(name, spec, conditional, check, id=f"{own}{suffix}-{check}", marks=marks))
+    return found
+
+
+@pytest.mark.parametrize(("name", "spec", "conditional", "check"), cases())
+def test_every_family_keeps_the_contract(name, spec, conditional, check):
+    try:
+        CHECKS[check](Case(lambda: build(name, spec, conditional=conditional), spec, conditional))
+    except Inapplicable as reason:
+        pytest.skip(str(reason))
+
+
+def test_most_checks_apply_to_a_family_in_the_plane():
+    outcomes = list(check_family(Case(lambda: build("tarflow", POINTS), POINTS)))
+    assert [outcome.name for outcome in outcomes] == list(CHECKS)
+    assert {outcome.status for outcome in outcomes} == {"ok"}
+
+
+def random_density(self, x, label, index, seed):
+    return self.source.log_prob(x - self.shift) + torch.rand(len(x))
+
+
+def of_the_batch(self, noise, label, network_evaluations, guidance):
+    return noise + self.shift + noise.mean(0), 1.0
+
+
+FAULTS = {
+    "gradients": {"flow_loss": lambda self, x, label, rng: dummies.Loss(x.sum() + 0 * self.shift.sum())},
+    "deterministic loss": {
+        "flow_loss": lambda self, x, label, rng: dummies.Loss((self.shift * torch.rand(2)).sum()),
+    },
+    "samples": {"flow_sample": lambda self, noise, *_: (noise + self.shift, 0.0)},
+    "sample of a batch": {"flow_sample": of_the_batch},
+    "density": {"flow_log_prob": random_density},
+    "jacobian": {"flow_log_prob": lambda self, x, *_: self.source.log_prob(x - self.shift) + 0.5},
+    "mass": {"flow_log_prob": lambda self, x, *_: self.source.log_prob(x - self.shift) - 0.3},
+    "inverse": {"flow_encode": lambda self, z, label: z - 2 * self.shift},
+    "path": {
+        "trajectory": lambda self, noise, condition=None, num_points=33: dummies.Trajectory(
+            torch.stack([noise, noise + 2 * self.shift]).detach(), torch.linspace(0.0, 1.0, 2)
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("check", FAULTS)
+def test_a_planted_fault_is_found_and_explained_in_one_line(check):
+    case = Case(lambda: outside(**FAULTS[check])(POINTS), POINTS)
+    (found,) = [outcome for outcome in check_family(case) if outcome.name == check]
+    assert found.status == "failed"
+    assert found.reason
+    assert "\n" not in found.reason
+
+
+def test_the_command_names_every_check_and_fails_with_the_family(capsys, monkeypatch):
+    monkeypatch.setattr(dummies, "Mine", outside(), raising=False)
+    assert main(["check", "tests.contract.outside.Mine"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in CHECKS)
+    assert text.strip().endswith("keeps the contract")
+    monkeypatch.setattr(dummies, "Mine", outside(**FAULTS["mass"]), raising=False)
+    assert main(["check", "tests.contract.outside.Mine", "ema_decay=0.5"]) == 1
+    text = " ".join(capsys.readouterr().out.split())
+    assert "the density integrates to 0.74" in text
+    assert f"2 of {len(CHECKS)} checks failed" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["tests.contract.outside.Nobody"], "has no class 'Nobody'"),
+        (["flowbench.networks.MLP"], "model.class_path"),
+        (["flowbench.families.TARFlow", "wdith=3"], "did you mean 'width'"),
+    ],
+)
+def test_what_is_no_family_is_one_line(capsys, words, message):
+    assert main(["check", *words]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
