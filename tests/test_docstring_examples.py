@@ -26,8 +26,6 @@ REMAINING = {
     "metrics.FidelityFeatures",
     "metrics.InceptionFeatures",
     "metrics.InceptionLogits",
-    # Not written yet.
-    "training.OptimizerConfig",
 }
 
 

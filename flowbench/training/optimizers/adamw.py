@@ -22,8 +22,9 @@ class AdamW(OptimizerSettings):
     References:
         Loshchilov & Hutter (2019), Decoupled Weight Decay Regularization, arXiv 1711.05101.
 
-    >>> AdamW(lr=2e-3).build(nn.Linear(3, 2)).param_groups[0]["lr"]
-    0.002
+    Example:
+        >>> AdamW(lr=2e-3).build(torch.nn.Linear(3, 2)).param_groups[0]["lr"]
+        0.002
     """
 
     def build(self, module: nn.Module, fused: bool = True) -> torch.optim.Optimizer:

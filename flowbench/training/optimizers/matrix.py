@@ -44,6 +44,11 @@ class MatrixSettings(OptimizerSettings):
         lr: peak learning rate, in (0, 1000].
         alpha: rate of the matrices as a multiple of `lr`, in [1e-12, 1e12].
         weight_decay: decoupled decay, in [0, 1000], of matrices as of AdamW's kernels: at the rate `lr` without alpha.
+
+    Example:
+        >>> rule: MatrixSettings = SinkGD()
+        >>> rule.num_moments(torch.nn.Linear(100, 50))  # two for each number of the bias, none for the weight
+        100
     """
 
     weight_decay: float = 0.0

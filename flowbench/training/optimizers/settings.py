@@ -28,6 +28,11 @@ class OptimizerSettings(ABC):
         warmup_fraction: share of the budget with a linearly rising rate, in [0, 1).
         schedule: `cosine` falls to `final_fraction * lr` at the end of the budget, `constant` stays.
         final_fraction: where the cosine ends, as a share of `lr`, in [0, 1].
+
+    Example:
+        >>> settings: OptimizerSettings = AdamW(lr=1e-3, weight_decay=0.0)
+        >>> settings.num_moments(torch.nn.Linear(3, 2))  # two for each of six weights and two biases
+        16
     """
 
     lr: float = 1e-3

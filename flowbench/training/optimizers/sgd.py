@@ -18,9 +18,9 @@ class SGD(MatrixSettings):
     Attributes: those of :class:`~flowbench.training.optimizers.MatrixSettings`; `alpha` is large, because gradients
         are smaller than Adam's directions.
 
-    >>> from torch import nn
-    >>> len(SGD().build(nn.Linear(3, 2)).param_groups)
-    2
+    Example:
+        >>> len(SGD().build(torch.nn.Linear(3, 2)).param_groups)  # the weight; the bias under AdamW
+        2
     """
 
     alpha: float = 100.0

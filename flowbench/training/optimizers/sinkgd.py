@@ -29,9 +29,9 @@ class SinkGD(MatrixSettings):
         Scetbon et al. (2025), Gradient Multi-Normalization for Stateless and Memory-Efficient LLM Training,
         arXiv 2502.06742, algorithms 3 and 4.
 
-    >>> import torch
-    >>> SinkGD().direction(torch.tensor([[[2.0, 0.0], [0.0, -0.1]]]))[0].square().round(decimals=3).tolist()
-    [[2.0, 0.0], [0.0, 2.0]]
+    Example:
+        >>> SinkGD().direction(torch.tensor([[[2.0, 0.0], [0.0, -0.1]]]))[0].square().round(decimals=3).tolist()
+        [[2.0, 0.0], [0.0, 2.0]]
     """
 
     lr: float = 0.02

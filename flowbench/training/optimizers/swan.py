@@ -31,9 +31,9 @@ class SWAN(MatrixSettings):
         Ma et al. (2024), SWAN: SGD with Normalization and Whitening Enables Stateless LLM Training, arXiv 2412.13148;
         as an instance of multi-normalisation: Scetbon et al. (2025), arXiv 2502.06742.
 
-    >>> import torch
-    >>> SWAN().direction(torch.tensor([[[1.0, 2.0, 3.0], [1.0, 5.0, 3.0]]]))[0].square().mean().round(decimals=4)
-    tensor(1.)
+    Example:
+        >>> SWAN().direction(torch.tensor([[[1.0, 2.0, 3.0], [1.0, 5.0, 3.0]]]))[0].square().mean().round(decimals=4)
+        tensor(1.)
     """
 
     lr: float = 0.02
