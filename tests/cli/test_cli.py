@@ -410,5 +410,5 @@ def test_the_module_is_a_command_too(experiment_file):
 
 
 def test_commands_are_the_documented_ones():
-    documented = "fit validate test predict reference prepare count bench compare report list evaluate stats data"
+    documented = "fit validate test predict reference prepare count bench compare report check list evaluate stats data"
     assert list(cli.COMMANDS) == documented.split()

@@ -99,7 +99,7 @@ def test_one_line_and_a_status(door, things, capsys):
 
 
 def test_every_command_that_takes_a_path_is_tried():
-    assert set(COMMANDS) - {door.split()[0] for door in DOORS} == {"validate", "reference", "list", "data"}
+    assert set(COMMANDS) - {door.split()[0] for door in DOORS} == {"validate", "reference", "list", "check", "data"}
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])

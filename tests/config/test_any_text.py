@@ -35,7 +35,7 @@ SCALARS: list[Any] = [
 KEYS = [
     "a", "class_path", "init_args", "base", "_replace_", "seed", "data", "model", "trainer", "budget", "steps", "run",
     "evaluator", "metrics", "callbacks", "loggers", "requires", "name", "dir", "", "0", "a.b", "yes", "1e3", "${a}",
-    "<<", "dataset", "path", "overrides", "experiment", "trained", "only", "reason", "tasks", "contenders", "claims",
+    "<<", "dataset", "path", "overrides", "experiment", "trained", "only", "reason", "problems", "contenders", "claims",
     "sweep",
 ]  # fmt: skip
 PIECES = [
@@ -186,7 +186,7 @@ def test_as_the_text_of_every_shipped_bench(folder, mutation, value, data):
 @given(texts())
 @pytest.mark.parametrize("command", ["fit", "bench"])
 def test_through_the_command_line(capsys, command, text):
-    file, key = (WHOLE[0], "evaluator") if command == "fit" else (ROOT / "toy_2d.yaml", "tasks")
+    file, key = (WHOLE[0], "evaluator") if command == "fit" else (ROOT / "toy_2d.yaml", "problems")
     status = main([command, "-c", str(file), f"{key}={text}", "--dry-run"])
     err = capsys.readouterr().err
     assert (status, err) == (0, "") or (status == 2 and err.count("\n") == 1 and err.startswith("flowbench: error: "))

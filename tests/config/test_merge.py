@@ -122,7 +122,7 @@ def test_files_that_clash_are_one_line_with_both_names(tmp_path, monkeypatch, lo
 @pytest.mark.parametrize(
     ("override", "line"),
     [
-        ("tasks=[]", "tasks is []; write {name: {overrides:"),
+        ("problems=[]", "problems is []; write {name: {overrides:"),
         ("contenders=[a]", "contenders is ['a']; name at least one"),
         ("seeds={a: 1}", "seeds is {'a': 1}; write a list of whole numbers"),
         ("seeds=[0,1", "override 'seeds=[0,1': '[0,1' is not a YAML value: expected ',' or ']'"),
@@ -152,10 +152,12 @@ def test_a_list_of_a_bench_over_a_mapping_of_its_experiment_names_both():
 
 
 def test_a_mapping_given_to_a_bench_merges_into_its_file():
-    plan = make_plan(ROOT / "toy_2d.yaml", ["sweep={network_evaluations: [1, 2]}", "tasks.gaussian-moons.reason=null"])
+    plan = make_plan(
+        ROOT / "toy_2d.yaml", ["sweep={network_evaluations: [1, 2]}", "problems.gaussian-moons.reason=null"]
+    )
     assert plan.bench.sweep == {"network_evaluations": [1, 2]}
-    assert len(plan.bench.tasks) == 3
-    plan = make_plan(ROOT / "toy_2d.yaml", ["contenders={again: toy/cfm.yaml}", "tasks=null", "claims=null"])
+    assert len(plan.bench.problems) == 3
+    plan = make_plan(ROOT / "toy_2d.yaml", ["contenders={again: toy/cfm.yaml}", "problems=null", "claims=null"])
     assert [c.name for c in plan.bench.contenders] == ["cfm", "ot_cfm", "wcfm", "tarflow", "again"]
 
 

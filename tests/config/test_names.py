@@ -66,26 +66,26 @@ def test_no_name_is_no_name():
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.strip("-.").isalnum() and name[0] not in "-."])
-def test_contenders_tasks_and_benches_have_the_names_that_were_written(name, tmp_path):
+def test_contenders_problems_and_benches_have_the_names_that_were_written(name, tmp_path):
     path = tmp_path / "bench.yaml"
     solver = "{_replace_: true, class_path: flowbench.flows.Euler, init_args: {num_steps: 2}}"
     path.write_text(
         f"name: {name}\ncontenders:\n  {name}: {FILE}\n"
         f"  again: {{trained: {name}, overrides: {{model.init_args.solver: {solver}}}}}\n"
-        f"tasks: {{{name}: {{only: [{name}, again], reason: {name}}}}}\nbudget: {{steps: 1e1}}\nseeds: [0, 007]\n"
+        f"problems: {{{name}: {{only: [{name}, again], reason: {name}}}}}\nbudget: {{steps: 1e1}}\nseeds: [0, 007]\n"
         f"run_dir: {tmp_path}/{name}\nclaims: ['{name}/{name}.w2 < 1']\n"
     )
     plan = make_plan(path)
     bench = plan.bench
     assert (bench.name, bench.contenders[0].name, bench.contenders[1].trained) == (name, name, name)
-    assert (bench.tasks[0].name, bench.tasks[0].only, bench.tasks[0].reason) == (name, (name, "again"), name)
+    assert (bench.problems[0].name, bench.problems[0].only, bench.problems[0].reason) == (name, (name, "again"), name)
     assert (bench.run_dir, bench.budget, bench.seeds) == (tmp_path / name, {"steps": 10}, (0, 7))
     assert all(type(number) in (int, float) for number in (*bench.seeds, *bench.budget.values()))
     assert plan.cells[0].label == f"{name}/{name} seed 0"
     # The cell's file is read back as it was planned.
     (tmp_path / "cell.yaml").write_text(plan.cells[0].config_text())
     cell = compose([tmp_path / "cell.yaml"]).resolved
-    assert (cell["run"]["contender"], cell["run"]["task"]) == (name, name)
+    assert (cell["run"]["contender"], cell["run"]["problem"]) == (name, name)
     assert cell == {**plan.experiments[name, name], "run": cell["run"]}
 
 

@@ -12,7 +12,8 @@ from . import outside as dummies
 from .builders import CASES, IDS, POINTS, build
 from .outside import outside
 
-LONG = ("jacobian", "mass", "precision")
+# With labels too: what they change.
+OF_LABELS = ("gradients", "samples", "density")
 
 
 def cases() -> list:
@@ -20,7 +21,7 @@ def cases() -> list:
     for (name, spec), own in zip(CASES, IDS, strict=True):
         for conditional in (False, True):
             for check in CHECKS:
-                marks = [pytest.mark.slow] if conditional and check in LONG else []
+                marks = [pytest.mark.slow] if conditional and check not in OF_LABELS else []
                 suffix = "-conditional" if conditional else ""
                 found.append(pytest.param(name, spec, conditional, check, id=f"{own}{suffix}-{check}", marks=marks))
     return found

@@ -83,6 +83,7 @@ def flowbench(site: Path, *words: str, cwd: Path | None = None, root: Path = ROO
 CELLS = "[flowbench.datasets]\ncells = flowbench_cells:CELLS\n"
 
 
+@pytest.mark.slow
 def test_a_package_beside_ours_is_listed_and_trained_on(install: Callable[..., Path], tmp_path: Path) -> None:
     site = install("flowbench-cells", CELLS, MODULE)
     listed = flowbench(site, "list", "datasets")

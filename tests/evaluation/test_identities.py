@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,7 @@ SPECS = {
 
 
 def test_every_field_of_a_spec_is_a_part_of_its_identity():
-    assert set(SPECS) == set(DataSpec.__dataclass_fields__)
+    assert set(SPECS) == {field.name for field in fields(DataSpec)}
     identities = [spec.identity for spec in (SPEC, *SPECS.values())]
     assert all(a != b for i, a in enumerate(identities) for b in identities[:i])
 
