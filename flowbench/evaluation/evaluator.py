@@ -122,8 +122,7 @@ class Evaluator(L.Callback):
             if name not in self.metrics:
                 raise ValueError(f"evaluator.curve names {name}, which is not in evaluator.metrics")
         self.num_samples, self.batch_size, self.num_pictures = num_samples, batch_size, num_pictures
-        self.reference, self.held_out = reference, held_out
-        self.seed = seed
+        self.reference, self.held_out, self.seed = reference, held_out, seed
         self.weights: Literal["ema", "raw"] = weights
         self.num_trajectories, self.trajectory_points = num_trajectories, trajectory_points
         self.num_likelihood = num_likelihood

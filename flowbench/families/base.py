@@ -60,8 +60,7 @@ class FlowModule(TrainingModule):
     Example:
         >>> from flowbench.data import DataSpec
         >>> flow: FlowModule = TARFlow(DataSpec("points", "1", (2,)), layers=[1, 1], width=16, head_dim=8)
-        >>> x = torch.zeros(3, 2)
-        >>> flow.encode(x).shape, flow.sample(flow.encode(x)).x.shape, flow.log_prob(x).shape
+        >>> flow.encode(x := torch.zeros(3, 2)).shape, flow.sample(x).x.shape, flow.log_prob(x).shape
         (torch.Size([3, 2]), torch.Size([3, 2]), torch.Size([3]))
     """
 
