@@ -34,7 +34,7 @@ def assert_finished(workplace: Workplace, run: str, outcome: Outcome) -> None:
     assert [point["step"] for point in read_lines(folder / "curve.jsonl")] == [3, 6]
     assert len(np.load(folder / "trajectories.npz")["states"][0]) == 33
     rows = workplace.rows(run)
-    names = [(row["metric"], row["protocol"], row["network_evaluations"]) for row in rows]
+    names = [(row["metric"], row["protocol"], row["axis"], row["network_evaluations"]) for row in rows]
     assert len(names) == len(set(names))
     assert {name for name, *_ in names} >= QUALITY
     assert all(row["provenance"]["world_size"] == 2 and row["provenance"]["global_batch"] == 32 for row in rows)
