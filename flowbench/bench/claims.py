@@ -4,7 +4,7 @@ Grammar::
 
     claim    := side ("<" | ">") side
     side     := NUMBER | [NUMBER "*"] quantity
-    quantity := [TASK "/"] CONTENDER "." METRIC ["@" (NETWORK_EVALUATIONS | "guidance=" SCALE)]
+    quantity := [PROBLEM "/"] CONTENDER "." METRIC ["@" (NETWORK_EVALUATIONS | "guidance=" SCALE)]
 
 Examples: ``wcfm.straightness < cfm.straightness``, ``wcfm.fd[digits-cnn]@4 < 0.5 * noise.fd[digits-cnn]``,
 ``moons/otcfm.npe < moons/cfm.npe``, ``tarflow.nll < 2.6``. A claim that names no problem is judged once in every
@@ -125,7 +125,7 @@ def _parse_side(part: str, text: str) -> Quantity | float:
     match = _SIDE.fullmatch(part)
     if match is None:
         raise ValueError(
-            f"claim {text!r}: {part!r} is neither a number nor [TASK/]CONTENDER.METRIC[@NFE or @guidance=SCALE]"
+            f"claim {text!r}: {part!r} is neither a number nor [PROBLEM/]CONTENDER.METRIC[@NFE or @guidance=SCALE]"
         )
     if match["at"] and not match["axis"] and not match["at"].isdigit():
         raise ValueError(f"claim {text!r}: @{match['at']} is no whole number of evaluations; a scale is @guidance=...")

@@ -46,14 +46,17 @@ def _present_key(key: Any, value: Any) -> Any:
 
 
 def with_earliest_names(node: Any) -> Any:
-    """A copy of a tree in which classes have the names under which they were first known."""
+    """A copy of a tree in which classes and keys have the names under which they were first known."""
     if isinstance(node, list):
         return [with_earliest_names(item) for item in node]
     if not isinstance(node, dict):
         return node
-    return {
-        key: _EARLIEST.get(value, value)
-        if key == "class_path" and isinstance(value, str)
-        else with_earliest_names(value)
-        for key, value in node.items()
-    }
+    found = {_earliest_key(key, value): with_earliest_names(value) for key, value in node.items()}
+    if isinstance(name := found.get("class_path"), str):
+        found["class_path"] = _EARLIEST.get(name, name)
+    return found
+
+
+def _earliest_key(key: Any, value: Any) -> Any:
+    is_rule = isinstance(value, dict) and value.get("class_path") in _PAIRINGS
+    return "coupling" if is_rule and key == "pairing" else key

@@ -49,8 +49,9 @@ def from_earlier(record: Mapping[str, Any], schema: int) -> dict[str, Any]:
     new["goal"], new["group"] = _GOAL_OF.get(name, "none"), _GROUP_OF.get(name, "quality")
     parts = str(new.get("protocol")).split("/")
     mark = next((part for part in parts if part in _MARKS), "")
-    at = new.get(_MARKS[mark]) if mark else None
-    new["axis"], new["at"] = ("", None) if at is None else (_MARKS[mark], at)
+    if mark and new.get(_MARKS[mark]) is None:
+        raise ValueError(f"row of a sweep without its {_MARKS[mark]}")
+    new["axis"], new["at"] = (_MARKS[mark], new[_MARKS[mark]]) if mark else ("", None)
     if mark and isinstance(new.get("protocol"), str):
         new["protocol"] = "/".join(part for part in parts if part != mark)
     return new

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from flowbench.core.earlier_rows import from_earlier
 from flowbench.core.storage import write_text
@@ -36,7 +36,7 @@ FLOOR_FILE = "floor.jsonl"
 """Rows of held-out data beside a single run's ``rows.jsonl``; a bench has them in the reference's folder."""
 Goal = Literal["up", "down", "zero", "none"]
 """Which value of a metric is better: a higher one, a lower one, one nearer to 0, or neither."""
-GOALS = ("up", "down", "zero", "none")
+GOALS: tuple[Goal, ...] = get_args(Goal)
 STATUSES = ("ok", "failed", "nonfinite", "skipped")
 WEIGHTS = ("ema", "raw", "none")
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flowbench.core.checks import check_counts
 from flowbench.core.lazy import lazy_module
+from flowbench.core.nearest import nearest
 
 if TYPE_CHECKING:
     import torch
@@ -60,8 +60,8 @@ def check_column_name(option: str, name: str, columns: Mapping[str, Column], dat
     """
     if name in columns:
         return
-    near = difflib.get_close_matches(name, columns, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    near = nearest(name, columns)
+    hint = f"did you mean {near!r}? " if near else ""
     found = ", ".join(sorted(columns)) or "none"
     raise ValueError(f"{option}: {dataset!r} has no column {name!r}; {hint}columns: {found}")
 

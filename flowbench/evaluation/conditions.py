@@ -94,7 +94,7 @@ class ConditionAgreement(Metric):
     """
 
     declares = tuple(
-        MetricInfo(f"{prefix}{name}", goal)
+        MetricInfo(f"{prefix}{name}", goal, always=False)
         for prefix, goal in _SOURCES
         for name in ("inpainting_psnr", "known_psnr", "semantic_agreement")
     )
@@ -103,11 +103,6 @@ class ConditionAgreement(Metric):
     def __init__(self, num_samples: int | None = None) -> None:
         check_count("num_samples", num_samples, or_none=True)
         self._num_samples = num_samples
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """None: they are the conditioner's."""
-        return ()
 
     @property
     def num_samples(self) -> int | None:

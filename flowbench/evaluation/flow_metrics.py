@@ -61,18 +61,13 @@ class PathStraightness(Metric):
         MetricInfo("path_energy", "down", "transport"),
         MetricInfo("displacement", "none", "transport"),
         MetricInfo("path_length_ratio", "down", "transport"),
-        MetricInfo("curvature", "down", "transport"),
-        MetricInfo("one_step_error", "down", "transport"),
-        MetricInfo("npe", "zero", "transport"),
-        MetricInfo("npe_curvature", "down", "transport"),
-        MetricInfo("npe_coupling", "zero", "transport"),
+        MetricInfo("curvature", "down", "transport", always=False),
+        MetricInfo("one_step_error", "down", "transport", always=False),
+        MetricInfo("npe", "zero", "transport", always=False),
+        MetricInfo("npe_curvature", "down", "transport", always=False),
+        MetricInfo("npe_coupling", "zero", "transport", always=False),
     )
     needs = ("geometry",)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Those that paths of every flow have."""
-        return ("straightness", "path_energy", "displacement", "path_length_ratio")
 
     def expected(self, who: Prospect) -> tuple[str, ...]:
         """See :meth:`Metric.expected`; :meth:`measure` tells what does not apply."""
@@ -124,24 +119,19 @@ class TrainingPairs(Metric):
     """
 
     declares = (
-        MetricInfo("ess", "up", "transport"),
-        MetricInfo("tilt_source", "down", "transport"),
-        MetricInfo("tilt_target", "down", "transport"),
+        MetricInfo("ess", "up", "transport", always=False),
+        MetricInfo("tilt_source", "down", "transport", always=False),
+        MetricInfo("tilt_target", "down", "transport", always=False),
         # A cheaper plan may be a better coupling or a tilt of the marginals: the share of the tilt tells which.
-        MetricInfo("tilt_share", "none", "transport"),
-        MetricInfo("weighted_norm_ratio"),
-        MetricInfo("cost_ratio", "none", "transport"),
+        MetricInfo("tilt_share", "none", "transport", always=False),
+        MetricInfo("weighted_norm_ratio", always=False),
+        MetricInfo("cost_ratio", "none", "transport", always=False),
     )
     needs = ("training_pairs",)
 
     def __init__(self, num_pairs: int = 4096) -> None:
         check_count("num_pairs", num_pairs, at_least=2)
         self.num_pairs = num_pairs
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """None: they are the family's."""
-        return ()
 
     def expected(self, who: Prospect) -> tuple[str, ...] | None:
         """See :meth:`Metric.expected`: what the family reports of its pairs."""
@@ -164,21 +154,15 @@ class CostReport(Metric):
         MetricInfo("samples_seen", "none", "cost"),
         MetricInfo("peak_memory", "down", "cost"),
         MetricInfo("samples_per_second", "up", "cost"),
-        MetricInfo("step_milliseconds", "down", "cost"),
-        MetricInfo("flop_utilisation", "up", "cost"),
+        MetricInfo("step_milliseconds", "down", "cost", always=False),
+        MetricInfo("flop_utilisation", "up", "cost", always=False),
         MetricInfo("network_evaluations", "down", "cost"),
     )
     needs = ()
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Those of every flow."""
-        named = ("parameters", "train_flops", "train_seconds", "samples_seen", "peak_memory", "samples_per_second")
-        return (*named, "network_evaluations")
-
     def expected(self, who: Prospect) -> tuple[str, ...]:
         """See :meth:`Metric.expected`; what nobody trains costs nothing."""
-        return () if who.flow is None else (*self.names, "step_milliseconds", "flop_utilisation")
+        return () if who.flow is None else tuple(info.name for info in self.declares)
 
     def measure(self, subject: Subject) -> list[Measurement]:
         """Parameters, operations, seconds (in all and a step), utilisation, memory, evaluations, samples per second."""

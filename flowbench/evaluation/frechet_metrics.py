@@ -88,7 +88,7 @@ class _FrechetMetric(FeatureMetric):
         if (count := n if self.statistics else min(n, m)) <= dimension:
             say_once(f"{self.label('fd')}: {sample_size_warning(count, dimension)}")
         protocol = f"{subject.extractors[self.features].protocol}/{self._against(subject)}/{n}{extra}"
-        return Measurement(self.label(name), value, n, f"{protocol}")
+        return Measurement(self.label(name), value, n, protocol)
 
 
 class FrechetDistance(_FrechetMetric):

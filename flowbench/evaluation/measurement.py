@@ -24,11 +24,13 @@ class MetricInfo:
         name: as in rows, e.g. `fd[digits-cnn]`.
         goal: `down` where lower is better, `up`, `zero` (nearer to 0), `none` where neither is.
         group: the table that it belongs to, e.g. `quality`, `transport`, `cost`.
+        always: everybody whom the metric measures has this number; else it depends on who that is.
     """
 
     name: str
     goal: Goal = "none"
     group: str = "quality"
+    always: bool = True
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class Metric(ABC):
     @property
     def names(self) -> tuple[str, ...]:
         """Names of its measurements, as far as they do not depend on who is measured; empty where all do."""
-        return tuple(info.name for info in self.declares)
+        return tuple(info.name for info in self.declares if info.always)
 
     def info(self, name: str) -> MetricInfo:
         """What it declares about one of its numbers."""

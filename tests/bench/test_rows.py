@@ -158,6 +158,11 @@ def test_a_file_of_schema_1_is_read(tmp_path):
     assert (row.schema, row.guidance, row.sampler, row.value, row.problem) == (SCHEMA, None, "", 2.5, "moons")
 
 
+def test_a_row_of_a_sweep_without_its_point_is_not_taken_for_another(tmp_path):
+    with pytest.raises(ValueError, match="row of a sweep without its network_evaluations"):
+        read(tmp_path, of_schema_2(protocol="x/sweep"))
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [

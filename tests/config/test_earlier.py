@@ -41,6 +41,14 @@ def test_a_rule_that_makes_pairs_has_a_key_of_its_own():
     }
 
 
+def test_a_rule_that_makes_pairs_keeps_its_fingerprint():
+    model = {"class_path": "flowbench.families.OTCFM"}
+    before, now = ({"model": {**model, "init_args": {key: STREAM}}} for key in ("coupling", "pairing"))
+    assert with_present_names(before) == now
+    assert with_earliest_names(now) == before
+    assert fingerprint(now) == fingerprint(before)
+
+
 def test_the_problem_of_a_run_was_once_called_its_task():
     assert with_present_names({"run": {"bench": "b", "task": "moons"}}) == {"run": {"bench": "b", "problem": "moons"}}
 

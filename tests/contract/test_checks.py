@@ -7,6 +7,7 @@ import torch
 
 from flowbench.cli import main
 from flowbench.families.contract import CHECKS, Case, Inapplicable, check_family
+from flowbench.training import AdamW
 
 from . import outside as dummies
 from .builders import CASES, IDS, POINTS, build
@@ -49,7 +50,26 @@ def of_the_batch(self, noise, label, network_evaluations, guidance):
     return noise + self.shift + noise.mean(0), 1.0
 
 
+def counting_loss(self, x, label, rng):
+    if self.training:
+        self.kept = self.kept + 0.5  # a plain tensor, in no state_dict
+    return dummies.Loss((x + self.shift + self.kept).square().mean())
+
+
+def of_autocast(self, x, condition=None, *, index=None, seed=0, spatial=None):
+    return (x @ torch.eye(2)).float().square().sum(1) + self.shift.sum().detach()
+
+
 FAULTS = {
+    "training step": {"optimizer_config": property(lambda self: AdamW(lr=1e-30), lambda self, value: None)},
+    "noise by index": {"draw_noise": lambda self, index, seed: torch.ones(len(index), 2)},
+    "checkpoint": {
+        "kept": torch.zeros(2),
+        "flow_loss": counting_loss,
+        "flow_log_prob": lambda self, x, *_: self.source.log_prob(x - self.shift - self.kept),
+    },
+    "precision": {"log_prob": of_autocast},
+    "copies": {"__deepcopy__": lambda self, memo: self},
     "gradients": {"flow_loss": lambda self, x, label, rng: dummies.Loss(x.sum() + 0 * self.shift.sum())},
     "deterministic loss": {
         "flow_loss": lambda self, x, label, rng: dummies.Loss((self.shift * torch.rand(2)).sum()),
@@ -66,6 +86,10 @@ FAULTS = {
         )
     },
 }
+
+
+def test_every_check_has_a_planted_fault():
+    assert FAULTS.keys() == CHECKS.keys()
 
 
 @pytest.mark.parametrize("check", FAULTS)

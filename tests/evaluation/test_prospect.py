@@ -39,6 +39,7 @@ from flowbench.evaluation import (
 from flowbench.evaluation.declared import declare
 from flowbench.evaluation.prospect import Prospect
 from flowbench.families import Autoencoder, InpaintingConditioner, LatentCFM, SemanticConditioner, STARFlow
+from flowbench.families.pairing.description import OF_WEIGHT
 from flowbench.flows import Midpoint, RungeKutta4
 from flowbench.networks import DiT, KLAutoencoder
 
@@ -229,3 +230,7 @@ def test_an_extractor_that_is_chosen_by_the_data_is_declared_by_its_name(tmp_pat
     photos = FlowDataModule("npz", path=str(tmp_path / "photos.npz"))
     # Weights decide, and a look at a claim must not fetch any.
     assert declare(measure, photos, None)["floor"].main is None
+
+
+def test_what_training_pairs_declare_is_what_flows_report():
+    assert {info.name for info in TrainingPairs.declares} == {"cost_ratio", *OF_WEIGHT}

@@ -30,6 +30,7 @@ def compute_here(output: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in MEASURED:
             rows = list(measured_rows(name, Path(folder)))
+            assert len(set(names_of(rows))) == len(rows), "two rows have one name"
             numbers |= {key: [row["value"]] for key, row in zip(names_of(rows), rows, strict=True)}
     output.write_text(json.dumps(numbers), encoding="utf-8")
 

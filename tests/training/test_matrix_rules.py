@@ -135,9 +135,11 @@ def test_swan_whitens_as_a_singular_value_decomposition_does(shape, dtype):
     standard = (array - array.mean(1, keepdims=True)) / array.std(1, keepdims=True)
     white = polar(torch.from_numpy(standard))
     expected = white * (rows * columns) ** 0.5 / white.norm()
-    found = SWAN(iterations=30).direction(gradient[None])[0].double()
-    # The rows of a standardised matrix sum to zero, so there is a direction of nothing, and float32 has rounding in it.
-    torch.testing.assert_close(found, expected, atol=1e-2 if dtype == torch.float32 else 1e-6, rtol=0)
+    # The rows of a standardised matrix sum to zero, so there is a direction of nothing, and float32 has rounding in it,
+    # which grows by a half in each iteration: no more of them than the other directions need.
+    iterations, allowed = (20, 2e-3) if dtype == torch.float32 else (30, 1e-6)
+    found = SWAN(iterations=iterations).direction(gradient[None])[0].double()
+    torch.testing.assert_close(found, expected, atol=allowed, rtol=0)
     assert float(found.square().mean()) == pytest.approx(1.0, abs=1e-3)
 
 
