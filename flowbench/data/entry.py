@@ -90,12 +90,17 @@ class DatasetEntry:
             splits: by name.
 
         Raises:
-            ValueError: one line: a missing split, values or labels of another kind or out of range, or other columns.
+            ValueError: one line: a missing split, values or labels of another kind, out of range or of
+                another number than declared, or other columns.
         """
         if missing := sorted(set(SPLITS) - set(splits)):
             raise ValueError(f"{self.name}: the split {missing[0]!r} is missing; load must give {', '.join(SPLITS)}")
         check_columns(splits, self.columns, self.name)
         for name, split in splits.items():
+            if (declared := self.num_samples.get(name, len(split))) != len(split):
+                raise ValueError(
+                    f"{self.name}: {name!r} has {len(split)} samples, declared are {declared}; make them agree"
+                )
             self.spec.check_values(split.values)
             self._check_label(name, split.label)
 

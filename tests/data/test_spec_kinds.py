@@ -217,3 +217,12 @@ def test_labels_out_of_range_are_refused() -> None:
 def test_flows_refuse_what_is_no_vector_or_image(family: Any) -> None:
     with pytest.raises(ValueError, match=f"^{family.__name__} models vectors and images, but text holds tokens 7$"):
         family(TOKENS, MLP)
+
+
+def test_a_split_of_another_size_than_declared_is_refused() -> None:
+    splits = dict.fromkeys(("train", "val", "test"), Split(torch.zeros(4, 3)))
+    entry = DatasetEntry(
+        SPECS[1], "mine", "mine", "me", lambda root: splits, num_samples={"train": 4, "val": 5, "test": 4}
+    )
+    with pytest.raises(ValueError, match=r"^points: 'val' has 4 samples, but num_samples declares 5; make them agree$"):
+        entry.check_splits(splits)

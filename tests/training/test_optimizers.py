@@ -351,3 +351,11 @@ def test_a_closure_is_called_with_gradients():
     before = module.weight.detach().clone()
     assert optimizer.step(closure) is not None
     assert not torch.equal(before, module.weight)
+
+
+@pytest.mark.parametrize(("saved", "own"), [(SinkGD(), AdamW()), (AdamW(), SinkGD())])
+def test_the_state_of_another_optimiser_is_refused_whichever_it_is(saved, own):
+    network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    state = saved.build(network).state_dict()
+    with pytest.raises(ValueError, match="the checkpoint's optimiser has groups"):
+        own.build(network).load_state_dict(state)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from flowbench.training.optimizers.routing import parameter_groups
-from flowbench.training.optimizers.settings import OptimizerSettings
+from flowbench.training.optimizers.settings import OptimizerSettings, check_saved_groups
 
 __all__ = ["AdamW"]
 
@@ -30,4 +30,6 @@ class AdamW(OptimizerSettings):
     def build(self, module: nn.Module, fused: bool = True) -> torch.optim.Optimizer:
         """See :meth:`OptimizerSettings.build`."""
         groups = parameter_groups(module, self.weight_decay)
-        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=fused or None)
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=fused or None)
+        optimizer.register_load_state_dict_pre_hook(check_saved_groups)
+        return optimizer

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from flowbench.core.checks import check_scale
 from flowbench.training.optimizers.routing import inner_matrices, parameter_groups
-from flowbench.training.optimizers.settings import OptimizerSettings
+from flowbench.training.optimizers.settings import KIND, OptimizerSettings, check_saved_groups
 
 __all__ = ["MatrixOptimizer", "MatrixSettings"]
 
@@ -25,7 +25,6 @@ __all__ = ["MatrixOptimizer", "MatrixSettings"]
 # no more numbers than these at a time, because each batch is a copy.
 MOST_AT_ONCE = 1 << 24
 
-KIND = "kind"
 ADAMW = "adamw"
 
 
@@ -172,14 +171,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: for the state of another optimiser.
         """
-        found, own = (
-            [group.get(KIND) for group in groups] for groups in (state_dict["param_groups"], self.param_groups)
-        )
-        if found != own:
-            raise ValueError(
-                f"the checkpoint's optimiser has groups {found}, this one {own}: "
-                "pass the configuration saved beside the checkpoint"
-            )
+        check_saved_groups(self, state_dict)
         super().load_state_dict(state_dict)
 
 

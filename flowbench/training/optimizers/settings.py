@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from flowbench.core.checks import check_number, check_numbers
 
-__all__ = ["OptimizerSettings", "learning_rate_factor"]
+__all__ = ["KIND", "OptimizerSettings", "check_saved_groups", "learning_rate_factor"]
+
+KIND = "kind"
+"""Key of a parameter group: which rule steps it, where an optimiser has several; AdamW alone has none."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,26 @@ class OptimizerSettings(ABC):
         Raises:
             ValueError: as :meth:`check`.
         """
+
+
+def check_saved_groups(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+    """Refuse the state of another optimiser, whose groups PyTorch would take for these where there are as many.
+
+    Args:
+        optimizer: that is to go on.
+        state_dict: of the checkpoint.
+
+    Raises:
+        ValueError: names both sides' groups.
+    """
+    saved, own = (
+        [group.get(KIND) for group in groups] for groups in (state_dict["param_groups"], optimizer.param_groups)
+    )
+    if saved != own:
+        raise ValueError(
+            f"the checkpoint's optimiser has groups {saved}, this one {own}: "
+            "pass the configuration saved beside the checkpoint"
+        )
 
 
 def learning_rate_factor(settings: OptimizerSettings, progress: float) -> float:
