@@ -98,9 +98,8 @@ class DatasetEntry:
         check_columns(splits, self.columns, self.name)
         for name, split in splits.items():
             if (declared := self.num_samples.get(name, len(split))) != len(split):
-                raise ValueError(
-                    f"{self.name}: {name!r} has {len(split)} samples, declared are {declared}; make them agree"
-                )
+                has = f"has {len(split)} samples, but num_samples declares {declared}"
+                raise ValueError(f"{self.name}: {name!r} {has}; make them agree")
             self.spec.check_values(split.values)
             self._check_label(name, split.label)
 
