@@ -15,13 +15,13 @@ BELOW: dict[str, tuple[str, ...]] = {
     "core": (),
     **dict.fromkeys(GROUND, ("core",)),
     "training": (*GROUND, "core"),
-    "families": ("training", *GROUND, "core"),
-    # Until its measurements of flows lie in tasks/generation the evaluator stands above the families.
-    "evaluation": ("families", "training", *GROUND, "core"),
-    "config": ("evaluation", "families", "training", *GROUND, "core"),
+    "evaluation": ("training", *GROUND, "core"),
+    "families": ("evaluation", "training", *GROUND, "core"),
+    "tasks": ("families", "evaluation", "training", *GROUND, "core"),
+    "config": ("tasks", "evaluation", "families", "training", *GROUND, "core"),
     "bench": ("config", "core"),
-    "commands": ("bench", "config", "evaluation", "families", "training", *GROUND, "core"),
-    "cli": ("commands", "bench", "config", "evaluation", "families", "training", *GROUND, "core"),
+    "commands": ("bench", "config", "tasks", "evaluation", "families", "training", *GROUND, "core"),
+    "cli": ("commands", "bench", "config", "tasks", "evaluation", "families", "training", *GROUND, "core"),
 }
 """Room -> rooms that it may import, ``if TYPE_CHECKING:`` included. The ground floor's rooms do not know each other."""
 

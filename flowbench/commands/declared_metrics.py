@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from flowbench.commands.counting import meta_module
 from flowbench.evaluation.declared import Declared, declare
-from flowbench.families import FlowModule
+from flowbench.evaluation.trainer_parts import can_be_measured
 
 if TYPE_CHECKING:
     from flowbench.config import Experiment
@@ -33,4 +33,4 @@ def declared_metrics(experiment: Experiment) -> dict[str, Declared]:
         return {}
     data = experiment.build_data()
     module = meta_module(experiment, data.spec)
-    return declare(evaluator, data, module if isinstance(module, FlowModule) else None)
+    return declare(evaluator, data, module if can_be_measured(module) else None)

@@ -104,7 +104,8 @@ def _networks() -> Rows:
 
 
 def _metrics() -> Rows:
-    return _classes("evaluation", _derived("flowbench.evaluation.Metric"))
+    is_metric = _derived("flowbench.evaluation.Metric")
+    return [row for room in ("evaluation", "tasks.generation") for row in _classes(room, is_metric)]
 
 
 def _datasets() -> Rows:

@@ -34,6 +34,7 @@ from flowbench.data import FlowDataModule
 from flowbench.evaluation import Evaluator, Identity
 from flowbench.evaluation.artifacts import save_samples
 from flowbench.evaluation.earlier import set_aside
+from flowbench.evaluation.trainer_parts import measured_module
 from flowbench.families import FlowModule
 from flowbench.training import (
     AtomicCheckpointIO,
@@ -255,8 +256,7 @@ def _build(experiment: Experiment, *, training: bool) -> Run:
     budget = _budget(experiment, built, module)
     module.budget = budget
     if built.evaluator is not None:
-        if not isinstance(module, FlowModule):
-            raise ValueError(f"the evaluator measures flows, got {type(module).__name__}: remove the section evaluator")
+        measured_module(module)
         _identify(built.evaluator, experiment)
         built.evaluator.budget = budget
     progress = ProgressFile(experiment.run_dir / "progress.json", budget)

@@ -33,6 +33,7 @@ from flowbench.evaluation.earlier import set_aside
 from flowbench.evaluation.external import ExternalImages
 from flowbench.evaluation.samples import RealSet
 from flowbench.metrics import FeatureStatistics, load_statistics, save_statistics
+from flowbench.tasks.generation import references
 
 __all__ = ["evaluate", "image_evaluator", "join_bench", "open_data", "open_experiment", "stats"]
 
@@ -64,7 +65,8 @@ def image_evaluator(features: Sequence[str], reference: str = "train", num_refer
         if reference == "train":  # copies of other splits mean nothing
             metrics[f"memorization-{name}"] = Memorization(**limit)
     split: Literal["train", "val", "test"] = reference  # type: ignore[assignment]
-    return Evaluator(metrics, reference=split, held_out="val" if reference == "test" else "test")
+    held_out: Literal["val", "test"] = "val" if reference == "test" else "test"
+    return Evaluator(metrics, references=references(), reference=split, held_out=held_out)
 
 
 def open_experiment(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> tuple[FlowDataModule, Evaluator]:

@@ -15,7 +15,7 @@ from flowbench.config import Built, Experiment
 from flowbench.core.endings import ProcessEnded, describe, keep_details, note, notes, reason
 from flowbench.core.launch import is_first_process
 from flowbench.core.stopping import LISTENER, Stopped, reason_of_exit
-from flowbench.evaluation.records import Curve
+from flowbench.evaluation.curve import Curve
 from flowbench.training import Budget, BudgetLimit, TrainingModule, load_checkpoint
 from flowbench.training.interruption import ProcessWatch, speak_of_loss
 from flowbench.training.progress import ProgressFile

@@ -5,7 +5,8 @@ overrides. Mappings merge, lists and values replace (``merge.py``). Two rules ar
 
 * A budget is a choice among exclusive alternatives, so the last layer that names one (``budget:`` or
   ``trainer.max_steps``) replaces the earlier ones; two in the same layer are an error (see ``budget.py``).
-* In ``callbacks``, ``loggers``, ``requires`` and ``evaluator.metrics``, null removes an inherited entry.
+* In ``callbacks``, ``loggers``, ``requires``, ``evaluator.metrics`` and ``evaluator.references``, null removes an
+  inherited entry.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from flowbench.core.resources import PREFIX, find_experiment, shipped_like
 
 __all__ = ["Composed", "compose", "compose_tree", "fingerprint", "read_mapping", "significant", "to_yaml"]
 
-NAMED = (("callbacks",), ("loggers",), ("requires",), ("evaluator", "metrics"))
+NAMED = (("callbacks",), ("loggers",), ("requires",), ("evaluator", "metrics"), ("evaluator", "references"))
 # Keys that move files, threads or lines on a screen, but no number.
 NEUTRAL: dict[str, tuple[str, ...]] = {
     "trainer": (

@@ -13,6 +13,17 @@ __all__ = ["MOVED", "with_earliest_names", "with_present_names"]
 MOVED = {
     "flowbench.families.FullyShardedStrategy": "flowbench.training.FullyShardedStrategy",
     "flowbench.families.OptimizerConfig": "flowbench.training.OptimizerConfig",
+    **{
+        f"flowbench.evaluation.{name}": f"flowbench.tasks.generation.{name}"
+        for name in (
+            "ConditionAgreement",
+            "LatentBound",
+            "NegativeLogLikelihood",
+            "PathStraightness",
+            "Reconstruction",
+            "TrainingPairs",
+        )
+    },
 }
 """Class paths of earlier versions, and where the classes are now."""
 

@@ -436,12 +436,19 @@ def _check_required(cls: type, spec: Mapping[str, Any], required: Iterable[str])
             )
 
 
+_REFERENCES = {
+    name: {"class_path": f"flowbench.tasks.generation.{cls}"}
+    for name, cls in {"floor": "Floor", "noise": "Noise", "gaussian": "Gaussian", "gmm": "Mixture"}.items()
+}
+
+
 def _evaluator(section: Any) -> Arguments | None:
     if section is None:
         return None
     from flowbench.evaluation import Evaluator
 
-    return Arguments("evaluator", Evaluator, section)
+    # Not in the tree, whose fingerprint results of earlier versions have.
+    return Arguments("evaluator", Evaluator, {"references": _REFERENCES, **section})
 
 
 def _named(resolved: Mapping[str, Any], key: str, base: type, defaults: Mapping[str, Any]) -> dict[str, Object]:

@@ -120,8 +120,6 @@ class FlowDataModule(LightningDataModule):
         self.label_noise = label_noise
         self.condition = condition
         self.seed = 0 if seed is None else seed
-        # How many test samples `test_dataloader` serves, from the first; an evaluator sets it, None is all.
-        self.num_test: int | None = None
         if path is None and condition is not None:
             _ = self.entry  # names its columns, and nothing is read
 
@@ -289,11 +287,22 @@ class FlowDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """The validation split, once."""
-        return self._eval_loader("val")
+        return self.evaluation_loader("val")
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """The test split, once."""
-        return self._eval_loader("test")
+        return self.evaluation_loader("test")
+
+    def evaluation_loader(self, name: str, num: int | None = None) -> DataLoader[Batch]:
+        """A split once, in the order of its indices, shared out over the processes without padding.
+
+        Args:
+            name: `train`, `val` or `test`.
+            num: samples, counted from the first; None takes all.
+        """
+        dataset = self._dataset(name)
+        count = len(dataset) if num is None else min(num, len(dataset))
+        return self._loader(dataset, ShardedSampler(count, self.eval_batch_size, *self._shard()))
 
     def _shard(self) -> tuple[int, int]:
         """This process's rank and the number of processes."""
@@ -329,11 +338,6 @@ class FlowDataModule(LightningDataModule):
         rng = generator(self.seed, "label-noise")
         replaced = torch.rand(len(label), generator=rng) < self.label_noise
         return torch.where(replaced, torch.randint(classes, (len(label),), generator=rng), label)
-
-    def _eval_loader(self, name: str) -> DataLoader[Batch]:
-        dataset = self._dataset(name)
-        count = min(self.num_test or len(dataset), len(dataset)) if name == "test" else len(dataset)
-        return self._loader(dataset, ShardedSampler(count, self.eval_batch_size, *self._shard()))
 
     def _loader(self, dataset: SplitDataset, sampler: EndlessSampler | ShardedSampler) -> DataLoader[Batch]:
         # batch_size=None: the sampler yields whole batches and the dataset gathers them, nothing is collated.

@@ -1,8 +1,9 @@
 """One evaluator for all families: what is measured, on which samples, and where the numbers go."""
 
 from flowbench.core.places import cache_dir
+from flowbench.evaluation.answers import Answers
 from flowbench.evaluation.auto_features import planned_features, resolve_features
-from flowbench.evaluation.conditions import ConditionAgreement
+from flowbench.evaluation.cost import Cost, CostReport
 from flowbench.evaluation.evaluator import Evaluator
 from flowbench.evaluation.extractors import get_extractor
 from flowbench.evaluation.feature_metrics import (
@@ -13,14 +14,7 @@ from flowbench.evaluation.feature_metrics import (
     MeanNorm,
     PrecisionRecall,
 )
-from flowbench.evaluation.flow_metrics import (
-    CostReport,
-    NegativeLogLikelihood,
-    PathStraightness,
-    TrainingPairs,
-)
 from flowbench.evaluation.frechet_metrics import FrechetDistance, FrechetInfinity
-from flowbench.evaluation.latent_bound import LatentBound
 from flowbench.evaluation.measurement import Measurement
 from flowbench.evaluation.memorization import Memorization
 from flowbench.evaluation.metric import Metric
@@ -30,24 +24,25 @@ from flowbench.evaluation.point_metrics import (
     SlicedWasserstein2,
     Wasserstein2,
 )
-from flowbench.evaluation.reconstruction import Reconstruction
+from flowbench.evaluation.probe import Probe, Setup
 from flowbench.evaluation.records import Identity
+from flowbench.evaluation.reference import Reference
 from flowbench.evaluation.samples import SampleSet
-from flowbench.evaluation.subject import Cost, Subject
+from flowbench.evaluation.sampling import Generated, Samples
 
 __all__ = [
+    "Answers",
     "ClassAccuracy",
-    "ConditionAgreement",
     "Cost",
     "CostReport",
     "DensityCoverage",
     "Evaluator",
     "FrechetDistance",
     "FrechetInfinity",
+    "Generated",
     "Identity",
     "InceptionScore",
     "KernelDistance",
-    "LatentBound",
     "MaximumMeanDiscrepancy",
     "MeanNorm",
     "Measurement",
@@ -55,14 +50,13 @@ __all__ = [
     "Metric",
     "ModeRecovery",
     "NearestData",
-    "NegativeLogLikelihood",
-    "PathStraightness",
     "PrecisionRecall",
-    "Reconstruction",
+    "Probe",
+    "Reference",
     "SampleSet",
+    "Samples",
+    "Setup",
     "SlicedWasserstein2",
-    "Subject",
-    "TrainingPairs",
     "Wasserstein2",
     "cache_dir",
     "get_extractor",

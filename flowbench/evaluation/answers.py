@@ -1,148 +1,147 @@
-"""What a flow answered to the questions of a measurement, or why it has no answer."""
+"""What is known of a contender, or of a reference row, at one setting of its sampler."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from functools import partial
+from typing import Any, TypeVar, cast
 
-import lightning as L
-import torch
-from torch import Tensor
-
-from flowbench.data import DataSpec, FlowDataModule
-from flowbench.evaluation.artifacts import save_pictures, save_samples, save_trajectories
-from flowbench.evaluation.drawing import Imposed, Paths, space_name
+from flowbench.core.contract import ContractError
+from flowbench.data import DataSpec
 from flowbench.evaluation.failures import Failure, Failures
-from flowbench.evaluation.pictures import log_pictures, log_samples
-from flowbench.evaluation.samples import DrawnSet, SampleSet, UndrawnSet
-from flowbench.evaluation.subject import BoundTerms, ConditionScore, Part, Reconstructions, Subject
-from flowbench.evaluation.transport_cost import transport_cost
-from flowbench.families import FlowModule
+from flowbench.evaluation.override import SamplerOverride
+from flowbench.evaluation.probe import Probe, Setup
+from flowbench.evaluation.protocols import CanSample
+from flowbench.evaluation.samples import SampleSet
+from flowbench.metrics import FeatureExtractor
 
-__all__ = ["Answers", "Drawn", "fill", "rate_of", "sample_set", "show", "subjects_of"]
+__all__ = ["Answers", "UnansweredError", "ask_all"]
 
-Drawn = tuple[DrawnSet, float, float]
-"""Samples, mean network evaluations per sample, samples per second of this process."""
+A = TypeVar("A")
+Value = TypeVar("Value")
 
 
-@dataclass(frozen=True)
+class UnansweredError(ValueError):
+    """The answer that a metric needs could not be computed; the message is the reason."""
+
+
 class Answers:
-    """The answers of all processes; see the fields of :class:`~flowbench.evaluation.Subject`.
+    """The answers to the probes of all metrics, by probe.
 
-    Attributes:
-        log_prob: log-densities of the test split, shape (N,).
-        samples: by the flow's own sampler.
-        paths: None where no metric looks at them.
-        reconstructions: None where there is no autoencoder, or no metric looks at them.
-        conditions: None where no metric looks at them.
-        bound: None where there is no autoencoder, or no metric looks at it.
-        sweep: samples at each point.
-    """
-
-    log_prob: Tensor | Failure
-    samples: Drawn | Failure
-    paths: Paths | Failure | None
-    reconstructions: Reconstructions | Failure | None
-    conditions: dict[str, ConditionScore] | Failure | None
-    bound: BoundTerms | Failure | None
-    sweep: list[tuple[Imposed, Drawn | Failure]]
-
-
-def fill(subject: Subject, part: Part, answer: Any) -> None:
-    """Give a subject one of its parts, or the reason why it is missing."""
-    if isinstance(answer, Failure):
-        subject.missing[part] = answer.reason
-    else:
-        setattr(subject, part, answer)
-
-
-def rate_of(drawn: Drawn | Failure) -> float | None:
-    """Samples per second; None where none were drawn."""
-    return None if isinstance(drawn, Failure) else drawn[2]
-
-
-def sample_set(spec: DataSpec, drawn: Drawn | Failure, count: int) -> SampleSet:
-    """The samples of an answer; where there are none, `count` that nobody has."""
-    return UndrawnSet(spec, "generated", count) if isinstance(drawn, Failure) else drawn[0]
-
-
-def subjects_of(
-    flow: FlowModule,
-    data: FlowDataModule,
-    answers: Answers,
-    make: Callable[[Drawn | Failure], Subject],
-    failures: Failures,
-    seed: int,
-) -> list[Subject]:
-    """What the metrics look at, on process 0.
+    ``answers[probe]`` is the answer, and None where the module has none. A metric that looks up an answer that could
+    not be computed gets an :class:`UnansweredError`, which costs its own rows and no others.
 
     Args:
-        flow: who answered.
-        data: its data.
-        answers: of all processes.
-        make: a subject of samples that nothing else is known of.
+        spec: the data's shape and value grid.
+        reference: real data that samples are compared with.
+        held_out: real data that no model has seen.
+        extractors: feature extractors by name.
+        found: answers by the keys of their probes; a :class:`~flowbench.evaluation.failures.Failure` where an answer
+            could not be computed.
+        num_samples: samples that were to be drawn.
+        override: what a sweep imposed on the sampler.
+        guidance: scale of the samples' guidance, 1 = none; None where nothing can be guided.
+        sampler: what the samples depend on beside the weights.
+    """
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        reference: SampleSet,
+        held_out: SampleSet,
+        extractors: Mapping[str, FeatureExtractor],
+        found: Mapping[Hashable, Any],
+        *,
+        num_samples: int,
+        override: SamplerOverride | None = None,
+        guidance: float | None = None,
+        sampler: str = "",
+    ) -> None:
+        self.spec, self.reference, self.held_out, self.extractors = spec, reference, held_out, extractors
+        self._found = dict(found)
+        self.num_samples = num_samples
+        self.override = override or SamplerOverride()
+        self.guidance, self.sampler = guidance, sampler
+        self._computed: dict[Hashable, Any] = {}
+
+    @classmethod
+    def of(cls, setup: Setup, found: Mapping[Hashable, Any]) -> Answers:
+        """The answers to probes that were asked with a setup."""
+        module, override = setup.module, setup.override
+        guidance, sampler = None, ""
+        if isinstance(module, CanSample):
+            guidance = module.guidance_scale if override.guidance is None else override.guidance
+            sampler = module.sampler_name
+        return cls(
+            setup.data.spec,
+            setup.reference,
+            setup.held_out,
+            setup.extractors,
+            found,
+            num_samples=setup.num_samples,
+            override=override,
+            guidance=guidance,
+            sampler=sampler,
+        )
+
+    def __getitem__(self, probe: Probe[A]) -> A | None:
+        """The answer to a probe.
+
+        Raises:
+            UnansweredError: when it could not be computed.
+            ContractError: when nobody asked it: a metric names all its probes in :meth:`Metric.probes`.
+        """
+        key = probe.key()
+        if key not in self._found:
+            raise ContractError(f"{probe} was not asked: return it from the metric's method probes")
+        answer = self._found[key]
+        if isinstance(answer, Failure):
+            raise UnansweredError(answer.reason)
+        return cast("A | None", answer)
+
+    def get(self, probe: Probe[A]) -> A | None:
+        """The answer to a probe; None also where it could not be computed or nobody asked it."""
+        answer = self._found.get(probe.key())
+        return None if isinstance(answer, Failure) else cast("A | None", answer)
+
+    def failure(self, probe: Probe[Any]) -> str:
+        """Why a probe could not be answered; empty where it could."""
+        answer = self._found.get(probe.key())
+        return answer.reason if isinstance(answer, Failure) else ""
+
+    def replaced(self, probe: Probe[A], answer: A) -> Answers:
+        """The same with another answer to one probe."""
+        found = {**self._found, probe.key(): answer}
+        return Answers(
+            self.spec,
+            self.reference,
+            self.held_out,
+            self.extractors,
+            found,
+            num_samples=self.num_samples,
+            override=self.override,
+            guidance=self.guidance,
+            sampler=self.sampler,
+        )
+
+    def once(self, key: Hashable, compute: Callable[[], Value]) -> Value:
+        """What several methods of a metric use, computed when it is first needed."""
+        if key not in self._computed:
+            self._computed[key] = compute()
+        return cast("Value", self._computed[key])
+
+
+def ask_all(
+    probes: Iterable[Probe[Any]], failures: Failures, answer: Callable[[Probe[Any]], Any]
+) -> dict[Hashable, Any]:
+    """Ask, on all processes; a probe without an answer costs no other one.
+
+    Args:
+        probes: of different keys.
         failures: keeps the mistakes of the code among the failures.
-        seed: the evaluation seed.
+        answer: called with each probe.
 
     Returns:
-        The flow's own samples, then those of every point of the sweep.
+        Answers and failures by the probes' keys.
     """
-    main, paths = make(answers.samples), answers.paths
-    fill(main, "log_prob", answers.log_prob)
-    main.likelihood, main.likelihood_method = flow.likelihood, flow.likelihood_method
-    main.in_bits, main.given_label = flow.in_bits, flow.num_classes is not None
-    main.dequantize = data.dequantize
-    fill(main, "geometry", paths.geometry if isinstance(paths, Paths) else paths)
-    main.space = space_name(flow)
-    transport = failures.compute(lambda: transport_cost(flow, data, seed))
-    if isinstance(transport, Failure):
-        fill(main, "transport_cost", transport)
-    else:
-        main.transport_cost, main.transport_origin = transport
-    fill(main, "reconstructions", answers.reconstructions)
-    fill(main, "condition_scores", answers.conditions)
-    fill(main, "bound_terms", answers.bound)
-    main.guidance, main.sampler = flow.guidance_scale, flow.sampler_name
-    return [main, *(_swept(flow, make(drawn), point, drawn) for point, drawn in answers.sweep)]
-
-
-def _swept(flow: FlowModule, subject: Subject, point: Imposed, drawn: Drawn | Failure) -> Subject:
-    """The samples at one point of a sweep."""
-    if isinstance(drawn, Failure):
-        subject.network_evaluations = point.network_evaluations
-    subject.swept, subject.at, subject.sampler = point.swept, point.at, flow.sampler_name
-    subject.guidance = flow.guidance_scale if point.guidance is None else point.guidance
-    return subject
-
-
-def show(
-    trainer: L.Trainer,
-    flow: FlowModule,
-    main: Subject,
-    paths: Paths | Failure | None,
-    pictures: Mapping[str, Tensor],
-    num_pictures: int,
-    step: int,
-) -> None:
-    """Leave samples, paths and pictures in the run's folder and in TensorBoard, as far as there are some.
-
-    Args:
-        trainer: whose folder and logger.
-        flow: whose samples.
-        main: its samples.
-        paths: its paths.
-        pictures: the metrics' by name.
-        num_pictures: samples to keep.
-        step: of the training, for TensorBoard.
-    """
-    run_dir = Path(trainer.default_root_dir)
-    if isinstance(main.samples, DrawnSet):
-        save_samples(run_dir, main.samples.shown, flow.spec, num_pictures)
-        log_samples(trainer, main.samples.shown[:num_pictures], flow.spec, "test/samples", step)
-    if isinstance(paths, Paths):
-        states = torch.stack([flow.space.decode(state) for state in paths.shown.to(flow.device)])
-        save_trajectories(run_dir, states, paths.times)
-    save_pictures(run_dir, pictures)
-    log_pictures(trainer, pictures, "test", step)
+    return {probe.key(): failures.ask(partial(answer, probe)) for probe in probes}

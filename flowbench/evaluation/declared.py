@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import lightning as L
+
 from flowbench.data import FlowDataModule
 from flowbench.evaluation.auto_features import known_features
 from flowbench.evaluation.evaluator import Evaluator
 from flowbench.evaluation.measurement import SweptName
 from flowbench.evaluation.metric import Metric
 from flowbench.evaluation.prospect import Prospect
-from flowbench.evaluation.reference import REFERENCE_NAMES
-from flowbench.families import FlowModule
 
 __all__ = ["Declared", "declare"]
 
@@ -30,29 +30,32 @@ class Declared:
     swept: Mapping[SweptName, frozenset[str] | None]
 
 
-def declare(evaluator: Evaluator, data: FlowDataModule, flow: FlowModule | None) -> dict[str, Declared]:
+def declare(evaluator: Evaluator, data: FlowDataModule, module: L.LightningModule | None) -> dict[str, Declared]:
     """What an evaluator will measure.
 
     Args:
         evaluator: the evaluator.
         data: the data.
-        flow: the flow, trained or not, on any device, the meta device included; None leaves the reference rows.
+        module: trained or not, on any device, the meta device included; None leaves the reference rows.
 
     Returns:
-        By name of the reference row; the flow under the empty name.
+        By name of the reference row; the module under the empty name.
     """
     metrics = [_named(metric, data) for metric in evaluator.metrics.values()]
-    found = {name: Declared(_names(metrics, Prospect(data.spec, reference=name)), {}) for name in REFERENCE_NAMES}
-    if flow is not None:
-        who = Prospect(data.spec, flow)
-        axes = {point.swept for point in evaluator.imposed(flow)}
+    found = {
+        name: Declared(_names(metrics, Prospect(data.spec, reference=reference)), {})
+        for name, reference in evaluator.references.items()
+    }
+    if module is not None:
+        who = Prospect(data.spec, module)
+        axes = {point.axis for point in evaluator.overrides(module)}
         swept = {axis: _names(metrics, replace(who, swept=axis)) for axis in sorted(axes)}
         found[""] = Declared(_names(metrics, who), swept)
     return found
 
 
 def _named(metric: Metric, data: FlowDataModule) -> Metric | None:
-    """A metric under the name of its extractor; None where weights that nobody has asked for decide about that."""
+    """A metric under the name of its extractor; None where that depends on weights which were not looked for yet."""
     if metric.features is None:
         return metric
     features = known_features(metric.features, data.dataset, data.spec)

@@ -112,6 +112,10 @@ class Failures:
             return compute()
         except PartFailedError as error:
             return self._noted(error.failure)
+        except Exception as error:
+            if is_initialized():  # the others may wait in a collective: only the end of the measurement helps
+                raise
+            return self._noted(Failure.of(error))
 
     def compute(self, compute: Callable[[], Answer]) -> Answer | Failure:
         """Compute what no other process takes part in."""

@@ -7,18 +7,23 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Self
+from typing import Any, Self
 
 from torch import Tensor
 
 from flowbench import metrics as pure
 from flowbench.core.checks import check_count
 from flowbench.data import DataSpec
+from flowbench.evaluation.answers import Answers
 from flowbench.evaluation.auto_features import AUTO
+from flowbench.evaluation.extractors import check_extractor
 from flowbench.evaluation.measurement import Measurement, MetricInfo
-from flowbench.evaluation.metric import Metric, distance
+from flowbench.evaluation.probe import Probe
 from flowbench.evaluation.prospect import Prospect
-from flowbench.evaluation.subject import Subject
+from flowbench.evaluation.sample_metric import SampleMetric, distance
+from flowbench.evaluation.samples import RealSet
+from flowbench.evaluation.sampling import Samples, samples_of
+from flowbench.metrics import FeatureExtractor
 
 __all__ = [
     "ClassAccuracy",
@@ -31,7 +36,7 @@ __all__ = [
 ]
 
 
-class FeatureMetric(Metric):
+class FeatureMetric(SampleMetric):
     """A metric on the features of a named extractor.
 
     Args:
@@ -58,6 +63,19 @@ class FeatureMetric(Metric):
         """Its numbers, by names with the extractor's."""
         return tuple(replace(info, name=self.label(info.name)) for info in self.bases)
 
+    def probes(self) -> tuple[Probe[Any], ...]:
+        """Samples with their features."""
+        return (Samples.with_features(self.features, self._num_samples),)
+
+    def check(self, dataset: str, spec: DataSpec) -> None:
+        """Refuse data that its extractor cannot take."""
+        check_extractor(self.features, dataset, spec)
+
+    def fill_cache(self, reference: RealSet, extractors: Mapping[str, FeatureExtractor]) -> None:
+        """Extract the reference's features, as far as they are compared with and kept."""
+        if self.num_reference != 0 and reference.spec.modality == "image":
+            reference.features(extractors[self.features], self.num_reference)
+
     @property
     def features(self) -> str:
         """Name of the feature extractor."""
@@ -73,31 +91,26 @@ class FeatureMetric(Metric):
         return renamed
 
     @property
-    def num_samples(self) -> int | None:
-        """How many samples it looks at; None is all."""
-        return self._num_samples
-
-    @property
     def num_reference(self) -> int | None:
         """How many samples of the reference split it looks at; None is all."""
         return self._num_reference
 
-    def counts(self, subject: Subject) -> tuple[int, int]:
+    def counts(self, answers: Answers) -> tuple[int, int]:
         """Samples and reference samples that this metric compares."""
-        n, m = len(subject.samples), len(subject.reference)
+        n, m = len(samples_of(answers)), len(answers.reference)
         return min(self._num_samples or n, n), min(self._num_reference or m, m)
 
-    def pair(self, subject: Subject) -> tuple[Tensor, Tensor]:
+    def pair(self, answers: Answers) -> tuple[Tensor, Tensor]:
         """Features of the generated and of the real samples."""
-        extractor, (n, m) = subject.extractors[self.features], self.counts(subject)
-        return subject.samples.features(extractor, n), subject.reference.features(extractor, m)
+        extractor, (n, m) = answers.extractors[self.features], self.counts(answers)
+        return samples_of(answers).features(extractor, n), answers.reference.features(extractor, m)
 
     def measurement(
-        self, subject: Subject, name: str, value: float, counts: tuple[int, int], extra: str = ""
+        self, answers: Answers, name: str, value: float, counts: tuple[int, int], extra: str = ""
     ) -> Measurement:
         """A number whose protocol names extractor, reference split with its size, and number of samples."""
         n, m = counts
-        protocol = f"{subject.extractors[self.features].protocol}/{subject.reference.name}-{m}/{n}{extra}"
+        protocol = f"{answers.extractors[self.features].protocol}/{answers.reference.name}-{m}/{n}{extra}"
         return Measurement(self.label(name), value, n, f"{protocol}")
 
     def label(self, name: str) -> str:
@@ -122,24 +135,24 @@ class _NeighbourMetric(FeatureMetric):
         check_count("k", k)
         self.k = k
 
-    def counts(self, subject: Subject) -> tuple[int, int]:
+    def counts(self, answers: Answers) -> tuple[int, int]:
         """The smaller of both counts, twice."""
-        smaller = min(super().counts(subject))
+        smaller = min(super().counts(answers))
         return smaller, smaller
 
     @abstractmethod
     def compute(self, real: Tensor, generated: Tensor) -> tuple[float, float]:
         """The two numbers, in the order of `bases`."""
 
-    def measure(self, subject: Subject) -> list[Measurement]:
+    def measure(self, answers: Answers) -> list[Measurement]:
         """Two numbers; NaN where a sample diverged or a point lacks `k` neighbours, which costs these rows alone."""
-        counts, names = self.counts(subject), [info.name for info in self.bases]
+        counts, names = self.counts(answers), [info.name for info in self.bases]
         values: Iterable[float] = [math.nan] * len(names)
-        if subject.samples.is_finite and counts[0] > self.k:
-            generated, real = self.pair(subject)
+        if samples_of(answers).is_finite and counts[0] > self.k:
+            generated, real = self.pair(answers)
             values = self.compute(real, generated)
         pairs = zip(names, values, strict=True)
-        return [self.measurement(subject, name, value, counts, f"/k{self.k}") for name, value in pairs]
+        return [self.measurement(answers, name, value, counts, f"/k{self.k}") for name, value in pairs]
 
 
 class KernelDistance(FeatureMetric):
@@ -147,10 +160,10 @@ class KernelDistance(FeatureMetric):
 
     bases = (MetricInfo("kid", "down"),)
 
-    def measure(self, subject: Subject) -> list[Measurement]:
+    def measure(self, answers: Answers) -> list[Measurement]:
         """`kid[features]`, lower is better; may be below 0."""
-        value = distance(subject, lambda: pure.kernel_distance(*self.pair(subject)).mean)
-        return [self.measurement(subject, "kid", value, self.counts(subject))]
+        value = distance(answers, lambda: pure.kernel_distance(*self.pair(answers)).mean)
+        return [self.measurement(answers, "kid", value, self.counts(answers))]
 
 
 class PrecisionRecall(_NeighbourMetric):
@@ -224,11 +237,13 @@ class InceptionScore(FeatureMetric):
         """The name alone: there is one extractor."""
         return name
 
-    def measure(self, subject: Subject) -> list[Measurement]:
+    def measure(self, answers: Answers) -> list[Measurement]:
         """`inception_score`, from 1 to the number of classes, higher is better."""
-        extractor, (n, _) = subject.extractors[self.features], self.counts(subject)
-        defined = subject.samples.is_finite and n >= self.splits
-        value = pure.inception_score(subject.samples.features(extractor, n), self.splits).mean if defined else math.nan
+        extractor, (n, _) = answers.extractors[self.features], self.counts(answers)
+        defined = samples_of(answers).is_finite and n >= self.splits
+        value = (
+            pure.inception_score(samples_of(answers).features(extractor, n), self.splits).mean if defined else math.nan
+        )
         return [Measurement("inception_score", value, n, f"{extractor.protocol}/{n}/{self.splits}-splits")]
 
 
@@ -253,10 +268,10 @@ class MeanNorm(FeatureMetric):
         """The name alone: there is one extractor."""
         return name
 
-    def measure(self, subject: Subject) -> list[Measurement]:
+    def measure(self, answers: Answers) -> list[Measurement]:
         """`mean_norm_ratio`, 1 for samples of the data's mean norm; NaN where a sample diverged."""
-        value = distance(subject, lambda: self._ratio(*self.pair(subject)))
-        return [self.measurement(subject, "mean_norm_ratio", value, self.counts(subject))]
+        value = distance(answers, lambda: self._ratio(*self.pair(answers)))
+        return [self.measurement(answers, "mean_norm_ratio", value, self.counts(answers))]
 
     @staticmethod
     def _ratio(generated: Tensor, real: Tensor) -> float:
@@ -296,20 +311,20 @@ class ClassAccuracy(FeatureMetric):
         """See :meth:`Metric.expected`; samples without labels have none."""
         return self.names if who.has_labels else ()
 
-    def measure(self, subject: Subject) -> list[Measurement]:
+    def measure(self, answers: Answers) -> list[Measurement]:
         """`class_accuracy[features]` in [0, 1], higher is better; none for samples that have no label.
 
         Raises:
             ValueError: when the extractor is no classifier of this data set.
         """
-        extractor, (n, _), label = subject.extractors[self.features], self.counts(subject), subject.samples.label
+        extractor, (n, _), label = answers.extractors[self.features], self.counts(answers), samples_of(answers).label
         if label is None:
             return []
         if not isinstance(extractor, pure.ClassifierFeatures):
             raise ValueError(_no_classifier(self.features))
         value = math.nan
-        if subject.samples.is_finite:
-            found = extractor.classify(subject.samples.features(extractor, n))
+        if samples_of(answers).is_finite:
+            found = extractor.classify(samples_of(answers).features(extractor, n))
             value = float((found == label[:n].cpu()).double().mean())
         protocol = f"{extractor.protocol}/given-label/{n}"
         return [Measurement(self.label("class_accuracy"), value, n, protocol)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -13,11 +14,13 @@ from flowbench.core.remarks import say_once
 from flowbench.core.sample_size import sample_size_warning
 from flowbench.core.seeds import generator
 from flowbench.data import DataSpec
+from flowbench.evaluation.answers import Answers
 from flowbench.evaluation.feature_metrics import FeatureMetric
 from flowbench.evaluation.measurement import Measurement, MetricInfo
-from flowbench.evaluation.metric import distance
 from flowbench.evaluation.prospect import Prospect
-from flowbench.evaluation.subject import Subject
+from flowbench.evaluation.sample_metric import distance
+from flowbench.evaluation.samples import RealSet
+from flowbench.evaluation.sampling import samples_of
 from flowbench.metrics import FeatureExtractor, Moments
 
 __all__ = ["FrechetDistance", "FrechetInfinity"]
@@ -61,10 +64,16 @@ class _FrechetMetric(FeatureMetric):
         """None of the reference split where a file takes its place."""
         return super().num_reference if self.statistics is None else 0
 
-    def _moments(self, subject: Subject) -> Tensor | Moments:
-        extractor = subject.extractors[self.features]
+    def fill_cache(self, reference: RealSet, extractors: Mapping[str, FeatureExtractor]) -> None:
+        """Compute the reference's moments, too."""
+        super().fill_cache(reference, extractors)
+        if self.num_reference != 0 and reference.spec.modality == "image":
+            reference.moments(extractors[self.features], self.num_reference or len(reference))
+
+    def _moments(self, answers: Answers) -> Tensor | Moments:
+        extractor = answers.extractors[self.features]
         if self.statistics is None:
-            return subject.reference.moments(extractor, self.counts(subject)[1])
+            return answers.reference.moments(extractor, self.counts(answers)[1])
         return self._of_file(self.statistics, extractor)[0]
 
     def _of_file(self, path: str, extractor: FeatureExtractor) -> tuple[Moments, str]:
@@ -74,20 +83,20 @@ class _FrechetMetric(FeatureMetric):
             self._loaded = pure.load_moments(path, extractor.dimension, expected), sha256_of(path)[:8]
         return self._loaded
 
-    def _against(self, subject: Subject) -> str:
+    def _against(self, answers: Answers) -> str:
         """What the samples are compared with, for the protocol."""
         if self.statistics is None:
-            return f"{subject.reference.name}-{self.counts(subject)[1]}"
-        moments, digest = self._of_file(self.statistics, subject.extractors[self.features])
+            return f"{answers.reference.name}-{self.counts(answers)[1]}"
+        moments, digest = self._of_file(self.statistics, answers.extractors[self.features])
         # The file's hash, because its name says nothing about what it holds.
         return f"statistics-{digest}-{moments.count or 'foreign-unknown-N'}"
 
-    def _result(self, subject: Subject, name: str, value: float, extra: str = "") -> Measurement:
-        n, m = self.counts(subject)
-        dimension = subject.extractors[self.features].dimension
+    def _result(self, answers: Answers, name: str, value: float, extra: str = "") -> Measurement:
+        n, m = self.counts(answers)
+        dimension = answers.extractors[self.features].dimension
         if (count := n if self.statistics else min(n, m)) <= dimension:
             say_once(f"{self.label('fd')}: {sample_size_warning(count, dimension)}")
-        protocol = f"{subject.extractors[self.features].protocol}/{self._against(subject)}/{n}{extra}"
+        protocol = f"{answers.extractors[self.features].protocol}/{self._against(answers)}/{n}{extra}"
         return Measurement(self.label(name), value, n, protocol)
 
 
@@ -128,28 +137,28 @@ class FrechetDistance(_FrechetMetric):
         """See :meth:`Metric.expected`; the interval is left out of a sweep."""
         return self.names[:1] if who.swept else self.names
 
-    def measure(self, subject: Subject) -> list[Measurement]:
+    def measure(self, answers: Answers) -> list[Measurement]:
         """`fd[features]`, or `fid`; lower is better."""
-        if not self.interval or subject.swept:
-            return [self._result(subject, "fd", distance(subject, lambda: self._value(subject)))]
-        n, _ = self.counts(subject)
-        if not subject.samples.is_finite or n < 4:
-            return [self._result(subject, name, math.nan, extra) for name, extra in self._names()]
-        features = subject.samples.features(subject.extractors[self.features], n)
+        if not self.interval or answers.override.axis:
+            return [self._result(answers, "fd", distance(answers, lambda: self._value(answers)))]
+        n, _ = self.counts(answers)
+        if not samples_of(answers).is_finite or n < 4:
+            return [self._result(answers, name, math.nan, extra) for name, extra in self._names()]
+        features = samples_of(answers).features(answers.extractors[self.features], n)
         groups = min(25, n // 2)
         found = pure.frechet_interval(
-            features, self._moments(subject), generator(0, "frechet-interval"), num_groups=groups
+            features, self._moments(answers), generator(0, "frechet-interval"), num_groups=groups
         )
         values = (found.value, found.low, found.high)
-        return [self._result(subject, name, v, extra) for (name, extra), v in zip(self._names(), values, strict=True)]
+        return [self._result(answers, name, v, extra) for (name, extra), v in zip(self._names(), values, strict=True)]
 
     @staticmethod
     def _names() -> list[tuple[str, str]]:
         return [("fd", ""), ("fd_low", "/jackknife-95"), ("fd_high", "/jackknife-95")]
 
-    def _value(self, subject: Subject) -> float:
-        features = subject.samples.features(subject.extractors[self.features], self.counts(subject)[0])
-        return pure.frechet_distance_of_features(features, self._moments(subject))
+    def _value(self, answers: Answers) -> float:
+        features = samples_of(answers).features(answers.extractors[self.features], self.counts(answers)[0])
+        return pure.frechet_distance_of_features(features, self._moments(answers))
 
 
 class FrechetInfinity(_FrechetMetric):
@@ -167,14 +176,14 @@ class FrechetInfinity(_FrechetMetric):
 
     bases = (MetricInfo("fd_infinity", "down"), MetricInfo("fd_infinity_low"), MetricInfo("fd_infinity_high"))
 
-    def measure(self, subject: Subject) -> list[Measurement]:
+    def measure(self, answers: Answers) -> list[Measurement]:
         """`fd_infinity[features]`, or `fid_infinity`, and the ends of its 95 % interval."""
-        n, _ = self.counts(subject)
-        features = subject.samples.features(subject.extractors[self.features], n)
+        n, _ = self.counts(answers)
+        features = samples_of(answers).features(answers.extractors[self.features], n)
         names, values = [info.name for info in self.bases], (math.nan, math.nan, math.nan)
         # Too few samples cost this row and no others.
-        if subject.samples.is_finite and n >= max(20, math.ceil(2.5 * features.shape[1])):
-            found = pure.frechet_infinity(features, self._moments(subject), generator(0, "frechet-infinity"))
+        if samples_of(answers).is_finite and n >= max(20, math.ceil(2.5 * features.shape[1])):
+            found = pure.frechet_infinity(features, self._moments(answers), generator(0, "frechet-infinity"))
             half = 1.96 * found.standard_error
             values = (found.value, found.value - half, found.value + half)
-        return [self._result(subject, name, value) for name, value in zip(names, values, strict=True)]
+        return [self._result(answers, name, value) for name, value in zip(names, values, strict=True)]

@@ -9,17 +9,17 @@ import lightning as L
 
 from flowbench.core.checks import named
 from flowbench.data import FlowDataModule
-from flowbench.evaluation.drawing import Imposed
 from flowbench.evaluation.metric import Metric
-from flowbench.evaluation.trainer_parts import flow_of
-from flowbench.families import FlowModule
-from flowbench.families.conditioning.base import check_given
+from flowbench.evaluation.override import SamplerOverride
+from flowbench.evaluation.protocols import CanSample
+from flowbench.evaluation.sampling import Samples
+from flowbench.evaluation.trainer_parts import measured_module
 
-__all__ = ["Settings", "check_data", "check_measurable"]
+__all__ = ["Compared", "Settings", "check_data", "check_measurable"]
 
 
-class Settings(Protocol):
-    """What an evaluator was told to measure."""
+class Compared(Protocol):
+    """Metrics, and the splits that they compare with."""
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
@@ -33,8 +33,15 @@ class Settings(Protocol):
     def held_out(self) -> str:
         """Split that is scored as if it were generated."""
 
-    def imposed(self, flow: FlowModule) -> Sequence[Imposed]:
-        """The points of the sweep that a flow can choose."""
+
+class Settings(Compared, Protocol):
+    """What an evaluator is to measure."""
+
+    num_samples: int
+    num_trajectories: int
+
+    def overrides(self, module: L.LightningModule) -> Sequence[SamplerOverride]:
+        """The points of the sweep that a module can choose."""
 
 
 def check_measurable(evaluator: Settings, module: L.LightningModule, data: FlowDataModule, world_size: int = 1) -> None:
@@ -50,19 +57,21 @@ def check_measurable(evaluator: Settings, module: L.LightningModule, data: FlowD
         world_size: number of processes.
 
     Raises:
-        ValueError: for a module that is no flow, metrics that do not suit the data, points of the sweep that the
-            sampler cannot do, conditions or a likelihood that held-out data cannot have, or fewer samples than
-            processes.
+        ValueError: for a module that has nothing to measure, metrics that do not suit the data, points of the sweep
+            that the sampler cannot do, conditions or a likelihood that held-out data cannot have, or fewer samples
+            than processes.
     """
-    flow = flow_of(module)
+    measured_module(module)
     check_data(evaluator, data)
-    for point in evaluator.imposed(flow):
-        with named("evaluator.sweep"):
-            flow.check_sampling(point.network_evaluations, point.guidance)
-    if flow.conditioner is not None:
-        flow.conditioner.check(data.known_spec)
-    check_given(flow.conditioner, data.condition)
-    _check_likelihood(evaluator, flow)
+    if isinstance(module, CanSample):
+        for point in evaluator.overrides(module):
+            with named("evaluator.sweep"):
+                module.check_sampling(point.network_evaluations, point.guidance)
+    Samples().check(module, data)  # drawn whatever the metrics are
+    for key, metric in evaluator.metrics.items():
+        with named(f"evaluator.metrics.{key}"):
+            for probe in metric.probes():
+                probe.check(module, data)
     for name in ("num_samples", "num_trajectories"):
         if getattr(evaluator, name) < world_size:
             raise ValueError(
@@ -71,14 +80,7 @@ def check_measurable(evaluator: Settings, module: L.LightningModule, data: FlowD
             )
 
 
-def _check_likelihood(evaluator: Settings, flow: FlowModule) -> None:
-    for key, metric in evaluator.metrics.items():
-        if "log_prob" in metric.needs:
-            with named(f"evaluator.metrics.{key}"):
-                flow.space.check_likelihood()
-
-
-def check_data(evaluator: Settings, data: FlowDataModule) -> None:
+def check_data(evaluator: Compared, data: FlowDataModule) -> None:
     """Refuse metrics and splits that do not suit the data; see :func:`check_measurable`.
 
     Raises:

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from flowbench import metrics as pure
 from flowbench.core.checks import check_count
+from flowbench.evaluation.answers import Answers
 from flowbench.evaluation.feature_metrics import FeatureMetric
 from flowbench.evaluation.measurement import Measurement, MetricInfo
 from flowbench.evaluation.pictures import image_grid
-from flowbench.evaluation.subject import Subject
+from flowbench.evaluation.sampling import samples_of
 
 __all__ = ["Memorization"]
 
@@ -48,38 +49,42 @@ class Memorization(FeatureMetric):
         check_count("num_pairs", num_pairs)
         self.num_pairs = num_pairs
 
-    def measure(self, subject: Subject) -> list[Measurement]:
+    def check_reference(self, split: str) -> None:
+        """Refuse another split than the one whose copies it looks for."""
+        if split != "train":
+            raise ValueError(f"evaluator.reference is {split}, but memorization needs train; remove that metric")
+
+    def measure(self, answers: Answers) -> list[Measurement]:
         """`authenticity[features]`, `data_copying[features]` (z) and `neighbour_distance_ratio[features]`."""
-        found = self._found(subject)
+        found = self._found(answers)
         values = {
             "authenticity": found.authenticity if found else math.nan,
             "data_copying": found.copying_z if found else math.nan,
             "neighbour_distance_ratio": found.median_ratio if found else math.nan,
         }
-        counts = self.counts(subject)
-        extra = f"/{subject.held_out.name}-{self._num_held_out(subject)}" if subject.held_out else ""
-        return [self.measurement(subject, name, value, counts, extra) for name, value in values.items()]
+        counts = self.counts(answers)
+        extra = f"/{answers.held_out.name}-{self._num_held_out(answers)}"
+        return [self.measurement(answers, name, value, counts, extra) for name, value in values.items()]
 
-    def pictures(self, subject: Subject) -> dict[str, Tensor]:
+    def pictures(self, answers: Answers) -> dict[str, Tensor]:
         """The samples that are closest to a training image (above), and that image (below)."""
-        found = self._found(subject)
-        if found is None or subject.spec.modality != "image":
+        found = self._found(answers)
+        if found is None or answers.spec.modality != "image":
             return {}
-        pairs = torch.cat([subject.samples.images(found.generated), subject.reference.images(found.train)])
+        pairs = torch.cat([samples_of(answers).images(found.generated), answers.reference.images(found.train)])
         return {f"nearest-{self.features}": image_grid(pairs, columns=len(found.generated))}
 
-    def _num_held_out(self, subject: Subject) -> int:
-        assert subject.held_out is not None, "the evaluator gives held-out data"
-        return min(self.counts(subject)[0], len(subject.held_out))
+    def _num_held_out(self, answers: Answers) -> int:
+        return min(self.counts(answers)[0], len(answers.held_out))
 
-    def _found(self, subject: Subject) -> pure.Memorization | None:
+    def _found(self, answers: Answers) -> pure.Memorization | None:
         """The measures; None where a sample diverged."""
-        if not subject.samples.is_finite or subject.held_out is None:
+        if not samples_of(answers).is_finite:
             return None
-        key = f"memorization {self.features} {self.counts(subject)} {self.num_pairs}"
-        if key not in subject.memory:
-            generated, train = self.pair(subject)
-            fresh = subject.held_out.features(subject.extractors[self.features], self._num_held_out(subject))
-            subject.memory[key] = pure.memorization(generated, train, fresh, self.num_pairs)
-        result: pure.Memorization = subject.memory[key]
-        return result
+
+        def compute() -> pure.Memorization:
+            generated, train = self.pair(answers)
+            fresh = answers.held_out.features(answers.extractors[self.features], self._num_held_out(answers))
+            return pure.memorization(generated, train, fresh, self.num_pairs)
+
+        return answers.once(("memorization", self.features, self.counts(answers), self.num_pairs), compute)

@@ -8,14 +8,15 @@ from flowbench import metrics as pure
 from flowbench.core.checks import check_count
 from flowbench.core.seeds import generator
 from flowbench.data import DataSpec
+from flowbench.evaluation.answers import Answers
 from flowbench.evaluation.measurement import Measurement, MetricInfo
-from flowbench.evaluation.metric import Metric, check_points, distance
-from flowbench.evaluation.subject import Subject
+from flowbench.evaluation.sample_metric import SampleMetric, check_points, distance
+from flowbench.evaluation.sampling import samples_of
 
 __all__ = ["MaximumMeanDiscrepancy", "SlicedWasserstein2", "Wasserstein2"]
 
 
-class _PointMetric(Metric):
+class _PointMetric(SampleMetric):
     """A metric on the points themselves, against as many reference points as there are samples."""
 
     name: str
@@ -29,13 +30,13 @@ class _PointMetric(Metric):
         """Refuse images."""
         check_points(self.name, spec)
 
-    def _points(self, subject: Subject) -> tuple[Tensor, Tensor]:
-        count = min(len(subject.samples), len(subject.reference))
-        return subject.samples.points()[:count], subject.reference.points()[:count]
+    def _points(self, answers: Answers) -> tuple[Tensor, Tensor]:
+        count = min(len(samples_of(answers)), len(answers.reference))
+        return samples_of(answers).points()[:count], answers.reference.points()[:count]
 
-    def _measurement(self, subject: Subject, value: float, unit: str, extra: str = "") -> Measurement:
-        count = min(len(subject.samples), len(subject.reference))
-        protocol = f"points/{subject.reference.name}-{count}/{count}{extra}"
+    def _measurement(self, answers: Answers, value: float, unit: str, extra: str = "") -> Measurement:
+        count = min(len(samples_of(answers)), len(answers.reference))
+        protocol = f"points/{answers.reference.name}-{count}/{count}{extra}"
         return Measurement(self.name, value, count, protocol, unit)
 
 
@@ -45,17 +46,17 @@ class Wasserstein2(_PointMetric):
     in_sweep = True
     name = "w2"
 
-    def measure(self, subject: Subject) -> list[Measurement]:
+    def measure(self, answers: Answers) -> list[Measurement]:
         """`w2` in the units of model space; biased upward at finite N, so compare with the floor row of the same N."""
-        value = distance(subject, lambda: pure.wasserstein2(*self._points(subject)))
-        return [self._measurement(subject, value, f"{subject.spec.unit_name} units")]
+        value = distance(answers, lambda: pure.wasserstein2(*self._points(answers)))
+        return [self._measurement(answers, value, f"{answers.spec.unit_name} units")]
 
 
 class SlicedWasserstein2(_PointMetric):
     """Sliced 2-Wasserstein distance (Bonneel et al., 2015).
 
     Args:
-        num_projections: random directions, >= 1, the same for every subject.
+        num_projections: random directions, >= 1, the same for everybody.
     """
 
     name = "sliced_w2"
@@ -64,13 +65,13 @@ class SlicedWasserstein2(_PointMetric):
         check_count("num_projections", num_projections)
         self.num_projections = num_projections
 
-    def measure(self, subject: Subject) -> list[Measurement]:
+    def measure(self, answers: Answers) -> list[Measurement]:
         """`sliced_w2` in the units of model space."""
         directions = generator(0, "sliced-w2")
-        pair = self._points(subject)
-        value = distance(subject, lambda: pure.sliced_wasserstein2(*pair, self.num_projections, directions))
-        unit, extra = f"{subject.spec.unit_name} units", f"/{self.num_projections}-directions"
-        return [self._measurement(subject, value, unit, extra)]
+        pair = self._points(answers)
+        value = distance(answers, lambda: pure.sliced_wasserstein2(*pair, self.num_projections, directions))
+        unit, extra = f"{answers.spec.unit_name} units", f"/{self.num_projections}-directions"
+        return [self._measurement(answers, value, unit, extra)]
 
 
 class MaximumMeanDiscrepancy(_PointMetric):
@@ -78,7 +79,7 @@ class MaximumMeanDiscrepancy(_PointMetric):
 
     name = "mmd"
 
-    def measure(self, subject: Subject) -> list[Measurement]:
+    def measure(self, answers: Answers) -> list[Measurement]:
         """`mmd`, squared, lower is better; may be below 0."""
-        value = distance(subject, lambda: pure.mmd_rbf(*self._points(subject)))
-        return [self._measurement(subject, value, "")]
+        value = distance(answers, lambda: pure.mmd_rbf(*self._points(answers)))
+        return [self._measurement(answers, value, "")]

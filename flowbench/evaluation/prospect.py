@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import lightning as L
+
 from flowbench.data import DataSpec
 from flowbench.evaluation.measurement import SweptName
-from flowbench.families import FlowModule, LatentSpace
+from flowbench.evaluation.protocols import CanSample, HasDensity
+from flowbench.evaluation.reference import Reference
 
 __all__ = ["Prospect"]
 
@@ -17,29 +20,24 @@ class Prospect:
 
     Attributes:
         spec: of the data.
-        flow: the flow, trained or not; None for reference rows.
-        reference: name of a reference row; empty for a flow.
+        module: trained or not; None for reference rows.
+        reference: a reference row; None for a module.
         swept: what a sweep imposes on the sampler; empty outside a sweep.
     """
 
     spec: DataSpec
-    flow: FlowModule | None = None
-    reference: str = ""
+    module: L.LightningModule | None = None
+    reference: Reference | None = None
     swept: SweptName = ""
 
     @property
     def has_labels(self) -> bool:
         """Whether its samples have labels: those that a conditional flow was given, or those of held-out data."""
-        if self.flow is not None:
-            return self.flow.num_classes is not None
-        return self.reference == "floor" and self.spec.num_classes is not None
+        if isinstance(self.module, CanSample):
+            return self.module.num_classes is not None
+        return self.reference is not None and self.reference.has_labels and self.spec.num_classes is not None
 
     @property
     def has_density(self) -> bool:
         """Whether its log-density is measured: that of every flow and of the fitted references."""
-        return self.flow is not None or self.reference in ("gaussian", "gmm")
-
-    @property
-    def is_latent(self) -> bool:
-        """Whether it is a flow on the latents of an autoencoder."""
-        return self.flow is not None and isinstance(self.flow.space, LatentSpace)
+        return isinstance(self.module, HasDensity) or (self.reference is not None and self.reference.has_density)

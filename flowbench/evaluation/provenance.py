@@ -14,12 +14,8 @@ from typing import Any
 import torch
 
 from flowbench.core.kernels import kernel_summary
-from flowbench.evaluation.product_rate import product_rate
-from flowbench.evaluation.subject import Cost
-from flowbench.families import FlowModule
-from flowbench.training import Budget
 
-__all__ = ["cost_of", "environment", "git_revision", "peak_memory_mb"]
+__all__ = ["environment", "git_revision", "peak_memory_mb"]
 
 PACKAGES = ("flowbench", "torch", "lightning", "torchmetrics", "torchdiffeq", "pot", "numpy", "scikit-learn")
 
@@ -79,24 +75,3 @@ def peak_memory_mb(device: torch.device) -> float:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Linux counts KiB, macOS bytes.
     return peak / 2**20 if platform.system() == "Darwin" else peak / 2**10
-
-
-def cost_of(flow: FlowModule, budget: Budget | None, rate: float | None, world_size: int = 1) -> Cost:
-    """What a flow cost.
-
-    Args:
-        flow: the flow.
-        budget: what its training spent; None where it was not metered.
-        rate: samples per second; None where none were drawn.
-        world_size: number of processes.
-    """
-    return Cost(
-        parameters=sum(p.numel() for p in flow.parameters() if p.requires_grad),
-        train_seconds=budget.train_seconds if budget else 0.0,
-        train_flops=budget.train_flops if budget else 0.0,
-        samples_seen=budget.samples_seen if budget else 0,
-        peak_memory_mb=peak_memory_mb(flow.device),
-        samples_per_second=rate,
-        steps=budget.steps if budget else 0,
-        product_rate=world_size * product_rate(flow.device) if budget and budget.steps else None,
-    )

@@ -23,7 +23,7 @@ from flowbench.data import DataSpec, FlowDataModule
 from flowbench.evaluation.gather import gather_by_index
 from flowbench.metrics import FeatureExtractor, FeatureStatistics, Moments, extract, load_statistics, save_statistics
 
-__all__ = ["Collector", "DrawnSet", "Images", "RealSet", "SampleSet", "UndrawnSet"]
+__all__ = ["Collector", "GeneratedSet", "Images", "RealSet", "SampleSet"]
 
 # Images at a time on their way through a feature network.
 CHUNK = 256
@@ -87,7 +87,7 @@ class SampleSet(ABC):
         return FeatureStatistics.from_features(self.features(extractor, count))
 
 
-class DrawnSet(SampleSet):
+class GeneratedSet(SampleSet):
     """Samples that were turned into features when they were drawn.
 
     Args:
@@ -136,22 +136,6 @@ class DrawnSet(SampleSet):
         """See :meth:`SampleSet.images`."""
         assert self._images is not None, "this set was made without a way to its pictures"
         return self._images(indices)
-
-
-class UndrawnSet(SampleSet):
-    """Samples that could not be drawn: they have a number, and whoever looks at them must not be asked."""
-
-    def features(self, extractor: FeatureExtractor, count: int | None = None) -> Tensor:
-        """There are none."""
-        raise ValueError("these samples could not be drawn")
-
-    def points(self) -> Tensor:
-        """There are none."""
-        raise ValueError("these samples could not be drawn")
-
-    def images(self, indices: Tensor) -> Tensor:
-        """There are none."""
-        raise ValueError("these samples could not be drawn")
 
 
 class Collector:
@@ -203,7 +187,7 @@ class Collector:
             if mine.any():
                 self._features[name].append((index[mine], extract(self.extractors[name], pictures[mine])))
 
-    def gathered(self, name: str, images: Images | None = None, label: Tensor | None = None) -> DrawnSet:
+    def gathered(self, name: str, images: Images | None = None, label: Tensor | None = None) -> GeneratedSet:
         """All processes' samples as one set; a collective, so every process calls it.
 
         Args:
@@ -214,7 +198,7 @@ class Collector:
         total = torch.tensor([self._count, 0 if self.is_finite else 1])
         parts = torch.stack(gather_objects(total))
         features = {key: self._ordered(pairs, self.extractors[key].dimension) for key, pairs in self._features.items()}
-        return DrawnSet(
+        return GeneratedSet(
             self.spec,
             name,
             int(parts[:, 0].sum()),

@@ -18,8 +18,10 @@ from flowbench.core.devices import wait_for
 from flowbench.core.precision import autocast_off
 from flowbench.core.seeds import generator
 from flowbench.data import Batch, DataSpec, FlowDataModule
+from flowbench.evaluation.probe import Setup
 from flowbench.families.answers import Drawn, Samples, Trajectory
 from flowbench.families.conditioning.base import Conditioner, SpatialCondition, check_given
+from flowbench.families.conditioning.by_index import condition_argument, labels_of_samples
 from flowbench.families.conditioning.labels import check_labels
 from flowbench.families.latents.space import LatentSpace, PixelSpace, Space
 from flowbench.flows import GaussianSource, Source
@@ -93,7 +95,6 @@ class FlowModule(TrainingModule):
         self.conditioner: Conditioner | None = None
         self.num_classes = spec.num_classes if conditional else None
         self.label_dropout = label_dropout
-        self.test_failure: Exception | None = None
 
     @property
     def flow_shape(self) -> tuple[int, ...]:
@@ -259,6 +260,10 @@ class FlowModule(TrainingModule):
         """Refuse data that the space cannot carry, or that the conditioner can make nothing of."""
         super().check_training(data, trainer)
         self.space.check_training(data)
+        self.check_conditions(data)
+
+    def check_conditions(self, data: FlowDataModule) -> None:
+        """Refuse (ValueError) data that cannot give the conditions of this flow."""
         if self.conditioner is not None:
             self.conditioner.check(data.known_spec)
         check_given(self.conditioner, data.condition)
@@ -398,6 +403,26 @@ class FlowModule(TrainingModule):
         wait_for(x.device)
         return Samples(x, drawn.network_evaluations, time.perf_counter() - start, drawn.iterations, drawn.residual)
 
+    def sample_at(self, index: Tensor, setup: Setup) -> Samples:
+        """The samples at some indices: the same for any batch and any number of processes.
+
+        Args:
+            index: sample indices, shape (B,).
+            setup: seed, data for labels and conditions, and what a sweep imposes.
+        """
+        labels, override = self.labels_of_samples(setup), setup.override
+        return self.sample(
+            self.draw_noise(index, setup.seed),
+            None if labels is None else labels[index].to(self.device),
+            network_evaluations=override.network_evaluations,
+            guidance=override.guidance,
+            **condition_argument(self, setup, index),
+        )
+
+    def labels_of_samples(self, setup: Setup) -> Tensor | None:
+        """Labels that the samples 0, 1, ... are given, shape (setup.num_samples,); None without labels."""
+        return labels_of_samples(self, setup)
+
     def _drawn(self, found: object, noise: Tensor) -> Drawn:
         drawn = Drawn(*returned(found, tuple, self, "flow_sample"))
         shaped(drawn.points, tuple(noise.shape), self, "flow_sample")
@@ -458,35 +483,18 @@ class FlowModule(TrainingModule):
             value = self.space.log_prob(x, flow_density, index, seed, lambda z: self.flow_denoise(z, label))
         return shaped(value, (len(x),), self.space, "log_prob")
 
-    def on_test_start(self) -> None:
-        """Forget the failure of an earlier test."""
-        self.test_failure = None
-
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Log-densities of one test batch, for the evaluator; none after the first batch that has none.
-
-        A caller that does without them takes the exception from :attr:`test_failure`, which else is raised in the end.
-        """
-        if self.test_failure is not None:
-            return {}
+    def batch_log_prob(self, batch: Batch) -> Tensor:
+        """Log-densities of a numbered batch of held-out data under its own labels and conditions, shape (B,)."""
         assert batch.index is not None, "the datamodule numbers its samples"
-        try:
-            return {"index": batch.index, "log_prob": self._test_densities(batch, batch.index).detach()}
-        except Exception as error:
-            self.test_failure = error
-            return {}
-
-    def on_test_epoch_end(self) -> None:
-        """Raise what stopped the log-densities, unless it was taken."""
-        if self.test_failure is not None:
-            raise self.test_failure
-
-    def _test_densities(self, batch: Batch, index: Tensor) -> Tensor:
         label = batch.label if self.num_classes is not None else None
         spatial = None
         if self.conditioner is not None:
-            spatial = self.conditioner.held_out_condition(batch.x, batch.condition, index, 0, self.space)
-        return self.log_prob(batch.x, label, index=index, spatial=spatial)
+            spatial = self.conditioner.held_out_condition(batch.x, batch.condition, batch.index, 0, self.space)
+        return self.log_prob(batch.x, label, index=batch.index, spatial=spatial)
+
+    def check_density(self) -> None:
+        """Refuse (ValueError) a log-density that does not exist in this space; nothing is computed."""
+        self.space.check_likelihood()
 
     @contextmanager
     def full_precision(self) -> Iterator[None]:

@@ -290,6 +290,9 @@ class TrainingModule(L.LightningModule, ABC):
         parts = {f"val/{name}": value for name, value in loss.parts.items()}
         self.log_dict(parts, sync_dist=True, batch_size=size)
 
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Nothing: an evaluator asks what it measures by itself, and Lightning tests no module without this method."""
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser; the schedule follows the budget's progress, be it steps, samples or seconds."""
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None

@@ -2,25 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TypeGuard
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from flowbench.core.checks import check_count
 from flowbench.data.split_dataset import indexed_uniform
-from flowbench.evaluation.drawing import Drawing
+from flowbench.evaluation.answers import Answers
 from flowbench.evaluation.failures import agreed
-from flowbench.evaluation.gather import gather_by_index, shard
+from flowbench.evaluation.gather import gather_by_index
 from flowbench.evaluation.measurement import Measurement, MetricInfo
 from flowbench.evaluation.metric import Metric
+from flowbench.evaluation.probe import Probe, Setup
 from flowbench.evaluation.prospect import Prospect
-from flowbench.evaluation.subject import BoundTerms, Subject
 from flowbench.families import FlowMatching, FlowModule, LatentSpace, SpatialCondition
 from flowbench.flows import UniformWeight
+from flowbench.tasks.generation.held_out import HELD_OUT, held_out_batches, is_latent
 
-__all__ = ["LatentBound", "draw_bound_terms", "held_out_loss", "measured_bound"]
+__all__ = ["BoundTerms", "LatentBound", "LatentBoundTerms", "held_out_loss"]
+
+
+@dataclass(frozen=True)
+class BoundTerms:
+    """Of held-out images.
+
+    Attributes:
+        reconstruction: |x - decode(encode(x))|^2 summed over dimensions, squared model units, shape (N,).
+        flow_loss: the mean over times of |u - v|^2 summed over latent dimensions, squared scaled latent units, shape
+            (N,); None where the flow's training is no regression on independent, equally weighted pairs.
+        split: the images' split.
+        latent: shape of the latents, for the protocol.
+        given: what the velocity depends on, for the protocol: `label`, the conditioner's name, both, or nothing.
+    """
+
+    reconstruction: Tensor
+    flow_loss: Tensor | None
+    split: str
+    latent: str
+    given: str = ""
+
+
+@dataclass(frozen=True)
+class LatentBoundTerms(Probe[BoundTerms]):
+    """Both terms on the first held-out images, keyed by their index.
+
+    Attributes:
+        num_times: times per image.
+        num_samples: how many images; None takes as many as the evaluator draws samples.
+    """
+
+    num_times: int
+    num_samples: int | None = None
+    stage = HELD_OUT
+
+    def key(self) -> Hashable:
+        """Other numbers of times have other answers."""
+        return LatentBoundTerms, self.num_times
+
+    def merge(self, other: LatentBoundTerms) -> LatentBoundTerms:
+        """The larger number of images."""
+        both = (self.num_samples, other.num_samples)
+        return replace(self, num_samples=None if None in both else max(filter(None, both)))
+
+    def ask(self, setup: Setup) -> BoundTerms | None:
+        """Image by image of the held-out split; a collective."""
+        flow, data, split = setup.module, setup.data, setup.held_out.name
+        if not isinstance(flow, FlowModule) or not isinstance(flow.space, LatentSpace):
+            return None
+        num = min(self.num_samples or setup.num_samples, len(setup.held_out))
+        reconstruction, losses = [torch.empty(0, dtype=torch.float64)], [torch.empty(0, dtype=torch.float64)]
+        known = True
+        with agreed():
+            for chunk, x, label in held_out_batches(flow, setup, num):
+                difference = (x - flow.space.reconstruct(x)).double()
+                reconstruction.append(difference.square().flatten(1).sum(1).cpu())
+                condition = None
+                if flow.conditioner is not None:
+                    given = data.conditions(split, chunk)
+                    condition = flow.conditioner.held_out_condition(x, given, chunk, setup.seed, flow.space)
+                loss = held_out_loss(flow, x, label, chunk, setup.seed, self.num_times, condition)
+                known = known and loss is not None
+                if loss is not None:
+                    losses.append(loss.double().cpu())
+        index = setup.shard(num)
+        return BoundTerms(
+            gather_by_index(index, torch.cat(reconstruction)),
+            gather_by_index(index, torch.cat(losses)) if known else None,
+            split,
+            "x".join(str(size) for size in flow.flow_shape),
+            _given(flow),
+        )
 
 
 class LatentBound(Metric):
@@ -46,43 +120,35 @@ class LatentBound(Metric):
     """
 
     declares = (MetricInfo("w2_bound_reconstruction"), MetricInfo("w2_bound_flow_loss", always=False))
-    needs = ("bound_terms",)
 
     def __init__(self, num_samples: int | None = None, num_times: int = 8) -> None:
         check_count("num_samples", num_samples, or_none=True)
         check_count("num_times", num_times)
         self._num_samples, self.num_times = num_samples, num_times
 
-    @property
-    def num_samples(self) -> int | None:
-        """How many images it looks at."""
-        return self._num_samples
+    def probes(self) -> tuple[Probe[Any], ...]:
+        """The two terms."""
+        return (LatentBoundTerms(self.num_times, self._num_samples),)
 
     def expected(self, who: Prospect) -> tuple[str, ...]:
         """See :meth:`Metric.expected`; flows in data space have none."""
-        if who.flow is None or not who.is_latent:
+        if not isinstance(who.module, FlowModule) or not is_latent(who):
             return ()
-        return (*self.names, "w2_bound_flow_loss") if regresses_velocities(who.flow) else self.names
+        return (*self.names, "w2_bound_flow_loss") if regresses_velocities(who.module) else self.names
 
-    def measure(self, subject: Subject) -> list[Measurement]:
+    def measure(self, answers: Answers) -> list[Measurement]:
         """`w2_bound_reconstruction` and `w2_bound_flow_loss`; flows in data space have neither."""
-        terms = subject.bound_terms
+        terms = answers[LatentBoundTerms(self.num_times)]
         if terms is None:
             return []
-        n, protocol = len(terms.reconstruction), f"{terms.split}/{len(terms.reconstruction)}"
-        rows = [
-            Measurement(
-                "w2_bound_reconstruction",
-                float(terms.reconstruction.mean()),
-                n,
-                f"{protocol}/posterior mean",
-                f"squared {subject.spec.unit_name} units",
-            )
-        ]
+        n = min(self._num_samples or answers.num_samples, len(terms.reconstruction))
+        protocol, value = f"{terms.split}/{n}", float(terms.reconstruction[:n].mean())
+        unit = f"squared {answers.spec.unit_name} units"
+        rows = [Measurement("w2_bound_reconstruction", value, n, f"{protocol}/posterior mean", unit)]
         if terms.flow_loss is not None:
-            described = f"latent {terms.latent}/{protocol}/{terms.num_times}-times/variance of the target included"
+            described = f"latent {terms.latent}/{protocol}/{self.num_times}-times/variance of the target included"
             described += f"/given {terms.given}" if terms.given else ""
-            value = float(terms.flow_loss.mean())
+            value = float(terms.flow_loss[:n].mean())
             rows.append(Measurement("w2_bound_flow_loss", value, n, described, "squared latent units"))
         return rows
 
@@ -135,56 +201,6 @@ def held_out_loss(
             pair = flow.path.sample(noise.to(z), z, t)
             total += (flow.network(pair.xt, t, label, *given) - pair.velocity).square().flatten(1).sum(1)
     return total / num_times
-
-
-def measured_bound(drawing: Drawing, split: str, metrics: Iterable[Metric]) -> BoundTerms | None:
-    """:func:`draw_bound_terms` where a metric asks for it and the flow has an autoencoder; else None."""
-    wanted = [metric for metric in metrics if isinstance(metric, LatentBound)]
-    if not wanted or not isinstance(drawing.flow.space, LatentSpace):
-        return None
-    num = max(metric.num_samples or drawing.num_samples for metric in wanted)
-    return draw_bound_terms(drawing, split, num, wanted[0].num_times)
-
-
-def draw_bound_terms(drawing: Drawing, split: str, num: int, num_times: int) -> BoundTerms:
-    """Both terms on held-out images, keyed by their index; a collective.
-
-    Args:
-        drawing: whose flow, which has an autoencoder.
-        split: the images' split; the first ones of it.
-        num: how many.
-        num_times: times per image.
-    """
-    flow, data = drawing.flow, drawing.data
-    assert isinstance(flow.space, LatentSpace), "only latent flows have an autoencoder"
-    source = data.split(split)
-    num = min(num, len(source))
-    reconstruction, losses = [torch.empty(0, dtype=torch.float64)], [torch.empty(0, dtype=torch.float64)]
-    known = True
-    with agreed():
-        index = shard(num, drawing.rank, drawing.world_size)
-        for chunk in drawing.batches(index):
-            x = data.model_values(split, chunk).to(flow.device)
-            label = None if flow.num_classes is None or source.label is None else source.label[chunk].to(flow.device)
-            difference = (x - flow.space.reconstruct(x)).double()
-            reconstruction.append(difference.square().flatten(1).sum(1).cpu())
-            condition = None
-            if flow.conditioner is not None:
-                condition = flow.conditioner.held_out_condition(
-                    x, data.conditions(split, chunk), chunk, drawing.seed, flow.space
-                )
-            loss = held_out_loss(flow, x, label, chunk, drawing.seed, num_times, condition)
-            known = known and loss is not None
-            if loss is not None:
-                losses.append(loss.double().cpu())
-    return BoundTerms(
-        gather_by_index(index, torch.cat(reconstruction)),
-        gather_by_index(index, torch.cat(losses)) if known else None,
-        num_times,
-        split,
-        "x".join(str(size) for size in flow.flow_shape),
-        _given(flow),
-    )
 
 
 def _given(flow: FlowModule) -> str:

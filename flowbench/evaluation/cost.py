@@ -1,0 +1,125 @@
+"""What training and sampling cost on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from flowbench.evaluation.answers import Answers
+from flowbench.evaluation.measurement import Measurement, MetricInfo
+from flowbench.evaluation.metric import Metric
+from flowbench.evaluation.probe import Probe, Setup
+from flowbench.evaluation.product_rate import product_rate
+from flowbench.evaluation.prospect import Prospect
+from flowbench.evaluation.provenance import peak_memory_mb
+from flowbench.evaluation.sampling import Samples
+from flowbench.training import Budget, TrainingModule
+
+__all__ = ["Cost", "CostReport", "TrainingCost", "cost_of"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a contender cost.
+
+    Attributes:
+        parameters: trainable parameters of the contender.
+        train_seconds: wall time inside training steps.
+        train_flops: floating-point operations of training.
+        samples_seen: training samples, repeats included.
+        peak_memory_mb: highest memory of the process (resident on a CPU, allocated on a GPU), MiB.
+        steps: optimiser steps of the training; 0 where they were not counted.
+        product_rate: operations a second of large float32 products on this machine, over all processes; None where
+            nothing was trained.
+    """
+
+    parameters: int
+    train_seconds: float
+    train_flops: float
+    samples_seen: int
+    peak_memory_mb: float
+    steps: int = 0
+    product_rate: float | None = None
+
+    @property
+    def flop_utilisation(self) -> float | None:
+        """Share of the product rate that training reached; None where one of them is unknown."""
+        if not self.product_rate or not self.train_seconds or not self.train_flops:
+            return None
+        return self.train_flops / (self.train_seconds * self.product_rate)
+
+
+def cost_of(module: TrainingModule, budget: Budget | None, world_size: int = 1) -> Cost:
+    """What a module cost so far.
+
+    Args:
+        module: the module.
+        budget: what its training spent; None where it was not metered.
+        world_size: number of processes.
+    """
+    return Cost(
+        parameters=sum(p.numel() for p in module.parameters() if p.requires_grad),
+        train_seconds=budget.train_seconds if budget else 0.0,
+        train_flops=budget.train_flops if budget else 0.0,
+        samples_seen=budget.samples_seen if budget else 0,
+        peak_memory_mb=peak_memory_mb(module.device),
+        steps=budget.steps if budget else 0,
+        product_rate=world_size * product_rate(module.device) if budget and budget.steps else None,
+    )
+
+
+@dataclass(frozen=True)
+class TrainingCost(Probe[Cost]):
+    """What the module cost; the evaluator asks it last, so that the peak of the memory is that of the measurement."""
+
+    def ask(self, setup: Setup) -> Cost | None:
+        """The cost, on process 0."""
+        if setup.rank or not isinstance(setup.module, TrainingModule):
+            return None
+        return cost_of(setup.module, setup.budget, setup.world_size)
+
+
+class CostReport(Metric):
+    """What training and sampling cost on this machine."""
+
+    declares = (
+        MetricInfo("parameters", "none", "cost"),
+        MetricInfo("train_flops", "none", "cost"),
+        MetricInfo("train_seconds", "down", "cost"),
+        MetricInfo("samples_seen", "none", "cost"),
+        MetricInfo("peak_memory", "down", "cost"),
+        MetricInfo("samples_per_second", "up", "cost"),
+        MetricInfo("step_milliseconds", "down", "cost", always=False),
+        MetricInfo("flop_utilisation", "up", "cost", always=False),
+        MetricInfo("network_evaluations", "down", "cost"),
+    )
+
+    def probes(self) -> tuple[Probe[Any], ...]:
+        """The cost, and the samples for their rate."""
+        return Samples(), TrainingCost()
+
+    def expected(self, who: Prospect) -> tuple[str, ...]:
+        """See :meth:`Metric.expected`; reference rows cost nothing."""
+        return () if who.module is None else tuple(info.name for info in self.declares)
+
+    def measure(self, answers: Answers) -> list[Measurement]:
+        """Parameters, operations, seconds (in all and a step), utilisation, memory, evaluations, samples per second."""
+        cost, drawn = answers[TrainingCost()], answers.get(Samples())
+        if cost is None:
+            return []
+        rows = [
+            ("parameters", float(cost.parameters), ""),
+            ("train_flops", cost.train_flops, "FLOP"),
+            ("train_seconds", cost.train_seconds, "s"),
+            ("samples_seen", float(cost.samples_seen), ""),
+            ("peak_memory", cost.peak_memory_mb, "MiB"),
+        ]
+        if drawn is not None and drawn.per_second is not None:
+            rows.append(("samples_per_second", drawn.per_second, "1/s"))
+        if cost.steps:
+            rows.append(("step_milliseconds", 1000 * cost.train_seconds / cost.steps, "ms"))
+        if cost.flop_utilisation is not None:
+            rows.append(("flop_utilisation", cost.flop_utilisation, "of product rate"))
+        if drawn is not None and drawn.network_evaluations is not None:
+            rows.append(("network_evaluations", drawn.network_evaluations, "per sample"))
+        return [Measurement(name, value, answers.num_samples, "cost", unit) for name, value, unit in rows]

@@ -1,0 +1,81 @@
+"""Labels and conditions of the samples that a measurement draws, by the sample's index."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from flowbench.core.seeds import derive_seed
+from flowbench.evaluation.probe import Setup
+from flowbench.families.conditioning.base import Conditioner, SpatialCondition
+from flowbench.families.latents.space import Space
+
+__all__ = ["condition_argument", "condition_at", "condition_rows", "labels_of_samples"]
+
+
+class Conditioned(Protocol):
+    """What is needed of a flow."""
+
+    num_classes: int | None
+    conditioner: Conditioner | None
+    space: Space
+
+    @property
+    def device(self) -> torch.device:
+        """Where its samples are drawn."""
+
+
+def condition_rows(setup: Setup, index: Tensor) -> Tensor:
+    """The held-out image of each sample: they take turns."""
+    return index % len(setup.data.split(setup.held_out.name))
+
+
+def condition_at(flow: Conditioned, setup: Setup, index: Tensor) -> SpatialCondition | None:
+    """Conditions of the samples at some indices: sample i is given what image i (modulo their number) shows.
+
+    Masks are keyed by the sample's index, so an image that comes again has another one.
+
+    Args:
+        flow: whose samples.
+        setup: the data, of which the held-out split gives the images, and the evaluation seed.
+        index: sample indices, shape (B,).
+
+    Returns:
+        None for a flow without such conditions.
+    """
+    if flow.conditioner is None:
+        return None
+    split, rows = setup.held_out.name, condition_rows(setup, index)
+    x, given = setup.data.model_values(split, rows).to(flow.device), setup.data.conditions(split, rows)
+    return flow.conditioner.held_out_condition(x, given, index, setup.seed, flow.space)
+
+
+def condition_argument(flow: Conditioned, setup: Setup, index: Tensor) -> dict[str, Any]:
+    """:func:`condition_at` as the argument `spatial` of a flow's methods; empty for flows that do not take it."""
+    condition = condition_at(flow, setup, index)
+    return {} if condition is None else {"spatial": condition}
+
+
+def labels_of_samples(flow: Conditioned, setup: Setup) -> Tensor | None:
+    """Labels of a conditional flow's samples, drawn from the reference split by the evaluation seed.
+
+    Those of conditions that images make are the images' own: a class at odds with its image would be no sample.
+
+    Args:
+        flow: whose samples.
+        setup: the data, the number of samples and the evaluation seed.
+
+    Returns:
+        Shape (setup.num_samples,); None for an unconditional flow.
+    """
+    if flow.num_classes is None:
+        return None
+    own = flow.conditioner is not None
+    label = setup.data.split(setup.held_out.name if own else setup.reference.name).label
+    assert label is not None, "a conditional flow has labelled data"
+    if own:
+        return label[condition_rows(setup, torch.arange(setup.num_samples))]
+    rng = torch.Generator().manual_seed(derive_seed(setup.seed, "labels"))
+    return label[torch.randint(len(label), (setup.num_samples,), generator=rng)]

@@ -1,0 +1,1 @@
+"""One folder a task: what it measures, on what data, and beside which references."""

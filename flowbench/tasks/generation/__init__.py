@@ -1,0 +1,34 @@
+"""Images and points: likelihood, paths, training pairs, autoencoders and conditions of flows, and their references."""
+
+from flowbench.evaluation.reference import Reference
+from flowbench.tasks.generation.condition_agreement import ConditionAgreement
+from flowbench.tasks.generation.latent_bound import LatentBound
+from flowbench.tasks.generation.likelihood import NegativeLogLikelihood
+from flowbench.tasks.generation.paths import PathStraightness
+from flowbench.tasks.generation.reconstruction import Reconstruction
+from flowbench.tasks.generation.references import Floor, Gaussian, Mixture, Noise
+from flowbench.tasks.generation.training_pairs import TrainingPairs
+
+__all__ = [
+    "ConditionAgreement",
+    "Floor",
+    "Gaussian",
+    "LatentBound",
+    "Mixture",
+    "NegativeLogLikelihood",
+    "Noise",
+    "PathStraightness",
+    "Reconstruction",
+    "TrainingPairs",
+    "references",
+]
+
+
+def references() -> dict[str, Reference]:
+    """The references of generation by the names of their rows.
+
+    Example:
+        >>> list(references())
+        ['floor', 'noise', 'gaussian', 'gmm']
+    """
+    return {"floor": Floor(), "noise": Noise(), "gaussian": Gaussian(), "gmm": Mixture()}
