@@ -10,7 +10,6 @@ from typing import Any
 
 from flowbench.bench.claims import Claim, parse_claim
 from flowbench.bench.mappings import flatten, nest
-from flowbench.bench.store import REFERENCES
 from flowbench.config.compose import read_mapping
 from flowbench.config.errors import ConfigError
 from flowbench.config.interpolation import resolve
@@ -202,7 +201,7 @@ def _contenders(value: Any, folder: Path, where: str) -> tuple[Contender, ...]:
 def _contender(name: str, entry: Any, folder: Path, where: str, before: Mapping[str, Contender]) -> Contender:
     if not _NAME.fullmatch(name):
         raise ValueError(f"{where}: use letters, digits, - and _")
-    if name in (*REFERENCES, "reference"):
+    if name == "reference":
         raise ValueError(f"{where}: the name belongs to the reference rows; choose another")
     if isinstance(entry, str):
         entry = {"experiment": entry}
@@ -326,10 +325,6 @@ def _claims(
     for claim in claims:
         for side in claim.quantities:
             name = f"{where}: claim {claim.text!r}"
-            if side.contender not in (*contenders, *REFERENCES):
-                raise ValueError(
-                    f"{name}: unknown contender {side.contender!r}{suggestion(side.contender, contenders)}"
-                )
             if side.problem is not None and side.problem not in problems:
                 known = [known for known in problems if known]
                 hint = suggestion(side.problem, known) if known else "; the bench file has no problems"

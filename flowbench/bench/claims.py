@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from flowbench.bench.statistics import ROUNDING, Summary, difference, paired_difference, summarise
-from flowbench.bench.store import REFERENCES, Results
+from flowbench.bench.store import Results
 from flowbench.core.nearest import suggestion
 from flowbench.core.sweep import SweepAxis
 
@@ -145,7 +145,7 @@ def judge(claim: Claim, results: Results, problems: Mapping[str, Sequence[str]])
     Args:
         claim: the parsed claim.
         results: the rows of the bench.
-        problems: problem name -> contenders that take part in it.
+        problems: problem name -> contenders and references that stand in it.
 
     Returns:
         One verdict per problem in which every contender of the claim takes part; one undecided verdict when
@@ -157,8 +157,8 @@ def judge(claim: Claim, results: Results, problems: Mapping[str, Sequence[str]])
         return [_judge_in(claim, results, label)]
     verdicts = [
         _judge_in(claim, results, problem)
-        for problem, contenders in problems.items()
-        if all(side.contender in (*contenders, *REFERENCES) for side in claim.quantities)
+        for problem, names in problems.items()
+        if all(side.contender in names for side in claim.quantities)
     ]
     return verdicts or [Verdict(claim, "", "undecided", "no problem holds all of its contenders")]
 

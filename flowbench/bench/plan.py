@@ -12,7 +12,9 @@ from flowbench.bench.benchfile import BenchFile, Contender, Problem, load_bench_
 from flowbench.bench.machine import Policy, choose_policy
 from flowbench.config import ConfigError, compose_tree, fingerprint
 from flowbench.config.merge import Layer, merge
+from flowbench.config.references import reference_names
 from flowbench.config.text import write_yaml
+from flowbench.core.nearest import suggestion
 from flowbench.core.places import expand
 from flowbench.core.resources import portable_name
 
@@ -87,6 +89,10 @@ class Plan:
         """All cells, the reference rows first: the order in which they run."""
         return (*self.references, *self.cells)
 
+    def reference_names(self, problem: str) -> tuple[str, ...]:
+        """Names of the reference rows of a problem."""
+        return reference_names(self.experiments[problem, self.problems[problem][0]])
+
     @property
     def problems(self) -> dict[str, list[str]]:
         """Problem name -> contenders that take part, in the order of the bench file."""
@@ -103,6 +109,7 @@ class Plan:
             "sweep": dict(self.bench.sweep),
             "claims": [claim.text for claim in self.bench.claims],
             "problems": self.problems,
+            "references": {name: list(self.reference_names(name)) for name in self.problems},
             "trained": {c.name: c.trained for c in self.bench.contenders if c.trained},
             "reasons": {t.name: t.reason for t in self.bench.problems if t.only is not None},
             "policy": self.policy.describe(),
@@ -145,7 +152,25 @@ def make_plan(path: str | Path, overrides: Sequence[str] = (), jobs: int | None 
     )
     cpu_only = all((content.get("trainer") or {}).get("accelerator") == "cpu" for content in contents.values())
     policy = choose_policy(bench.jobs if jobs is None else jobs, len(cells), cpu_only=cpu_only)
-    return Plan(bench, directory, cells, references, policy, contents)
+    plan = Plan(bench, directory, cells, references, policy, contents)
+    _check_names(plan)
+    return plan
+
+
+def _check_names(plan: Plan) -> None:
+    """Refuse contenders that have the name of a reference row, and claims on names that nobody has."""
+    contenders = [contender.name for contender in plan.bench.contenders]
+    references = {name for problem in plan.problems for name in plan.reference_names(problem)}
+    for name in contenders:
+        if name in references:
+            raise ValueError(
+                f"{plan.bench.path}: contender {name!r}: the name belongs to the reference rows; choose another"
+            )
+    for claim in plan.bench.claims:
+        for side in claim.quantities:
+            if side.contender not in (*contenders, *references):
+                hint = suggestion(side.contender, (*contenders, *sorted(references)))
+                raise ValueError(f"{plan.bench.path}: claim {claim.text!r}: unknown contender {side.contender!r}{hint}")
 
 
 def _cells(

@@ -87,7 +87,8 @@ def _where(problem: str, contender: str) -> str:
 
 
 def _verdicts(plan: Mapping[str, Any], results: Results) -> list[Verdict]:
-    return [verdict for text in plan["claims"] for verdict in judge(parse_claim(text), results, plan["problems"])]
+    names = {problem: [*contenders, *plan["references"][problem]] for problem, contenders in plan["problems"].items()}
+    return [verdict for text in plan["claims"] for verdict in judge(parse_claim(text), results, names)]
 
 
 def _claims_rich(verdicts: list[Verdict]) -> Table:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flowbench.bench.status import read_status
+from flowbench.config.references import DEFAULT_REFERENCES
 from flowbench.core.rows import FLOOR_FILE, Goal, Row, read_rows, write_rows
 from flowbench.core.storage import write_text
 from flowbench.core.sweep import SweepAxis
@@ -19,7 +20,6 @@ from flowbench.core.sweep import SweepAxis
 __all__ = [
     "EXTERNAL",
     "REFERENCE",
-    "REFERENCES",
     "UNFINISHED",
     "Results",
     "cell_rows",
@@ -30,9 +30,6 @@ __all__ = [
     "load_rows",
     "planned_seeds",
 ]
-
-REFERENCES = ("floor", "noise", "gaussian", "gmm")
-"""Contenders that nobody trains: held-out data, noise, and two classical baselines."""
 
 REFERENCE = "reference"
 """Family of their rows."""
@@ -66,11 +63,11 @@ def load_plan(directory: Path) -> dict[str, Any]:
 
 
 def _with_problems(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """A plan of an earlier version, in which problems were called tasks, under the names of today."""
-    if "problems" in plan:
-        return dict(plan)
-    cells = [{"problem" if key == "task" else key: value for key, value in cell.items()} for cell in plan["cells"]]
-    return {"problems" if key == "tasks" else key: value for key, value in plan.items()} | {"cells": cells}
+    """A plan of an earlier version, in which problems were called tasks and had the same references, as of today."""
+    if "problems" not in plan:
+        cells = [{"problem" if key == "task" else key: value for key, value in cell.items()} for cell in plan["cells"]]
+        plan = {"problems" if key == "tasks" else key: value for key, value in plan.items()} | {"cells": cells}
+    return {"references": {name: list(DEFAULT_REFERENCES) for name in plan["problems"]}, **plan}
 
 
 def planned_seeds(directory: Path) -> dict[str, list[int]]:
@@ -157,8 +154,8 @@ def collect(directory: Path) -> list[Row]:
 
 def _external_row(plan: Mapping[str, Any], row: Row) -> Row:
     """A row of somebody else's images under the bench's names of today; nobody's name is given to two."""
-    taken = row.contender in (*plan["contenders"], *REFERENCES)
     (problem,) = plan["problems"] if len(plan["problems"]) == 1 else (row.problem,)
+    taken = row.contender in (*plan["contenders"], *plan["references"].get(problem, ()))
     name = f"{row.contender} ({EXTERNAL})" if taken else row.contender
     return replace(row, bench=plan["name"], problem=problem, contender=name)
 
@@ -263,9 +260,8 @@ class Results:
         return list(self._members.get((problem, EXTERNAL), ()))
 
     def references(self, problem: str) -> list[str]:
-        """Names of the reference rows of a problem, the known ones in the order of ``REFERENCES``."""
-        found = self._members.get((problem, REFERENCE), {})
-        return [*(name for name in REFERENCES if name in found), *(name for name in found if name not in REFERENCES)]
+        """Names of the reference rows of a problem, in order of appearance."""
+        return list(self._members.get((problem, REFERENCE), ()))
 
     def lines(self, problem: str, contenders: Iterable[str]) -> list[str]:
         """Who stands in the tables of a problem, in their order, everybody once.

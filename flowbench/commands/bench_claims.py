@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from flowbench.bench.claims import Claim, Quantity
 from flowbench.bench.plan import Plan
-from flowbench.bench.store import REFERENCES
 from flowbench.core.nearest import suggestion
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ def check_claims(plan: Plan) -> None:
     """
     known: dict[tuple[str, str], Mapping[str, Declared] | None] = {}
     for claim, side, problem in _sides(plan):
-        reference = side.contender in REFERENCES
+        reference = side.contender in plan.reference_names(problem)
         contender = plan.problems[problem][0] if reference else side.contender
         if (problem, contender) not in known:
             known[problem, contender] = _declared(plan, problem, contender)
@@ -50,11 +49,11 @@ def _sides(plan: Plan) -> Iterator[tuple[Claim, Quantity, str]]:
         everywhere = [
             problem
             for problem, contenders in plan.problems.items()
-            if all(side.contender in (*contenders, *REFERENCES) for side in claim.quantities)
+            if all(side.contender in (*contenders, *plan.reference_names(problem)) for side in claim.quantities)
         ]
         for side in claim.quantities:
             for problem in everywhere if side.problem is None else [side.problem]:
-                if side.contender in (*plan.problems[problem], *REFERENCES):
+                if side.contender in (*plan.problems[problem], *plan.reference_names(problem)):
                     yield claim, side, problem
 
 

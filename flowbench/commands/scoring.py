@@ -11,9 +11,10 @@ from typing import Any, Literal
 import torch
 
 from flowbench.bench.report import build_report
-from flowbench.bench.store import EXTERNAL, REFERENCES, collect, load_plan
+from flowbench.bench.store import EXTERNAL, collect, load_plan
 from flowbench.commands.run_folder import claim, working_in
 from flowbench.config import Experiment, compose
+from flowbench.config.references import default_references
 from flowbench.core.remarks import say_once
 from flowbench.core.rows import FLOOR_FILE, write_rows
 from flowbench.data import FlowDataModule
@@ -33,7 +34,6 @@ from flowbench.evaluation.earlier import set_aside
 from flowbench.evaluation.external import ExternalImages
 from flowbench.evaluation.samples import RealSet
 from flowbench.metrics import FeatureStatistics, load_statistics, save_statistics
-from flowbench.tasks.generation import references
 
 __all__ = ["evaluate", "image_evaluator", "join_bench", "open_data", "open_experiment", "stats"]
 
@@ -66,7 +66,7 @@ def image_evaluator(features: Sequence[str], reference: str = "train", num_refer
             metrics[f"memorization-{name}"] = Memorization(**limit)
     split: Literal["train", "val", "test"] = reference  # type: ignore[assignment]
     held_out: Literal["val", "test"] = "val" if reference == "test" else "test"
-    return Evaluator(metrics, references=references(), reference=split, held_out=held_out)
+    return Evaluator(metrics, references=default_references(), reference=split, held_out=held_out)
 
 
 def open_experiment(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> tuple[FlowDataModule, Evaluator]:
@@ -104,7 +104,7 @@ def join_bench(samples: Path, bench: Path, name: str | None = None, num_samples:
         )
     (problem,) = plan["problems"]
     contender = _name(name, samples)
-    if contender in (*plan["contenders"], *REFERENCES):
+    if contender in (*plan["contenders"], *plan["references"][problem]):
         raise ValueError(f"--name: {contender!r} is a contender of the bench already; choose another name")
     config = bench / "reference" / problem / "cell.yaml"
     if not config.is_file():

@@ -15,6 +15,7 @@ from flowbench.config.errors import ConfigError
 from flowbench.config.files import check_files
 from flowbench.config.fitting import fit_experiment
 from flowbench.config.imports import import_class
+from flowbench.config.references import DEFAULT_REFERENCES
 from flowbench.config.text import shown
 from flowbench.config.trainer import check_trainer, check_trainer_numbers
 from flowbench.core.checks import check_seed
@@ -436,19 +437,14 @@ def _check_required(cls: type, spec: Mapping[str, Any], required: Iterable[str])
             )
 
 
-_REFERENCES = {
-    name: {"class_path": f"flowbench.tasks.generation.{cls}"}
-    for name, cls in {"floor": "Floor", "noise": "Noise", "gaussian": "Gaussian", "gmm": "Mixture"}.items()
-}
-
-
 def _evaluator(section: Any) -> Arguments | None:
     if section is None:
         return None
     from flowbench.evaluation import Evaluator
 
     # Not in the tree, whose fingerprint results of earlier versions have.
-    return Arguments("evaluator", Evaluator, {"references": _REFERENCES, **section})
+    references = {name: {"class_path": path} for name, path in DEFAULT_REFERENCES.items()}
+    return Arguments("evaluator", Evaluator, {"references": references, **section})
 
 
 def _named(resolved: Mapping[str, Any], key: str, base: type, defaults: Mapping[str, Any]) -> dict[str, Object]:

@@ -6,7 +6,7 @@ import scipy.stats
 from flowbench.bench.claims import Quantity, judge, parse_claim
 from flowbench.bench.store import Results
 
-TASKS = {"": ["a", "b"]}
+TASKS = {"": ["a", "b", "noise"]}
 
 
 @pytest.mark.parametrize(

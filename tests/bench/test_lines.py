@@ -8,10 +8,11 @@ import re
 import pytest
 
 from flowbench.bench import compare
-from flowbench.bench.store import REFERENCES, Results
+from flowbench.bench.store import Results
 from flowbench.bench.tables import metric_table, seed_table
 from flowbench.core.rows import write_rows
 
+REFERENCES = ("noise", "floor")
 FAMILIES = {"cfm": "FlowMatching", "stranger": "external", "noise": "reference", "floor": "reference"}
 
 
@@ -30,7 +31,7 @@ def first_column(text: str) -> list[str]:
 def test_everybody_stands_once_and_in_order_in_every_table(make_row, tmp_path, names):
     contenders = [name for name in names if name == "cfm"]
     ordered = [*contenders, *(n for n in names if n == "stranger"), *(n for n in REFERENCES if n in names)]
-    rows = rows_of(make_row, reversed(names))
+    rows = rows_of(make_row, sorted(names, key=lambda name: name in REFERENCES, reverse=True))
     plan = {"contenders": contenders, "problems": {"": contenders}, "seeds": [0], "reasons": {}}
     for table in (metric_table(plan, Results(rows), "", "quality"), seed_table(plan, Results(rows), "")):
         assert [row[0].text for row in table.rows] == ordered

@@ -32,7 +32,7 @@ evaluator:
   curve: [w2]
   metrics:
     w2: {class_path: flowbench.evaluation.Wasserstein2}
-    nll: {class_path: flowbench.evaluation.NegativeLogLikelihood}
+    nll: {class_path: flowbench.tasks.generation.NegativeLogLikelihood}
     cost: {class_path: flowbench.evaluation.CostReport}
 """
 
@@ -49,7 +49,7 @@ evaluator:
   curve: [fd]
   metrics:
     fd: {class_path: flowbench.evaluation.FrechetDistance, init_args: {features: identity}}
-    nll: {class_path: flowbench.evaluation.NegativeLogLikelihood}
+    nll: {class_path: flowbench.tasks.generation.NegativeLogLikelihood}
     cost: {class_path: flowbench.evaluation.CostReport}
 """
 
@@ -76,8 +76,8 @@ evaluator:
   sweep: {network_evaluations: [1, 2]}
   metrics:
     fd: {class_path: flowbench.evaluation.FrechetDistance, init_args: {features: identity}}
-    nll: {class_path: flowbench.evaluation.NegativeLogLikelihood}
-    straightness: {class_path: flowbench.evaluation.PathStraightness}
+    nll: {class_path: flowbench.tasks.generation.NegativeLogLikelihood}
+    straightness: {class_path: flowbench.tasks.generation.PathStraightness}
     cost: {class_path: flowbench.evaluation.CostReport}
 loggers:
   tensorboard:

@@ -19,7 +19,7 @@ from .conftest import POINTS, quality
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
 
-SMALL = POINTS.replace("    nll: {class_path: flowbench.evaluation.NegativeLogLikelihood}\n", "").replace(
+SMALL = POINTS.replace("    nll: {class_path: flowbench.tasks.generation.NegativeLogLikelihood}\n", "").replace(
     "budget: {steps: 20}", "budget: {steps: 10}"
 )
 # One kill in training, in measuring and in validation; the slow tests go through all points of a run.

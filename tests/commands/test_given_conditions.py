@@ -80,9 +80,9 @@ def test_densities_and_losses_of_held_out_images_are_those_under_their_masks(tra
     run, _ = runs._trained(trained, None)
     module, data = run.module, run.built.datamodule
     (batch,) = [batch for batch in data.test_dataloader() if 0 in batch.index]
-    right = module.test_step(batch, 0)["log_prob"]
+    right = module.batch_log_prob(batch)
     batch.condition = 1 - batch.condition
-    wrong = module.test_step(batch, 0)["log_prob"]
+    wrong = module.batch_log_prob(batch)
     assert (right > wrong).all()
     loss = runs.validate(trained)["val/loss"]
     rng = torch.Generator().manual_seed(0)
@@ -96,7 +96,7 @@ def test_densities_and_losses_of_held_out_images_are_those_under_their_masks(tra
 def test_the_evaluator_draws_and_scores_under_the_masks_of_the_held_out_split(folder: Path, tmp_path: Path) -> None:
     metrics = {
         "fd": {"class_path": "flowbench.evaluation.FrechetDistance", "init_args": {"features": "identity"}},
-        "nll": {"class_path": "flowbench.evaluation.NegativeLogLikelihood"},
+        "nll": {"class_path": "flowbench.tasks.generation.NegativeLogLikelihood"},
     }
     options = [f"evaluator={json.dumps({'reference': 'val', 'num_samples': TEST, 'metrics': metrics})}"]
     experiment = made(folder, f"run.dir={tmp_path / 'run'}", *options)

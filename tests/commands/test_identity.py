@@ -21,7 +21,7 @@ from flowbench.training import read_checkpoint
 from .conftest import POINTS
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-SMALL = POINTS.replace("    nll: {class_path: flowbench.evaluation.NegativeLogLikelihood}\n", "")
+SMALL = POINTS.replace("    nll: {class_path: flowbench.tasks.generation.NegativeLogLikelihood}\n", "")
 MODEL = "model.init_args"
 SOLVER = f"{MODEL}.solver.init_args.num_steps=4"
 COUPLING = f"{MODEL}.coupling={{class_path: flowbench.flows.OptimalTransportCoupling}}"

@@ -20,7 +20,7 @@ from flowbench.training.progress import is_trained
 
 from .conftest import POINTS, quality
 
-SMALL = POINTS.replace("    nll: {class_path: flowbench.evaluation.NegativeLogLikelihood}\n", "")
+SMALL = POINTS.replace("    nll: {class_path: flowbench.tasks.generation.NegativeLogLikelihood}\n", "")
 EARLY = (
     "callbacks.stop={class_path: lightning.pytorch.callbacks.EarlyStopping, "
     "init_args: {monitor: val/loss, patience: 1, min_delta: 1.0e+9}}"

@@ -18,7 +18,7 @@ from flowbench.data import FlowDataModule
 
 from .conftest import DIGITS
 
-SMALL = DIGITS.replace("    nll: {class_path: flowbench.evaluation.NegativeLogLikelihood}\n", "")
+SMALL = DIGITS.replace("    nll: {class_path: flowbench.tasks.generation.NegativeLogLikelihood}\n", "")
 
 
 @pytest.fixture(scope="module")

@@ -34,8 +34,8 @@ evaluator:
   num_samples: 20
   metrics:
     fd: {class_path: flowbench.evaluation.FrechetDistance, init_args: {features: digits-cnn}}
-    nll: {class_path: flowbench.evaluation.NegativeLogLikelihood}
-    straightness: {class_path: flowbench.evaluation.PathStraightness}
+    nll: {class_path: flowbench.tasks.generation.NegativeLogLikelihood}
+    straightness: {class_path: flowbench.tasks.generation.PathStraightness}
 """
 LATENT = """
 base: [base.yaml]

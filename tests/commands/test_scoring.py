@@ -102,7 +102,7 @@ def test_an_experiment_says_how_to_measure(capsys, samples, place):
         "model: {class_path: flowbench.families.TARFlow}\n"
         "evaluator:\n  num_samples: 50\n  metrics:\n"
         "    fd: {class_path: flowbench.evaluation.FrechetDistance, init_args: {features: identity}}\n"
-        "    nll: {class_path: flowbench.evaluation.NegativeLogLikelihood}\n"
+        "    nll: {class_path: flowbench.tasks.generation.NegativeLogLikelihood}\n"
     )
     words = ["evaluate", "--samples", "stranger.npz", "-c", "e.yaml", "evaluator.reference=val", "--name", "x"]
     assert main([*words, "--num-samples", "50", "--output", "there"]) == 0

@@ -15,7 +15,7 @@ from .conftest import DIGITS, POINTS
 
 FEW = ["evaluator.num_samples=12", "evaluator.num_trajectories=4", "evaluator.trajectory_points=3", "budget.steps=2"]
 FEW += ["data.eval_batch_size=6", "trainer.limit_test_batches=1", "trainer.limit_val_batches=1", "data.batch_size=8"]
-STRAIGHT = ["evaluator.metrics.straightness.class_path=flowbench.evaluation.PathStraightness"]
+STRAIGHT = ["evaluator.metrics.straightness.class_path=flowbench.tasks.generation.PathStraightness"]
 
 NOISE = "model.init_args.augmentation={class_path: flowbench.families.GaussianNoise, init_args: {std: 0.2}}"
 LEARNED = "model.init_args.denoiser={class_path: flowbench.families.FlowScoreDenoiser, init_args: {%s}}"

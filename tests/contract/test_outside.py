@@ -39,8 +39,8 @@ evaluator:
   num_trajectories: 4
   metrics:
     w2: {class_path: flowbench.evaluation.Wasserstein2}
-    nll: {class_path: flowbench.evaluation.NegativeLogLikelihood}
-    straightness: {class_path: flowbench.evaluation.PathStraightness}
+    nll: {class_path: flowbench.tasks.generation.NegativeLogLikelihood}
+    straightness: {class_path: flowbench.tasks.generation.PathStraightness}
 """
 
 

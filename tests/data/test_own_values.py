@@ -15,8 +15,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from flowbench.data import DatasetEntry, DataSpec, Declaration, FlowDataModule, get
-from flowbench.evaluation import NegativeLogLikelihood, Subject
 from flowbench.evaluation.samples import RealSet
+from flowbench.tasks.generation import NegativeLogLikelihood
+from flowbench.tasks.generation.likelihood import Densities, LogDensities
+
+from ..evaluation.known import compared
 
 N = 40
 RNG = np.random.default_rng(0)
@@ -259,8 +262,8 @@ def test_likelihoods_are_those_of_the_files_units(tmp_path: Path, dims: int) -> 
     test = RealSet(data, "test")
     # A flow that maps the standardised points to themselves: its density is the standard normal's.
     log_prob = torch.distributions.Normal(0.0, 1.0).log_prob(test.points().double()).sum(1)
-    subject = Subject(data.spec, test, test, log_prob=log_prob, likelihood="exact")
-    (row,) = NegativeLogLikelihood().measure(subject)
+    answers = compared(test, test, {}, given={LogDensities(): Densities(log_prob)})
+    (row,) = NegativeLogLikelihood().measure(answers)
     density = stats.norm(raw[:20].mean(axis=0), raw[:20].std(axis=0))
     assert row.value == pytest.approx(-density.logpdf(raw[30:]).sum(axis=1).mean(), rel=1e-5)
     assert (row.unit, row.protocol) == ("nats", "exact/test/10/data-units")

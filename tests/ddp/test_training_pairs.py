@@ -25,7 +25,7 @@ def experiment(workplace: Workplace) -> Path:
         coupling={"class_path": "flowbench.flows.OptimalTransportCoupling"},
     )
     model["class_path"] = "training_pairs_spy.SpyWeightedCFM"
-    pairs = {"class_path": "flowbench.evaluation.TrainingPairs", "init_args": {"num_pairs": NUM}}
+    pairs = {"class_path": "flowbench.tasks.generation.TrainingPairs", "init_args": {"num_pairs": NUM}}
     evaluator = {"num_samples": 8, "num_trajectories": 2, "seed": SEED, "curve": [], "metrics": {"pairs": pairs}}
     return workplace.write("pairs", model, evaluator=evaluator, trainer={"max_steps": 2, "val_check_interval": 2})
 

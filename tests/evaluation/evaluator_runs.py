@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import lightning as L
 
+from flowbench.config.references import default_references
 from flowbench.core.rows import read_rows
 from flowbench.data import FlowDataModule
-from flowbench.evaluation import (
-    CostReport,
-    Evaluator,
-    FrechetDistance,
-    Identity,
-    NegativeLogLikelihood,
-    PathStraightness,
-    Wasserstein2,
-)
+from flowbench.evaluation import CostReport, Evaluator, FrechetDistance, Identity, Wasserstein2
 from flowbench.flows import Midpoint, RungeKutta4
+from flowbench.tasks.generation import NegativeLogLikelihood, PathStraightness
 
 from ..contract.builders import build
 
@@ -47,7 +41,8 @@ def point_metrics() -> dict:
 
 def evaluator(metrics: dict | None = None, **options) -> Evaluator:
     settings = {"num_samples": 20, "num_trajectories": 6, "trajectory_points": 5, "num_pictures": 4}
-    made = Evaluator(image_metrics() if metrics is None else metrics, **{**settings, **options})
+    metrics = image_metrics() if metrics is None else metrics
+    made = Evaluator(metrics, **{"references": default_references(), **settings, **options})
     made.identity = Identity(bench="b", problem="t", contender="c", seed=3, config_hash="abc")
     return made
 

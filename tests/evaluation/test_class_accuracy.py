@@ -9,21 +9,22 @@ import torch
 from torch import Tensor
 
 from flowbench.data import FlowDataModule
-from flowbench.evaluation import ClassAccuracy, Subject
+from flowbench.evaluation import Answers, ClassAccuracy
 from flowbench.evaluation.samples import Collector, RealSet
+from flowbench.evaluation.sampling import samples_of
 from flowbench.metrics import ClassifierFeatures, train_classifier
 
-from .subjects import DIGITS, cloud, subject
+from .known import DIGITS, cloud, compared, known
 
 
-def classified(label: Tensor | None, x: Tensor) -> tuple[Subject, ClassifierFeatures]:
+def classified(label: Tensor | None, x: Tensor) -> tuple[Answers, ClassifierFeatures]:
     images = DIGITS.to_uint8(cloud(60, DIGITS, 3))
     model = train_classifier(images, torch.arange(60) % 10, 10, 0, num_steps=2)
     network = ClassifierFeatures(model)
     collector = Collector(DIGITS, {"digits-cnn": network}, {"digits-cnn": len(x)}, len(x))
     collector.add(torch.arange(len(x)), x)
     drawn = collector.gathered("generated", label=label)
-    return Subject(DIGITS, drawn, drawn, extractors={"digits-cnn": network}), network
+    return compared(drawn, drawn, {"digits-cnn": network}), network
 
 
 def test_class_accuracy_is_that_of_the_whole_classifier():
@@ -43,9 +44,10 @@ def test_class_accuracy_is_that_of_the_whole_classifier():
 
 def test_class_accuracy_needs_labels_and_a_classifier():
     assert ClassAccuracy("digits-cnn").measure(classified(None, cloud(12, DIGITS, 4))[0]) == []
-    given = subject(DIGITS)
+    given = known(DIGITS)
     assert ClassAccuracy("identity").measure(given) == [], "without labels there is nothing to compare"
-    given.samples.label = torch.zeros(len(given.samples), dtype=torch.int64)
+    samples = samples_of(given)
+    samples.label = torch.zeros(len(samples), dtype=torch.int64)
     with pytest.raises(ValueError, match="class_accuracy needs a classifier of labelled images, identity is none"):
         ClassAccuracy("identity").measure(given)
 

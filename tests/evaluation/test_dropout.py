@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from flowbench.evaluation import TrainingPairs
 from flowbench.families import FlowMatching
 from flowbench.flows import Midpoint, RungeKutta4
 from flowbench.networks import UNet
+from flowbench.tasks.generation import TrainingPairs
 
 from ..contract.builders import perturb
 from .evaluator_runs import digits, evaluator, image_metrics, rows_of, trainer

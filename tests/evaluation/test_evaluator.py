@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from flowbench.data import FlowDataModule
-from flowbench.evaluation import FrechetDistance, Wasserstein2
-from flowbench.evaluation import evaluator as module
+from flowbench.evaluation import Evaluator, FrechetDistance, Wasserstein2, networks
 from flowbench.families import Autoencoder
 from flowbench.flows import GaussianSource
 from flowbench.metrics import IdentityFeatures
@@ -99,9 +98,9 @@ def test_samples_are_drawn_in_full_precision_whatever_the_training(tmp_path):
 def test_reference_and_feature_networks_are_loaded_once_per_datamodule(monkeypatch):
     loaded = []
     monkeypatch.setattr(
-        module, "get_extractor", lambda name, data, device: loaded.append(data) or IdentityFeatures(64, name)
+        networks, "get_extractor", lambda name, data, device: loaded.append(data) or IdentityFeatures(64, name)
     )
-    evaluator = module.Evaluator({"fd": FrechetDistance("identity")})
+    evaluator = Evaluator({"fd": FrechetDistance("identity")})
     first, second = FlowDataModule("digits", seed=0), FlowDataModule("digits", seed=1)
     for data in (first, first, second):
         evaluator.extractors(data)

@@ -9,7 +9,8 @@ import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from flowbench.evaluation import FrechetDistance, NegativeLogLikelihood
+from flowbench.evaluation import FrechetDistance
+from flowbench.tasks.generation import NegativeLogLikelihood
 from flowbench.training import Budget, BudgetLimit
 
 from .evaluator_runs import digits, evaluator, flow, rows_of, trainer

@@ -11,10 +11,11 @@ import torch
 
 from flowbench.core.rows import read_rows
 from flowbench.data import FlowDataModule
-from flowbench.evaluation import CostReport, FrechetDistance, Reconstruction
+from flowbench.evaluation import CostReport, FrechetDistance
 from flowbench.families import Autoencoder, GaussianNoise, STARFlow, Tweedie
 from flowbench.flows import DormandPrince, RungeKutta4
 from flowbench.networks import KLAutoencoder
+from flowbench.tasks.generation import Reconstruction
 
 from ..contract.builders import perturb
 from .evaluator_runs import (
@@ -78,7 +79,7 @@ def test_digits_end_to_end(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["cfm", "tarflow"])
 def test_points_end_to_end(tmp_path, name, monkeypatch):
-    monkeypatch.setattr("flowbench.evaluation.transport_cost.TRANSPORT_POINTS", 100)
+    monkeypatch.setattr("flowbench.tasks.generation.paths.TRANSPORT_POINTS", 100)
     measure = evaluator(point_metrics(), reference="val", sweep={"network_evaluations": [2]})
     found = measured(tmp_path, name, points(), measure)
     assert (found["w2", None].n, found["w2", None].protocol) == (20, "points/val-20/20")

@@ -11,25 +11,12 @@ from flowbench import evaluation
 from flowbench.core.failures import NoSolutionError
 from flowbench.core.rows import Row, read_rows, unmeasured_text
 from flowbench.data import FlowDataModule
-from flowbench.evaluation import (
-    ConditionAgreement,
-    CostReport,
-    FrechetDistance,
-    LatentBound,
-    MaximumMeanDiscrepancy,
-    Measurement,
-    Metric,
-    NegativeLogLikelihood,
-    PathStraightness,
-    Reconstruction,
-    TrainingPairs,
-    Wasserstein2,
-)
+from flowbench.evaluation import CostReport, FrechetDistance, MaximumMeanDiscrepancy, Measurement, Metric, Wasserstein2
 from flowbench.evaluation.failures import Failures
 from flowbench.evaluation.feature_metrics import FeatureMetric
-from flowbench.evaluation.reference import score
-from flowbench.evaluation.samples import UndrawnSet
-from flowbench.evaluation.subject import Subject
+from flowbench.evaluation.sample_metric import SampleMetric
+from flowbench.evaluation.sampling import samples_of
+from flowbench.evaluation.score import score
 from flowbench.families import (
     Autoencoder,
     FlowMatching,
@@ -39,8 +26,18 @@ from flowbench.families import (
     LatentSpace,
 )
 from flowbench.networks import DiT, KLAutoencoder
+from flowbench.tasks import generation
+from flowbench.tasks.generation import (
+    ConditionAgreement,
+    LatentBound,
+    NegativeLogLikelihood,
+    PathStraightness,
+    Reconstruction,
+    TrainingPairs,
+)
 
 from .evaluator_runs import digits, evaluator, flow, points, quick, trainer
+from .known import known
 
 NUMERICAL = [
     NoSolutionError("DormandPrince() failed (underflow): loosen the tolerances"),
@@ -53,13 +50,13 @@ NUMERICAL = [
 MISTAKES = [TypeError("unsupported operand"), AttributeError("no such thing"), AssertionError(), RuntimeError("shapes")]
 
 
-class Given(Metric):
+class Given(SampleMetric):
     """A metric of the user's own, without names: it gives a number."""
 
     in_sweep = True
 
-    def measure(self, subject):
-        return [Measurement("given", 1.0, len(subject.samples), "own")]
+    def measure(self, answers):
+        return [Measurement("given", 1.0, len(samples_of(answers)), "own")]
 
 
 def metrics(vectors: bool) -> dict[str, Metric]:
@@ -179,7 +176,7 @@ def test_every_part_of_a_measurement_fails_by_itself(tmp_path, monkeypatch, whol
 
 def test_reconstructions_fail_by_themselves(tmp_path, monkeypatch, whole):
     monkeypatch.setattr(
-        "flowbench.evaluation.reconstruction.psnr", lambda *_: (_ for _ in ()).throw(ValueError("no picture"))
+        "flowbench.tasks.generation.reconstruction.psnr", lambda *_: (_ for _ in ()).throw(ValueError("no picture"))
     )
     lost = {"reconstruction_fd[identity]", "reconstruction_psnr"}
     check_lost(rows_of(tmp_path, "latents"), whole["latents"], lost, "no picture")
@@ -187,7 +184,7 @@ def test_reconstructions_fail_by_themselves(tmp_path, monkeypatch, whole):
 
 def test_the_distance_of_source_and_data_fails_by_itself(tmp_path, monkeypatch, whole):
     monkeypatch.setattr(
-        "flowbench.evaluation.answers.transport_cost", lambda *_: (_ for _ in ()).throw(NoSolutionError("no plan"))
+        "flowbench.tasks.generation.paths.transport_cost", lambda *_: (_ for _ in ()).throw(NoSolutionError("no plan"))
     )
     lost = {"npe", "npe_curvature", "npe_coupling"}
     check_lost(rows_of(tmp_path, "points"), whole["points"], lost, "no plan")
@@ -228,7 +225,8 @@ def test_a_sampler_that_gives_up_costs_the_samples_of_that_point(tmp_path, monke
 
 
 def own_metrics() -> list[type[Metric]]:
-    found = [value for value in vars(evaluation).values() if isinstance(value, type) and issubclass(value, Metric)]
+    values = [*vars(evaluation).values(), *vars(generation).values()]
+    found = [value for value in values if isinstance(value, type) and issubclass(value, Metric)]
     return [cls for cls in found if cls is not Metric and not cls.__name__.startswith("_")]
 
 
@@ -242,10 +240,9 @@ def instance(cls: type[Metric]) -> Metric:
 @pytest.mark.parametrize("cls", own_metrics(), ids=lambda cls: cls.__name__)
 def test_a_metric_that_cannot_be_computed_leaves_rows_of_its_names(cls, error, whole):
     metric = instance(cls)
-    metric.measure = lambda subject: (_ for _ in ()).throw(error)
-    data, failures = points(), Failures()
-    samples = UndrawnSet(data.spec, "generated", 5)
-    found = list(score(Subject(data.spec, samples, samples), {"mine": metric, "own": Given()}, failures))
+    metric.measure = lambda answers: (_ for _ in ()).throw(error)
+    failures = Failures()
+    found = list(score(known(num=5), {"mine": metric, "own": Given()}, failures))
     assert [m.metric for m in found] == [*(metric.names or ("mine",)), "given"]
     assert all(str(error) in m.reason for m in found[:-1])
     assert (found[-1].reason, found[-1].value) == ("", 1.0)
@@ -267,8 +264,8 @@ def test_names_are_those_of_the_rows(whole):
 
 @pytest.mark.parametrize("wrong", [None, 1.0, [1.0], {"w2": 1.0}], ids=str)
 def test_a_metric_that_returns_no_measurements_is_named(tmp_path, wrong):
-    class Wrong(Metric):
-        def measure(self, subject):
+    class Wrong(SampleMetric):
+        def measure(self, answers):
             return wrong
 
     rows = rows_of(tmp_path, "points", own={"mine": Wrong(), "nll": NegativeLogLikelihood()})
@@ -296,7 +293,7 @@ def test_points_that_are_mostly_one_value_cost_the_discrepancy_alone(tmp_path):
 
 def test_a_reference_that_cannot_be_made_costs_its_own_rows(monkeypatch):
     monkeypatch.setattr(
-        "flowbench.evaluation.reference.fit_mixture", lambda *_: (_ for _ in ()).throw(ValueError("singular"))
+        "flowbench.tasks.generation.references.fit_mixture", lambda *_: (_ for _ in ()).throw(ValueError("singular"))
     )
     measure = evaluator({"w2": Wasserstein2(), "nll": NegativeLogLikelihood()})
     found = {(row.contender, row.metric): row.status for row in measure.reference_rows(points())}

@@ -11,25 +11,26 @@ from torch import Tensor
 
 from flowbench.data import DataSpec
 from flowbench.evaluation import (
+    Answers,
     DensityCoverage,
     InceptionScore,
     KernelDistance,
     MeanNorm,
     PrecisionRecall,
     SampleSet,
-    Subject,
 )
 from flowbench.evaluation.samples import Collector
+from flowbench.evaluation.sampling import samples_of
 from flowbench.metrics import IdentityFeatures
 from flowbench.metrics.features import NormFeatures
 
-from .subjects import DIGITS, POINTS, cloud, flat, subject
+from .known import DIGITS, POINTS, cloud, compared, flat, known
 
 
 def test_kid_is_the_mean_over_all_pairs():
-    given = subject()
+    given = known()
     (found,) = KernelDistance("identity").measure(given)
-    x, y = given.samples.shown.double(), given.reference.shown.double()
+    x, y = samples_of(given).shown.double(), given.reference.shown.double()
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         return (a @ b.T / 2 + 1) ** 3
@@ -42,8 +43,8 @@ def test_kid_is_the_mean_over_all_pairs():
 
 @pytest.mark.parametrize("sizes", [(60, 90), (90, 60)])
 def test_neighbour_metrics_take_equal_numbers_and_say_so(sizes):
-    given = subject(num=sizes[0], num_real=sizes[1])
-    generated, real = given.samples.shown[:60].double(), given.reference.shown[:60].double()
+    given = known(num=sizes[0], num_real=sizes[1])
+    generated, real = samples_of(given).shown[:60].double(), given.reference.shown[:60].double()
 
     def covered(points: Tensor, centres: Tensor, k: int) -> Tensor:
         radius = torch.cdist(centres, centres).sort(1).values[:, k]
@@ -69,11 +70,11 @@ def test_neighbour_metrics_take_equal_numbers_and_say_so(sizes):
 
 @pytest.mark.parametrize(("metric", "k"), [(PrecisionRecall("identity"), 3), (DensityCoverage("identity"), 5)])
 def test_balls_need_more_points_than_neighbours(metric, k):
-    assert all(math.isnan(m.value) for m in metric.measure(subject(num=k)))
-    assert all(math.isfinite(m.value) for m in metric.measure(subject(num=k + 1)))
+    assert all(math.isnan(m.value) for m in metric.measure(known(num=k)))
+    assert all(math.isfinite(m.value) for m in metric.measure(known(num=k + 1)))
 
 
-def norm_subject(spec: DataSpec, scale: float, bad: float | None = None) -> Subject:
+def with_norms(spec: DataSpec, scale: float, bad: float | None = None) -> Answers:
     real = cloud(70, spec, 1)
     drawn = scale * cloud(50, spec, 2)
     if bad is not None:
@@ -84,12 +85,12 @@ def norm_subject(spec: DataSpec, scale: float, bad: float | None = None) -> Subj
         collector = Collector(spec, norm, {"norm": len(x)}, len(x))
         collector.add(torch.arange(len(x)), x)
         sides.append(collector.gathered(name))
-    return Subject(spec, *sides, extractors=norm)
+    return compared(*sides, norm)
 
 
 @pytest.mark.parametrize("spec", [POINTS, DIGITS], ids=["points", "images"])
 def test_mean_norms_by_numpy(spec):
-    given = norm_subject(spec, 0.5)
+    given = with_norms(spec, 0.5)
     (found,) = MeanNorm().measure(given)
 
     def mean(part: SampleSet) -> float:
@@ -97,15 +98,15 @@ def test_mean_norms_by_numpy(spec):
         x = x / 127.5 - 1 if spec is DIGITS else x
         return float((np.linalg.norm(x, axis=1) / math.sqrt(x.shape[1])).mean())
 
-    assert found.value == pytest.approx(mean(given.samples) / mean(given.reference), rel=1e-6)
+    assert found.value == pytest.approx(mean(samples_of(given)) / mean(given.reference), rel=1e-6)
     assert 0.4 < found.value < 0.6
     assert (found.metric, found.n, found.protocol, found.unit) == ("mean_norm_ratio", 50, "norm/val-70/50", "")
-    (same,) = MeanNorm().measure(Subject(spec, given.reference, given.reference, extractors=given.extractors))
+    (same,) = MeanNorm().measure(compared(given.reference, given.reference, given.extractors))
     assert same.value == 1.0
 
 
 def test_a_diverged_sample_has_no_norm():
-    (found,) = MeanNorm().measure(norm_subject(POINTS, 1.0, math.nan))
+    (found,) = MeanNorm().measure(with_norms(POINTS, 1.0, math.nan))
     assert math.isnan(found.value)
 
 
@@ -127,9 +128,7 @@ def test_inception_score_of_two_sure_classes_is_two():
     x[1::2, 0, 0, 1] = 0.999
     collector = Collector(spec, {network.name: network}, {network.name: 40}, 1)
     collector.add(torch.arange(40), x)
-    given = Subject(
-        spec, collector.gathered("generated"), collector.gathered("train"), extractors={network.name: network}
-    )
+    given = compared(collector.gathered("generated"), collector.gathered("train"), {network.name: network})
     (found,) = InceptionScore(splits=4).measure(given)
     assert found.value == pytest.approx(2.0, rel=1e-6)
     assert (found.metric, found.protocol) == ("inception_score", "inception-logits/40/4-splits")

@@ -11,18 +11,19 @@ import torch
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 
 from flowbench.data import DataSpec
-from flowbench.evaluation import FrechetDistance, FrechetInfinity, KernelDistance, Subject
+from flowbench.evaluation import FrechetDistance, FrechetInfinity, KernelDistance
+from flowbench.evaluation.sampling import samples_of
 from flowbench.metrics import FeatureStatistics, save_statistics
 
-from .subjects import DIGITS, POINTS, extractors, flat, sample_set, subject
+from .known import DIGITS, POINTS, compared, flat, known, sample_set
 
 
 @pytest.mark.parametrize("spec", [POINTS, DIGITS], ids=["points", "images"])
 def test_fd_is_that_of_torch_fidelity(spec):
     """Images are compared as 8-bit pictures, points as they are."""
-    given = subject(spec, num=200, num_real=150)
+    given = known(spec, num=200, num_real=150)
     (found,) = FrechetDistance("identity").measure(given)
-    sides = [flat(part.shown, spec) for part in (given.samples, given.reference)]
+    sides = [flat(part.shown, spec) for part in (samples_of(given), given.reference)]
     first, second = ({"mu": s.mean(0), "sigma": np.cov(s, rowvar=False)} for s in sides)
     expected = fid_statistics_to_metric(first, second, verbose=False)["frechet_inception_distance"]
     assert found.value == pytest.approx(expected, rel=1e-5)
@@ -47,17 +48,17 @@ def test_the_interval_of_the_distance_is_centred_and_shrinks_with_n():
         low, value, high = (
             m.value
             for name in ("fd_low[identity]", "fd[identity]", "fd_high[identity]")
-            for m in FrechetDistance("identity", interval=True).measure(subject(num=num))
+            for m in FrechetDistance("identity", interval=True).measure(known(num=num))
             if m.metric == name
         )
         assert low < value < high
-        assert value == FrechetDistance("identity").measure(subject(num=num))[0].value
+        assert value == FrechetDistance("identity").measure(known(num=num))[0].value
         widths.append(high - low)
     assert widths[1] < widths[0] / 2
 
 
 def test_moments_from_a_file_take_the_place_of_the_reference(tmp_path):
-    given = subject()
+    given = known()
     real = given.reference.shown.double().numpy()
     np.savez(tmp_path / "others.npz", mu=real.mean(0), sigma=np.cov(real, rowvar=False))
     (own,) = FrechetDistance("identity").measure(given)
@@ -71,7 +72,7 @@ def test_moments_from_a_file_take_the_place_of_the_reference(tmp_path):
 
 
 def test_statistics_of_other_weights_are_refused(tmp_path):
-    given = subject()
+    given = known()
     statistics = FeatureStatistics.from_features(given.reference.shown)
     metadata = {"extractor": "identity", "checksum": "of other weights", "protocol": "identity"}
     save_statistics(tmp_path / "s.npz", statistics, metadata)
@@ -89,7 +90,7 @@ def test_the_extrapolated_distance_of_equal_gaussians_is_nought_where_the_plain_
     spec = DataSpec("points", "1", (20,))
     samples = sample_set(torch.randn(400, 20, generator=rng), spec, "generated")
     real = sample_set(torch.randn(20_000, 20, generator=rng), spec, "val")
-    given = Subject(spec, samples, real, extractors=extractors(spec))
+    given = compared(samples, real)
     value, low, high = (m.value for m in FrechetInfinity("identity").measure(given))
     assert low < 0.05
     assert low < value < high

@@ -10,42 +10,49 @@ import pytest
 import torch
 
 from flowbench import evaluation
+from flowbench.config.references import default_references
 from flowbench.core.rows import read_rows
 from flowbench.data import FlowDataModule
 from flowbench.evaluation import (
     ClassAccuracy,
-    ConditionAgreement,
     CostReport,
     DensityCoverage,
     Evaluator,
     FrechetDistance,
     FrechetInfinity,
     KernelDistance,
-    LatentBound,
     MaximumMeanDiscrepancy,
     MeanNorm,
     Memorization,
     Metric,
     ModeRecovery,
     NearestData,
-    NegativeLogLikelihood,
-    PathStraightness,
     PrecisionRecall,
-    Reconstruction,
     SlicedWasserstein2,
-    TrainingPairs,
     Wasserstein2,
 )
 from flowbench.evaluation.declared import declare
 from flowbench.evaluation.prospect import Prospect
+from flowbench.evaluation.sample_metric import SampleMetric
 from flowbench.families import Autoencoder, InpaintingConditioner, LatentCFM, SemanticConditioner, STARFlow
 from flowbench.families.pairing.description import OF_WEIGHT
 from flowbench.flows import Midpoint, RungeKutta4
 from flowbench.networks import DiT, KLAutoencoder
+from flowbench.tasks import generation
+from flowbench.tasks.generation import (
+    ConditionAgreement,
+    Floor,
+    LatentBound,
+    NegativeLogLikelihood,
+    Noise,
+    PathStraightness,
+    Reconstruction,
+    TrainingPairs,
+)
 
 from ..contract.builders import build, perturb
+from ..tasks.generation.test_conditions import flow as conditioned
 from .evaluator_runs import digits, evaluator, flow, quick, trainer
-from .test_conditions import flow as conditioned
 
 FEATURES = "identity"
 
@@ -115,8 +122,8 @@ FLOWS = {
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr("flowbench.evaluation.reference.MIXTURE_SIZES", (1,))
-    monkeypatch.setattr("flowbench.evaluation.transport_cost.TRANSPORT_POINTS", 50)
+    monkeypatch.setattr("flowbench.tasks.generation.references.Mixture.sizes", (1,))
+    monkeypatch.setattr("flowbench.tasks.generation.paths.TRANSPORT_POINTS", 50)
 
 
 @pytest.mark.parametrize("name", FLOWS)
@@ -153,14 +160,13 @@ def test_accuracy_is_declared_where_samples_have_labels(conditional):
     module = flow("cfm", data, conditional=conditional)
     expected = ("class_accuracy[digits-cnn]",) if conditional else ()
     assert metric.expected(Prospect(data.spec, module)) == expected
-    assert metric.expected(Prospect(data.spec, reference="floor")) == ("class_accuracy[digits-cnn]",)
-    assert metric.expected(Prospect(data.spec, reference="noise")) == ()
+    assert metric.expected(Prospect(data.spec, reference=Floor())) == ("class_accuracy[digits-cnn]",)
+    assert metric.expected(Prospect(data.spec, reference=Noise())) == ()
 
 
 def test_every_exported_metric_declares_its_names():
-    exported = [
-        v for v in vars(evaluation).values() if isinstance(v, type) and issubclass(v, Metric) and v is not Metric
-    ]
+    values = [*vars(evaluation).values(), *vars(generation).values()]
+    exported = [v for v in values if isinstance(v, type) and issubclass(v, Metric) and v is not Metric]
     tested = {type(m) for kind in ("image", "vector") for m in everything(kind).values()}
     assert set(exported) == tested | {ClassAccuracy, evaluation.InceptionScore}
     for metric in [*everything("image").values(), *everything("vector").values(), evaluation.InceptionScore()]:
@@ -173,7 +179,7 @@ def test_every_exported_metric_declares_its_names():
 @pytest.mark.parametrize("dataset", ["eight_gaussians", "digits"])
 def test_the_goal_of_a_metric_ranks_held_out_data_before_noise(dataset):
     data = FlowDataModule(dataset)
-    measure = Evaluator(everything(data.spec.modality), num_samples=100)
+    measure = Evaluator(everything(data.spec.modality), references=default_references(), num_samples=100)
     values: dict[tuple[str, str], float] = {}
     goals = {}
     for row in measure.reference_rows(data):
@@ -187,12 +193,12 @@ def test_the_goal_of_a_metric_ranks_held_out_data_before_noise(dataset):
         assert (floor > noise) if goals[name] == "up" else (floor < noise), name
 
 
-class Silent(Metric):
+class Silent(SampleMetric):
     """A user's metric that does not declare its names."""
 
     in_sweep = True
 
-    def measure(self, subject):
+    def measure(self, answers):
         return []
 
 
@@ -206,7 +212,11 @@ class Spoken(Silent):
 
 def test_a_metric_that_declares_nothing_leaves_every_name_open():
     data = digits()
-    measure = Evaluator({"mine": Silent(), "fd": FrechetDistance("identity")}, sweep={"network_evaluations": [2]})
+    measure = Evaluator(
+        {"mine": Silent(), "fd": FrechetDistance("identity")},
+        references=default_references(),
+        sweep={"network_evaluations": [2]},
+    )
     found = declare(measure, data, flow("cfm", data))
     assert (found[""].main, found[""].swept["network_evaluations"], found["noise"].main) == (None, None, None)
     measure.metrics["mine"] = Spoken()
@@ -217,12 +227,12 @@ def test_names_are_known_of_a_model_that_holds_no_numbers():
     data = digits()
     with torch.device("meta"):
         module = flow("wcfm", data)
-    measure = Evaluator(everything("image"))
+    measure = Evaluator(everything("image"), references=default_references())
     assert declare(measure, data, module) == declare(measure, data, flow("wcfm", data))
 
 
 def test_an_extractor_that_is_chosen_by_the_data_is_declared_by_its_name(tmp_path):
-    measure = Evaluator({"fd": FrechetDistance("auto")})
+    measure = Evaluator({"fd": FrechetDistance("auto")}, references=default_references())
     assert declare(measure, digits(), None)["floor"].main == {"fd[digits-cnn]"}
     assert declare(measure, own_points(tmp_path, labels=False), None)["floor"].main == {"fd[identity]"}
     rng = np.random.default_rng(0)

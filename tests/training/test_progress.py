@@ -59,7 +59,7 @@ def test_a_test_tells_its_parts_in_order_and_never_goes_back(tmp_path, records, 
 
 
 def test_the_reference_rows_tell_whose_turn_it_is(monkeypatch):
-    monkeypatch.setattr("flowbench.evaluation.reference.MIXTURE_SIZES", (1, 2))
+    monkeypatch.setattr("flowbench.tasks.generation.references.Mixture.sizes", (1, 2))
     said: list[tuple[str, float]] = []
     measure = evaluator(point_metrics(), reference="val", num_samples=20)
     measure.report = lambda what, fraction: said.append((what, fraction))

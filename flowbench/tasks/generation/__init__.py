@@ -1,6 +1,5 @@
 """Images and points: likelihood, paths, training pairs, autoencoders and conditions of flows, and their references."""
 
-from flowbench.evaluation.reference import Reference
 from flowbench.tasks.generation.condition_agreement import ConditionAgreement
 from flowbench.tasks.generation.latent_bound import LatentBound
 from flowbench.tasks.generation.likelihood import NegativeLogLikelihood
@@ -20,15 +19,4 @@ __all__ = [
     "PathStraightness",
     "Reconstruction",
     "TrainingPairs",
-    "references",
 ]
-
-
-def references() -> dict[str, Reference]:
-    """The references of generation by the names of their rows.
-
-    Example:
-        >>> list(references())
-        ['floor', 'noise', 'gaussian', 'gmm']
-    """
-    return {"floor": Floor(), "noise": Noise(), "gaussian": Gaussian(), "gmm": Mixture()}

@@ -11,10 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flowbench.data import FlowDataModule
-from flowbench.evaluation import Evaluator
-from flowbench.evaluation.conditions import ConditionAgreement, draw_condition_scores
-from flowbench.evaluation.drawing import Drawing, condition_at, condition_labels, draw_paths, labels_of
-from flowbench.evaluation.latent_bound import LatentBound, draw_bound_terms, held_out_loss
+from flowbench.evaluation import Evaluator, Setup
 from flowbench.families import (
     OTCFM,
     Autoencoder,
@@ -24,10 +21,16 @@ from flowbench.families import (
     SemanticConditioner,
     TARFlow,
 )
+from flowbench.families.conditioning.by_index import condition_at
 from flowbench.flows import Midpoint, RungeKutta4
 from flowbench.networks import DiT, KLAutoencoder
+from flowbench.tasks.generation import ConditionAgreement, LatentBound
+from flowbench.tasks.generation.condition_agreement import ConditionScores
+from flowbench.tasks.generation.latent_bound import LatentBoundTerms, held_out_loss
+from flowbench.tasks.generation.paths import Paths
 
-from ..contract.builders import IMAGES, build, perturb
+from ...contract.builders import IMAGES, build, perturb
+from ...evaluation.setups import setup_of
 
 
 @pytest.fixture(scope="module")
@@ -56,42 +59,40 @@ def flow(data, conditioner, encoder=None, conditional=True) -> FlowMatching:
     return module.eval()
 
 
-def drawing(module, data, num: int = 24, **options) -> Drawing:
-    return Drawing(module, data, 3, num, 5, "train", **options)
+def asked(module, data, num: int = 24, **options) -> Setup:
+    return setup_of(module, data, **{"seed": 3, "num_samples": num, "batch_size": 5, **options})
 
 
 def test_sample_i_is_given_image_i_and_its_label(data):
-    made = drawing(flow(data, InpaintingConditioner()), data, num=800)
+    made = asked(flow(data, InpaintingConditioner()), data, num=800)
     index = torch.tensor([0, 7, 360, 367])  # digits hold out 360
-    condition = condition_at(made, index)
+    condition = condition_at(made.module, made, index)
     assert torch.equal(condition.original, data.model_values("test", index % 360))
     assert torch.equal(condition.original[:2], condition.original[2:])
     # An image that comes again has another mask.
     assert not torch.equal(condition.unknown[:2], condition.unknown[2:])
-    label = labels_of(made)
-    assert torch.equal(label, condition_labels(made))
+    label = made.module.labels_of_samples(made)
     assert torch.equal(label[index], data.split("test").label[index % 360])
 
 
 def test_samples_and_paths_do_not_depend_on_batches_or_processes(data):
     module = flow(data, InpaintingConditioner("square"))
-    made = drawing(module, data)
-    labels = labels_of(made)
-    whole = made.sample(torch.arange(24), labels).x
-    parts = [made.sample(part, labels).x for part in torch.arange(24).flip(0).split(7)]
+    made = asked(module, data)
+    whole = module.sample_at(torch.arange(24), made).x
+    parts = [module.sample_at(part, made).x for part in torch.arange(24).flip(0).split(7)]
     torch.testing.assert_close(torch.cat(parts).flip(0), whole)
-    other = drawing(module, data, rank=1, world_size=2).sample(torch.arange(24), labels).x
+    other = module.sample_at(torch.arange(24), asked(module, data, rank=1, world_size=2)).x
     assert torch.equal(other, whole)
-    paths = draw_paths(made, 6, 3, 2)
+    paths = Paths().ask(asked(module, data, num_paths=6, path_points=3, num_pictures=2))
     assert paths.shown.shape == (3, 2, 1, 8, 8)
     assert bool(paths.geometry.straightness.isfinite().all())
 
 
 def test_a_flow_without_conditions_is_given_none(data):
     module = build("cfm", data.spec, conditional=True)
-    made = drawing(module, data)
-    assert condition_at(made, torch.arange(3)) is None
-    assert draw_condition_scores(made, labels_of(made), 4) == {}
+    made = asked(module, data)
+    assert condition_at(made.module, made, torch.arange(3)) is None
+    assert ConditionScores(4).ask(made) is None
 
 
 # ---- agreement ----------------------------------------------------------------------------------------
@@ -99,32 +100,32 @@ def test_a_flow_without_conditions_is_given_none(data):
 
 def test_scores_are_those_of_samples_that_were_not_pasted(data):
     module = flow(data, InpaintingConditioner("half"), conditional=False)
-    made = drawing(module, data)
-    scores = draw_condition_scores(made, None, 9)
+    made = asked(module, data)
+    scores = ConditionScores(9).ask(made)
     index = torch.arange(9)
-    condition = condition_at(made, index)
+    condition = condition_at(made.module, made, index)
     raw = module.sample(module.draw_noise(index, 3), spatial=replace(condition, original=None)).x.clamp(-1, 1)
-    pasted = made.sample(index, None).x
+    pasted = module.sample_at(index, made).x
     square = (raw - condition.original).double().square()
     for name, where in (("inpainting_psnr", condition.unknown), ("known_psnr", ~condition.unknown)):
         mean = torch.stack([error[0][mask].mean() for error, mask in zip(square, where, strict=True)])
         torch.testing.assert_close(scores[name].values, -10 * (mean / 4).log10())
         assert scores[name].floor is None
-        assert scores[name].protocol == "inpainting[half]/test/9"
+        assert scores[name].protocol == "inpainting[half]/test"
     known = ~condition.unknown[:, None]
     assert torch.equal(pasted[known], condition.original[known])
 
 
 def test_a_latent_flow_has_the_autoencoders_agreement_beside_its_own(data, encoder):
     module = flow(data, SemanticConditioner(4), encoder)
-    made = drawing(module, data)
-    ((name, score),) = draw_condition_scores(made, labels_of(made), 12).items()
+    made = asked(module, data)
+    ((name, score),) = ConditionScores(12).ask(made).items()
     assert name == "semantic_agreement"
     x = data.model_values("test", slice(12))
     ideal = module.space.reconstruct(x)
     condition = module.conditioner.evaluation_condition(x, torch.arange(12), 0, module.space)
     torch.testing.assert_close(score.floor, module.conditioner.scores(ideal, condition)[name][0])
-    assert score.protocol == "semantic[4 derived]/test/12"
+    assert score.protocol == "semantic[4 derived]/test"
 
 
 # ---- the two terms of the bound -----------------------------------------------------------------------
@@ -145,7 +146,7 @@ class Constant(nn.Module):
 
 def test_terms_against_their_definition(data, encoder):
     module = LatentCFM(data.spec, lambda *_: Constant(0.5), autoencoder=encoder).eval()
-    terms = draw_bound_terms(drawing(module, data), "test", 360, 16)
+    terms = LatentBoundTerms(16, 360).ask(asked(module, data))
     x = data.model_values("test")
     with torch.no_grad():
         mean, log_variance = encoder.network.encode(x)
@@ -161,8 +162,8 @@ def test_terms_against_their_definition(data, encoder):
 
 def test_terms_do_not_depend_on_batches_or_processes(data, encoder):
     module = flow(data, InpaintingConditioner(), encoder)
-    whole = draw_bound_terms(drawing(module, data), "test", 20, 2)
-    other = draw_bound_terms(replace(drawing(module, data), batch_size=20), "test", 20, 2)
+    whole = LatentBoundTerms(2, 20).ask(asked(module, data))
+    other = LatentBoundTerms(2, 20).ask(asked(module, data, batch_size=20))
     torch.testing.assert_close(whole.flow_loss, other.flow_loss, rtol=1e-5, atol=0)
     torch.testing.assert_close(whole.reconstruction, other.reconstruction, rtol=1e-5, atol=0)
     assert whole.latent == "2x4x4"

@@ -6,17 +6,17 @@ import torch
 from scipy.stats import multivariate_normal
 from sklearn.mixture import GaussianMixture
 
+from flowbench.config.references import default_references
 from flowbench.core.remarks import say_once
 from flowbench.core.seeds import derive_seed
 from flowbench.data import FlowDataModule
-from flowbench.evaluation import Evaluator, FrechetDistance, NegativeLogLikelihood
-from flowbench.evaluation import reference as module
-from flowbench.evaluation.failures import Failures
-from flowbench.evaluation.reference import reference_subjects
-from flowbench.evaluation.samples import RealSet
+from flowbench.evaluation import Evaluator, FrechetDistance, Samples
 from flowbench.families import FlowMatching
+from flowbench.tasks.generation import NegativeLogLikelihood, mixture
+from flowbench.tasks.generation.likelihood import LogDensities
 
-from ..contract.builders import build
+from ...contract.builders import build
+from ...evaluation.setups import setup_of
 
 
 @pytest.fixture(scope="module")
@@ -24,42 +24,38 @@ def digits():
     return FlowDataModule("digits")
 
 
-def subjects_of(data, num_samples: int, held_out: str, seed: int) -> dict:
-    """By name, with all samples kept."""
-    sides = {"reference": RealSet(data, "train"), "held_out": RealSet(data, held_out)}
-    found = reference_subjects(
-        data, {}, {}, Failures(), num_samples=num_samples, seed=seed, num_shown=num_samples, **sides
-    )
-    return dict(found)
+def answers_of(data, num_samples: int, held_out: str, seed: int) -> dict:
+    """Samples and log-densities by name, with all samples kept."""
+    setup = setup_of(None, data, held_out=held_out, num_samples=num_samples, num_pictures=num_samples, seed=seed)
+    return {
+        name: (reference.answer(Samples(), setup).samples, reference.answer(LogDensities(), setup))
+        for name, reference in default_references().items()
+    }
 
 
 @pytest.fixture(scope="module")
-def subjects(digits):
-    return subjects_of(digits, 200, "val", 5)
+def answers(digits):
+    return answers_of(digits, 200, "val", 5)
 
 
-def test_names_in_order(subjects):
-    assert list(subjects) == ["floor", "noise", "gaussian", "gmm"]
-    assert {name for name, s in subjects.items() if s.log_prob is not None} == {"gaussian", "gmm"}
-    assert {s.network_evaluations for s in subjects.values()} == {None}
+def test_names_in_order(answers):
+    assert list(answers) == ["floor", "noise", "gaussian", "gmm"]
+    assert {name for name, (_, densities) in answers.items() if densities is not None} == {"gaussian", "gmm"}
 
 
-def test_floor_is_the_held_out_split_against_the_reference_split(subjects, digits):
-    assert torch.equal(subjects["floor"].samples.points(), digits.model_values("val")[:200])
-    for subject in subjects.values():
-        assert torch.equal(subject.reference.points(), digits.model_values("train"))
-        assert subject.reference.name == "train"
+def test_floor_is_the_held_out_split(answers, digits):
+    assert torch.equal(answers["floor"][0].points(), digits.model_values("val")[:200])
 
 
 def test_floor_has_no_more_than_the_split_holds(digits):
-    assert len(subjects_of(digits, 500, "test", 0)["floor"].samples) == 360
+    assert len(answers_of(digits, 500, "test", 0)["floor"][0]) == 360
 
 
-def test_noise_is_the_contenders_own(subjects, digits):
+def test_noise_is_the_contenders_own(answers, digits):
     """A flow whose velocity is zero draws exactly the noise row, and so does any flow of the data space."""
     for name in ("cfm", "tarflow", "wcfm"):
         flow = build(name, digits.spec)
-        assert torch.equal(flow.draw_noise(torch.arange(200), 5), subjects["noise"].samples.shown)
+        assert torch.equal(flow.draw_noise(torch.arange(200), 5), answers["noise"][0].shown)
 
     class Still(torch.nn.Module):
         def __init__(self, shape, num_classes):
@@ -70,27 +66,27 @@ def test_noise_is_the_contenders_own(subjects, digits):
 
     still = FlowMatching(digits.spec, Still)
     drawn = still.sample(still.draw_noise(torch.arange(200), 5)).x
-    assert torch.equal(drawn, subjects["noise"].samples.shown)
+    assert torch.equal(drawn, answers["noise"][0].shown)
 
 
-def test_the_gaussian_is_that_of_the_fitted_moments(subjects, digits):
+def test_the_gaussian_is_that_of_the_fitted_moments(answers, digits):
     train, test = (digits.model_values(name).flatten(1).double().numpy() for name in ("train", "test"))
     covariance = np.cov(train, rowvar=False, bias=True) + 1e-4 * np.eye(64)
     expected = multivariate_normal(train.mean(0), covariance).logpdf(test)
-    np.testing.assert_allclose(subjects["gaussian"].log_prob.numpy(), expected, rtol=1e-9)
+    np.testing.assert_allclose(answers["gaussian"][1].log_prob.numpy(), expected, rtol=1e-9)
 
 
-def test_the_mixture_was_chosen_on_the_validation_split(subjects, digits):
+def test_the_mixture_was_chosen_on_the_validation_split(answers, digits):
     train, val, test = (digits.model_values(n).flatten(1).double().numpy() for n in ("train", "val", "test"))
-    found = subjects["gmm"].log_prob.numpy()
+    found = answers["gmm"][1].log_prob.numpy()
     assert found.shape == (len(test),)
-    assert found.mean() > subjects["gaussian"].log_prob.mean()
+    assert found.mean() > answers["gaussian"][1].log_prob.mean()
     # Tried again here: a choice made with sklearn alone, from the same start.
     state = derive_seed(5, "mixture") % 2**31
     tried = [
         GaussianMixture(size, reg_covar=floor, random_state=state).fit(train)
-        for size in module.MIXTURE_SIZES
-        for floor in module.COVARIANCE_FLOORS
+        for size in mixture.MIXTURE_SIZES
+        for floor in mixture.COVARIANCE_FLOORS
     ]
     best = max(tried, key=lambda model: model.score(val))
     np.testing.assert_allclose(found, best.score_samples(test), rtol=1e-9)
@@ -101,9 +97,9 @@ def test_baselines_draw_what_they_model():
     rng = np.random.default_rng(0)
     halves = rng.normal([[-2.0, 0.0]], [[0.3, 1.0]], (600, 2)), rng.normal([[3.0, 1.0]], [[1.0, 0.2]], (300, 2))
     both = np.concatenate(halves)
-    model = module.fit_mixture(both, both, [2], 0)
+    model = mixture.fit_mixture(both, both, [2], 0)
     num = 40_000
-    sampler = module._Sampler(model, num, torch.Generator().manual_seed(0))
+    sampler = mixture.MixtureSampler(model, num, torch.Generator().manual_seed(0))
     drawn = torch.cat([sampler.draw(index) for index in torch.arange(num).split(7000)]).numpy()
     mean = model.weights_ @ model.means_
     spread = model.means_ - mean
@@ -118,8 +114,8 @@ def test_baselines_draw_what_they_model():
 @pytest.mark.slow
 def test_the_same_seed_draws_the_same_and_another_does_not(digits):
     def drawn(seed: int):
-        found = subjects_of(digits, 20, "test", seed)
-        return [found["floor"].samples.points(), *(found[name].samples.shown for name in ("noise", "gaussian", "gmm"))]
+        found = answers_of(digits, 20, "test", seed)
+        return [found["floor"][0].points(), *(found[name][0].shown for name in ("noise", "gaussian", "gmm"))]
 
     first, again, other = drawn(1), drawn(1), drawn(2)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
@@ -131,13 +127,12 @@ def test_a_handful_of_data_still_has_baselines(tmp_path):
     path = tmp_path / "few.npy"
     np.save(path, rng.normal(size=(30, 2)).astype(np.float32))
     data = FlowDataModule("npy", str(path))
-    found = subjects_of(data, 5, "test", 0)
-    assert torch.isfinite(found["gmm"].log_prob).all()
+    assert torch.isfinite(answers_of(data, 5, "test", 0)["gmm"][1].log_prob).all()
 
 
 def test_rows_of_the_evaluator(digits):
     metrics = {"fd": FrechetDistance("identity"), "nll": NegativeLogLikelihood()}
-    evaluator = Evaluator(metrics, num_samples=50, held_out="test")
+    evaluator = Evaluator(metrics, references=default_references(), num_samples=50, held_out="test")
     rows = list(evaluator.reference_rows(digits))
     assert [(r.contender, r.metric) for r in rows] == [
         ("floor", "fd[identity]"),
@@ -156,9 +151,10 @@ def test_rows_of_the_evaluator(digits):
 
 def test_covariances_that_no_machine_has_room_for_are_left_out_with_a_word(tmp_path, monkeypatch, capsys):
     """Photographs of 256 pixels a side have 196,608 dimensions: their covariance takes 288 GiB."""
-    monkeypatch.setattr(module, "MOST_DIMENSIONS", 63)
+    monkeypatch.setattr("flowbench.tasks.generation.references.MOST_DIMENSIONS", 63)
     say_once.cache_clear()
-    assert list(subjects_of(FlowDataModule("digits"), 20, "val", 0)) == ["floor", "noise"]
+    measure = Evaluator({"nll": NegativeLogLikelihood()}, references=default_references(), num_samples=20)
+    assert list(measure.reference_rows(FlowDataModule("digits"))) == []
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("gaussian, gmm: left out, because a covariance of 64 dimensions takes 0 GiB")
     assert "data.image_size" in line
@@ -174,5 +170,5 @@ def test_a_mixture_that_has_not_converged_says_so_once(monkeypatch):
     monkeypatch.setattr(GaussianMixture, "fit", stopped)
     x = np.random.default_rng(0).standard_normal((300, 2))
     with pytest.warns(UserWarning, match="mixture of 5 Gaussians has not converged after 1 steps") as told:
-        module.fit_mixture(x[:200], x[200:], (5,), seed=0)
+        mixture.fit_mixture(x[:200], x[200:], (5,), seed=0)
     assert len(told) == 1
