@@ -104,8 +104,10 @@ def _networks() -> Rows:
 
 
 def _metrics() -> Rows:
-    is_metric = _derived("flowbench.evaluation.Metric")
-    return [row for room in ("evaluation", "tasks.generation") for row in _classes(room, is_metric)]
+    is_metric, tasks = _derived("flowbench.evaluation.Metric"), Path(__file__).resolve().parents[1] / "tasks"
+    files = sorted([*tasks.glob("*/__init__.py"), *tasks.glob("*/metrics.py")])
+    rooms = [f"tasks.{path.parent.name}" + (".metrics" if path.stem == "metrics" else "") for path in files]
+    return [row for room in ("evaluation", *rooms) for row in _classes(room, is_metric)]
 
 
 def _datasets() -> Rows:
