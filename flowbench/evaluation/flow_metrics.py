@@ -157,6 +157,9 @@ class CostReport(Metric):
         MetricInfo("step_milliseconds", "down", "cost", always=False),
         MetricInfo("flop_utilisation", "up", "cost", always=False),
         MetricInfo("network_evaluations", "down", "cost"),
+        MetricInfo("optimizer_state_bytes", "down", "cost"),
+        # Objectives of different families do not compare, so neither a higher nor a lower loss is called better.
+        MetricInfo("validation_loss", "none", "cost", always=False),
     )
     needs = ()
 
@@ -165,7 +168,10 @@ class CostReport(Metric):
         return () if who.flow is None else tuple(info.name for info in self.declares)
 
     def measure(self, subject: Subject) -> list[Measurement]:
-        """Parameters, operations, seconds (in all and a step), utilisation, memory, evaluations, samples per second."""
+        """Parameters, operations, seconds (in all and a step), utilisation, memory, evaluations, samples per second.
+
+        And what the optimiser keeps, and the loss of the last validation, whose protocol names its step.
+        """
         cost, n = subject.cost, len(subject.samples)
         if cost is None:
             return []
@@ -184,4 +190,10 @@ class CostReport(Metric):
             rows.append(("flop_utilisation", cost.flop_utilisation, "of product rate"))
         if subject.network_evaluations is not None:
             rows.append(("network_evaluations", subject.network_evaluations, "per sample"))
-        return [Measurement(name, value, n, "cost", unit) for name, value, unit in rows]
+        if cost.optimizer_state_bytes is not None:
+            rows.append(("optimizer_state_bytes", float(cost.optimizer_state_bytes), "bytes"))
+        found = [Measurement(name, value, n, "cost", unit) for name, value, unit in rows]
+        if cost.validation is not None:
+            step, loss = cost.validation
+            found.append(Measurement("validation_loss", loss, None, f"val/step-{step}"))
+        return found

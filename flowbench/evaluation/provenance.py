@@ -99,4 +99,6 @@ def cost_of(flow: FlowModule, budget: Budget | None, rate: float | None, world_s
         samples_per_second=rate,
         steps=budget.steps if budget else 0,
         product_rate=world_size * product_rate(flow.device) if budget and budget.steps else None,
+        optimizer_state_bytes=4 * flow.optimizer_config.num_moments(flow),
+        validation=max(flow.validation_losses.items(), default=None),
     )

@@ -42,6 +42,8 @@ class Cost:
         steps: optimiser steps of the training; 0 where they were not counted.
         product_rate: operations a second of large float32 products on this machine, over all processes; None where
             nothing was trained.
+        optimizer_state_bytes: what the optimiser keeps between steps, over all processes, in float32.
+        validation: steps before the last validation of the training, and its loss; None where there was none.
     """
 
     parameters: int
@@ -52,6 +54,8 @@ class Cost:
     samples_per_second: float | None
     steps: int = 0
     product_rate: float | None = None
+    optimizer_state_bytes: int | None = None
+    validation: tuple[int, float] | None = None
 
     @property
     def flop_utilisation(self) -> float | None:
