@@ -3,13 +3,13 @@
 Grammar::
 
     claim    := side ("<" | ">") side
-    side     := NUMBER | [NUMBER "*"] quantity
+    side     := NUMBER | [NUMBER "*"] quantity [("+" | "-") NUMBER]
     quantity := [PROBLEM "/"] CONTENDER "." METRIC ["@" (NETWORK_EVALUATIONS | "guidance=" SCALE)]
 
 Examples: ``wcfm.straightness < cfm.straightness``, ``wcfm.fd[digits-cnn]@4 < 0.5 * noise.fd[digits-cnn]``,
-``moons/otcfm.npe < moons/cfm.npe``, ``tarflow.nll < 2.6``. A claim that names no problem is judged once in every
-problem where its contenders take part. ``@8`` reads the rows of the sweep at 8 network evaluations, ``@guidance=3``
-those at guidance scale 3.
+``moons/otcfm.npe < moons/cfm.npe``, ``tarflow.nll < 2.6``, ``swan.nll < adamw.nll + 0.02``. A claim that names no
+problem is judged once in every problem where its contenders take part. ``@8`` reads the rows of the sweep at 8 network
+evaluations, ``@guidance=3`` those at guidance scale 3.
 
 Verdict: the difference left - right is formed seed by seed. The claim **holds** when the 95 % t-interval of the
 mean difference lies wholly on the claimed side of 0, **fails** when it lies wholly on the other side, and is
@@ -35,16 +35,18 @@ __all__ = ["Claim", "Quantity", "Verdict", "VerdictName", "judge", "parse_claim"
 
 VerdictName = Literal["holds", "fails", "equal", "undecided"]
 
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_SIZE = r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_NUMBER = rf"[-+]?{_SIZE}"
 _SIDE = re.compile(
     rf"(?:(?P<factor>{_NUMBER})\s*\*\s*)?(?:(?P<problem>[\w-]+)/)?"
     r"(?P<contender>[\w-]+)\.(?P<metric>\w+(?:\[[^\]]+\])?)(?:@(?P<axis>guidance=)?(?P<at>\d+(?:\.\d+)?))?"
+    rf"(?:\s*(?P<sign>[-+])\s*(?P<margin>{_SIZE}))?"
 )
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A metric of a contender: ``factor * problem/contender.metric@at``; ``axis`` says what ``at`` counts."""
+    """A metric of a contender: ``factor * problem/contender.metric@at + margin``; ``axis`` says what ``at`` counts."""
 
     contender: str
     metric: str
@@ -52,11 +54,12 @@ class Quantity:
     at: float | None = None
     axis: SweepAxis = "network_evaluations"
     factor: float = 1.0
+    margin: float = 0.0
 
     def values(self, results: Results, problem: str) -> dict[int, float]:
         """The quantity per seed in one problem."""
         found = results.values(problem, self.contender, self.metric, self.at, self.axis)
-        return {seed: self.factor * value for seed, value in found.items()}
+        return {seed: self.factor * value + self.margin for seed, value in found.items()}
 
     def gaps(self, results: Results, problem: str) -> dict[int, str]:
         """Planned seeds without a finite number in one problem, with the reason of each."""
@@ -125,7 +128,8 @@ def _parse_side(part: str, text: str) -> Quantity | float:
     match = _SIDE.fullmatch(part)
     if match is None:
         raise ValueError(
-            f"claim {text!r}: {part!r} is neither a number nor [PROBLEM/]CONTENDER.METRIC[@NFE or @guidance=SCALE]"
+            f"claim {text!r}: {part!r} is neither a number nor "
+            "[NUMBER *] [PROBLEM/]CONTENDER.METRIC[@NFE or @guidance=SCALE] [+ or - NUMBER]"
         )
     if match["at"] and not match["axis"] and not match["at"].isdigit():
         raise ValueError(f"claim {text!r}: @{match['at']} is no whole number of evaluations; a scale is @guidance=...")
@@ -136,6 +140,7 @@ def _parse_side(part: str, text: str) -> Quantity | float:
         at=float(match["at"]) if match["at"] else None,
         axis="guidance" if match["axis"] else "network_evaluations",
         factor=float(match["factor"]) if match["factor"] else 1.0,
+        margin=float(match["sign"] + match["margin"]) if match["margin"] else 0.0,
     )
 
 

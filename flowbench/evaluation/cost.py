@@ -31,6 +31,8 @@ class Cost:
         steps: optimiser steps of the training; 0 where they were not counted.
         product_rate: operations a second of large float32 products on this machine, over all processes; None where
             nothing was trained.
+        optimizer_state_bytes: what the optimiser keeps between steps, over all processes, in float32.
+        validation: steps before the last validation of the training, and its loss; None where there was none.
     """
 
     parameters: int
@@ -40,6 +42,8 @@ class Cost:
     peak_memory_mb: float
     steps: int = 0
     product_rate: float | None = None
+    optimizer_state_bytes: int | None = None
+    validation: tuple[int, float] | None = None
 
     @property
     def flop_utilisation(self) -> float | None:
@@ -65,6 +69,8 @@ def cost_of(module: TrainingModule, budget: Budget | None, world_size: int = 1) 
         peak_memory_mb=peak_memory_mb(module.device),
         steps=budget.steps if budget else 0,
         product_rate=world_size * product_rate(module.device) if budget and budget.steps else None,
+        optimizer_state_bytes=4 * module.optimizer_config.num_moments(module),
+        validation=max(module.validation_losses.items(), default=None),
     )
 
 
@@ -88,6 +94,8 @@ class CostReport(Metric):
         MetricInfo("train_seconds", "down", "cost"),
         MetricInfo("samples_seen", "none", "cost"),
         MetricInfo("peak_memory", "down", "cost"),
+        MetricInfo("optimizer_state_bytes", "down", "cost"),
+        MetricInfo("validation_loss", "none", "cost", always=False),
         MetricInfo("samples_per_second", "up", "cost"),
         MetricInfo("step_milliseconds", "down", "cost", always=False),
         MetricInfo("flop_utilisation", "up", "cost", always=False),
@@ -103,7 +111,10 @@ class CostReport(Metric):
         return () if who.module is None else tuple(info.name for info in self.declares)
 
     def measure(self, answers: Answers) -> list[Measurement]:
-        """Parameters, operations, seconds (in all and a step), utilisation, memory, evaluations, samples per second."""
+        """Parameters, operations, seconds (in all and a step), utilisation, memory, evaluations, samples per second.
+
+        And what the optimiser keeps, and the loss of the last validation, whose protocol names its step.
+        """
         cost, drawn = answers[TrainingCost()], answers.get(Samples())
         if cost is None:
             return []
@@ -122,4 +133,10 @@ class CostReport(Metric):
             rows.append(("flop_utilisation", cost.flop_utilisation, "of product rate"))
         if drawn is not None and drawn.network_evaluations is not None:
             rows.append(("network_evaluations", drawn.network_evaluations, "per sample"))
-        return [Measurement(name, value, answers.num_samples, "cost", unit) for name, value, unit in rows]
+        if cost.optimizer_state_bytes is not None:
+            rows.append(("optimizer_state_bytes", float(cost.optimizer_state_bytes), "bytes"))
+        found = [Measurement(name, value, answers.num_samples, "cost", unit) for name, value, unit in rows]
+        if cost.validation is not None:
+            step, loss = cost.validation
+            found.append(Measurement("validation_loss", loss, None, f"val/step-{step}"))
+        return found

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -64,6 +65,10 @@ class TrainingModule(L.LightningModule, ABC):
 
     Randomness of a step is keyed by (seed, step, rank), so a resumed run draws what the uninterrupted run would have.
 
+    Attributes:
+        validation_losses: loss of every validation during training, by the number of steps before it; kept in
+            checkpoints. A run that was killed between a checkpoint and the validation after it lacks that one.
+
     Args:
         spec: the data's shape, classes and value grid.
         optimizer: its rates and schedule; None is AdamW.
@@ -102,6 +107,7 @@ class TrainingModule(L.LightningModule, ABC):
         self.compile_networks = compile
         self.seed = 0
         self.budget: Budget | None = None
+        self.validation_losses: dict[int, float] = {}
         self._ema: ExponentialMovingAverage | None = None
         self._noted: Mapping[str, Tensor | float] = {}
         self._guard = LossGuard()
@@ -293,6 +299,12 @@ class TrainingModule(L.LightningModule, ABC):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Nothing: an evaluator asks what it measures by itself, and Lightning tests no module without this method."""
 
+    def on_validation_end(self) -> None:
+        """Keep the loss of a validation that is part of a training."""
+        loss = self.trainer.callback_metrics.get("val/loss")
+        if loss is not None and self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
+            self.validation_losses[self.trainer.global_step] = float(loss)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser; the schedule follows the budget's progress, be it steps, samples or seconds."""
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
@@ -325,6 +337,7 @@ class TrainingModule(L.LightningModule, ABC):
         """
         self._stop_if_diverged()
         checkpoint["flowbench"] = self.checkpoint_identity
+        checkpoint["validation_losses"] = dict(self.validation_losses)
         if self.ema:
             checkpoint["ema"] = self.ema.state_dict()
 
@@ -352,6 +365,7 @@ class TrainingModule(L.LightningModule, ABC):
             )
         if self.ema:
             self.ema.load_state_dict(checkpoint["ema"])
+        self.validation_losses = dict(checkpoint.get("validation_losses", {}))  # none in files of earlier versions
 
 
 def _trained(optimizer: torch.optim.Optimizer) -> Iterator[nn.Parameter]:

@@ -30,6 +30,12 @@ TASKS = {"": ["a", "b", "noise"]}
         ("moons/ot.npe < cfm.npe", Quantity("ot", "npe", "moons"), Quantity("cfm", "npe", "moons")),
         ("1e-3*a.nll<2.6", Quantity("a", "nll", factor=1e-3), 2.6),
         ("-0.5 < a.npe", -0.5, Quantity("a", "npe")),
+        ("a.nll < b.nll + 0.02", Quantity("a", "nll"), Quantity("b", "nll", margin=0.02)),
+        (
+            "a-b.nll-1e-2 > 2*c.fd[x]@4+.5",
+            Quantity("a-b", "nll", margin=-0.01),
+            Quantity("c", "fd[x]", None, 4, factor=2.0, margin=0.5),
+        ),
     ],
 )
 def test_grammar(text, left, right):
@@ -47,6 +53,9 @@ def test_grammar(text, left, right):
         "a < b",
         "x/a.nll < y/b.nll extra",
         "a.nll@x < 1",
+        "a.nll + < 1",
+        "a.nll + b.nll < 1",
+        "a.nll + 1 + 1 < 1",
     ],
 )
 def test_grammar_refuses(text):
@@ -61,6 +70,14 @@ def results(make_row, **contenders):
         for name, values in contenders.items()
         for seed, value in enumerate(values)
     )
+
+
+@pytest.mark.parametrize(("margin", "verdict"), [("+ 0.5", "holds"), ("+ 0.2", "undecided"), ("- 0.1", "fails")])
+def test_a_margin_shifts_the_difference(make_row, margin, verdict):
+    """The differences are 0.1, 0.2 and 0.3: their 95 % interval is 0.2 +- 0.248."""
+    found = results(make_row, a=[1.1, 2.2, 3.3], b=[1.0, 2.0, 3.0])
+    (judged,) = judge(parse_claim(f"a.nll < b.nll {margin}"), found, TASKS)
+    assert judged.verdict == verdict
 
 
 @pytest.mark.parametrize(

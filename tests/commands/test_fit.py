@@ -233,6 +233,23 @@ def test_validation_gives_the_objective_and_keeps_the_curve(experiment):
     assert len(curve) == 6
 
 
+@pytest.mark.parametrize("optimizer", ["AdamW", "SinkGD"])
+def test_rows_hold_the_last_validation_and_what_the_optimiser_keeps(experiment, optimizer):
+    spec = f"{{_replace_: true, class_path: flowbench.training.{optimizer}}}"
+    run = experiment(DIGITS, f"model.init_args.optimizer={spec}", "evaluator.curve=[]")
+    rows = {row.metric: row for row in read_rows(runs.fit(run, test=True) / "rows.jsonl")}
+    loss = rows["validation_loss"]
+    assert loss.value == pytest.approx(runs.validate(run)["val/loss"], rel=1e-6)
+    assert (loss.protocol, loss.goal) == ("val/step-6", "none")
+    # All that was saved but the counter of each tensor.
+    (state,) = read_checkpoint(run.run_dir / "checkpoints" / "last.ckpt")["optimizer_states"]
+    kept = [value for moments in state["state"].values() for name, value in moments.items() if name != "step"]
+    assert rows["optimizer_state_bytes"].value == sum(value.nbytes for value in kept)
+    # Measured from the checkpoint, too.
+    again = {row.metric: row.value for row in read_rows(runs.test(run) / "rows.jsonl")}
+    assert all(again[name] == rows[name].value for name in ("validation_loss", "optimizer_state_bytes"))
+
+
 @pytest.mark.slow
 def test_importing_the_runs_first_needs_no_other_import():
     """In a notebook it may be the first import; the guard of torchvision must come before Lightning."""

@@ -134,6 +134,10 @@ def test_a_broken_package_is_one_line_and_hides_no_other(
     assert expected in line
     assert {"cells", "digits"} <= {row.split()[0] for row in listed.stdout.splitlines() if row.startswith("  ")}
     assert "handwritten digits" in listed.stdout, "ours stays"
+
+
+def test_a_name_that_a_broken_package_may_have_is_refused_with_that_package(install: Callable[..., Path]) -> None:
+    site = install("Broken.cells", BROKEN[1][0])
     unknown = flowbench(site, "data", "get", "a")
     assert unknown.returncode != 0
     (line,) = unknown.stderr.splitlines()

@@ -85,6 +85,24 @@ def test_a_resumed_run_equals_the_uninterrupted_one(name, optimizer, tmp_path):
             assert torch.equal(value, second.state_dict()[key]), key
 
 
+def test_losses_of_validations_in_training_are_kept_and_resumed(tmp_path):
+    steps = {"max_steps": 4, "limit_val_batches": 2, "val_check_interval": 2, "check_val_every_n_epoch": None}
+    module = model()
+    run = trainer(tmp_path, **steps)
+    run.fit(module, digits())
+    assert list(module.validation_losses) == [2, 4]
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    (measured,) = trainer(tmp_path, limit_val_batches=2).validate(module, digits(), verbose=False)
+    assert module.validation_losses[4] == measured["val/loss"]
+    assert list(module.validation_losses) == [2, 4], "a validation by itself is no point of the training"
+    other = model(seed=9)
+    trainer(tmp_path, **{**steps, "max_steps": 6}).fit(
+        other, digits(), ckpt_path=tmp_path / "a.ckpt", weights_only=True
+    )
+    assert list(other.validation_losses) == [2, 4, 6]
+    assert {step: other.validation_losses[step] for step in (2, 4)} == module.validation_losses
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda value: type(value).__name__)
 def test_a_nan_loss_stops_before_the_step_with_one_line(optimizer, tmp_path):
     module = model(optimizer=optimizer)
