@@ -92,7 +92,7 @@ QUALITY = ("fd[identity]", "w2", "nll", "straightness", "path_energy", "displace
 @pytest.fixture(autouse=True)
 def few_mixtures(monkeypatch: pytest.MonkeyPatch) -> None:
     """The row `gmm` is chosen among two mixtures here; tests/evaluation fits those that a run chooses among."""
-    monkeypatch.setattr("flowbench.evaluation.reference.MIXTURE_SIZES", (1, 2))
+    monkeypatch.setattr("flowbench.tasks.generation.references.Mixture.sizes", (1, 2))
 
 
 @pytest.fixture
