@@ -10,7 +10,7 @@ from typing import Any
 
 from flowbench.bench.claims import Claim, parse_claim
 from flowbench.bench.mappings import flatten, nest
-from flowbench.bench.store import REFERENCES
+from flowbench.bench.results import REFERENCES
 from flowbench.config.compose import read_mapping
 from flowbench.config.errors import ConfigError
 from flowbench.config.interpolation import resolve

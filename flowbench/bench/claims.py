@@ -26,8 +26,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from flowbench.bench.results import REFERENCES, Results
 from flowbench.bench.statistics import ROUNDING, Summary, difference, paired_difference, summarise
-from flowbench.bench.store import REFERENCES, Results
 from flowbench.core.nearest import suggestion
 from flowbench.core.sweep import SweepAxis
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from flowbench.bench.notes import reading_notes
-from flowbench.bench.store import REFERENCE, Results, is_failure, load_rows, planned_seeds
+from flowbench.bench.results import REFERENCE, Results, is_failure, load_rows, planned_seeds
 from flowbench.bench.tables import metric_table
 from flowbench.core.rows import Row
 

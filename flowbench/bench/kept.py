@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from flowbench.bench.plan import Cell, Plan
+from flowbench.bench.results import cell_rows
 from flowbench.bench.status import lock_is_held, move_aside, read_status
-from flowbench.bench.store import cell_rows
 from flowbench.config.compose import read_mapping
 from flowbench.config.text import write_yaml
 from flowbench.core.storage import write_text

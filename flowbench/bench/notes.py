@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from flowbench.bench.store import Results
+from flowbench.bench.results import Results
 from flowbench.core.rows import Row
 from flowbench.core.sample_size import sample_size_warning
 

@@ -11,7 +11,7 @@ from typing import Any
 from flowbench.bench.causes import explain, was_killed
 from flowbench.bench.plan import Cell, Plan
 from flowbench.bench.process import start_process
-from flowbench.core.progress import PROGRESS_FILE
+from flowbench.core.preparation_progress import PROGRESS_FILE
 from flowbench.core.storage import read_record
 
 __all__ = ["Failure", "Preparations"]

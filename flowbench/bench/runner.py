@@ -16,14 +16,14 @@ from types import FrameType
 from typing import Any
 
 from flowbench.bench.causes import explain, last_line, was_killed
+from flowbench.bench.display import Display, share_of_cell
 from flowbench.bench.forecast import Forecast, Underway
 from flowbench.bench.kept import adopt, check_rows, rename
 from flowbench.bench.plan import Cell, Plan
 from flowbench.bench.preparation import Preparations
 from flowbench.bench.process import start_process, stop_processes
-from flowbench.bench.progress import Display, share_of_cell
+from flowbench.bench.results import collect
 from flowbench.bench.status import Status, lock_is_held, read_progress, read_status, write_status
-from flowbench.bench.store import collect
 from flowbench.core.statuses import PARTLY_MEASURED
 from flowbench.core.storage import write_text
 

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from flowbench.bench.results import Results
 from flowbench.bench.statistics import ROUNDING, Summary, best_and_ties, paired_difference, summarise
-from flowbench.bench.store import Results
 from flowbench.core.rows import Goal, unmeasured_text
 
 __all__ = [

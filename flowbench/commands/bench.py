@@ -13,12 +13,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from flowbench.bench.display import make_display
 from flowbench.bench.plan import Plan, make_plan
 from flowbench.bench.preview import plan_lines, plan_table
-from flowbench.bench.progress import make_display
+from flowbench.bench.results import collect
 from flowbench.bench.runner import PROGRAM, Interrupted, Runner
 from flowbench.bench.status import read_status
-from flowbench.bench.store import collect
 from flowbench.commands.bench_claims import check_claims
 from flowbench.commands.bench_experiments import check_experiments
 from flowbench.commands.run_folder import claim

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowbench.bench.claims import Claim, Quantity
 from flowbench.bench.plan import Plan
-from flowbench.bench.store import REFERENCES
+from flowbench.bench.results import REFERENCES
 from flowbench.core.nearest import suggestion
 
 if TYPE_CHECKING:

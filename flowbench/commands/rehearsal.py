@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from flowbench.commands.counting import loss_of_one, training_flops
-from flowbench.commands.launch import make_trainer
+from flowbench.commands.lightning_trainer import make_trainer
 from flowbench.config import fingerprint
 from flowbench.core.checks import named
 from flowbench.evaluation.measurable import check_measurable

@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from flowbench.commands.counting import meta_module, training_flops
-from flowbench.commands.launch import listed, make_trainer
+from flowbench.commands.lightning_trainer import listed, make_trainer
 from flowbench.commands.prediction.folder import check_output
 from flowbench.commands.prediction.request import Request
 from flowbench.commands.prediction.tasks import run_task

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from flowbench.bench.report import build_report
-from flowbench.bench.store import EXTERNAL, REFERENCES, collect, load_plan
+from flowbench.bench.results import EXTERNAL, REFERENCES, collect, load_plan
 from flowbench.commands.run_folder import claim, working_in
 from flowbench.config import Experiment, compose
 from flowbench.core.remarks import say_once

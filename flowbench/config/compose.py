@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowbench.config.earlier import with_earliest_names, with_present_names
+from flowbench.config.earlier_names import with_earliest_names, with_present_names
 from flowbench.config.errors import ConfigError, one_line
 from flowbench.config.files import identify_files, names_files, with_contents
 from flowbench.config.followed_data import with_data_of

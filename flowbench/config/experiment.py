@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowbench.config.annotations import constructor_hints, takes_path
-from flowbench.config.budget import read_budget
+from flowbench.config.budget_section import read_budget
 from flowbench.config.classes import Arguments, Object, accepted_names
 from flowbench.config.compose import Composed, compose, fingerprint, to_yaml
 from flowbench.config.errors import ConfigError

@@ -7,7 +7,7 @@ import pkgutil
 from types import ModuleType
 from typing import Any
 
-from flowbench.config.earlier import MOVED
+from flowbench.config.earlier_names import MOVED
 from flowbench.config.errors import ConfigError, one_line
 from flowbench.core.nearest import suggestion
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-__all__ = ["in_forward_mode", "is_usable", "needs_derivatives", "product"]
+__all__ = ["in_forward_mode", "is_usable", "linear", "needs_derivatives"]
 
 # PyTorch's compiler emits this operator; it is not part of the public interface, hence the test for its presence.
 _AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -37,7 +37,7 @@ def needs_derivatives(*tensors: Tensor) -> bool:
     return in_forward_mode() or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
 
 
-def product(x_RI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+def linear(x_RI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """``x @ weight.T + bias`` of float32 matrices on the CPU, where :func:`is_usable`; without derivatives.
 
     Args:

@@ -10,9 +10,9 @@ from typing import cast
 from flowbench.core.checks import check_count, check_counts
 from flowbench.core.nearest import nearest
 from flowbench.core.places import expand
+from flowbench.data.dataset_entry import DatasetEntry
 from flowbench.data.declaration import Declaration
 from flowbench.data.discovery import offers_of_others, own_offers
-from flowbench.data.entry import DatasetEntry
 from flowbench.data.spec import DataSpec
 from flowbench.data.user_formats import USER_FORMATS
 

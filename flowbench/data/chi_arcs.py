@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from flowbench.core.lazy import lazy_module
 from flowbench.core.seeds import generator as keyed_generator
-from flowbench.data.entry import DatasetEntry
+from flowbench.data.dataset_entry import DatasetEntry
 from flowbench.data.spec import DataSpec
 from flowbench.data.split import Split
 

@@ -19,8 +19,8 @@ from flowbench.core.seeds import generator
 from flowbench.data import catalogue
 from flowbench.data.batch import Batch
 from flowbench.data.columns import check_column_name
+from flowbench.data.dataset_entry import DatasetEntry
 from flowbench.data.declaration import Declaration
-from flowbench.data.entry import DatasetEntry
 from flowbench.data.samplers import BatchIndex, EndlessSampler, ShardedSampler
 from flowbench.data.spec import DataSpec
 from flowbench.data.split import SPLITS, Split

@@ -12,11 +12,11 @@ import numpy as np
 from PIL import Image
 
 from flowbench.core.packages import Package
-from flowbench.data.entry import DatasetEntry, Report
+from flowbench.data.dataset_entry import DatasetEntry, Report
+from flowbench.data.image_store import Arrays, ImageStore, Part
 from flowbench.data.sources import Source, huggingface, obtain, packages, torchvision
 from flowbench.data.spec import DataSpec
 from flowbench.data.split import Split
-from flowbench.data.store import Arrays, ImageStore, Part
 
 __all__ = ["CIFAR10", "FASHION_MNIST", "MNIST", "NUM_VAL", "canonical_splits", "read_idx"]
 

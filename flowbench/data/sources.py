@@ -19,8 +19,8 @@ import numpy as np
 
 from flowbench.core.packages import Package, fetch_members, offline
 from flowbench.core.places import NO_ROOM, data_roots
-from flowbench.data.entry import Report
-from flowbench.data.store import Arrays, ImageStore
+from flowbench.data.dataset_entry import Report
+from flowbench.data.image_store import Arrays, ImageStore
 
 __all__ = ["SOURCES", "Source", "huggingface", "obtain", "packages", "reachable", "torchvision"]
 

@@ -16,15 +16,15 @@ from torch import Tensor
 
 from flowbench.core.folders import printable
 from flowbench.data.array_files import ArrayFile
-from flowbench.data.copies import first_copies, leaks
+from flowbench.data.dataset_entry import DatasetEntry
 from flowbench.data.declaration import Declaration
-from flowbench.data.entry import DatasetEntry
+from flowbench.data.duplicates import first_duplicates, leaks
 from flowbench.data.image_folder import read_image_folder
 from flowbench.data.own_columns import checked_column, column_keys, column_of, describe_column
 from flowbench.data.own_labels import checked_label, number_of_classes
 from flowbench.data.own_values import Grid, checked_array, find_grid, find_units, to_model_values
 from flowbench.data.spec import DataSpec, Units
-from flowbench.data.split import SPLITS, Split, cut_order, stratified_order
+from flowbench.data.split import SPLITS, Split, split_indices, stratified_order
 
 __all__ = ["open_user_data"]
 
@@ -198,7 +198,7 @@ def _cut(whole: _Part, grid: Grid | None, where: str) -> dict[str, _Part]:
     """Train, val and test of data that came in one piece; copies of an image stay together."""
     first = torch.arange(len(whole.values))
     if grid is not None and whole.values.ndim == 4:  # points on a grid may agree by chance
-        first = first_copies(to_model_values(whole.values, grid, None, where))
+        first = first_duplicates(to_model_values(whole.values, grid, None, where))
     originals = first.unique()
     if len(originals) < MIN_SAMPLES:
         _warn(
@@ -208,7 +208,7 @@ def _cut(whole: _Part, grid: Grid | None, where: str) -> dict[str, _Part]:
     elif copies := len(whole.values) - len(originals):
         _warn(f"{where}: {copies} images are copies of others; copies were put into the split of the first")
     label = None if whole.label is None else whole.label[originals]
-    order = cut_order(len(originals), RULE, len(originals) // 10, len(originals) // 10, label)
+    order = split_indices(len(originals), RULE, len(originals) // 10, len(originals) // 10, label)
     parts = {}
     for name in SPLITS:
         members = torch.isin(first, originals[order[name]]).nonzero()[:, 0]

@@ -136,7 +136,7 @@ class Subject:
         geometry: geometry of the paths from source to data, or None.
         space: where those paths run: `data`, or `latent` with its shape.
         transport_cost: squared W2 between source and data, summed over dimensions, or None.
-        transport_origin: where it comes from, for the protocol: `reference` (flowbench.data.transport), or
+        transport_origin: where it comes from, for the protocol: `reference` (flowbench.data.reference_transport), or
             `2048-points` for an estimate from as many points on each side.
         training_pairs: what the pairs of training look like, by metric name, see :class:`TrainingPairs`; or None.
         cost: what training and sampling cost, or None.

@@ -6,7 +6,7 @@ import torch
 
 from flowbench.core.seeds import derive_seed
 from flowbench.data import FlowDataModule
-from flowbench.data.transport import STANDARD_NORMAL, reference_transport
+from flowbench.data.reference_transport import STANDARD_NORMAL, reference_transport
 from flowbench.families import DatasetSource, FlowModule
 from flowbench.metrics import wasserstein2_squared
 

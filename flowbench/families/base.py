@@ -12,10 +12,10 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from flowbench.core.autocast import autocast_off
 from flowbench.core.checks import check_number
 from flowbench.core.contract import ContractError, returned, shaped
 from flowbench.core.devices import wait_for
-from flowbench.core.precision import autocast_off
 from flowbench.core.seeds import generator
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families.answers import Drawn, Samples, Trajectory

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from flowbench.core.autocast import active_autocast_dtype
 from flowbench.core.checks import check_counts, check_scale
-from flowbench.core.precision import active_autocast_dtype
 from flowbench.networks.attention import CausalBlock, LayerNorm, Temperature
 from flowbench.networks.cache import KeyValueCache
 from flowbench.networks.linear import Linear

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowbench.commands.prediction import pictures as pictures
-from flowbench.commands.prediction.conditions import check_conditions, given_images
+from flowbench.commands.prediction import figures
 from flowbench.commands.prediction.folder import file_names
+from flowbench.commands.prediction.given_conditions import check_conditions, given_images
 from flowbench.commands.prediction.input import BATCH, Subjects, find_subjects
 from flowbench.commands.prediction.request import Request
 from flowbench.core.devices import wait_for
@@ -210,7 +210,7 @@ def _sample(request: Request, module: FlowModule, data: FlowDataModule, seed: in
     arrays = {"x": _values(x, module.spec)}
     if labels:
         arrays["label"] = torch.cat(labels).numpy()
-    draw = partial(pictures.draw_grid, arrays["x"]) if module.spec.modality == "image" else None
+    draw = partial(figures.draw_grid, arrays["x"]) if module.spec.modality == "image" else None
     guidance = module.guidance_scale if request.guidance is None else request.guidance
     extra = {"guidance": guidance, "sampler": module.sampler_name}
     return Outcome(arrays, _cost(parts), _diverged(x), _inversion_results(parts), draw, extra)
@@ -254,11 +254,11 @@ def _reconstruct(request: Request, module: FlowModule, data: FlowDataModule, see
     draw: Callable[[Path], None] | None = None
     if spec.modality == "image":
         titles = _titles(subjects)
-        draw = partial(pictures.draw_reconstructions, arrays["original"], arrays["x"], difference, titles)
+        draw = partial(figures.draw_reconstructions, arrays["original"], arrays["x"], difference, titles)
     elif spec.shape == (2,):
         # A flow of points lives in the data space: its noise can be drawn beside them.
         clouds = {"data": _drawn(subjects.x), "noise": _drawn(noise), "reconstructed": _drawn(x)}
-        draw = partial(pictures.draw_clouds, clouds)
+        draw = partial(figures.plot_clouds, clouds)
     return Outcome(arrays, _cost(parts), _diverged(x, noise), results, draw)
 
 
@@ -282,10 +282,10 @@ def _edit(request: Request, module: FlowModule, data: FlowDataModule, seed: int)
     if spec.modality == "image":
         cells = np.concatenate([arrays["original"][:, None], arrays["x"]], axis=1)
         rows = [f"a {label}" for label in arrays["label"].tolist()]
-        draw = partial(pictures.draw_table, cells, rows, ["data", *names])
+        draw = partial(figures.draw_table, cells, rows, ["data", *names])
     elif spec.shape == (2,):
         clouds = {"data": _drawn(subjects.x), **{name: _drawn(x[:, i]) for i, name in enumerate(names)}}
-        draw = partial(pictures.draw_clouds, clouds)
+        draw = partial(figures.plot_clouds, clouds)
     extra = {"guidance": guidance, "classes": targets.tolist()}
     return Outcome(arrays, _cost(parts), _diverged(x), draw=draw, extra=extra)
 
@@ -324,9 +324,9 @@ def _interpolate(request: Request, module: FlowModule, data: FlowDataModule, see
         cells = np.concatenate([arrays["first"][:, None], arrays["x"], arrays["second"][:, None]], axis=1)
         pairs = arrays["label"].tolist() if "label" in arrays else []
         titles = [f"{a} to {b}" for a, b in pairs] or [f"pair {i}" for i in range(len(cells))]
-        draw = partial(pictures.draw_table, cells, titles, ["data", *(f"{t:.2f}" for t in fractions), "data"])
+        draw = partial(figures.draw_table, cells, titles, ["data", *(f"{t:.2f}" for t in fractions), "data"])
     elif spec.shape == (2,):
-        draw = partial(pictures.draw_ways, {"in noise": _drawn(noise), "in data": _drawn(x)})
+        draw = partial(figures.plot_paths, {"in noise": _drawn(noise), "in data": _drawn(x)})
     results = {"typical_noise_norm": _result(math.sqrt(noise[0, 0].numel()), "square root of the dimensions")}
     for name, value in (("smallest", arrays["noise_norm"].min()), ("largest", arrays["noise_norm"].max())):
         results[f"{name}_noise_norm"] = _result(float(value), "units of the noise")
@@ -356,11 +356,11 @@ def _inpaint(request: Request, module: FlowModule, data: FlowDataModule, seed: i
     }
     draw: Callable[[Path], None] | None = None
     if spec.modality == "image":
-        draw = partial(pictures.draw_inpaintings, arrays["original"], arrays["mask"], arrays["x"], _titles(subjects))
+        draw = partial(figures.draw_inpaintings, arrays["original"], arrays["mask"], arrays["x"], _titles(subjects))
     elif spec.shape == (2,):
         clouds = {"data": _drawn(subjects.x)}
         clouds |= {f"draw {i + 1}": _drawn(x[:, i]) for i in range(request.draws)}
-        draw = partial(pictures.draw_clouds, clouds)
+        draw = partial(figures.plot_clouds, clouds)
     unit = _space_unit(module) if conditioner is None else "model units"
     results = {
         "known_value_drift": _result(float(drift.double().square().mean().sqrt()), f"{unit}, RMS"),
@@ -411,7 +411,7 @@ def _classify(request: Request, module: FlowModule, data: FlowDataModule, seed: 
         outcome.results = _accuracy(log_posterior, predicted, subjects.shown_label)
         counts = np.zeros((classes, classes), dtype=int)
         np.add.at(counts, (arrays["label"], arrays["predicted"]), 1)
-        outcome.draw = partial(pictures.draw_confusion, counts, outcome.results)
+        outcome.draw = partial(figures.plot_confusion, counts, outcome.results)
     return outcome
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from flowbench.core.autocast import autocast_off
 from flowbench.core.cache import ensure, identity_key, read_tensors, write_tensors
 from flowbench.core.places import cached
-from flowbench.core.precision import autocast_off
 from flowbench.data import DataSpec, FlowDataModule
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from flowbench.bench.pictures import tile
 from flowbench.bench.plots import new_figure
+from flowbench.bench.sample_pictures import tile
 from flowbench.core.storage import write_atomic
 from flowbench.evaluation.pictures import image_grid
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "draw_clouds",
-    "draw_confusion",
     "draw_grid",
     "draw_inpaintings",
     "draw_reconstructions",
     "draw_table",
-    "draw_ways",
+    "plot_clouds",
+    "plot_confusion",
+    "plot_paths",
 ]
 
 Array = NDArray[Any]
@@ -94,7 +94,7 @@ def draw_inpaintings(original: Array, mask: Array, found: Array, titles: Sequenc
     draw_table(np.stack([shown, masked, *draws]), ["data", "known", *names], titles and titles[:MOST_COLUMNS], path)
 
 
-def draw_clouds(clouds: Mapping[str, Array], path: Path) -> None:
+def plot_clouds(clouds: Mapping[str, Array], path: Path) -> None:
     """Points of the plane, a panel each, on one scale; a point keeps its colour from panel to panel."""
     figure, (panels,) = new_figure(1, len(clouds), (2.6, 2.9))
     first = next(iter(clouds.values()))
@@ -108,20 +108,20 @@ def draw_clouds(clouds: Mapping[str, Array], path: Path) -> None:
     _save(figure, path)
 
 
-def draw_ways(ways: Mapping[str, Array], path: Path) -> None:
-    """Ways (B, T, 2) in the plane, a panel each; a way keeps its colour, its ends are dots."""
+def plot_paths(panels: Mapping[str, Array], file: Path) -> None:
+    """Paths in the plane, shape (B, T, 2), a panel for each name; a path has one colour in all of them."""
     from matplotlib import colormaps
 
-    figure, (panels,) = new_figure(1, len(ways), (3.2, 3.5))
-    for axis, (name, states) in zip(panels, ways.items(), strict=True):
-        for way, colour in zip(states, colormaps["turbo"](np.linspace(0.05, 0.95, len(states))), strict=True):
-            axis.plot(way[:, 0], way[:, 1], color=colour, linewidth=1.0)
-            axis.scatter(way[[0, -1], 0], way[[0, -1], 1], color=colour, s=14, linewidths=0, zorder=3)
+    figure, (axes,) = new_figure(1, len(panels), (3.2, 3.5))
+    for axis, (name, paths) in zip(axes, panels.items(), strict=True):
+        for path, colour in zip(paths, colormaps["turbo"](np.linspace(0.05, 0.95, len(paths))), strict=True):
+            axis.plot(path[:, 0], path[:, 1], color=colour, linewidth=1.0)
+            axis.scatter(path[[0, -1], 0], path[[0, -1], 1], color=colour, s=14, linewidths=0, zorder=3)
         axis.set(aspect="equal", title=name)
-    _save(figure, path)
+    _save(figure, file)
 
 
-def draw_confusion(counts: Array, results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+def plot_confusion(counts: Array, results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     """Counts (K, K), true class by predicted class; a cell's shade is its share of the row."""
     number = len(counts)
     side = max(3.6, 0.42 * min(number, 30) + 1.0)

@@ -20,7 +20,7 @@ from numpy.lib import format as npy_format
 from flowbench.core.lazy import lazy_module
 from flowbench.core.places import writable
 from flowbench.core.storage import write_atomic, write_text
-from flowbench.data.entry import Report
+from flowbench.data.dataset_entry import Report
 from flowbench.data.split import Split
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from flowbench.bench.store import Results
+from flowbench.bench.results import Results
 from flowbench.bench.tables import Entry, TextTable
 
 __all__ = ["provenance_lines"]

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+from flowbench.data.image_store import Arrays, ImageStore, Part, array_sha256
 from flowbench.data.real_images import canonical_splits
 from flowbench.data.sources import Source, obtain
-from flowbench.data.store import Arrays, ImageStore, Part, array_sha256
 
 
 def random_arrays(seed: int = 0) -> dict[str, tuple[np.ndarray, np.ndarray]]:

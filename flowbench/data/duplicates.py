@@ -8,10 +8,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-__all__ = ["first_copies", "leaks"]
+__all__ = ["first_duplicates", "leaks"]
 
 
-def first_copies(values: Tensor) -> Tensor:
+def first_duplicates(values: Tensor) -> Tensor:
     """For every sample the index of the first sample that is equal to it.
 
     Only uint8 images are compared; of continuous values equal samples are not an accident of copying.

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from flowbench.bench.display import LiveDisplay, PlainDisplay, share_of_cell
 from flowbench.bench.plan import make_plan
 from flowbench.bench.preparation import Preparations
 from flowbench.bench.preview import plan_table
-from flowbench.bench.progress import LiveDisplay, PlainDisplay, share_of_cell
-from flowbench.core import progress as core
+from flowbench.core import preparation_progress as core
 
 from .conftest import PROGRAM
 

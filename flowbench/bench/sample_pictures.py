@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_samples", "draw_strips", "draw_trajectories", "load_array", "tile"]
+__all__ = ["draw_samples", "draw_strips", "load_array", "plot_trajectories", "tile"]
 
 Array = NDArray[Any]
 _DATA = "held-out data"
@@ -90,7 +90,7 @@ def draw_samples(plan: Mapping[str, Any], directory: Path, path: Path, per_side:
     return save_figure(figure, path)
 
 
-def draw_trajectories(plan: Mapping[str, Any], directory: Path, path: Path, lines: int = 150) -> Path | None:
+def plot_trajectories(plan: Mapping[str, Any], directory: Path, path: Path, lines: int = 150) -> Path | None:
     """Ways of points in the plane from the source (grey) to the samples (coloured), 2-D only."""
     rows = {}
     for problem in plan["problems"]:
