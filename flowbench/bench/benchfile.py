@@ -43,6 +43,11 @@ class Contender:
         overrides: what the bench changes.
         trained: the contender whose trained weights it takes, sampled or measured in another way; empty when it is
             trained itself.
+
+    Example:
+        >>> bench = load_bench_file("flowbench:nfm.yaml")
+        >>> [contender.name for contender in bench.contenders]
+        ['teacher', 'nfm', 'cfm', 'ot_cfm']
     """
 
     name: str
@@ -53,7 +58,13 @@ class Contender:
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem given to all contenders, or to those in ``only``; ``reason`` says why not to the rest."""
+    """A problem given to all contenders, or to those in ``only``; ``reason`` says why not to the rest.
+
+    Example:
+        >>> points = Problem("moons", {"data": {"dataset": "moons"}}, only=("cfm",), reason="the other is for images")
+        >>> points.has("cfm"), points.has("starflow")
+        (True, False)
+    """
 
     name: str = ""
     overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -67,7 +78,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class BenchFile:
-    """A checked bench file; paths are absolute."""
+    """A checked bench file; paths are absolute.
+
+    Example:
+        >>> bench = load_bench_file("flowbench:families_mnist.yaml", ["seeds=[0]", "budget.steps=100"])
+        >>> bench.name, bench.seeds, bench.budget, bench.problems[0].name
+        ('families_mnist', (0,), {'steps': 100}, 'mnist')
+    """
 
     path: Path
     name: str

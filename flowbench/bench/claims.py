@@ -44,7 +44,12 @@ _SIDE = re.compile(
 
 @dataclass(frozen=True)
 class Quantity:
-    """A metric of a contender: ``factor * problem/contender.metric@at``; ``axis`` says what ``at`` counts."""
+    """A metric of a contender: ``factor * problem/contender.metric@at``; ``axis`` says what ``at`` counts.
+
+    Example:
+        >>> Quantity("cfm", "fd", at=4, factor=2.0).name
+        'cfm.fd@4'
+    """
 
     contender: str
     metric: str
@@ -72,7 +77,13 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Claim:
-    """``left`` is claimed to be below (``<``) or above (``>``) ``right``."""
+    """``left`` is claimed to be below (``<``) or above (``>``) ``right``.
+
+    Example:
+        >>> claim = parse_claim("wcfm.straightness < 0.5 * cfm.straightness")
+        >>> claim.left.contender, claim.operator, claim.right.factor
+        ('wcfm', '<', 0.5)
+    """
 
     text: str
     left: Quantity | float
@@ -87,7 +98,14 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the rows say about a claim in one problem."""
+    """What the rows say about a claim in one problem.
+
+    Example:
+        >>> from flowbench.bench.results import Results
+        >>> (verdict,) = judge(parse_claim("cfm.fd < 2"), Results([]), {"digits": ["cfm"]})
+        >>> verdict.problem, verdict.verdict
+        ('digits', 'undecided')
+    """
 
     claim: Claim
     problem: str

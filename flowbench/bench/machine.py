@@ -19,7 +19,12 @@ __all__ = ["Policy", "available_cores", "choose_policy", "memory_limit"]
 
 @dataclass(frozen=True)
 class Policy:
-    """Concurrency of a bench: ``jobs`` cells at once, ``threads`` threads each, on ``cores`` cores."""
+    """Concurrency of a bench: ``jobs`` cells at once, ``threads`` threads each, on ``cores`` cores.
+
+    Example:
+        >>> Policy(cores=8, jobs=4, threads=2, reason="one for each two cores").describe()
+        '4 at a time, 2 threads each (one for each two cores)'
+    """
 
     cores: int
     jobs: int

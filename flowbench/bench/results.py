@@ -215,6 +215,14 @@ class Results:
         rows: of all cells.
         seeds: training seeds that each contender should have, by name; one that is not named should have those of
             its own rows.
+
+    Example:
+        >>> from flowbench.core.rows import Row
+        >>> named = dict(bench="b", problem="", contender="cfm", family="FlowMatching", dataset="digits", metric="fd")
+        >>> rest = dict(n=360, protocol="", unit="", goal="down", network_evaluations=32, weights="ema")
+        >>> results = Results([Row(**named, **rest, seed=seed, value=value) for seed, value in ((0, 1.0), (1, 3.0))])
+        >>> results.values("", "cfm", "fd"), results.mean("", "cfm", "fd")
+        ({0: 1.0, 1: 3.0}, 2.0)
     """
 
     def __init__(self, rows: Iterable[Row], seeds: Mapping[str, Sequence[int]] | None = None) -> None:

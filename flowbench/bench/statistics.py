@@ -23,7 +23,15 @@ measured difference that matters is as small."""
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean, standard deviation and half width of the t-interval of ``n`` values; None where n = 1."""
+    """Mean, standard deviation and half width of the t-interval of ``n`` values; None where n = 1.
+
+    Example:
+        >>> summary = summarise([1.0, 2.0, 3.0])
+        >>> summary.n, summary.mean, round(summary.half, 2)
+        (3, 2.0, 2.48)
+        >>> paired_difference({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0}).is_tie
+        True
+    """
 
     n: int
     mean: float

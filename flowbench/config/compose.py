@@ -59,6 +59,13 @@ class Composed:
         resolved: plain containers; ``requires`` holds the required experiments' resolved configurations, ``files`` what
             the user's own files hold.
         files: the ``-c`` files, absolute.
+
+    Example:
+        >>> composed = compose(["flowbench:toy/cfm.yaml"], ["data.batch_size=64"])
+        >>> composed.resolved["data"]["dataset"], composed.resolved["data"]["batch_size"]
+        ('eight_gaussians', 64)
+        >>> len(fingerprint(composed.resolved))
+        12
     """
 
     source: Tree

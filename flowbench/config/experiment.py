@@ -61,6 +61,11 @@ class Built:
         callbacks: by name, the order of the configuration.
         loggers: by name.
         budget: ``{kind: amount}``; None when ``trainer.max_steps`` is the limit or there is none.
+
+    Example:
+        >>> built = Experiment.from_files(["flowbench:toy/cfm.yaml"], ["budget.steps=100"]).build()
+        >>> type(built.model).__name__, built.budget, sorted(built.loggers)
+        ('FlowMatching', {'steps': 100}, ['tensorboard'])
     """
 
     datamodule: FlowDataModule
@@ -85,6 +90,13 @@ class Experiment:
             configuration is the same run.
         requirements: experiments whose checkpoints the model needs, by the name of the model's argument.
         home: folder of the run whose saved configuration was read; None for other files.
+
+    Example:
+        >>> experiment = Experiment.from_files(["flowbench:toy/cfm.yaml"], ["budget.steps=100", "seed=3"])
+        >>> experiment.budget, experiment.seed, experiment.model_class.__name__
+        ({'steps': 100}, 3, 'FlowMatching')
+        >>> experiment.run_dir.name == f"cfm-{experiment.fingerprint}"
+        True
     """
 
     resolved: dict[str, Any]

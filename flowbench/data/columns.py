@@ -35,6 +35,10 @@ class Column:
 
     Raises:
         ValueError: for a size out of range, or a spatial column without two axes.
+
+    Example:
+        >>> Column((1, 32, 32), spatial=True)  # a mask of an image of 32x32 pixels, mirrored with it
+        Column(shape=(1, 32, 32), spatial=True)
     """
 
     shape: tuple[int, ...] = ()

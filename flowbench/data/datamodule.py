@@ -73,6 +73,15 @@ class FlowDataModule(LightningDataModule):
 
     Raises:
         ValueError: for an unknown dataset or an option out of range.
+
+    Example:
+        >>> data = FlowDataModule("digits", batch_size=32)
+        >>> data.spec.summary, data.spec.levels
+        ('images 1x8x8', 17)
+        >>> data.setup("fit")
+        >>> batch = next(iter(data.train_dataloader()))
+        >>> batch.x.shape
+        torch.Size([32, 1, 8, 8])
     """
 
     def __init__(

@@ -45,6 +45,15 @@ class DatasetEntry:
     Raises:
         ValueError: for a number out of range, a column whose name is no identifier, or a spatial one that does not lie
             on the grid of the images.
+
+    Example:
+        >>> def load(folder):
+        ...     return {name: Split(torch.zeros(2, 3)) for name in ("train", "val", "test")}
+        >>> spec = DataSpec("zeros", "1", (3,))
+        >>> entry = DatasetEntry(spec, "nothing but zeros", licence="CC0", citation="nobody", load=load)
+        >>> entry.check_splits(entry.load(None))  # raises where they are not what the entry declares
+        >>> entry.name, entry.is_present(None)
+        ('zeros', True)
     """
 
     spec: Spec

@@ -21,6 +21,10 @@ class Declaration:
 
     Raises:
         ValueError: for a value out of range, or levels beside an option of continuous values.
+
+    Example:
+        >>> Declaration(levels=17).given
+        ['levels']
     """
 
     levels: int | None = None

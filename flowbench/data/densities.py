@@ -58,6 +58,19 @@ class Density2D(ABC):
         num_classes: number of labels, or None.
         has_log_prob: whether :meth:`log_prob` is available.
         bounds: (x_min, x_max, y_min, y_max), a box outside of which lies less than 1e-12 of the mass.
+
+    Example:
+        >>> density = get_density("eight_gaussians")
+        >>> points = density.sample(100, torch.Generator().manual_seed(0))
+        >>> points.shape, density.log_prob(points).isfinite().all().item()
+        (torch.Size([100, 2]), True)
+        >>> class Segment(Density2D):
+        ...     name, summary, bounds = "segment", "uniform on [0, 1] of the x axis", (0.0, 1.0, 0.0, 0.0)
+        ...     def sample_labelled(self, num, generator):
+        ...         x = torch.rand(num, generator=generator)
+        ...         return torch.stack([x, torch.zeros(num)], dim=1), None
+        >>> Segment().sample(3, torch.Generator()).shape, Segment().entropy()
+        (torch.Size([3, 2]), None)
     """
 
     name: ClassVar[str]

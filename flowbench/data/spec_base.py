@@ -27,6 +27,11 @@ class Spec(ABC):
 
     Raises:
         ValueError: for a shape that this kind does not have, or classes out of range.
+
+    Example:
+        >>> spec = DataSpec("photographs", "2", (3, 32, 32), num_classes=10, levels=256)
+        >>> isinstance(spec, Spec), spec.modality, spec.sizes, spec.grid
+        (True, 'image', '3x32x32', (32, 32))
     """
 
     name: str

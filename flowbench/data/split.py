@@ -32,6 +32,12 @@ class Split:
 
     Raises:
         ValueError: when values and labels, or values and a column, differ in number.
+
+    Example:
+        >>> split = Split(torch.arange(8.0).view(4, 2), label=torch.tensor([0, 1, 0, 1]))
+        >>> chosen = split.take(torch.tensor([3, 0]))
+        >>> len(split), chosen.label.tolist()
+        (4, [1, 0])
     """
 
     values: Tensor
