@@ -58,7 +58,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem given to all contenders, or to those in ``only``; ``reason`` says why not to the rest.
+    """A problem given to all contenders, or to those in ``only``; ``reason`` is why the rest is left out.
 
     Example:
         >>> points = Problem("moons", {"data": {"dataset": "moons"}}, only=("cfm",), reason="the other is for images")
@@ -175,7 +175,7 @@ def _text(mapping: Mapping[str, Any], key: str, where: str) -> str:
 
 
 def _override(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The file's content with the overrides; a mapping merges into what the file says."""
+    """The file's content with the overrides; a mapping merges into the file's."""
     pairs = [parse_override(text) for text in overrides]
     if any(key.split(".")[0] == "budget" for key, _ in pairs):
         content.pop("budget", None)

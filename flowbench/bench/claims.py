@@ -44,7 +44,7 @@ _SIDE = re.compile(
 
 @dataclass(frozen=True)
 class Quantity:
-    """A metric of a contender: ``factor * problem/contender.metric@at``; ``axis`` says what ``at`` counts.
+    """A metric of a contender: ``factor * problem/contender.metric@at``; ``axis`` is what ``at`` counts.
 
     Example:
         >>> Quantity("cfm", "fd", at=4, factor=2.0).name
@@ -98,7 +98,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the rows say about a claim in one problem.
+    """Whether a claim holds in one problem, by the rows.
 
     Example:
         >>> from flowbench.bench.results import Results
@@ -199,7 +199,7 @@ def _judge_in(claim: Claim, results: Results, problem: str) -> Verdict:
 
 
 def _verdict(claim: Claim, between: Summary, exact: bool) -> VerdictName:
-    """What the interval of left - right says, of a claim that lacks no number."""
+    """The verdict from the interval of left - right, where no number is missing."""
     if between.is_zero:
         return "equal"
     if between.half is None and not exact:
@@ -284,7 +284,7 @@ def _missing(side: Quantity, results: Results, problem: str) -> str:
 
 
 def _notes(claim: Claim, results: Results, problem: str) -> Iterable[str]:
-    """What a reader must know before trusting the verdict: other protocols, likelihood bounds."""
+    """Reservations about a verdict: different protocols, likelihood bounds."""
     sides = claim.quantities
     protocols = [results.protocol(_problem_of(s, problem), s.contender, s.metric) for s in sides]
     for side, protocol in zip(sides, protocols, strict=True):

@@ -1,4 +1,4 @@
-"""What the user sees while cells run: live bars on a terminal, plain lines elsewhere."""
+"""The display while cells run: live bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def _column(ratio: int | None = None, min_width: int | None = None) -> Column:
 
 
 def _fraction(progress: Mapping[str, Any]) -> float:
-    """How far a cell is in its phase."""
+    """Progress of a cell in its phase."""
     value = progress.get("fraction")
     return min(1.0, max(0.0, float(value))) if isinstance(value, (int, float)) else 0.0
 
@@ -143,13 +143,13 @@ def _left(seconds: float | None) -> str:
 
 
 def share_of_cell(progress: Mapping[str, Any]) -> float:
-    """How much of a whole cell is done: measuring follows training, and no bar may go back."""
+    """Share of a whole cell that is done, in [0, 1]; training counts before measuring, so that it never decreases."""
     phase, fraction = progress.get("phase"), _fraction(progress)
     if phase == "fit":
         return TRAINING * fraction
     if phase == "test":
         return TRAINING + (1 - TRAINING) * fraction
-    if phase == "reference":  # nobody trains
+    if phase == "reference":  # without training
         return fraction
     return 1.0 if phase == "done" else 0.0
 

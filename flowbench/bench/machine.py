@@ -1,4 +1,4 @@
-"""How many cells run at once, and with how many threads each.
+"""Number of cells that run at once, and threads of each.
 
 Two intra-op threads on a busy two-core machine ran 4 to 10 times slower than one (OpenMP threads spin while
 they wait for each other), so the number of threads is a policy of the bench and never left to the default of
@@ -65,7 +65,7 @@ def choose_policy(jobs: int | str, num_cells: int, *, cpu_only: bool) -> Policy:
     Args:
         jobs: a number, or ``"auto"``: one cell per core on the CPU, one at a time where the cells use a GPU.
         num_cells: cells in the plan; more jobs than cells would leave cores idle.
-        cpu_only: whether every cell asks for ``trainer.accelerator: cpu``.
+        cpu_only: whether every cell has ``trainer.accelerator: cpu``.
 
     Raises:
         ValueError: when jobs is neither ``"auto"`` nor a positive number.

@@ -164,7 +164,7 @@ def _cells(
     contents: Mapping[tuple[str, str], Mapping[str, Any]],
     directory: Path,
 ) -> tuple[Cell, ...]:
-    """The cells, seed by seed; one that measures another one's weights comes after it and knows its directory."""
+    """The cells, seed by seed; one that measures another one's weights comes after it and holds its directory."""
     cells: dict[tuple[int, str, str], Cell] = {}
     for seed in bench.seeds:
         for problem, contender in pairs:

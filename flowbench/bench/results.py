@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 REFERENCES = ("floor", "noise", "gaussian", "gmm")
-"""Contenders that nobody trains: held-out data, noise, and two classical baselines."""
+"""Contenders without training: held-out data, noise, and two classical baselines."""
 
 REFERENCE = "reference"
 """Family of their rows."""
@@ -156,7 +156,7 @@ def collect(directory: Path) -> list[Row]:
 
 
 def _external_row(plan: Mapping[str, Any], row: Row) -> Row:
-    """A row of somebody else's images under the bench's names of today; nobody's name is given to two."""
+    """A row of external samples under the bench's present names; a name that is taken gets a suffix."""
     taken = row.contender in (*plan["contenders"], *REFERENCES)
     (problem,) = plan["problems"] if len(plan["problems"]) == 1 else (row.problem,)
     name = f"{row.contender} ({EXTERNAL})" if taken else row.contender
@@ -248,7 +248,7 @@ class Results:
 
     @classmethod
     def of_bench(cls, plan: Mapping[str, Any], rows: Iterable[Row]) -> Results:
-        """The results of a bench, whose plan says which seeds there should be."""
+        """The results of a bench directory; its plan lists the seeds."""
         return cls(rows, {name: plan["seeds"] for name in plan["contenders"]})
 
     def _prefer(self, key: tuple[str, str, str], group: list[Row]) -> list[Row]:
@@ -276,7 +276,7 @@ class Results:
         return [*(name for name in REFERENCES if name in found), *(name for name in found if name not in REFERENCES)]
 
     def lines(self, problem: str, contenders: Iterable[str]) -> list[str]:
-        """Who stands in the tables of a problem, in their order, everybody once.
+        """The contenders in the tables of a problem, in their order, each once.
 
         Args:
             problem: problem name.
@@ -366,7 +366,7 @@ class Results:
     ) -> dict[int, str]:
         """Seeds that a contender should have a finite number of, and has not, with the reason of each.
 
-        The arguments are those of :meth:`values`. What nobody trains, references and external samples, has no seeds
+        The arguments are those of :meth:`values`. References and external samples are not trained and have no seeds
         and no gaps.
         """
         if contender not in self.seeds and contender in (*self.references(problem), *self.external(problem)):

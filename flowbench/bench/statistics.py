@@ -83,7 +83,7 @@ def paired_difference(left: Mapping[int, float], right: Mapping[int, float]) -> 
 
 
 def best_and_ties(values: Mapping[str, Mapping[int, float]], goal: Goal) -> set[str]:
-    """The contender with the best mean, and those whose paired difference to it cannot be told from 0.
+    """The contender with the best mean, and those whose paired difference to it is not significant.
 
     Args:
         values: contender -> seed -> value; contenders without values are passed over.

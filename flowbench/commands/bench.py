@@ -51,7 +51,7 @@ def run_bench(
 
     Returns:
         0 when every cell is finished; 1 when one failed or the results could not be written; 3 when numbers could not
-        be computed, whose rows say why; 128 + signal when interrupted.
+        be computed, whose rows hold the reason; 128 + signal when interrupted.
 
     Raises:
         ValueError: one line, for what the user got wrong.
@@ -102,7 +102,7 @@ def _rehearse(command: Sequence[str]) -> None:
             check=False,
             preexec_fn=die_with_parent(),
         )
-    except FileNotFoundError:  # told where the first cell is started
+    except FileNotFoundError:  # reported where the first cell is started
         return
     if ended.returncode == 0:
         return

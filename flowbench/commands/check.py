@@ -1,4 +1,4 @@
-"""Whether a family keeps what every family promises: the contract, run on one that somebody wrote."""
+"""`flowbench check`: the contract test of every family, run on a family of the user's own."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def make_trainer(plugins: Any = None, **arguments: Any) -> L.Trainer:
     """A trainer, or one line about what Lightning refuses.
 
     In the script of a SLURM job, or a shell inside one, Lightning would take this process for one of the job's tasks
-    and wait for the others. It is told that it is alone there. Only tasks that ``srun`` started belong together.
+    and wait for the others; the trainer is for one process there. Only tasks that ``srun`` started belong together.
 
     Args:
         plugins: one, several or None; a cluster environment among them decides for itself.

@@ -109,7 +109,7 @@ class Rehearsal:
         key = _key(experiment.resolved["data"], experiment.seed)
         if key not in self._data:
             data = experiment.build_data()
-            # Both ask an entry for what it is: without the first, what is declared would be compared too late.
+            # Both read an entry's declaration: without the first, what is declared would be compared too late.
             _ = data.spec if self.here else data.known_spec
             self._data[key] = data
         return self._data[key]

@@ -8,7 +8,7 @@ _LONGEST = 1000
 
 
 class ConfigError(ValueError):
-    """A mistake in an experiment file or an override: one line that says what to do about it.
+    """A mistake in an experiment file or an override: one line with the remedy.
 
     Example:
         >>> try:

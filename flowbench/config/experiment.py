@@ -241,7 +241,7 @@ class Experiment:
         """Arguments of the trainer, the callbacks among them; loggers only where they open nothing when they are built.
 
         Raises:
-            ValueError: what a class says about its arguments.
+            ValueError: a class refuses its arguments.
         """
         return self._parts.build_trainer_parts()
 
@@ -258,7 +258,7 @@ class Experiment:
         Raises:
             ConfigError: a required checkpoint is not given, or one is given that nothing requires; see also
                 :meth:`check_files`.
-            ValueError: what a class says about its arguments.
+            ValueError: a class refuses its arguments.
         """
         given = {k: Path(v) for k, v in (checkpoints or {}).items()}
         for name in self.requirements.keys() - given.keys():

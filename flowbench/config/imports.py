@@ -1,4 +1,4 @@
-"""From a ``class_path`` to the class, with errors that tell a wrong module from a wrong name."""
+"""From a ``class_path`` to the class, with different errors for a wrong module and a wrong name."""
 
 from __future__ import annotations
 

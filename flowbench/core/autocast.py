@@ -1,4 +1,4 @@
-"""Autocast by device, for devices that know none (``meta``) too."""
+"""Autocast by device, for devices without it (``meta``) too."""
 
 from __future__ import annotations
 

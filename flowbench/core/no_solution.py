@@ -8,5 +8,5 @@ __all__ = ["NoSolutionError"]
 class NoSolutionError(FloatingPointError, RuntimeError):
     """A solver that gave up: it names itself, why, and what to change.
 
-    Not a mistake of the code, so nobody needs its traceback.
+    Not a mistake of the code, so it is reported without a traceback.
     """

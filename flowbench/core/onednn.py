@@ -25,15 +25,15 @@ def is_usable() -> bool:
 
 
 def in_forward_mode() -> bool:
-    """Whether forward-mode derivatives are being taken, which oneDNN's operator would drop without a word.
+    """Whether forward-mode derivatives are being taken, which oneDNN's operator would drop silently.
 
-    PyTorch has no public question for it; where the private name is missing the answer is yes, which is always right.
+    PyTorch has no public function for it; where the private name is missing the result is True, which is always safe.
     """
     return bool(getattr(torch.autograd.forward_ad, "_current_level", 0) >= 0)
 
 
 def needs_derivatives(*tensors: Tensor) -> bool:
-    """Whether derivatives of what is computed from these tensors may be asked for."""
+    """Whether results computed from these tensors may be differentiated."""
     return in_forward_mode() or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
 
 

@@ -1,4 +1,4 @@
-"""How far a preparation is, for whoever waits for it in another process."""
+"""Progress of a preparation, in a file for the process that waits for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _last = 0.0
 
 
 def note_progress(what: str, done: float, total: float = 1.0) -> None:
-    """Note what is being prepared and how far it is, at most once a second; nothing where nobody asked for it.
+    """Note what is being prepared and how far it is, at most once a second; nothing without ``FLOWBENCH_PROGRESS``.
 
     Args:
         what: for people, e.g. ``training the classifier digits-cnn``.
@@ -35,5 +35,5 @@ def note_progress(what: str, done: float, total: float = 1.0) -> None:
     try:
         partial.write_text(json.dumps({"what": what, "fraction": done / total if total else 0.0}), encoding="utf-8")
         partial.replace(path)
-    except OSError:  # it is for the eye: a full disk must not end the work that it tells of
+    except OSError:  # only a display: a full disk must not end the work
         partial.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What a loader hands to a family."""
+"""The batch of one training or evaluation step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a data set holds beside values and labels: masks, raters, first frames, known tails."""
+"""Columns of a data set beside values and labels: masks, raters, first frames, known tails."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def check_columns(splits: Mapping[str, Split], declared: Mapping[str, Column], d
 
 
 def _fault(column: Tensor, declared: Column) -> str:
-    """What is wrong with a column, and what to do; empty where nothing is."""
+    """The fault of a column with the remedy; empty without one."""
     if tuple(column.shape[1:]) != tuple(declared.shape):
         return f"has entries of shape {tuple(column.shape[1:])}, declared are {tuple(declared.shape)}; make them agree"
     if _type_name(column) not in _TYPES:

@@ -93,7 +93,7 @@ class DatasetEntry:
         return self.spec.version
 
     def check_splits(self, splits: Mapping[str, Split]) -> None:
-        """Refuse what :attr:`load` gave when it is not what the entry says.
+        """Refuse what :attr:`load` gave when it differs from what the entry declares.
 
         Args:
             splits: by name.

@@ -49,7 +49,7 @@ _CHUNK = 4_096
 
 
 class Density2D(ABC):
-    """A density on the plane that can be sampled, and may know its log-density.
+    """A density on the plane that can be sampled, some with an exact log-density.
 
     Attributes:
         name: name in the catalogue.
@@ -466,7 +466,7 @@ def get_density(name: str) -> Density2D:
 
 
 def _loader(density: Density2D) -> Callable[[Path], dict[str, Split]]:
-    """How the catalogue gets a density's splits: drawn from a seed fixed by name, version and split."""
+    """The splits of a density, drawn from a seed that name, version and split fix."""
 
     def load(root: Path) -> dict[str, Split]:
         return {

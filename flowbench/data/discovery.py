@@ -1,4 +1,4 @@
-"""Where the catalogue's data sets come from: entry points of the group ``flowbench.datasets``, ours included."""
+"""Discovery of the catalogue's data sets: entry points of the group ``flowbench.datasets``, ours included."""
 
 from __future__ import annotations
 

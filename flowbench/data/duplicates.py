@@ -29,7 +29,7 @@ def first_duplicates(values: Tensor) -> Tensor:
 
 
 def leaks(splits: Mapping[str, Tensor]) -> dict[tuple[str, str], int]:
-    """How many samples of a later split also lie in an earlier one.
+    """Number of samples of a later split that also lie in an earlier one.
 
     Args:
         splits: values by split name, uint8 images; other values are not compared.

@@ -105,7 +105,7 @@ class ImageStore:
         return Split(torch.from_numpy(images), torch.from_numpy(labels).long())
 
     def damage(self, root: Path, hashes: bool = False) -> str | None:
-        """What is wrong with the store.
+        """The fault of the store.
 
         Args:
             root: folder of all datasets.
@@ -209,7 +209,7 @@ class ImageStore:
 
     @contextmanager
     def locked(self, root: Path, report: Report) -> Iterator[None]:
-        """One process at a time; the others wait, and say so."""
+        """One process at a time; the others print a line and wait."""
         with writable(root, "FLOWBENCH_DATA"):
             root.mkdir(parents=True, exist_ok=True)
             lock = FileLock(root / f".{self.name}.lock")
@@ -237,7 +237,7 @@ class ImageStore:
         ]
 
     def _expected(self) -> dict[str, Any]:
-        """The metadata that tell whether a store is this dataset."""
+        """The metadata by which a store of this dataset is recognised."""
         arrays = {
             f"{part}-{kind}": {"shape": list(shape), "dtype": "uint8", "sha256": digest}
             for part in self.parts

@@ -1,4 +1,4 @@
-"""What datasets there are and which of them are here; fetching one by name."""
+"""The list of datasets with those that are present, and fetching one by name."""
 
 from __future__ import annotations
 

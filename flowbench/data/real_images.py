@@ -83,7 +83,7 @@ def read_idx(path: Path) -> np.ndarray:
         uint8 of the shape that the header gives.
 
     Raises:
-        ValueError: another format, or a file shorter or longer than its header says.
+        ValueError: another format, or a file shorter or longer than its header states.
     """
     content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     if len(content) < 4 or content[:3] != b"\0\0\x08":

@@ -2,7 +2,7 @@
 
 The normalised path energy divides by W2^2 of source and data. An estimate from the points that an evaluation happens
 to hold is biased upwards and scatters by 1 % (standard normal to eight Gaussians) to 3 % (to moons) at 2,048 points a
-side; the values here are the same for everybody. ``benchmarks/reference_transport.py`` computes and prints them.
+side; the values here are fixed. ``benchmarks/reference_transport.py`` computes and prints them.
 """
 
 from __future__ import annotations

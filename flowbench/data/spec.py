@@ -1,4 +1,4 @@
-"""What a dataset of vectors or images looks like: shape, classes, value grid, and the map to model space."""
+"""Specification of vectors and images: shape, classes, value grid, and the map to model space."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ class DataSpec(Spec):
 
     @property
     def unit_name(self) -> str:
-        """What distances between samples are measured in: ``data`` units, or ``model`` units where those differ."""
+        """Unit of distances between samples: ``data`` units, or ``model`` units where those differ."""
         return "data" if self.units is None else "model"
 
     @property

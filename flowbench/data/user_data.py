@@ -65,7 +65,7 @@ def open_user_data(
         kind: a key of ``USER_FORMATS``.
         path: the file or folder.
         image_size: see :func:`flowbench.data.image_folder.read_image_folder`.
-        declared: what the user says of the values; None is nothing.
+        declared: what the user declares of the values; None is nothing.
 
     Returns:
         An entry whose version is the hash of the values and of all that makes them model values, holding the splits in
@@ -187,7 +187,7 @@ def _check_agreement(parts: Mapping[str, _Part], where: str) -> None:
 
 
 def _kind(part: _Part) -> str:
-    """What a sample is, for messages."""
+    """The kind of a sample, for messages."""
     return f"{part.values.dtype} samples of shape {part.values.shape[1:]}"
 
 
@@ -270,7 +270,7 @@ def _version(splits: Mapping[str, Split], levels: int | None, units: Units | Non
 
 
 def _understood(parts: Mapping[str, _Part], raw: Mapping[str, _Part], spec: DataSpec, given: bool) -> str:
-    """What the data were taken for, in one line: numbers, shape, values, classes."""
+    """How the data were read, in one line: numbers, shape, values, classes."""
     numbers = " + ".join(f"{len(raw[name].values):,}" for name in SPLITS)
     by_class = "" if spec.num_classes is None else " by class"
     origin = "as given" if given else f"cut 80/10/10{by_class}"

@@ -77,7 +77,7 @@ def draw_table(cells: Array, rows: Sequence[str], columns: Sequence[str] | None,
 def draw_reconstructions(
     original: Array, found: Array, difference: Array, titles: Sequence[str] | None, path: Path
 ) -> None:
-    """Originals, reconstructions and their absolute difference; the row says what white stands for."""
+    """Originals, reconstructions and their absolute difference; the row's name has the scale of the difference."""
     original, found, difference = (values[:MOST_COLUMNS] for values in (original, found, difference))
     largest = float(difference.max())
     shade = (255 * difference / (largest or 1.0)).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""What ``flowbench predict`` asks of flows that take more than labels."""
+"""Conditions for ``flowbench predict`` of flows that take more than labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``flowbench predict`` does with a trained flow: one function per task, and the files it leaves."""
+"""The tasks of ``flowbench predict``: one function each, and the files that they write."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ __all__ = ["run_task"]
 ROUNDS = 8
 # More classes than these do not fit a picture, and cost a pass each: they are named one by one.
 MOST_CLASSES = 10
-# How many (pairs of) images, or points, unless told.
+# Default number of (pairs of) images, or points.
 _NUM_IMAGES = {"sample": 64, "reconstruct": 12, "edit": 8, "interpolate": 8, "inpaint": 12}
 _NUM_POINTS = {"sample": 64, "reconstruct": 500, "edit": 200, "interpolate": 24, "inpaint": 500}
 
 
 @dataclass
 class Outcome:
-    """What a task found.
+    """The result of a task.
 
     Attributes:
         arrays: for the npz file, by name; images as uint8.
@@ -59,7 +59,7 @@ class Outcome:
         diverged: samples that came out as NaN or infinity; images of them are black.
         results: measured values with their units, by name: {"value": ..., "unit": ...}.
         draw: writes the picture to a path; None where there is none.
-        extra: what else the manifest should say.
+        extra: further entries of the manifest.
     """
 
     arrays: dict[str, Any]
@@ -78,7 +78,7 @@ def run_task(
     folder: Path,
     manifest: Mapping[str, Any],
 ) -> Path:
-    """Do what is asked with the averaged weights, and write npz, picture and manifest.json.
+    """Run the task with the averaged weights, and write npz, picture and manifest.json.
 
     Args:
         request: the task.
@@ -86,7 +86,7 @@ def run_task(
         data: where the flow's data are from.
         seed: keys noise, masks and probes.
         folder: made where it is missing; nothing is written when the task fails.
-        manifest: what the caller knows: checkpoint and configuration.
+        manifest: entries of the caller: checkpoint and configuration.
 
     Returns:
         The folder.
@@ -141,7 +141,7 @@ def _check_weights(module: FlowModule, manifest: Mapping[str, Any]) -> None:
 
 
 def _check_outcome(outcome: Outcome) -> None:
-    """What is no number is said; where all of it is, nothing is written."""
+    """Report values that are not finite; where all are, write nothing and raise."""
     number = len(next(iter(outcome.arrays.values())))
     if outcome.diverged == number:
         raise ValueError(
@@ -217,7 +217,7 @@ def _sample(request: Request, module: FlowModule, data: FlowDataModule, seed: in
 
 
 def _inversion_results(parts: Sequence[Samples]) -> dict[str, dict[str, Any]]:
-    """The certificate, and what each block took, where an inverse knows them."""
+    """The certificate, and what each block took, of an inverse that has them."""
     residuals = [part.residual for part in parts if part.residual is not None]
     if not residuals:
         return {}
