@@ -92,7 +92,7 @@ def subjects_of(
     main, paths = make(answers.samples), answers.paths
     fill(main, "log_prob", answers.log_prob)
     main.likelihood, main.likelihood_method = flow.likelihood, flow.likelihood_method
-    main.in_bits, main.given_label = flow.in_bits, flow.num_classes is not None
+    main.reports_bits_per_dim, main.given_label = flow.reports_bits_per_dim, flow.num_classes is not None
     main.dequantize = data.dequantize
     fill(main, "geometry", paths.geometry if isinstance(paths, Paths) else paths)
     main.space = space_name(flow)

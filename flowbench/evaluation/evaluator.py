@@ -337,7 +337,7 @@ class Evaluator(L.Callback):
 
     def imposed(self, flow: FlowModule) -> list[Imposed]:
         """The points of the sweep that this flow can choose."""
-        can = {"network_evaluations": flow.sweeps, "guidance": flow.guidance_scale is not None}
+        can = {"network_evaluations": flow.can_choose_evaluations, "guidance": flow.guidance_scale is not None}
         return [point for point in self.sweep if can[point.swept]]
 
     def _paths(self, flow: FlowModule, trainer: L.Trainer) -> Paths | None:

@@ -35,7 +35,7 @@ class NegativeLogLikelihood(Metric):
         protocol = self._protocol(subject, n)
         if subject.spec.levels is None:
             return [Measurement("nll", float(-log_prob.mean()) + subject.spec.log_volume, n, protocol, "nats")]
-        if not subject.in_bits:
+        if not subject.reports_bits_per_dim:
             return [Measurement("nll", float(-log_prob.mean()) / subject.spec.num_dims, n, protocol, "nats/dim")]
         value = bits_per_dim(log_prob.mean(), subject.spec.num_dims, subject.spec.bin_width)
         return [Measurement("nll", float(value), n, protocol, "bits/dim")]

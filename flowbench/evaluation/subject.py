@@ -130,7 +130,7 @@ class Subject:
         log_prob: log-densities of the test split in nats, shape (N,), or None.
         likelihood: `exact`, `ode` or `bound`.
         likelihood_method: solver and divergence of the log-densities; empty where they are closed form.
-        in_bits: whether they may be given in bits per dimension: not those of a flow of noisy data.
+        reports_bits_per_dim: whether they may be given in bits per dimension: not those of a flow of noisy data.
         given_label: whether the log-densities are those of the points given their labels.
         dequantize: how grey levels were placed for them: `uniform`, or `none` for the centres of the bins.
         geometry: geometry of the paths from source to data, or None.
@@ -160,7 +160,7 @@ class Subject:
     log_prob: Tensor | None = None
     likelihood: str = "exact"
     likelihood_method: str = ""
-    in_bits: bool = True
+    reports_bits_per_dim: bool = True
     given_label: bool = False
     dequantize: str = "uniform"
     geometry: PathGeometry | None = None

@@ -202,7 +202,7 @@ class FlowMatching(FlowModule):
         )
 
     @property
-    def sweeps(self) -> bool:
+    def can_choose_evaluations(self) -> bool:
         """A solver can be given any number of evaluations."""
         return True
 

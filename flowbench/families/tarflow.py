@@ -241,12 +241,12 @@ class TARFlow(FlowModule):
         return "+".join(part for part in parts if part)
 
     @property
-    def in_bits(self) -> bool:
+    def reports_bits_per_dim(self) -> bool:
         """Not where the flow is the density of noisy data; on latents the noise belongs to the encoder."""
         return self.augmentation.bits_per_dim or not isinstance(self.space, PixelSpace)
 
     @property
-    def guides_without_labels(self) -> bool:
+    def has_label_free_guidance(self) -> bool:
         """By the attention temperature of the second branch."""
         return self.guidance.temperature != 1
 
@@ -269,7 +269,7 @@ class TARFlow(FlowModule):
     @property
     def guidance_scale(self) -> float | None:
         """Scale of the sampler's own guidance; None where neither labels nor a temperature could guide."""
-        guidable = self.num_classes is not None or self.guides_without_labels
+        guidable = self.num_classes is not None or self.has_label_free_guidance
         return self.guidance.scale if guidable else None
 
     # ---- training -------------------------------------------------------------------------------------

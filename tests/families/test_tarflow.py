@@ -368,9 +368,9 @@ def test_weights_of_other_noise_are_refused(tmp_path):
 
 
 def test_only_the_likelihood_of_clean_data_is_in_bits():
-    assert oblong().in_bits
-    assert not oblong(augmentation=GaussianNoise(0.1)).in_bits
-    assert build("starflow_decoder", IMAGES).in_bits
+    assert oblong().reports_bits_per_dim
+    assert not oblong(augmentation=GaussianNoise(0.1)).reports_bits_per_dim
+    assert build("starflow_decoder", IMAGES).reports_bits_per_dim
 
 
 # ---- what is refused --------------------------------------------------------------------------------------
