@@ -301,7 +301,7 @@ class FlowMatching(FlowModule):
         velocity = shaped(found, tuple(point.velocity.shape), self.network, "forward")
         error = (velocity - point.velocity).float().square().flatten(1).mean(1)
         weighted = returned(self.weight(pairs.x0, pairs.x1), WeightResult, self.weight, "forward")
-        parts = {"unweighted_loss": error.detach().mean(), **pairs.parts}
+        metrics = {"unweighted_loss": error.detach().mean(), **pairs.metrics}
 
         def diagnostics() -> dict[str, Any]:
             cost = (pairs.x0 - pairs.x1).detach().flatten(1).square().sum(1).mean()
@@ -309,7 +309,7 @@ class FlowMatching(FlowModule):
             found = weighted.diagnostics
             return {"coupling_cost": cost, **of_pairs, **(found() if callable(found) else found)}
 
-        return Loss((weighted.weight * error).mean(), parts, diagnostics)
+        return Loss((weighted.weight * error).mean(), metrics, diagnostics)
 
     def _training_condition(self, batch: Batch, rng: torch.Generator) -> Tensor:
         assert self.conditioner is not None
