@@ -15,7 +15,7 @@ from flowbench.config.merge import set_key
 from flowbench.config.overrides import parse_override
 from flowbench.core.terminal import wrapped
 from flowbench.families.base import FlowModule
-from flowbench.families.contract import Case, Outcome, check_family, perturb
+from flowbench.families.family_contract import Case, Outcome, check_family, perturb
 
 __all__ = ["check", "report"]
 

@@ -19,7 +19,7 @@ from flowbench.families.latents.space import LatentSpace, Space
 from flowbench.families.matching_combinations import check_combination
 from flowbench.families.network_evaluations import CountedNetwork, fixed_cost, single_evaluation, with_evaluations
 from flowbench.families.pairing.base import ClosePairing, Pairing, PairingContext
-from flowbench.families.pairing.batch import BatchPairing
+from flowbench.families.pairing.batch_pairing import BatchPairing
 from flowbench.families.pairing.description import describe_pairs, names_of_pairs
 from flowbench.flows import (
     ClassifierFreeGuidance,
@@ -386,7 +386,8 @@ class FlowMatching(FlowModule):
         solver, times = self._sampler(guide, guided, rescheduled, network_evaluations)
         if rescheduled is None:
             return solver.solve(field, noise, times).states[-1], counted.rows / len(noise)
-        return rescheduled.finish(solver.solve(rescheduled, rescheduled.start(noise), times).states[-1]), counted.rows / len(noise)
+        points = solver.solve(rescheduled, rescheduled.start(noise), times).states[-1]
+        return rescheduled.finish(points), counted.rows / len(noise)
 
     def _sampler(
         self, guide: Guidance, guided: bool, rescheduled: RescheduledField | None, network_evaluations: int | None
@@ -394,7 +395,9 @@ class FlowMatching(FlowModule):
         """The solver of samples with so many evaluations, and the first and the last time."""
         path = self.sampling_path or self.path
         solver = self.solver.for_path(path)
-        times = torch.tensor(path.interval if rescheduled is None else rescheduled.interval, dtype=torch.float64, device="cpu")
+        times = torch.tensor(
+            path.interval if rescheduled is None else rescheduled.interval, dtype=torch.float64, device="cpu"
+        )
         if network_evaluations is not None:
             cost = self._evaluations_at(guide, rescheduled) if guided else single_evaluation
             solver = with_evaluations(solver, network_evaluations, cost, times)

@@ -18,7 +18,7 @@ from flowbench.core.contract import returned
 from flowbench.core.distributed import gather_objects
 from flowbench.core.seeds import generator
 from flowbench.data import Batch, DataSpec, FlowDataModule
-from flowbench.training.budget import Budget
+from flowbench.training.budget_meter import Budget
 from flowbench.training.ema import ExponentialMovingAverage, check_ema_decay
 from flowbench.training.loss_guard import LossGuard, NonFiniteLoss
 from flowbench.training.optimizers import AdamW, AnyOptimizer, learning_rate_factor

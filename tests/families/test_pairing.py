@@ -7,7 +7,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from flowbench.families.pairing.base import cost_ratio
-from flowbench.families.pairing.batch import BatchPairing
+from flowbench.families.pairing.batch_pairing import BatchPairing
 from flowbench.flows import Coupling, IndependentCoupling, OptimalTransportCoupling, SinkhornCoupling
 
 from ..contract.builders import IMAGES, POINTS, batch_of, build
