@@ -1,4 +1,4 @@
-"""The table of `flowbench/data/transport.py`: W2^2 between sources and densities, with a standard error.
+"""The table of `flowbench/data/reference_transport.py`: W2^2 between sources and densities, with a standard error.
 
     python benchmarks/reference_transport.py                       # all pairs, about half an hour on one core
     python benchmarks/reference_transport.py moons eight_gaussians   # one pair
@@ -25,7 +25,7 @@ from scipy.stats import qmc
 
 from flowbench.data import DENSITIES, get_density
 from flowbench.data.densities import Gaussian, Ring
-from flowbench.data.transport import STANDARD_NORMAL
+from flowbench.data.reference_transport import STANDARD_NORMAL
 from flowbench.metrics import wasserstein2_squared
 
 PAIRS = [

@@ -14,9 +14,9 @@ import yaml
 
 from benchmarks.gpu.setting import Line, Setting
 from benchmarks.gpu.subjects import pictures
+from flowbench.bench.results import Results, collect, load_plan
 from flowbench.bench.statistics import summarise
 from flowbench.bench.status import read_progress
-from flowbench.bench.store import Results, collect, load_plan
 
 __all__ = ["BENCH", "measure"]
 

@@ -42,6 +42,11 @@ class Contender:
         overrides: what the bench changes.
         trained: the contender whose trained weights it takes, sampled or measured in another way; empty when it is
             trained itself.
+
+    Example:
+        >>> bench = load_bench_file("flowbench:nfm.yaml")
+        >>> [contender.name for contender in bench.contenders]
+        ['teacher', 'nfm', 'cfm', 'ot_cfm']
     """
 
     name: str
@@ -52,7 +57,13 @@ class Contender:
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem given to all contenders, or to those in ``only``; ``reason`` says why not to the rest."""
+    """A problem given to all contenders, or to those in ``only``; ``reason`` is why the rest is left out.
+
+    Example:
+        >>> points = Problem("moons", {"data": {"dataset": "moons"}}, only=("cfm",), reason="the other is for images")
+        >>> points.has("cfm"), points.has("starflow")
+        (True, False)
+    """
 
     name: str = ""
     overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -66,7 +77,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class BenchFile:
-    """A checked bench file; paths are absolute."""
+    """A checked bench file; paths are absolute.
+
+    Example:
+        >>> bench = load_bench_file("flowbench:families_mnist.yaml", ["seeds=[0]", "budget.steps=100"])
+        >>> bench.name, bench.seeds, bench.budget, bench.problems[0].name
+        ('families_mnist', (0,), {'steps': 100}, 'mnist')
+    """
 
     path: Path
     name: str
@@ -157,7 +174,7 @@ def _text(mapping: Mapping[str, Any], key: str, where: str) -> str:
 
 
 def _override(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The file's content with the overrides; a mapping merges into what the file says."""
+    """The file's content with the overrides; a mapping merges into the file's."""
     pairs = [parse_override(text) for text in overrides]
     if any(key.split(".")[0] == "budget" for key, _ in pairs):
         content.pop("budget", None)

@@ -12,7 +12,7 @@ from flowbench.core.processes import how_it_ended
 
 __all__ = ["explain", "last_line", "was_killed"]
 
-# By these somebody, or a batch system, asks a process to end.
+# Signals by which a person or a batch system ends a process.
 _REQUESTS = frozenset(
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGXCPU")

@@ -26,8 +26,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from flowbench.bench.results import Results
 from flowbench.bench.statistics import ROUNDING, Summary, difference, paired_difference, summarise
-from flowbench.bench.store import Results
 from flowbench.core.nearest import suggestion
 from flowbench.core.sweep import SweepAxis
 
@@ -46,7 +46,12 @@ _SIDE = re.compile(
 
 @dataclass(frozen=True)
 class Quantity:
-    """A metric of a contender: ``factor * problem/contender.metric@at + margin``; ``axis`` says what ``at`` counts."""
+    """A metric of a contender: ``factor * problem/contender.metric@at + margin``; ``axis`` is what ``at`` counts.
+
+    Example:
+        >>> Quantity("cfm", "fd", at=4, factor=2.0).name
+        'cfm.fd@4'
+    """
 
     contender: str
     metric: str
@@ -75,7 +80,13 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Claim:
-    """``left`` is claimed to be below (``<``) or above (``>``) ``right``."""
+    """``left`` is claimed to be below (``<``) or above (``>``) ``right``.
+
+    Example:
+        >>> claim = parse_claim("wcfm.straightness < 0.5 * cfm.straightness")
+        >>> claim.left.contender, claim.operator, claim.right.factor
+        ('wcfm', '<', 0.5)
+    """
 
     text: str
     left: Quantity | float
@@ -90,7 +101,14 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the rows say about a claim in one problem."""
+    """Whether a claim holds in one problem, by the rows.
+
+    Example:
+        >>> from flowbench.bench.results import Results
+        >>> (verdict,) = judge(parse_claim("cfm.fd < 2"), Results([]), {"digits": ["cfm"]})
+        >>> verdict.problem, verdict.verdict
+        ('digits', 'undecided')
+    """
 
     claim: Claim
     problem: str
@@ -186,7 +204,7 @@ def _judge_in(claim: Claim, results: Results, problem: str) -> Verdict:
 
 
 def _verdict(claim: Claim, between: Summary, exact: bool) -> VerdictName:
-    """What the interval of left - right says, of a claim that lacks no number."""
+    """The verdict from the interval of left - right, where no number is missing."""
     if between.is_zero:
         return "equal"
     if between.half is None and not exact:
@@ -271,7 +289,7 @@ def _missing(side: Quantity, results: Results, problem: str) -> str:
 
 
 def _notes(claim: Claim, results: Results, problem: str) -> Iterable[str]:
-    """What a reader must know before trusting the verdict: other protocols, likelihood bounds."""
+    """Reservations about a verdict: different protocols, likelihood bounds."""
     sides = claim.quantities
     protocols = [results.protocol(_problem_of(s, problem), s.contender, s.metric) for s in sides]
     for side, protocol in zip(sides, protocols, strict=True):

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from flowbench.bench.notes import reading_notes
-from flowbench.bench.store import REFERENCE, Results, is_failure, load_rows, planned_seeds
+from flowbench.bench.results import REFERENCE, Results, is_failure, load_rows, planned_seeds
 from flowbench.bench.tables import metric_table
 from flowbench.core.rows import Row
 
@@ -54,7 +54,7 @@ def compare(run_dirs: Sequence[str | Path]) -> str:
 
 
 def _short_names(paths: list[Path]) -> list[str]:
-    """The last parts of each path, as many as are needed to tell them apart."""
+    """The last parts of each path, as many as are needed to make them different."""
     resolved = [path.resolve() for path in paths]
     for depth in range(1, max(len(path.parts) for path in resolved) + 1):
         names = ["/".join(path.parts[-depth:]) for path in resolved]
@@ -78,7 +78,7 @@ def _told_apart(loaded: list[list[Row]]) -> list[list[Row]]:
 
 
 def _labels(rows: list[Row], run: str) -> Callable[[str], str]:
-    """How the contenders of a run are called beside those of other runs: ``run: contender``, or the run alone."""
+    """Name of a run's contender beside those of other runs: ``run: contender``, or the run alone."""
     several = len({row.contender for row in rows if row.family != REFERENCE}) > 1
     return lambda name: f"{run}: {name}" if several or name not in run.split("/") else run
 
@@ -106,7 +106,7 @@ def _print_group(
     present = {row.contender for row in rows}
     rows = [*rows, *(row for row in failed if row.problem == problem and row.contender in present)]
     results = Results(rows, {name: seeds for name, seeds in planned.items() if name in present})
-    # Images that other code made are compared like everybody else.
+    # Images that other code made are compared like contenders.
     others = [*results.external(problem), *results.references(problem)]
     names = [*(name for name in results.contenders(problem) if name not in others), *results.external(problem)]
     seeds = sorted({row.seed for row in rows})

@@ -1,4 +1,4 @@
-"""How long the cells that are left will take, judged by those that have ended and those that run."""
+"""Time that the remaining cells will take, estimated from those that have ended and those that run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flowbench.bench.plan import Cell
 __all__ = ["Forecast", "Underway"]
 
 _LEAST_SHARE = 0.2
-"""Of a cell: what must be done before its own pace says something about its end."""
+"""Of a cell: the share that must be done before its own pace is used for the forecast."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Forecast:
     """Estimates the time that a bench still takes.
 
     A cell is expected to take as long as those of the same contender that have ended (their median). Where none has
-    ended, the pace of one that runs counts, and else the mean over the other contenders; reference rows, which nobody
-    trains, say nothing about those. What a preparation still takes is not counted.
+    ended, the pace of one that runs counts, and else the mean over the other contenders, without the reference rows,
+    which take no training. The rest of a preparation is not counted.
 
     Args:
         jobs: how many cells run at once.
@@ -82,7 +82,7 @@ class Forecast:
         return min(same, key=lambda cell: (cell.seed, -known.get(_kind(cell), math.inf)))
 
     def _known(self) -> dict[tuple[str, str, str], float]:
-        """What cells of each kind that have ended took, in seconds."""
+        """Seconds that ended cells took, by kind."""
         return {kind: statistics.median(seconds) for kind, seconds in self._ended.items()}
 
 
@@ -93,7 +93,7 @@ def _expected(cell: Cell, known: Mapping[tuple[str, str, str], float]) -> float:
 
 
 def _rest(one: Underway, expected: float) -> float:
-    """What a running cell has left; one that takes longer than expected is judged by its share."""
+    """Seconds left for a running cell; past its expected time, they follow from the share that is done."""
     return expected - one.seconds if one.seconds < expected else expected * (1 - one.share)
 
 

@@ -1,4 +1,4 @@
-"""Results that lie under another name: a cell is what its configuration says, not what it or its bench is called.
+"""Results that lie under another name: a cell is identified by its configuration, not by its name or its bench's.
 
 A renamed contender or problem, or an experiment that was changed and changed back, finds its cells by the fingerprint
 in their ``status.json`` and goes on with them. A renamed bench, a renamed or copied run folder and a moved checkout
@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from flowbench.bench.plan import Cell, Plan
+from flowbench.bench.results import cell_rows
 from flowbench.bench.status import lock_is_held, move_aside, read_status
-from flowbench.bench.store import cell_rows
 from flowbench.config.compose import read_mapping
 from flowbench.config.text import write_yaml
 from flowbench.core.storage import write_text
@@ -46,7 +46,7 @@ def is_finished(cell: Cell, directory: Path, bench: str) -> bool:
 
 
 def find_kept(plan: Plan) -> dict[Path, Path]:
-    """Where cells lie that are not in their own directory: the cell's directory -> the one that holds the same cell.
+    """Cells that lie in another directory than their own: the cell's directory -> the one that holds it.
 
     A directory that belongs to another cell of the plan is not taken from it.
     """
@@ -79,7 +79,7 @@ def adopt(plan: Plan, say: Callable[[str], None]) -> None:
 
     Args:
         plan: the plan.
-        say: is told what was moved, one line each.
+        say: receives one line for everything that was moved.
 
     Raises:
         ValueError: when a process still works in a directory that has to be moved.
@@ -107,7 +107,7 @@ def _refuse_held(directory: Path, what: str) -> None:
 
 
 def _moved(path: Path, old: Path, new: Path) -> Path:
-    """Where a path lies after a folder of it was renamed."""
+    """The path after one of its folders was renamed."""
     return new / path.relative_to(old) if path.is_relative_to(old) else path
 
 

@@ -1,4 +1,4 @@
-"""How many cells run at once, and with how many threads each.
+"""Number of cells that run at once, and threads of each.
 
 Two intra-op threads on a busy two-core machine ran 4 to 10 times slower than one (OpenMP threads spin while
 they wait for each other), so the number of threads is a policy of the bench and never left to the default of
@@ -19,7 +19,12 @@ __all__ = ["Policy", "available_cores", "choose_policy", "memory_limit"]
 
 @dataclass(frozen=True)
 class Policy:
-    """Concurrency of a bench: ``jobs`` cells at once, ``threads`` threads each, on ``cores`` cores."""
+    """Concurrency of a bench: ``jobs`` cells at once, ``threads`` threads each, on ``cores`` cores.
+
+    Example:
+        >>> Policy(cores=8, jobs=4, threads=2, reason="one for each two cores").describe()
+        '4 at a time, 2 threads each (one for each two cores)'
+    """
 
     cores: int
     jobs: int
@@ -60,7 +65,7 @@ def choose_policy(jobs: int | str, num_cells: int, *, cpu_only: bool) -> Policy:
     Args:
         jobs: a number, or ``"auto"``: one cell per core on the CPU, one at a time where the cells use a GPU.
         num_cells: cells in the plan; more jobs than cells would leave cores idle.
-        cpu_only: whether every cell asks for ``trainer.accelerator: cpu``.
+        cpu_only: whether every cell has ``trainer.accelerator: cpu``.
 
     Raises:
         ValueError: when jobs is neither ``"auto"`` nor a positive number.

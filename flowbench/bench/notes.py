@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from flowbench.bench.store import Results
+from flowbench.bench.results import Results
 from flowbench.core.rows import Row
 from flowbench.core.sample_size import sample_size_warning
 
@@ -26,7 +26,7 @@ FEW = 100
 
 
 def reading_notes(results: Results, problem: str) -> list[str]:
-    """What a reader of the tables of one problem should know, one line each."""
+    """Notes below the tables of one problem, one line each."""
     references = results.references(problem)
     names = [name for name in results.contenders(problem) if name not in references]
     where = f"{problem}: " if problem else ""
@@ -128,7 +128,7 @@ def _by_count(rows: Iterable[Row]) -> list[tuple[int, list[str]]]:
 
 
 def _features(results: Results, problem: str, name: str, *bases: str) -> list[str]:
-    """What stands in brackets behind metrics of these names: the extractors that they were measured with."""
+    """The extractors of metrics of these names, as they stand in brackets in the table's heading."""
     found = (metric.partition("[") for metric in results.metrics(problem, name))
     return list(dict.fromkeys(f"[{rest}" if bracket else "" for base, bracket, rest in found if base in bases))
 

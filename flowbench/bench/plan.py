@@ -36,6 +36,11 @@ class Cell:
         preparation: cells with the same value share one ``prepare`` (same data, evaluator and prerequisites);
             empty where none is needed.
         trained: directory of the cell whose weights a ``test`` cell measures.
+
+    Example:
+        >>> cell = make_plan("flowbench:nfm.yaml").cells[0]
+        >>> cell.label, cell.kind
+        ('teacher seed 0', 'fit')
     """
 
     kind: Literal["fit", "test", "reference"]
@@ -75,6 +80,11 @@ class Plan:
         references: the reference rows of each problem.
         policy: how many cells run at once.
         experiments: by problem and contender what its cells are composed to, with the first seed.
+
+    Example:
+        >>> plan = make_plan("flowbench:nfm.yaml", ["seeds=[0, 1]"])
+        >>> len(plan.cells), plan.problems
+        (8, {'': ['teacher', 'nfm', 'cfm', 'ot_cfm']})
     """
 
     bench: BenchFile
@@ -179,7 +189,7 @@ def _cells(
     contents: Mapping[tuple[str, str], Mapping[str, Any]],
     directory: Path,
 ) -> tuple[Cell, ...]:
-    """The cells, seed by seed; one that measures another one's weights comes after it and knows its directory."""
+    """The cells, seed by seed; one that measures another one's weights comes after it and holds its directory."""
     cells: dict[tuple[int, str, str], Cell] = {}
     for seed in bench.seeds:
         for problem, contender in pairs:

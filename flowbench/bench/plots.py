@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flowbench.bench.results import Results
 from flowbench.bench.statistics import summarise
-from flowbench.bench.store import Results
 from flowbench.core.sweep import SweepAxis
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Any
 from flowbench.bench.causes import explain, was_killed
 from flowbench.bench.plan import Cell, Plan
 from flowbench.bench.process import start_process
-from flowbench.core.progress import PROGRESS_FILE
+from flowbench.core.preparation_progress import PROGRESS_FILE
 from flowbench.core.storage import read_record
 
 __all__ = ["Failure", "Preparations"]
@@ -38,7 +38,7 @@ class Preparations:
     Args:
         plan: whose cells.
         program: command line that a subcommand is appended to.
-        say: is told what happens, one line each.
+        say: receives one line for every event.
 
     Attributes:
         ended: values of ``Cell.preparation`` that have been prepared for, or cannot be.
@@ -55,7 +55,7 @@ class Preparations:
         self.progress: Mapping[str, Mapping[str, Any]] = {}
 
     def steps(self, cells: Iterable[Cell]) -> Iterator[None]:
-        """Prepare for cells, one process after the other; yields for as long as one runs, to be asked again later.
+        """Prepare for cells, one process after the other; yields while one runs.
 
         Whoever requires no training comes first: its cells can run while others are prepared for.
         """

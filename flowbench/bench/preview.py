@@ -1,4 +1,4 @@
-"""A plan for the eye: who is trained on what, how far it is, and what a reader should know before it runs."""
+"""The plan as text, for `--dry-run`: contenders, problems, what is finished already, and warnings."""
 
 from __future__ import annotations
 

@@ -12,10 +12,10 @@ from rich.text import Text
 
 from flowbench.bench.claims import Verdict, VerdictName, judge, parse_claim
 from flowbench.bench.notes import reading_notes
-from flowbench.bench.pictures import draw_samples, draw_strips, draw_trajectories
 from flowbench.bench.plots import plot_bars, plot_evaluations, plot_guidance, plot_training
-from flowbench.bench.provenance import provenance_lines
-from flowbench.bench.store import UNFINISHED, Results, load_plan, load_rows
+from flowbench.bench.provenance_lines import provenance_lines
+from flowbench.bench.results import UNFINISHED, Results, load_plan, load_rows
+from flowbench.bench.sample_pictures import draw_samples, draw_strips, plot_trajectories
 from flowbench.bench.tables import COST, difference_table, metric_table, seed_table
 from flowbench.core.storage import write_text
 
@@ -191,7 +191,7 @@ def _pictures(plan: Mapping[str, Any], results: Results, directory: Path) -> lis
         ),
         (
             "Ways of the samples, from the source (grey)",
-            draw_trajectories(plan, directory, folder / "trajectories.png"),
+            plot_trajectories(plan, directory, folder / "trajectories.png"),
         ),
         (
             "Ways of the samples, noise (left) to image (right)",

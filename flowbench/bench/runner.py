@@ -16,14 +16,14 @@ from types import FrameType
 from typing import Any
 
 from flowbench.bench.causes import explain, last_line, was_killed
+from flowbench.bench.display import Display, share_of_cell
 from flowbench.bench.forecast import Forecast, Underway
 from flowbench.bench.kept import adopt, check_rows, rename
 from flowbench.bench.plan import Cell, Plan
 from flowbench.bench.preparation import Preparations
 from flowbench.bench.process import start_process, stop_processes
-from flowbench.bench.progress import Display, share_of_cell
+from flowbench.bench.results import collect
 from flowbench.bench.status import Status, lock_is_held, read_progress, read_status, write_status
-from flowbench.bench.store import collect
 from flowbench.core.statuses import PARTLY_MEASURED
 from flowbench.core.storage import write_text
 
@@ -33,13 +33,13 @@ PROGRAM = (sys.executable, "-m", "flowbench.cli")
 """The program that runs a cell; a subcommand and ``-c cell.yaml`` are appended."""
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
-"""Where a training cell leaves its weights, in its directory."""
+"""The checkpoint of a training cell, relative to its directory."""
 
 _POLL_SECONDS = 0.1
 
 
 class Interrupted(BaseException):
-    """The bench was asked to stop by a signal."""
+    """A signal ended the bench."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -156,7 +156,7 @@ class Runner:
         return len(self.plan.everything)
 
     def _show(self, waiting: Sequence[Cell]) -> None:
-        """What is prepared and each running cell, and when the last of all will have ended."""
+        """Update the display: the preparation, each running cell, and the seconds left for all."""
         progress = {a.cell.directory: read_progress(a.cell.directory) for a in self.running.values()}
         underway = [
             Underway(a.cell, time.time() - a.started, share_of_cell(progress[a.cell.directory]))
@@ -167,7 +167,7 @@ class Runner:
         self.display.update({**self.preparations.progress, **cells}, self.finished, self._total, left)
 
     def _note_duration(self, cell: Cell) -> None:
-        """What a finished cell took; one that was interrupted took longer than its last attempt."""
+        """Seconds that a finished cell took; one that was interrupted took longer than its last attempt."""
         status = read_status(cell.directory)
         if status.is_done(cell.config_hash) and status.wall_seconds is not None and status.attempts == 1:
             self.forecast.add(cell, status.wall_seconds)
@@ -214,7 +214,7 @@ class Runner:
         return None
 
     def _ready(self, todo: Sequence[Cell]) -> list[Cell]:
-        """Cells that are prepared and whose weights nobody trains at the moment.
+        """Cells that are prepared and whose weights are not in training at the moment.
 
         One that was killed before runs alone: others beside it may have taken the memory.
         """

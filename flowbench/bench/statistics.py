@@ -23,7 +23,15 @@ measured difference that matters is as small."""
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean, standard deviation and half width of the t-interval of ``n`` values; None where n = 1."""
+    """Mean, standard deviation and half width of the t-interval of ``n`` values; None where n = 1.
+
+    Example:
+        >>> summary = summarise([1.0, 2.0, 3.0])
+        >>> summary.n, summary.mean, round(summary.half, 2)
+        (3, 2.0, 2.48)
+        >>> paired_difference({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0}).is_tie
+        True
+    """
 
     n: int
     mean: float
@@ -75,7 +83,7 @@ def paired_difference(left: Mapping[int, float], right: Mapping[int, float]) -> 
 
 
 def best_and_ties(values: Mapping[str, Mapping[int, float]], goal: Goal) -> set[str]:
-    """The contender with the best mean, and those whose paired difference to it cannot be told from 0.
+    """The contender with the best mean, and those whose paired difference to it is not significant.
 
     Args:
         values: contender -> seed -> value; contenders without values are passed over.

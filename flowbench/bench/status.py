@@ -37,6 +37,10 @@ class Status:
         threads: threads of the cell.
         names: bench, problem and contender that its rows are written under; None where no attempt noted them. Whoever
             reads the rows gives them the names of today.
+
+    Example:
+        >>> Status("DONE", config_hash="68b5a07487cb").is_done("68b5a07487cb")
+        True
     """
 
     state: State = "PENDING"

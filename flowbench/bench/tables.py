@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from flowbench.bench.results import Results
 from flowbench.bench.statistics import ROUNDING, Summary, best_and_ties, paired_difference, summarise
-from flowbench.bench.store import Results
 from flowbench.core.rows import Goal, unmeasured_text
 
 __all__ = [
@@ -33,7 +33,7 @@ _TITLES = {"transport": "Sampling paths"}
 _ARROWS: dict[Goal, str] = {"down": " ↓", "up": " ↑", "zero": " → 0", "none": ""}
 _NOTHING = "–"
 _MARK = " †"
-"""Stands at what lacks a planned seed; a note below the table says which, and why."""
+"""Marks a number that lacks a planned seed; a note below the table names the seed and the reason."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def format_summary(summary: Summary, seeds: int | None = None) -> str:
 
     Args:
         summary: what to write.
-        seeds: how many seeds the reader expects; None says nothing about n.
+        seeds: planned number of seeds; with None, n is not printed.
     """
     count = f" (n={summary.n})" if seeds is not None and summary.n != seeds else ""
     # One seed, or a number that training does not change.
@@ -177,7 +177,7 @@ def _failure_notes(results: Results, problem: str, metrics: Sequence[str]) -> li
 
 
 def _gap_notes(results: Results, problem: str, entered: Sequence[str], metrics: Sequence[str]) -> list[str]:
-    """A line for all contenders that lack a number of a planned seed; empty where nobody does."""
+    """A line that names every contender without a number for a planned seed; empty where none lacks one."""
     parts: list[str] = []
     for name in entered:
         lost = results.lost_seeds(problem, name)
@@ -222,7 +222,7 @@ def _unit_note(results: Results, problem: str, metric: str) -> str:
 
 
 def _measured(results: Results, problem: str) -> list[str]:
-    """Metrics that somebody was measured by outside any sweep, in order of appearance."""
+    """Metrics with at least one row outside any sweep, in order of appearance."""
     names = results.contenders(problem)
     return [m for m in results.metrics(problem) if any(results.main_rows(problem, name, m) for name in names)]
 
@@ -287,7 +287,7 @@ def _difference_entry(results: Results, problem: str, pair: tuple[str, str], met
     sign = "+" if paired.mean > 0 else ""
     complete = all(_is_complete(results, problem, name, metric) for name in pair)
     word = " (equal)" if paired.is_zero else " (tie)" if paired.is_tie else ""
-    count = " (n=1)" if paired.is_tie is None and seeds == 1 else ""  # else the number says it
+    count = " (n=1)" if paired.is_tie is None and seeds == 1 else ""  # else format_summary has written it
     text = f"{sign}{format_summary(paired, seeds)}{word}{count}"
     return Entry(text if complete else text + _MARK, bold=complete and paired.is_tie is False)
 

@@ -164,7 +164,7 @@ COMMANDS = {
         "score images that any code made, with the evaluator and the rows of everybody else",
         (
             "flowbench evaluate --samples samples.npz --data cifar10 --num-reference 10000",
-            "flowbench evaluate --samples folder -c flowbench:cifar10/tiny/cfm.yaml --name stranger",
+            "flowbench evaluate --samples folder -c flowbench:cifar10/gpu/cfm.yaml --name stranger",
             "flowbench evaluate --samples folder --bench runs/families_cifar10 --name stranger",
         ),
         _evaluate_options,

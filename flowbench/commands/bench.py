@@ -13,12 +13,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from flowbench.bench.display import make_display
 from flowbench.bench.plan import Plan, make_plan
 from flowbench.bench.preview import plan_lines, plan_table
-from flowbench.bench.progress import make_display
+from flowbench.bench.results import collect
 from flowbench.bench.runner import PROGRAM, Interrupted, Runner
 from flowbench.bench.status import read_status
-from flowbench.bench.store import collect
 from flowbench.commands.bench_claims import check_claims
 from flowbench.commands.bench_experiments import check_experiments
 from flowbench.commands.run_folder import claim
@@ -51,7 +51,7 @@ def run_bench(
 
     Returns:
         0 when every cell is finished; 1 when one failed or the results could not be written; 3 when numbers could not
-        be computed, whose rows say why; 128 + signal when interrupted.
+        be computed, whose rows hold the reason; 128 + signal when interrupted.
 
     Raises:
         ValueError: one line, for what the user got wrong.
@@ -102,7 +102,7 @@ def _rehearse(command: Sequence[str]) -> None:
             check=False,
             preexec_fn=die_with_parent(),
         )
-    except FileNotFoundError:  # told where the first cell is started
+    except FileNotFoundError:  # reported where the first cell is started
         return
     if ended.returncode == 0:
         return

@@ -79,7 +79,7 @@ def _check(side: Quantity, declared: Declared | None) -> None:
 
 
 def _declared(plan: Plan, problem: str, contender: str) -> Mapping[str, Declared] | None:
-    """What a contender of a problem and the problem's reference rows will have; None where that cannot be known yet."""
+    """Metrics of a contender and of the problem's reference rows, by name; None if the experiment cannot be built."""
     # Late: only benches with claims pay for these imports, and a bench that lists its plan must answer at once.
     from flowbench.commands.declared_metrics import declared_metrics
     from flowbench.config import Composed, Experiment
@@ -87,5 +87,5 @@ def _declared(plan: Plan, problem: str, contender: str) -> Mapping[str, Declared
     content: dict[str, Any] = copy.deepcopy(dict(plan.experiments[problem, contender]))
     try:
         return declared_metrics(Experiment.from_composed(Composed({}, content, (plan.bench.path,))))
-    except Exception:  # what keeps an experiment from being built is told where experiments are checked
+    except Exception:  # an experiment that cannot be built is reported where experiments are checked
         return None

@@ -53,7 +53,7 @@ def _validated(
     known = {key: valid[name] for name, keys in parts.items() if name in valid for key in keys}
     whole = copy.deepcopy(dict(content))
     if all(name in valid for name in parts):
-        # The model's experiment knows what the model requires.
+        # The model's experiment holds what the model requires.
         experiment = known["model"]
     else:
         tree = {key: value for key, value in whole.items() if key not in known or key in (*_NEEDED, "requires")}

@@ -1,4 +1,4 @@
-"""Whether a family keeps what every family promises: the contract, run on one that somebody wrote."""
+"""`flowbench check`: the contract test of every family, run on a family of the user's own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flowbench.config.merge import set_key
 from flowbench.config.overrides import parse_override
 from flowbench.core.terminal import wrapped
 from flowbench.families.base import FlowModule
-from flowbench.families.contract import Case, Outcome, check_family, perturb
+from flowbench.families.family_contract import Case, Outcome, check_family, perturb
 
 __all__ = ["check", "report"]
 

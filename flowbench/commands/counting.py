@@ -1,4 +1,4 @@
-"""What a model costs before it is trained: parameters, operations, cache and memory, from shapes alone.
+"""Cost of a model before it is trained: parameters, operations, cache and memory, from shapes alone.
 
 Everything runs on the meta device: no data are read, no weights are allocated, no autoencoder is trained. Operations
 are multiplications and additions of matrix products and convolutions, two per multiply-add; causal attention counts
@@ -58,7 +58,7 @@ class BlockCount:
 
 @dataclass(frozen=True)
 class ModelCount:
-    """What a model is and costs; operations are per sample, bytes are those of float32.
+    """Size and cost of a model; operations are per sample, bytes are those of float32.
 
     Attributes:
         family: class of the model.

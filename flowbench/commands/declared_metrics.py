@@ -1,4 +1,4 @@
-"""What an experiment will measure, by name, before anything is trained."""
+"""Names of the metrics that an experiment will measure, before anything is trained."""
 
 from __future__ import annotations
 

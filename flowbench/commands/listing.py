@@ -135,7 +135,7 @@ def _yaml_files() -> Iterable[tuple[str, Path]]:
 
 
 def _comment(path: Path) -> str:
-    """What a file says about itself: ``question:`` of a bench, else its first comment."""
+    """One line about a file: ``question:`` of a bench, else its first comment."""
     lines = path.read_text(encoding="utf-8").splitlines()
     for line in lines:
         if line.startswith("question:"):

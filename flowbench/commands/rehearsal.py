@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from flowbench.commands.counting import loss_of_one, training_flops
-from flowbench.commands.launch import make_trainer
+from flowbench.commands.lightning_trainer import make_trainer
 from flowbench.config import fingerprint
 from flowbench.core.checks import named
 from flowbench.evaluation.measurable import check_measurable
@@ -109,7 +109,7 @@ class Rehearsal:
         key = _key(experiment.resolved["data"], experiment.seed)
         if key not in self._data:
             data = experiment.build_data()
-            # Both ask an entry for what it is: without the first, what is declared would be compared too late.
+            # Both read an entry's declaration: without the first, what is declared would be compared too late.
             _ = data.spec if self.here else data.known_spec
             self._data[key] = data
         return self._data[key]

@@ -1,4 +1,4 @@
-"""Whose a folder of results is, who works in it, and what is kept there of an error."""
+"""Ownership of a folder of results, its lock, and the log of errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KINDS = {
     "predict": "what predict makes",
     "bench": "a bench",
 }
-"""What a command leaves in a folder."""
+"""Kinds of results that a folder may hold."""
 
 # Files that a process killed in the middle of an atomic write leaves beside their targets.
 _ABANDONED = re.compile(r"\.[\w.+ -]+\.(ckpt|csv|json|jsonl|npz|png|yaml)\.\w+")
@@ -65,7 +65,7 @@ def _remove_unused(folder: Path) -> None:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Delete what earlier processes did not finish to write; nobody else writes here now."""
+    """Delete what earlier processes did not finish to write; no other process writes here now."""
     for path in folder.glob(".*"):
         if _ABANDONED.fullmatch(path.name) and path.is_file():
             path.unlink()
@@ -73,7 +73,7 @@ def _remove_abandoned(folder: Path) -> None:
 
 @contextmanager
 def keeps_details(folder: Path) -> Iterator[None]:
-    """Keep the traceback of an error that nobody expects in the folder's log, where the folder exists."""
+    """Write the traceback of an unexpected error to the folder's log, where the folder exists."""
     try:
         yield
     except Exception as error:
@@ -102,7 +102,7 @@ def claim(folder: Path, kind: str, remedy: str) -> None:
 
 
 def contents(folder: Path) -> tuple[str, str] | None:
-    """What a folder holds: its kind, one of ``KINDS``, and a few words; None where it holds no results of flowbench."""
+    """Kind of a folder's results, one of ``KINDS``, with a description; None without results of flowbench."""
     if (folder / "config.yaml").is_file():
         if not (folder / "config.source.yaml").is_file():
             return "foreign", "a config.yaml that flowbench did not write"
@@ -116,13 +116,13 @@ def contents(folder: Path) -> tuple[str, str] | None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """What predict noted about a folder's contents; None where it made none."""
+    """The manifest that predict wrote; None without one."""
     manifest = read_record(folder / "manifest.json")
     return manifest if "task" in manifest and "checkpoint" in manifest else None
 
 
 def _measured(path: Path) -> tuple[str, str] | None:
-    """Whose rows a file holds: references and other people's images say so."""
+    """What wrote the rows of a file, as kind and description; None without rows."""
     if not path.is_file():
         return None
     try:

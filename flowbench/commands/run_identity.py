@@ -28,7 +28,7 @@ def check_folder(experiment: Experiment, remedy: str, measuring: bool = False) -
     Args:
         experiment: what is to be done in its folder.
         remedy: which option names another place.
-        measuring: what only says how weights are measured may differ; else the budget alone, which can be raised.
+        measuring: settings of sampling and evaluation may differ; else the budget alone, which can be raised.
 
     Raises:
         ValueError: names the keys that differ.
@@ -47,7 +47,7 @@ def check_weights(experiment: Experiment, path: Path, but: Iterable[str] = ()) -
 
     Args:
         experiment: what is to be done with the weights.
-        path: the checkpoint; one without a configuration beside it is told apart by its content alone.
+        path: the checkpoint; one without a configuration beside it is identified by its content alone.
         but: keys that may differ too.
 
     Raises:
@@ -68,7 +68,7 @@ def _is_of_weights(difference: Difference, experiment: Experiment) -> bool:
 
 
 def _differences(config: Path, experiment: Experiment) -> list[Difference]:
-    """What a run's saved configuration and this one differ in; nothing where there is none."""
+    """Keys in which a run's saved configuration and this one differ; empty without a saved one."""
     if not config.is_file() or not config.with_name("config.source.yaml").is_file():
         return []
     saved = compose([config]).resolved

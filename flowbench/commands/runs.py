@@ -1,4 +1,4 @@
-"""What the commands do: fit, validate, test, predict, reference, prepare."""
+"""The commands fit, validate, test, predict, reference and prepare."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from flowbench.commands.counting import meta_module, training_flops
-from flowbench.commands.launch import listed, make_trainer
+from flowbench.commands.lightning_trainer import listed, make_trainer
 from flowbench.commands.prediction.folder import check_output
 from flowbench.commands.prediction.request import Request
 from flowbench.commands.prediction.tasks import run_task
@@ -228,7 +228,7 @@ def _prepared(experiment: Experiment, data: FlowDataModule) -> dict[str, Path]:
 
 
 def _features_device(experiment: Experiment) -> torch.device:
-    """Where feature networks run before there is a trainer: where it will train."""
+    """Device for feature extraction when no trainer exists yet: the training device."""
     accelerator = (experiment.resolved.get("trainer") or {}).get("accelerator", "auto")
     if accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
         return torch.device("cuda", local_rank())
@@ -273,7 +273,7 @@ def _trained(experiment: Experiment, ckpt: Path | None, but: tuple[str, ...] = (
     """A run with its trained weights, and their file.
 
     Args:
-        experiment: says how they are measured.
+        experiment: how they are measured.
         ckpt: the file; None takes the run's last.
         but: keys that may differ from the training's.
     """
@@ -368,10 +368,10 @@ def _quieten() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    # What they go on to say is refused, or of no account.
+    # Later ones are refused, or change nothing.
     warnings.filterwarnings("ignore", message=".*AMP with fp16 is not supported on CPU")
     warnings.filterwarnings("ignore", message=".*is supported for historical reasons")
-    # Under another budget the same callback saves at other steps, which is all that its name says.
+    # Under another budget the same callback saves at other steps, and its name shows no more than that.
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
     # A run's folder is its own: that it holds a checkpoint is how a run goes on.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")

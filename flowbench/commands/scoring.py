@@ -1,4 +1,4 @@
-"""What the commands data, stats and evaluate do."""
+"""The commands data, stats and evaluate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from flowbench.bench.report import build_report
-from flowbench.bench.store import EXTERNAL, collect, load_plan
+from flowbench.bench.results import EXTERNAL, collect, load_plan
 from flowbench.commands.run_folder import claim, working_in
 from flowbench.config import Experiment, compose
 from flowbench.config.references import default_references
@@ -41,7 +41,7 @@ __all__ = ["evaluate", "image_evaluator", "join_bench", "open_data", "open_exper
 def open_data(
     name: str, path: str | None = None, image_size: int | None = None, train_on_val: bool = False, **declared: Any
 ) -> FlowDataModule:
-    """The datamodule of a dataset; ``declared`` is what its options say of the values of own data."""
+    """The datamodule of a dataset; ``declared`` is what its options declare of the values of own data."""
     return FlowDataModule(name, path=path, image_size=image_size, train_on_val=train_on_val, **declared)
 
 

@@ -37,7 +37,7 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """Where the training leaves its weights and its state."""
+        """Path of the run's checkpoint: weights and state."""
         return last_checkpoint(self.experiment.run_dir)
 
 
@@ -135,7 +135,7 @@ def load_weights(run: Run, path: Path) -> None:
 
 @contextmanager
 def noting_the_end(run: Run, phase: str | None = None) -> Iterator[None]:
-    """Whatever breaks a run off is noted: in progress.json, in the log of errors, and on the exception.
+    """Record the cause that ends a run: in progress.json, in the log of errors, and on the exception.
 
     Args:
         run: the run.
@@ -155,7 +155,7 @@ def noting_the_end(run: Run, phase: str | None = None) -> Iterator[None]:
 
 def _noted(run: Run, error: BaseException, watch: ProcessWatch, phase: str | None) -> BaseException:
     """Note what an exception ended; returns it, or the end of another process that caused it."""
-    # Of a mistake that is found before the first step, the message is all there is to know.
+    # Of a mistake that is found before the first step, the message is enough.
     is_plain = describe(error)[1] == 2 and _is_fresh(run)
     if isinstance(error, Exception) and not isinstance(error, FloatingPointError):
         if not (is_plain and is_first_process()):
@@ -180,7 +180,7 @@ def _is_fresh(run: Run) -> bool:
 
 
 def _standing(run: Run) -> str:
-    """Where a run stood when it ended, and how it goes on."""
+    """One line with the step at which a run ended, and where the same command continues."""
     budget, path = run.budget, run.checkpoint
     steps = budget.steps if budget else run.trainer.global_step
     of = f" of {budget.max_steps}" if budget and budget.max_steps else ""

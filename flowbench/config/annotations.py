@@ -47,7 +47,7 @@ def takes_path(hint: Any) -> bool:
 
 
 def is_path(hint: Any) -> bool:
-    """Whether the annotation says that text is a path."""
+    """Whether text for this annotation is a path."""
     return any(isinstance(option, type) and issubclass(option, (PurePath, os.PathLike)) for option in options_of(hint))
 
 
@@ -58,7 +58,7 @@ def options_of(hint: Any) -> tuple[Any, ...]:
 
 
 def arity_of(hint: Any) -> int | None:
-    """How many arguments a factory annotation passes; 0 for a class, None when it cannot be told."""
+    """Number of arguments that a factory annotation passes; 0 for a class, None when the annotation leaves it open."""
     for option in options_of(hint):
         if typing.get_origin(option) is collections.abc.Callable:
             arguments = typing.get_args(option)[0]
@@ -74,7 +74,7 @@ def record_of(hint: Any) -> type | None:
 
 
 def element_of(hint: Any) -> Any:
-    """The annotation of the items of a list or the values of a mapping; None when it does not tell."""
+    """The annotation of the items of a list or the values of a mapping; None when it has none."""
     for option in options_of(hint):
         arguments = [a for a in typing.get_args(option) if a is not Ellipsis]
         if arguments and typing.get_origin(option) is not collections.abc.Callable:

@@ -65,7 +65,7 @@ class Arguments:
         return self._as_given(self._parser.instantiate(self._config).object)
 
     def _as_given(self, found: Any) -> dict[str, Any]:
-        """Whole numbers stay whole where an argument takes fractions too: to Lightning 1 is a batch and 1.0 are all.
+        """Keep whole numbers whole where an argument takes fractions too: to Lightning 1 is one batch and 1.0 is all.
 
         Which of the two jsonargparse tries first depends on what was imported before.
         """
@@ -158,13 +158,13 @@ def _object_parser(hint: Any) -> ArgumentParser:
 
 def _parse(parser: ArgumentParser, tree: dict[str, Any], key: str, cls: type) -> Namespace:
     try:
-        return copy.deepcopy(_parsed(parser, _Tree(tree)))  # nobody may change what another was given
+        return copy.deepcopy(_parsed(parser, _Tree(tree)))  # objects must not share what one of them may change
     except (ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(_condensed(str(error), key, cls)) from error
 
 
 class _Tree:
-    """Plain containers that compare by what they say and by the classes that they name.
+    """Plain containers that compare by content and by the classes that they name.
 
     A class of one's own can be defined anew under the same name; 1, 1.0 and True stay apart.
     """
@@ -188,7 +188,7 @@ def _named_classes(value: Any) -> Iterator[type]:
 
 @functools.lru_cache(maxsize=1024)
 def _parsed(parser: ArgumentParser, tree: _Tree) -> Namespace:
-    """What jsonargparse makes of a tree; the contenders of a bench share most of theirs, and it takes its time."""
+    """A tree as jsonargparse parses it, cached: parsing is slow, and the contenders of a bench share most of theirs."""
     return parser.parse_object(copy.deepcopy(tree.content))  # it turns mappings into namespaces in place
 
 
@@ -223,7 +223,7 @@ def _check_spec(key: str, spec: Mapping[str, Any], arity: int | None) -> type:
 def _check_arguments(key: str, cls: type, arguments: dict[str, Any], arity: int | None) -> None:
     """Names, then the objects inside, then types.
 
-    ``arity`` is how many leading arguments the caller passes, None when the annotation does not tell.
+    ``arity`` is how many leading arguments the caller passes, None when the annotation leaves it open.
     """
     parser, accepted = _names_parser(cls, arity or 0)
     for name in arguments:
@@ -317,11 +317,11 @@ _OTHER_TYPE = re.compile(r"Expected a|Does not|Import path \S+ does not correspo
 
 
 def _inside_union(message: str) -> str | None:
-    """What a constructor said where jsonargparse wraps it, for an argument of several types; None where it does not."""
+    """The constructor's own message, which jsonargparse wraps for an argument of several types; None without one."""
     if "Does not validate against any of the Union subtypes" not in message:
         return None
     bullets = re.split(r"\n\s*- ", message.split("Errors:", 1)[-1].split("Given value type:")[0])[1:]
-    # The other bullets only say that the object is not null, a number or another class.
+    # The other bullets only state that the object is not null, a number or another class.
     own = [one_line(bullet) for bullet in bullets if not _OTHER_TYPE.match(bullet.lstrip())]
     return own[-1] if own else None
 

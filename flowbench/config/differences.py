@@ -1,4 +1,4 @@
-"""What two configurations differ in, for people; and which of it the trained weights depend on."""
+"""Differences between two configurations, as text, and those that trained weights depend on."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Diffe
 
 
 def _comparable(resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """What counts of a configuration, and of those that it requires: of a file, what it holds."""
+    """The parts of a configuration and of what it requires that change a result; files enter by their content."""
     files = resolved.get("files") or {}
     kept = {k: v if k == "requires" else _named(v, files) for k, v in significant(resolved).items() if k != "files"}
     if isinstance(kept.get("requires"), Mapping):
@@ -142,7 +142,7 @@ def of_weights(difference: Difference, sampling: Iterable[str]) -> bool:
 
     Args:
         difference: one.
-        sampling: arguments of the model that only say how it is sampled.
+        sampling: arguments of the model that only change how it is sampled.
     """
     own = tuple(f"model.init_args.{name}" for name in sampling)
     return not _is_below(difference.key, (*_MEASURING, *own))

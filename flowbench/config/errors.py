@@ -8,7 +8,15 @@ _LONGEST = 1000
 
 
 class ConfigError(ValueError):
-    """A mistake in an experiment file or an override: one line that says what to do about it."""
+    """A mistake in an experiment file or an override: one line with the remedy.
+
+    Example:
+        >>> try:
+        ...     Experiment.from_files(["flowbench:toy/cfm.yaml"], ["data.batchsize=64"])
+        ... except ConfigError as error:
+        ...     print(error)
+        data: FlowDataModule does not accept 'batchsize'; did you mean 'batch_size'?
+    """
 
     def __init__(self, message: object = "") -> None:
         text = one_line(message)

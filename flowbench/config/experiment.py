@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowbench.config.annotations import constructor_hints, takes_path
-from flowbench.config.budget import read_budget
+from flowbench.config.budget_section import read_budget
 from flowbench.config.classes import Arguments, Object, accepted_names
 from flowbench.config.compose import Composed, compose, fingerprint, to_yaml
 from flowbench.config.errors import ConfigError
@@ -62,6 +62,11 @@ class Built:
         callbacks: by name, the order of the configuration.
         loggers: by name.
         budget: ``{kind: amount}``; None when ``trainer.max_steps`` is the limit or there is none.
+
+    Example:
+        >>> built = Experiment.from_files(["flowbench:toy/cfm.yaml"], ["budget.steps=100"]).build()
+        >>> type(built.model).__name__, built.budget, sorted(built.loggers)
+        ('FlowMatching', {'steps': 100}, ['tensorboard'])
     """
 
     datamodule: FlowDataModule
@@ -86,6 +91,13 @@ class Experiment:
             configuration is the same run.
         requirements: experiments whose checkpoints the model needs, by the name of the model's argument.
         home: folder of the run whose saved configuration was read; None for other files.
+
+    Example:
+        >>> experiment = Experiment.from_files(["flowbench:toy/cfm.yaml"], ["budget.steps=100", "seed=3"])
+        >>> experiment.budget, experiment.seed, experiment.model_class.__name__
+        ({'steps': 100}, 3, 'FlowMatching')
+        >>> experiment.run_dir.name == f"cfm-{experiment.fingerprint}"
+        True
     """
 
     resolved: dict[str, Any]
@@ -230,7 +242,7 @@ class Experiment:
         """Arguments of the trainer, the callbacks among them; loggers only where they open nothing when they are built.
 
         Raises:
-            ValueError: what a class says about its arguments.
+            ValueError: a class refuses its arguments.
         """
         return self._parts.build_trainer_parts()
 
@@ -247,7 +259,7 @@ class Experiment:
         Raises:
             ConfigError: a required checkpoint is not given, or one is given that nothing requires; see also
                 :meth:`check_files`.
-            ValueError: what a class says about its arguments.
+            ValueError: a class refuses its arguments.
         """
         given = {k: Path(v) for k, v in (checkpoints or {}).items()}
         for name in self.requirements.keys() - given.keys():

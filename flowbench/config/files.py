@@ -48,7 +48,7 @@ class _NamedFile:
 
 
 def identify_files(tree: Mapping[str, Any], known: Mapping[str, str]) -> dict[str, str]:
-    """What the files of an experiment and of all that it requires hold.
+    """Content of the files of an experiment and of all that it requires.
 
     Args:
         tree: a resolved configuration; files that do not exist are left to the classes that want them.

@@ -104,5 +104,5 @@ def _fit_number(value: float, hint: Any) -> Any:
 def _imported(class_path: Any) -> type | None:
     try:
         return import_class("", class_path)
-    except ConfigError:  # the validation says so, with its key
+    except ConfigError:  # the validation reports it, with its key
         return None

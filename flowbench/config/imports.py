@@ -1,4 +1,4 @@
-"""From a ``class_path`` to the class, with errors that tell a wrong module from a wrong name."""
+"""From a ``class_path`` to the class, with different errors for a wrong module and a wrong name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pkgutil
 from types import ModuleType
 from typing import Any
 
-from flowbench.config.earlier import MOVED
+from flowbench.config.earlier_names import MOVED
 from flowbench.config.errors import ConfigError, one_line
 from flowbench.core.nearest import suggestion
 

@@ -130,7 +130,7 @@ def split_key(key: str) -> tuple[str, ...]:
 
 
 def value_at(tree: Tree, key: str) -> Any:
-    """What lies at a dotted key; None where nothing does."""
+    """The value at a dotted key; None without one."""
     node: Any = tree
     for part in split_key(key):
         node = node.get(part) if isinstance(node, dict) else None

@@ -88,7 +88,7 @@ def text_of(value: Any) -> str:
 
 
 def kind(value: Any) -> str:
-    """What a value is, in a user's words."""
+    """The kind of a value, in a user's words."""
     if value is None:
         return "null"
     if isinstance(value, Mapping):

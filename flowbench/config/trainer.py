@@ -1,4 +1,4 @@
-"""What an experiment file may say to Lightning's Trainer: its numbers, and what has another place."""
+"""Which arguments of Lightning's Trainer an experiment file may set, their ranges, and where the others belong."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flowbench.core.checks import check_count, check_counts, check_number
 __all__ = ["check_trainer", "check_trainer_numbers"]
 
 _ELSEWHERE = {"callbacks": "callbacks", "callback": "callbacks", "logger": "loggers", "loggers": "loggers"}
-# Arguments that change nothing here or end a training that still has a budget, the values that ask for nothing, and
+# Arguments that change nothing here or end a training that still has a budget, the values that change nothing, and
 # what to do instead.
 _WITHOUT_EFFECT: dict[str, tuple[tuple[Any, ...], str]] = {
     "max_epochs": ((None, -1), "the training loader is endless; say budget.epochs={value} or trainer.max_steps=N"),
@@ -146,7 +146,7 @@ _CHECKS = {
 
 
 def _check_epochs(given: Mapping[str, Any]) -> None:
-    """What counts in epochs needs them to end, which ``limit_train_batches=N`` makes them do."""
+    """Refuse arguments that count epochs unless ``limit_train_batches=N`` ends them."""
     length = given.get("limit_train_batches")
     has_end = isinstance(length, int)
     interval, every = given.get("val_check_interval"), given.get("check_val_every_n_epoch")

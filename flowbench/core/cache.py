@@ -1,4 +1,4 @@
-"""What is computed once per machine: made under a lock, whole or absent, and refused where it is something else."""
+"""The cache of results computed once per machine: made under a lock, whole or absent, checked when read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Classes of a package as its source says: names, docstrings and bases, without importing what the source imports.
+"""Classes of a package read from its source: names, docstrings and bases, without importing what the source imports.
 
 A list of the families would otherwise import torch, which takes seconds; and ``python -OO`` has no docstrings.
 """
@@ -52,7 +52,7 @@ class ClassReader:
         return issubclass(self._skeleton(name), self._skeleton(base))
 
     def is_abstract(self, name: str) -> bool:
-        """Whether a class has methods that a subclass must give; what bases of other packages ask for is not seen."""
+        """Whether a class has abstract methods; those of bases in other packages are not found."""
         return inspect.isabstract(self._skeleton(name))
 
     def _module(self, name: str) -> _Module | None:
@@ -64,7 +64,7 @@ class ClassReader:
         return self._modules[name]
 
     def _home(self, name: str) -> tuple[_Module, ast.ClassDef] | None:
-        """Where a class is defined; None outside of the package, and for what is no class."""
+        """Module and definition of a class; None outside of the package, and for what is no class."""
         module_name, _, own = name.rpartition(".")
         module = self._module(module_name)
         if module is None:
@@ -74,7 +74,7 @@ class ClassReader:
         return self._home(module.imports[own]) if own in module.imports else None
 
     def _skeleton(self, name: str) -> type:
-        """A class with the same bases and methods that do nothing, so that Python says what follows from them."""
+        """A class with the same bases and methods that do nothing, so that `inspect` and `issubclass` work on it."""
         found = self._home(name)
         key = f"{found[0].name}.{found[1].name}" if found else name
         if key not in self._skeletons:

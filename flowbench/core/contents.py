@@ -1,4 +1,4 @@
-"""What files hold: the hash by which a user's own files are known, whatever their names and dates."""
+"""Hashes of the content of a user's own files, independent of names and dates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a class that somebody derived must give: its parts, and what its methods return."""
+"""Checks of classes derived from flowbench's bases: their abstract parts, and the types that their methods return."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a device has queued, and what it costs to read a value from it."""
+"""Waiting for a device's queue, and the cost of reading a value from it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def reading_waits(device: torch.device) -> bool:
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until a device has done what was queued, so that a clock tells its time; a CPU queues nothing."""
+    """Wait until a device has done what was queued, so that its time can be measured; a CPU queues nothing."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

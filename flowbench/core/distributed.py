@@ -91,5 +91,5 @@ def broadcast(value: Tensor) -> Tensor:
 
 
 def _carrier() -> torch.device:
-    """Where a tensor must lie to be sent: NCCL takes those of CUDA alone, gloo the CPU's."""
+    """Device of a tensor to be sent: CUDA for NCCL, the CPU for gloo."""
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")

@@ -1,4 +1,4 @@
-"""How a command ended: one line, an exit status, and the details in a log."""
+"""The end of a command: one line, an exit status, and the details in a log."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ __all__ = [
 ]
 
 LOG = "error.log"
-"""Where tracebacks are kept, in the run's folder."""
+"""Name of the file with tracebacks in a run's folder."""
 
 LOST = "the processes of the run lost each other"
-"""How the line about an error begins that another process caused."""
+"""Begin of the line about an error that another process caused."""
 
 _LONGEST = 400
 _CONTINUES = "the same command continues"
 _DISTRIBUTED = {"DistNetworkError", "DistStoreError"}
-# Gloo's and NCCL's; what they say of a missing backend or of wrong arguments is another matter.
+# Gloo's and NCCL's; their messages about a missing backend or wrong arguments are not among these.
 _DISTRIBUTED_TEXT = re.compile(
     r"closed by peer|reset by peer|broken pipe|gloo/transport|timed out waiting|socket timeout|operation timeout|"
     r"remote process|monitoredbarrier",
@@ -62,11 +62,11 @@ class _Note(str):
 
 
 class _Details(_Note):
-    """Where the traceback is kept."""
+    """One line with the path of the traceback."""
 
 
 def note(error: BaseException, text: str) -> None:
-    """Add to what is said of an exception: where the run stood, where the details are."""
+    """Add to the message of an exception where the run stood and where the details are."""
     error.add_note(_Note(text))
 
 
@@ -76,7 +76,7 @@ def notes(error: BaseException) -> list[str]:
 
 
 def is_distributed(error: BaseException) -> bool:
-    """Whether a process lost another one, by what PyTorch, Gloo or NCCL say then."""
+    """Whether a process lost another one, by the messages of PyTorch, Gloo or NCCL."""
     names = {base.__name__ for base in type(error).__mro__}
     return bool(names & _DISTRIBUTED) or (
         isinstance(error, RuntimeError) and _DISTRIBUTED_TEXT.search(str(error)) is not None
@@ -84,7 +84,7 @@ def is_distributed(error: BaseException) -> bool:
 
 
 def is_expected(error: BaseException) -> bool:
-    """Whether the message alone says what is wrong and what to do: other exceptions need their traceback."""
+    """Whether the message alone is enough for the user: other exceptions need their traceback."""
     known = (OSError, FloatingPointError, ProcessEnded, KeyboardInterrupt, Stopped)
     return _is_mistake(error) or isinstance(error, known)
 
@@ -112,7 +112,7 @@ def describe(error: BaseException) -> tuple[str, int]:
 
 
 def reason(error: BaseException) -> str:
-    """What an error says in one line, without what was noted on it."""
+    """The message of an error in one line, without the notes added to it."""
     if is_expected(error):
         return _one_line(error)
     kind = LOST if is_distributed(error) else type(error).__name__

@@ -1,4 +1,4 @@
-"""What a folder holds: the one walk that data, samples and identities share, and what it leaves out."""
+"""Listing of a folder, shared by data, samples and identities, with what is left out."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class FolderContents:
 
     Attributes:
         files: the files with a wanted suffix, in the order of their relative paths, part by part.
-        folders: the visible folders, in the same order; those at the deepest level that was asked for are listed
+        folders: the visible folders, in the same order; those at the deepest level of the request are listed
             without being entered.
         hidden: files and folders whose names begin with a dot, and macOS's resource folders.
         others: visible files without a wanted suffix, counted by suffix ("" for none), and pipes or devices.
@@ -45,7 +45,7 @@ class FolderContents:
     repeated: int = 0
 
     def remark(self) -> str:
-        """What was left out or found twice, for people; empty where there is nothing to tell."""
+        """Entries that were left out or found twice, as text; empty without any."""
         parts = []
         if self.hidden:
             parts.append(f"{self.hidden} hidden")

@@ -59,8 +59,8 @@ Way = Callable[[], object]
 Seconds = Mapping[str, Sequence[float]]
 
 # Share of the plain way's time that another one must stay below, in three of four pairs of calls one after the other:
-# what repeats differ by decides nothing. Processors change their rate within milliseconds, so pairs tell more than the
-# fastest calls do.
+# the noise between repeats decides nothing. Processors change their rate within milliseconds, so pairs are compared and
+# not the fastest calls.
 _CLEARLY_FASTER, _PAIRS = 0.9, 0.75
 _MIN_REPEATS, _MAX_REPEATS, _MEASURED_SECONDS = 5, 50, 0.03
 # What changes the kernels of a process; they are part of the machine's identity.
@@ -69,7 +69,7 @@ _VARIABLES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "
 
 @cache
 def machine_identity() -> dict[str, str]:
-    """What the speed of a kernel depends on besides its shape: processor, libraries, and what restricts them."""
+    """Conditions besides the shape on which a kernel's speed depends: processor, libraries and their limits."""
     found = {
         "processor": _processor(),
         "torch": torch.__version__,
@@ -84,7 +84,7 @@ def rounded_up(count: int) -> int:
 
 
 class Kernels:
-    """What was measured on this machine.
+    """Measurements of this machine.
 
     Args:
         folder: where it is kept; None keeps it in the process.
@@ -109,7 +109,7 @@ class Kernels:
             A name among those of `ways`.
         """
         asked = (operation, shape, torch.get_num_threads())
-        name = self._used.get(asked)  # a network asks for each product of each step
+        name = self._used.get(asked)  # looked up for each product of each step
         if name is None:
             with self._lock:
                 # Another thread may have found it while this one waited.
@@ -118,7 +118,7 @@ class Kernels:
         return name
 
     def summary(self) -> str:
-        """How many shapes of this process go which way, e.g. ``onednn 4, plain 9``."""
+        """Number of shapes of this process by kernel, e.g. ``onednn 4, plain 9``."""
         counts = Counter(self._used.copy().values())
         return ", ".join(f"{name} {counts[name]}" for name in sorted(counts))
 
@@ -178,13 +178,13 @@ def fastest(operation: str, shape: Shape, ways: Callable[[], Mapping[str, Way]])
 
 
 def kernel_summary() -> str:
-    """What this process chose, for the provenance of its numbers; empty where there was no choice."""
+    """The kernels that this process chose, for the provenance of its numbers; empty without a choice."""
     return override() or (_kernels.summary() if _kernels is not None else "")
 
 
 @cache
 def override() -> str | None:
-    """The way that the user asked for; None leaves it to the measurement.
+    """The way that the user chose; None leaves it to the measurement.
 
     Raises:
         ValueError: for an unknown way.

@@ -1,6 +1,6 @@
-"""Who started this process, and as which of several.
+"""How this process was started, and its rank among several.
 
-Launchers tell it by environment variables, which everything that a process starts inherits, and which SLURM sets in
+Launchers set environment variables, which everything that a process starts inherits, and which SLURM sets in
 the script of a job too, where one process runs for all tasks.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 __all__ = ["is_first_process", "local_rank", "number_of_tasks", "process_rank", "started_by_srun", "without_launcher"]
 
-# What torchrun and Lightning's launchers tell a process about its group.
+# Variables by which torchrun and Lightning's launchers describe the group of a process.
 _VARIABLES = ("LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 # SLURM and IBM's jsrun; their children are no tasks of theirs.
 _PREFIXES = ("SLURM_", "JSM_")

@@ -7,13 +7,13 @@ from typing import ParamSpec, TypeVar
 
 from numba import njit
 
-__all__ = ["compiled"]
+__all__ = ["numba_njit"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def compiled(function: Callable[P, R]) -> Callable[P, R]:
+def numba_njit(function: Callable[P, R]) -> Callable[P, R]:
     """Compile a function at its first call, and keep the code on disk for later processes.
 
     The code is kept beside the source or, where that is read-only, in the user's cache (``NUMBA_CACHE_DIR`` names

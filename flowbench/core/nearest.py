@@ -22,12 +22,12 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def suggestion(name: str, known: Iterable[str], otherwise: str | None = None) -> str:
-    """What follows "unknown name ...": ``; did you mean 'steps'?``, or what else helps.
+    """Hint after "unknown name ...": ``; did you mean 'steps'?``, or what else helps.
 
     Args:
         name: what the user wrote.
         known: what can be written.
-        otherwise: what to say where no known name resembles it, nothing where it is empty; None lists the known names,
+        otherwise: the hint where no known name resembles it, nothing where it is empty; None lists the known names,
             at most twelve.
 
     Returns:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-__all__ = ["in_forward_mode", "is_usable", "needs_derivatives", "product"]
+__all__ = ["in_forward_mode", "is_usable", "linear", "needs_derivatives"]
 
 # PyTorch's compiler emits this operator; it is not part of the public interface, hence the test for its presence.
 _AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -25,19 +25,19 @@ def is_usable() -> bool:
 
 
 def in_forward_mode() -> bool:
-    """Whether forward-mode derivatives are being taken, which oneDNN's operator would drop without a word.
+    """Whether forward-mode derivatives are being taken, which oneDNN's operator would drop silently.
 
-    PyTorch has no public question for it; where the private name is missing the answer is yes, which is always right.
+    PyTorch has no public function for it; where the private name is missing the result is True, which is always safe.
     """
     return bool(getattr(torch.autograd.forward_ad, "_current_level", 0) >= 0)
 
 
 def needs_derivatives(*tensors: Tensor) -> bool:
-    """Whether derivatives of what is computed from these tensors may be asked for."""
+    """Whether results computed from these tensors may be differentiated."""
     return in_forward_mode() or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
 
 
-def product(x_RI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+def linear(x_RI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """``x @ weight.T + bias`` of float32 matrices on the CPU, where :func:`is_usable`; without derivatives.
 
     Args:

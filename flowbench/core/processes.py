@@ -87,7 +87,7 @@ def end_child(process: subprocess.Popen[bytes], grace_seconds: float = _GRACE_SE
 
 
 def die_with_parent() -> Callable[[], None] | None:
-    """A ``preexec_fn`` that asks Linux to kill the child when the thread that starts it ends, even by SIGKILL.
+    """A ``preexec_fn`` that makes Linux kill the child when the thread that starts it ends, even by SIGKILL.
 
     Returns:
         The hook; None on other systems.

@@ -10,7 +10,7 @@ __all__ = ["say_once"]
 
 @cache
 def say_once(line: str) -> None:
-    """Print a line to stderr, once in a run: on the first process, however often it is said."""
+    """Print a line to stderr, once in a run: on the first process, however often it is called."""
     from lightning.pytorch.utilities import rank_zero_only
 
     rank_zero_only(print)(line, file=sys.stderr, flush=True)

@@ -19,7 +19,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def resource(name: str) -> Path:
-    """Where a shipped file or folder lies.
+    """Path of a shipped file or folder.
 
     Args:
         name: its path in the repository, e.g. ``experiments`` or ``data/fashion_mnist_mini.npz``.

@@ -93,7 +93,7 @@ class Row:
         network_evaluations: per sample.
         guidance: scale of the samples' guidance, 1 = none; None where nothing can be guided.
         sampler: what the samples depend on beside the weights, e.g. ``jacobi(1e-03)+tweedie``; empty where there is
-            nothing to say.
+            nothing to add.
         weights: ``ema``, ``raw`` or ``none``.
         status: ``ok``, ``failed``, ``nonfinite`` or ``skipped``.
         provenance: git sha, config hash, versions, hardware, counts and costs of the cell; JSON values only.
@@ -180,7 +180,7 @@ class Row:
 
 
 def unmeasured_text(rows: Iterable[Row]) -> str:
-    """Metrics whose rows say why they have no number, and the reasons; empty where there are none."""
+    """Metrics without a number, with the reasons in their rows; empty where there are none."""
     found: dict[str, dict[str, None]] = {}
     for row in rows:
         if row.status == "failed":

@@ -1,4 +1,4 @@
-"""What a number of samples is too few for; free of torch, because a report says it too."""
+"""Warnings about too few samples for an estimate; free of torch, because the report uses it too."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _PUBLISHED = 10_000
 
 
 def sample_size_warning(count: int | None, dimension: int) -> str | None:
-    """One line that says which claim N samples of D features are too few for; None when they are enough.
+    """One line with the estimate that N samples of D features are too few for; None when they are enough.
 
     Args:
         count: N of the smaller side; None where it is not known.

@@ -5,4 +5,4 @@ from __future__ import annotations
 __all__ = ["PARTLY_MEASURED"]
 
 PARTLY_MEASURED = 3
-"""Everything was done and written, but some numbers could not be computed: their rows say why."""
+"""Everything was done and written, but some numbers could not be computed: their rows hold the reason."""

@@ -14,7 +14,7 @@ __all__ = ["LISTENER", "Listener", "Stopped", "reason_of_exit", "stops_on_signal
 
 Handler = Callable[[int, FrameType | None], object] | int | None
 
-# A terminal, a person, a scheduler: all ask a process to end by one of these. SIGUSR1 and SIGUSR2 are the warnings of
+# A terminal, a person, a scheduler: all end a process by one of these. SIGUSR1 and SIGUSR2 are the warnings of
 # batch systems, SIGXCPU that of a limit on processor time.
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 # Under SLURM, Lightning has a use of its own for these: it puts the job into the queue again.
@@ -22,7 +22,7 @@ _SCHEDULERS = ("SIGUSR1", "SIGUSR2")
 
 
 class Stopped(BaseException):
-    """A signal asked the process to end.
+    """A signal ended the process.
 
     Attributes:
         number: the signal.
@@ -37,12 +37,12 @@ class Stopped(BaseException):
 
     @property
     def status(self) -> int:
-        """The exit status that says so, 128 + number."""
+        """The exit status of a process that a signal ended, 128 + number."""
         return 128 + self.number
 
 
 def reason_of_exit(exit: SystemExit) -> BaseException:
-    """What Lightning turned into an exit: an interrupt into ``exit(1)``, SIGTERM into an exit without a status.
+    """Signals that Lightning turned into an exit: an interrupt into ``exit(1)``, SIGTERM into an exit without a status.
 
     Returns:
         KeyboardInterrupt or :class:`Stopped`; the exit itself where it is nothing of the kind.
@@ -71,7 +71,7 @@ class Listener:
         return bool(self._replaced)
 
     def start(self) -> None:
-        """Replace default handlers; what somebody ignores (``nohup``) or handles stays."""
+        """Replace default handlers; signals that are ignored (``nohup``) or handled already stay so."""
         self.deferring, self.pending = False, None
         for number in _numbers():
             handler = signal.getsignal(number)
@@ -80,7 +80,7 @@ class Listener:
         self.take_over()
 
     def take_over(self) -> None:
-        """Put the handlers in place again, after somebody else replaced them."""
+        """Put the handlers in place again, after other code replaced them."""
         for number in self._replaced:
             signal.signal(number, self._receive)
 

@@ -39,7 +39,7 @@ def write_atomic(path: str | Path, write: Callable[[IO[bytes]], object]) -> None
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-            error.filename = str(target)  # a full disk does not say which file it refused
+            error.filename = str(target)  # the error of a full disk lacks the file
         raise
 
 

@@ -1,4 +1,4 @@
-"""What a sweep imposes on samplers one value after the other, and its reader."""
+"""The axes of a sweep over sampler settings, and the reader of their values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How wide the terminal is, text that fits it, and durations for people."""
+"""Width of the terminal, text that fits it, and durations as text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["command_lines", "duration", "terminal_width", "wrapped"]
 
 
 def terminal_width() -> int:
-    """Columns of the terminal, at least 40; 80 where there is none, or what $COLUMNS says."""
+    """Columns of the terminal, at least 40; 80 where there is none, or the value of $COLUMNS."""
     return max(40, shutil.get_terminal_size((80, 24)).columns)
 
 
@@ -47,7 +47,7 @@ def command_lines(command: str, indent: str = "  ") -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the two largest units that say something.
+    """A time as text in its two largest units; seconds are left out from an hour on.
 
     Example:
         >>> [duration(seconds) for seconds in (4.25, 180, 200, 3600, 7500)]

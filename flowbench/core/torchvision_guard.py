@@ -6,7 +6,7 @@ and torch-fidelity import torchvision whenever it is installed, so they all die 
 the Python side registers fake kernels for is enough: the package imports, and a call of a compiled operator (which
 flowbench never makes) still fails with torch's own clear error.
 
-Importing this module is the guard: it steps in when torchvision is imported, whoever imports it. ``import flowbench``
+Importing this module is the guard: it acts when torchvision is imported, from any module. ``import flowbench``
 imports it, and costs nothing where torchvision is never imported.
 """
 

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from flowbench.data.catalogue import get, list_datasets, register
     from flowbench.data.columns import Column
     from flowbench.data.datamodule import FlowDataModule
+    from flowbench.data.dataset_entry import DatasetEntry
     from flowbench.data.declaration import Declaration
     from flowbench.data.densities import DENSITIES, Density2D, get_density
-    from flowbench.data.entry import DatasetEntry
     from flowbench.data.samplers import BatchIndex, EndlessSampler, ShardedSampler
     from flowbench.data.spec import DataSpec, Units
     from flowbench.data.spec_base import Spec

@@ -19,14 +19,14 @@ from flowbench.core.folders import printable
 
 __all__ = ["ArrayFile", "type_name"]
 
-# What NumPy knows of torch's types: the others widen to float32 without loss, or are refused.
+# Torch's types that NumPy has too: the others widen to float32 without loss, or are refused.
 _WIDENED = (torch.bfloat16,)
 _PLAIN = (Tensor, nn.Parameter)
 
 
 @dataclass(frozen=True)
 class ArrayFile:
-    """An open file of named arrays; an array is read and checked when it is asked for.
+    """An open file of named arrays; an array is read and checked at the first access.
 
     Attributes:
         path: the file.

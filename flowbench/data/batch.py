@@ -1,4 +1,4 @@
-"""What a loader hands to a family."""
+"""The batch of one training or evaluation step."""
 
 from __future__ import annotations
 
@@ -32,6 +32,11 @@ class Batch:
             dequantisation of training batches.
         columns: what else the data hold of these samples, by name, first dimension B; of images that were mirrored,
             so is what lies on their grid.
+
+    Example:
+        >>> batch = Batch(torch.zeros(4, 1, 8, 8), label=torch.tensor([3, 1, 4, 1]))
+        >>> len(batch), batch.condition
+        (4, None)
     """
 
     x: Tensor

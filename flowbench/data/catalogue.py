@@ -10,9 +10,9 @@ from typing import cast
 from flowbench.core.checks import check_count, check_counts
 from flowbench.core.nearest import nearest
 from flowbench.core.places import expand
+from flowbench.data.dataset_entry import DatasetEntry
 from flowbench.data.declaration import Declaration
 from flowbench.data.discovery import offers_of_others, own_offers
-from flowbench.data.entry import DatasetEntry
 from flowbench.data.spec import DataSpec
 from flowbench.data.user_formats import USER_FORMATS
 
@@ -81,8 +81,8 @@ def check(
         name: a name of the catalogue or of ``USER_FORMATS``.
         path: the user's file or folder.
         image_size: see :func:`flowbench.data.image_folder.read_image_folder`.
-        random_flip: whether training images shall be mirrored. (What the user's own data allow, the user knows.)
-        declared: what the user says of the values of own data.
+        random_flip: whether training images shall be mirrored. (Not checked for the user's own data.)
+        declared: what the user declares of the values of own data.
 
     Raises:
         ValueError: for an unknown name, a missing path, or an option that the dataset does not use.
@@ -108,7 +108,7 @@ def check(
 
 
 def check_declaration(name: str, shape: tuple[int, ...] | None = None, num_classes: int | None = None) -> None:
-    """Refuse a shape or classes where the catalogue knows them, or classes without a shape.
+    """Refuse a shape or classes where the catalogue has them, or classes without a shape.
 
     Args:
         name: a name of the catalogue or of ``USER_FORMATS``.
@@ -116,7 +116,7 @@ def check_declaration(name: str, shape: tuple[int, ...] | None = None, num_class
         num_classes: declared number of classes.
 
     Raises:
-        ValueError: for a declaration that says nothing, or too little.
+        ValueError: for a declaration that is empty or incomplete.
     """
     _check_name(name)
     if shape is not None:
@@ -131,7 +131,7 @@ def check_declaration(name: str, shape: tuple[int, ...] | None = None, num_class
 def declared_spec(
     name: str, shape: tuple[int, ...] | None = None, num_classes: int | None = None, levels: int | None = None
 ) -> DataSpec:
-    """What is known of a dataset before any of it is read.
+    """The specification of a dataset before any of it is read.
 
     Args:
         name: as in :func:`check_declaration`.

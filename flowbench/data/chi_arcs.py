@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from flowbench.core.lazy import lazy_module
 from flowbench.core.seeds import generator as keyed_generator
-from flowbench.data.entry import DatasetEntry
+from flowbench.data.dataset_entry import DatasetEntry
 from flowbench.data.spec import DataSpec
 from flowbench.data.split import Split
 
@@ -50,7 +50,7 @@ def draw_chi_arcs(num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]
 
 
 def _load(root: Path) -> dict[str, Split]:
-    """The fixed points twice, and as many fresh ones: a floor for measures that ask how near a fixed point is."""
+    """The fixed points twice, and as many fresh ones: a floor for distances to the nearest fixed point."""
     fixed = Split(*draw_chi_arcs(NUM_POINTS, keyed_generator(0, "chi_arcs", "1", "train")))
     fresh = Split(*draw_chi_arcs(NUM_POINTS, keyed_generator(0, "chi_arcs", "1", "val")))
     return {"train": fixed, "val": fresh, "test": fixed}

@@ -1,4 +1,4 @@
-"""What a data set holds beside values and labels: masks, raters, first frames, known tails."""
+"""Columns of a data set beside values and labels: masks, raters, first frames, known tails."""
 
 from __future__ import annotations
 
@@ -35,6 +35,10 @@ class Column:
 
     Raises:
         ValueError: for a size out of range, or a spatial column without two axes.
+
+    Example:
+        >>> Column((1, 32, 32), spatial=True)  # a mask of an image of 32x32 pixels, mirrored with it
+        Column(shape=(1, 32, 32), spatial=True)
     """
 
     shape: tuple[int, ...] = ()
@@ -94,7 +98,7 @@ def check_columns(splits: Mapping[str, Split], declared: Mapping[str, Column], d
 
 
 def _fault(column: Tensor, declared: Column) -> str:
-    """What is wrong with a column, and what to do; empty where nothing is."""
+    """The fault of a column with the remedy; empty without one."""
     if tuple(column.shape[1:]) != tuple(declared.shape):
         return f"has entries of shape {tuple(column.shape[1:])}, declared are {tuple(declared.shape)}; make them agree"
     if _type_name(column) not in _TYPES:

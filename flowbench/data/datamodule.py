@@ -19,8 +19,8 @@ from flowbench.core.seeds import generator
 from flowbench.data import catalogue
 from flowbench.data.batch import Batch
 from flowbench.data.columns import check_column_name
+from flowbench.data.dataset_entry import DatasetEntry
 from flowbench.data.declaration import Declaration
-from flowbench.data.entry import DatasetEntry
 from flowbench.data.samplers import BatchIndex, EndlessSampler, ShardedSampler
 from flowbench.data.spec import DataSpec
 from flowbench.data.split import SPLITS, Split
@@ -50,7 +50,7 @@ class FlowDataModule(LightningDataModule):
         value_range: of your own float images: [low, high], which becomes [-1, 1].
         standardize: of your own vectors: shift and scale every dimension so that the training split has mean 0 and
             standard deviation 1. Likelihoods and written samples stay in the file's units. False takes the values as
-            they are; None asks where they are far from that.
+            they are; None refuses values that are far from that.
         batch_size: samples per training batch over all processes, >= 1.
         eval_batch_size: most samples per evaluation batch and process, >= 1; does not change a metric. (The training
             objective on the validation split draws its noise and its pairs by the batch, so ``val/loss`` depends on
@@ -73,6 +73,15 @@ class FlowDataModule(LightningDataModule):
 
     Raises:
         ValueError: for an unknown dataset or an option out of range.
+
+    Example:
+        >>> data = FlowDataModule("digits", batch_size=32)
+        >>> data.spec.summary, data.spec.levels
+        ('images 1x8x8', 17)
+        >>> data.setup("fit")
+        >>> batch = next(iter(data.train_dataloader()))
+        >>> batch.x.shape
+        torch.Size([32, 1, 8, 8])
     """
 
     def __init__(
@@ -143,13 +152,13 @@ class FlowDataModule(LightningDataModule):
     def spec(self) -> DataSpec:
         """Shape, classes and value grid; available before ``setup``.
 
-        Typed as flows take it, which refuse other kinds; whoever is made for another kind gets that.
+        Typed as flows take it, which refuse other kinds; a module for another kind receives that kind.
         """
         return cast(DataSpec, self.entry.spec)
 
     @property
     def known_spec(self) -> DataSpec:
-        """What is known of the data before they are read: what the catalogue or the user says, else they are read."""
+        """The specification from the catalogue or the user's declaration, else from the data, which are read."""
         if self.declared is None:
             return self.spec
         return catalogue.declared_spec(self.dataset, *self.declared)
@@ -204,7 +213,7 @@ class FlowDataModule(LightningDataModule):
         return self.spec.to_uint8(values) if self.spec.levels is None else self.spec.grid_to_uint8(values)
 
     def columns(self, name: str, indices: Tensor | slice | None = None) -> dict[str, Tensor]:
-        """What the data hold beside values and labels: exactly what evaluation batches hold.
+        """Columns of the data as evaluation batches hold them.
 
         Args:
             name: ``train``, ``val`` or ``test``.
@@ -261,7 +270,7 @@ class FlowDataModule(LightningDataModule):
     def check_trainer(self, trainer: Trainer) -> None:
         """Refuse trainer settings that would break the promises above, and options that such data do not have.
 
-        No data are read but the user's own, whose shape nobody declared.
+        No data are read but the user's own without a declared shape.
 
         Raises:
             ValueError: when the trainer would replace the samplers, batches cannot be shared evenly among the

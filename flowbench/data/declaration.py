@@ -1,4 +1,4 @@
-"""What a user says about the values of own data, where the file alone does not tell."""
+"""What a user declares about the values of own data, where the file leaves it open."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Declaration"]
 
 @dataclass(frozen=True)
 class Declaration:
-    """How the values of a user's own data are meant; None leaves it to the values, which are refused where in doubt.
+    """Grid, range or scale of a user's own data; None infers them from the values, and refuses ambiguous ones.
 
     Attributes:
         levels: the values are integers 0..levels-1, 2 to 256 levels: a grid, as the 17 grey levels of ``digits``.
@@ -21,6 +21,10 @@ class Declaration:
 
     Raises:
         ValueError: for a value out of range, or levels beside an option of continuous values.
+
+    Example:
+        >>> Declaration(levels=17).given
+        ['levels']
     """
 
     levels: int | None = None

@@ -18,7 +18,7 @@ import numpy as np
 
 from flowbench.core.lazy import lazy_module
 from flowbench.core.seeds import generator as keyed_generator
-from flowbench.data.entry import DatasetEntry
+from flowbench.data.dataset_entry import DatasetEntry
 from flowbench.data.spec import DataSpec
 from flowbench.data.split import Split
 
@@ -49,7 +49,7 @@ _CHUNK = 4_096
 
 
 class Density2D(ABC):
-    """A density on the plane that can be sampled, and may know its log-density.
+    """A density on the plane that can be sampled, some with an exact log-density.
 
     Attributes:
         name: name in the catalogue.
@@ -58,6 +58,19 @@ class Density2D(ABC):
         num_classes: number of labels, or None.
         has_log_prob: whether :meth:`log_prob` is available.
         bounds: (x_min, x_max, y_min, y_max), a box outside of which lies less than 1e-12 of the mass.
+
+    Example:
+        >>> density = get_density("eight_gaussians")
+        >>> points = density.sample(100, torch.Generator().manual_seed(0))
+        >>> points.shape, density.log_prob(points).isfinite().all().item()
+        (torch.Size([100, 2]), True)
+        >>> class Segment(Density2D):
+        ...     name, summary, bounds = "segment", "uniform on [0, 1] of the x axis", (0.0, 1.0, 0.0, 0.0)
+        ...     def sample_labelled(self, num, generator):
+        ...         x = torch.rand(num, generator=generator)
+        ...         return torch.stack([x, torch.zeros(num)], dim=1), None
+        >>> Segment().sample(3, torch.Generator()).shape, Segment().entropy()
+        (torch.Size([3, 2]), None)
     """
 
     name: ClassVar[str]
@@ -453,7 +466,7 @@ def get_density(name: str) -> Density2D:
 
 
 def _loader(density: Density2D) -> Callable[[Path], dict[str, Split]]:
-    """How the catalogue gets a density's splits: drawn from a seed fixed by name, version and split."""
+    """The splits of a density, drawn from a seed that name, version and split fix."""
 
     def load(root: Path) -> dict[str, Split]:
         return {

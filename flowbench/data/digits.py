@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flowbench.core.lazy import lazy_module
-from flowbench.data.entry import DatasetEntry
+from flowbench.data.dataset_entry import DatasetEntry
 from flowbench.data.spec import DataSpec
-from flowbench.data.split import Split, cut
+from flowbench.data.split import Split, make_splits
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +50,7 @@ def load_digits(root: Path) -> dict[str, Split]:
     if found != SHA256:
         raise ValueError(f"digits: sha256 of scikit-learn's copy is {found}, expected {SHA256}; reinstall scikit-learn")
     whole = Split(torch.from_numpy(images)[:, None], torch.from_numpy(labels).long())
-    return cut(whole, _SPLIT_KEY, NUM_VAL, NUM_TEST)
+    return make_splits(whole, _SPLIT_KEY, NUM_VAL, NUM_TEST)
 
 
 DIGITS = DatasetEntry(

@@ -1,4 +1,4 @@
-"""Where the catalogue's data sets come from: entry points of the group ``flowbench.datasets``, ours included."""
+"""Discovery of the catalogue's data sets: entry points of the group ``flowbench.datasets``, ours included."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowbench.data.entry import DatasetEntry
+from flowbench.data.dataset_entry import DatasetEntry
 
 if TYPE_CHECKING:
     from importlib.metadata import Distribution
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["GROUP", "Offer", "offers_of_others", "own_offers"]
 
 GROUP = "flowbench.datasets"
-"""The group of entry points. Each names a :class:`~flowbench.data.entry.DatasetEntry`, or a list or tuple of them."""
+"""The group of entry points. Each names a :class:`~flowbench.data.DatasetEntry`, or a list or tuple of them."""
 
 OWN = "flowbench"
 _PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"

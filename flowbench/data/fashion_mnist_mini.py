@@ -10,11 +10,11 @@ import numpy as np
 from flowbench.core.lazy import lazy_module
 from flowbench.core.resources import resource
 from flowbench.core.storage import write_atomic
-from flowbench.data.entry import DatasetEntry, Report
+from flowbench.data.dataset_entry import DatasetEntry, Report
+from flowbench.data.image_store import array_sha256
 from flowbench.data.real_images import FASHION_MNIST, canonical_splits
 from flowbench.data.spec import DataSpec
 from flowbench.data.split import Split, stratified_order
-from flowbench.data.store import array_sha256
 
 if TYPE_CHECKING:
     import torch

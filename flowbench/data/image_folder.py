@@ -68,7 +68,7 @@ def read_image_folder(path: Path, image_size: int | None = None) -> FoundImages:
         raise ValueError(f"{printable(path)}: expected a folder of images, got a file")
     contents = list_folder(path, depth=CLASS_FOLDERS)
     files, label = contents.files, _labels(path, contents.files, contents.folders)
-    # The headers say which mode all images share, so that no more than one decoded image is held besides the array.
+    # The headers give the mode that all images share, so that no more than one decoded image is held besides the array.
     mode = "L" if all(_is_grey(file) for file in files) else "RGB"
     first = read_image(files[0], mode, image_size)
     values = np.empty((len(files), 1 if mode == "L" else 3, first.height, first.width), dtype=np.uint8)
@@ -149,7 +149,7 @@ def read_image(file: Path, mode: str = "RGB", image_size: int | None = None) -> 
     """
     try:
         with Image.open(file) as opened:
-            # Pillow would cut 16-bit colour to 8 bits without a word; the tiles tell how the pixels are stored.
+            # Pillow would cut 16-bit colour to 8 bits without a warning; the tiles show how the pixels are stored.
             stored = [opened.mode, *(str(tile[3]) for tile in opened.tile)]
             opened.load()
             image = ImageOps.exif_transpose(opened)

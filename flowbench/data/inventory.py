@@ -1,4 +1,4 @@
-"""What datasets there are and which of them are here; fetching one by name."""
+"""The list of datasets with those that are present, and fetching one by name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flowbench.core.places import data_root
 from flowbench.data import catalogue
-from flowbench.data.entry import DatasetEntry, Report
+from flowbench.data.dataset_entry import DatasetEntry, Report
 from flowbench.data.user_formats import USER_FORMATS
 
 __all__ = ["InventoryRow", "get", "inventory"]

@@ -83,7 +83,7 @@ def _floats(values: np.ndarray, where: str) -> Tensor:
 
 
 def column_of(column: Tensor, spec: DataSpec) -> Column:
-    """What the entry declares of a column: of images, it is spatial where its last two axes are theirs."""
+    """The declaration of a loaded column: spatial where its last two axes are those of the images."""
     shape = tuple(column.shape[1:])
     return Column(shape, spatial=bool(spec.grid) and shape[-2:] == spec.grid)
 

@@ -16,7 +16,7 @@ __all__ = ["Grid", "checked_array", "find_grid", "find_units", "to_model_values"
 
 # Pictures whose brightest value is below this are more likely on a coarser grid than that dark.
 _DIMMEST = 64
-# Vectors are asked about where a dimension's spread or mean is further from those of the noise than this.
+# Vectors need a declaration where a dimension's spread or mean is further from those of the noise than this.
 _STD_RANGE, _MOST_MEAN = (0.1, 10.0), 10.0
 # Rows at a time, so that float64 never doubles a large array.
 _CHUNK = 1024
@@ -45,7 +45,7 @@ def checked_array(values: np.ndarray, declared: Declaration, where: str) -> np.n
 
     Args:
         values: of any shape and type; grey integers (N, H, W) get a channel.
-        declared: what the user says of them.
+        declared: what the user declares of them.
         where: file and key, for messages.
 
     Raises:
@@ -98,7 +98,7 @@ def find_grid(splits: Mapping[str, np.ndarray], declared: Declaration, where: st
 
     Args:
         splits: checked arrays of one type.
-        declared: what the user says of them.
+        declared: what the user declares of them.
         where: the file, for messages.
 
     Raises:
@@ -137,11 +137,11 @@ def _undeclared_levels(values: np.ndarray, low: int, high: int, found: str) -> i
 
 
 def find_units(splits: Mapping[str, np.ndarray], declared: Declaration, where: str) -> Units | None:
-    """How float values become model space; None takes them as they are.
+    """The map of float values to model space; None takes them as they are.
 
     Args:
         splits: checked float arrays; vectors are measured on ``train``, the range of images on all.
-        declared: what the user says of them.
+        declared: what the user declares of them.
         where: the file, for messages.
 
     Raises:

@@ -12,11 +12,11 @@ import numpy as np
 from PIL import Image
 
 from flowbench.core.packages import Package
-from flowbench.data.entry import DatasetEntry, Report
+from flowbench.data.dataset_entry import DatasetEntry, Report
+from flowbench.data.image_store import Arrays, ImageStore, Part
 from flowbench.data.sources import Source, huggingface, obtain, packages, torchvision
 from flowbench.data.spec import DataSpec
 from flowbench.data.split import Split
-from flowbench.data.store import Arrays, ImageStore, Part
 
 __all__ = ["CIFAR10", "FASHION_MNIST", "MNIST", "NUM_VAL", "canonical_splits", "read_idx"]
 
@@ -83,7 +83,7 @@ def read_idx(path: Path) -> np.ndarray:
         uint8 of the shape that the header gives.
 
     Raises:
-        ValueError: another format, or a file shorter or longer than its header says.
+        ValueError: another format, or a file shorter or longer than its header states.
     """
     content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     if len(content) < 4 or content[:3] != b"\0\0\x08":

@@ -28,6 +28,11 @@ class BatchIndex:
     Attributes:
         indices: positions in the split, int64, shape (B,).
         position: place of the global batch in the stream, in samples, >= 0; None in evaluation.
+
+    Example:
+        >>> taken = BatchIndex(torch.tensor([7, 2, 5]), position=96)
+        >>> taken.indices.tolist(), taken.position
+        ([7, 2, 5], 96)
     """
 
     indices: Tensor
@@ -64,6 +69,14 @@ class EndlessSampler(Sampler[BatchIndex]):
 
     Raises:
         ValueError: for an empty split, or a batch that the processes cannot share evenly.
+
+    Example:
+        >>> sampler = EndlessSampler(num_samples=6, batch_size=4, seed=0)
+        >>> batches = iter(sampler)
+        >>> [next(batches).position for _ in range(3)]
+        [0, 4, 8]
+        >>> sorted(sampler.stream(position=6, num=6).tolist())  # the second epoch has every sample once
+        [0, 1, 2, 3, 4, 5]
     """
 
     def __init__(
@@ -127,6 +140,11 @@ class ShardedSampler(Sampler[BatchIndex]):
 
     Raises:
         ValueError: for fewer samples than processes, or a batch size below one.
+
+    Example:
+        >>> shards = [ShardedSampler(num_samples=7, batch_size=2, rank=rank, world_size=2) for rank in (0, 1)]
+        >>> [[batch.indices.tolist() for batch in shard] for shard in shards]
+        [[[0, 2], [4, 6]], [[1, 3], [5]]]
     """
 
     def __init__(self, num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:

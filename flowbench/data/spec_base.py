@@ -1,4 +1,4 @@
-"""What every kind of data has in common: a name, a version, a shape, classes, and an identity."""
+"""The base of all kinds of data: a name, a version, a shape, classes, and an identity."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Spec"]
 
 @dataclass(frozen=True)
 class Spec(ABC):
-    """What one sample of a data set is. A kind of data is a subclass; what differs between kinds is a method of it.
+    """Specification of one sample. Each kind of data is a subclass; differences between kinds are its methods.
 
     Attributes:
         name: name in the catalogue.
@@ -27,6 +27,11 @@ class Spec(ABC):
 
     Raises:
         ValueError: for a shape that this kind does not have, or classes out of range.
+
+    Example:
+        >>> spec = DataSpec("photographs", "2", (3, 32, 32), num_classes=10, levels=256)
+        >>> isinstance(spec, Spec), spec.modality, spec.sizes, spec.grid
+        (True, 'image', '3x32x32', (32, 32))
     """
 
     name: str
@@ -52,12 +57,12 @@ class Spec(ABC):
     @property
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """All that tells one data set's values from another's, as JSON values: the key of everything kept of them."""
+        """What identifies a data set's values, as JSON values: the key of everything that is cached for them."""
 
     @property
     @abstractmethod
     def summary(self) -> str:
-        """What the samples are, in a few words: ``images 3x32x32``."""
+        """Kind and size of the samples: ``images 3x32x32``."""
 
     @abstractmethod
     def check_values(self, values: Tensor) -> None:

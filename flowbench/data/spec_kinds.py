@@ -30,8 +30,9 @@ class VideoSpec(DataSpec):
     Raises:
         ValueError: for a shape that is not (T, C, H, W), or levels or classes out of range.
 
-    >>> VideoSpec("clips", "1", (16, 3, 64, 64), levels=256).summary
-    'clips 16x3x64x64'
+    Example:
+        >>> VideoSpec("clips", "1", (16, 3, 64, 64), levels=256).summary
+        'clips 16x3x64x64'
     """
 
     shapes: ClassVar[dict[int, str]] = {4: "(T, C, H, W)"}
@@ -77,8 +78,9 @@ class TokenSpec(Spec):
     Raises:
         ValueError: for a shape that is neither (L,) nor (H, W), or a number out of range.
 
-    >>> TokenSpec("text", "1", (256,), num_values=27).summary
-    'tokens 256'
+    Example:
+        >>> TokenSpec("text", "1", (256,), num_values=27).summary
+        'tokens 256'
     """
 
     num_values: int = field(kw_only=True)
@@ -132,8 +134,9 @@ class GraphSpec(Spec):
     Raises:
         ValueError: for a number out of range.
 
-    >>> GraphSpec("family", "1", num_entities=104, num_relations=25).summary
-    'triples of 104 entities in 25 relations'
+    Example:
+        >>> GraphSpec("family", "1", num_entities=104, num_relations=25).summary
+        'triples of 104 entities in 25 relations'
     """
 
     shape: tuple[int, ...] = field(default=(3,), init=False)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 else:
     torch = lazy_module("torch")
 
-__all__ = ["SPLITS", "Split", "cut", "cut_order", "stratified_order"]
+__all__ = ["SPLITS", "Split", "make_splits", "split_indices", "stratified_order"]
 
 SPLITS = ("train", "val", "test")
 
@@ -32,6 +32,12 @@ class Split:
 
     Raises:
         ValueError: when values and labels, or values and a column, differ in number.
+
+    Example:
+        >>> split = Split(torch.arange(8.0).view(4, 2), label=torch.tensor([0, 1, 0, 1]))
+        >>> chosen = split.take(torch.tensor([3, 0]))
+        >>> len(split), chosen.label.tolist()
+        (4, [1, 0])
     """
 
     values: Tensor
@@ -113,7 +119,7 @@ def stratified_order(num: int, key: str, label: Tensor | None = None) -> Tensor:
     return torch.tensor([index for _, _, index in sorted(placed)], dtype=torch.int64)
 
 
-def cut_order(num: int, key: str, num_val: int, num_test: int, label: Tensor | None = None) -> dict[str, Tensor]:
+def split_indices(num: int, key: str, num_val: int, num_test: int, label: Tensor | None = None) -> dict[str, Tensor]:
     """Which samples go into train, val and test, stratified by class.
 
     Args:
@@ -130,8 +136,8 @@ def cut_order(num: int, key: str, num_val: int, num_test: int, label: Tensor | N
     return {name: part.sort().values for name, part in zip(("test", "val", "train"), parts, strict=True)}
 
 
-def cut(whole: Split, key: str, num_val: int, num_test: int) -> dict[str, Split]:
-    """Cut a dataset into train, val and test, stratified by class.
+def make_splits(whole: Split, key: str, num_val: int, num_test: int) -> dict[str, Split]:
+    """Divide a dataset into train, val and test, stratified by class.
 
     Args:
         whole: all samples.
@@ -142,5 +148,5 @@ def cut(whole: Split, key: str, num_val: int, num_test: int) -> dict[str, Split]
     Returns:
         The three splits; within a split samples keep their original order.
     """
-    order = cut_order(len(whole), key, num_val, num_test, whole.label)
+    order = split_indices(len(whole), key, num_val, num_test, whole.label)
     return {name: whole.take(indices) for name, indices in order.items()}

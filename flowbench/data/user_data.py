@@ -16,15 +16,15 @@ from torch import Tensor
 
 from flowbench.core.folders import printable
 from flowbench.data.array_files import ArrayFile
-from flowbench.data.copies import first_copies, leaks
+from flowbench.data.dataset_entry import DatasetEntry
 from flowbench.data.declaration import Declaration
-from flowbench.data.entry import DatasetEntry
+from flowbench.data.duplicates import first_duplicates, leaks
 from flowbench.data.image_folder import read_image_folder
 from flowbench.data.own_columns import checked_column, column_keys, column_of, describe_column
 from flowbench.data.own_labels import checked_label, number_of_classes
 from flowbench.data.own_values import Grid, checked_array, find_grid, find_units, to_model_values
 from flowbench.data.spec import DataSpec, Units
-from flowbench.data.split import SPLITS, Split, cut_order, stratified_order
+from flowbench.data.split import SPLITS, Split, split_indices, stratified_order
 
 __all__ = ["open_user_data"]
 
@@ -65,7 +65,7 @@ def open_user_data(
         kind: a key of ``USER_FORMATS``.
         path: the file or folder.
         image_size: see :func:`flowbench.data.image_folder.read_image_folder`.
-        declared: what the user says of the values; None is nothing.
+        declared: what the user declares of the values; None is nothing.
 
     Returns:
         An entry whose version is the hash of the values and of all that makes them model values, holding the splits in
@@ -187,7 +187,7 @@ def _check_agreement(parts: Mapping[str, _Part], where: str) -> None:
 
 
 def _kind(part: _Part) -> str:
-    """What a sample is, for messages."""
+    """The kind of a sample, for messages."""
     return f"{part.values.dtype} samples of shape {part.values.shape[1:]}"
 
 
@@ -198,7 +198,7 @@ def _cut(whole: _Part, grid: Grid | None, where: str) -> dict[str, _Part]:
     """Train, val and test of data that came in one piece; copies of an image stay together."""
     first = torch.arange(len(whole.values))
     if grid is not None and whole.values.ndim == 4:  # points on a grid may agree by chance
-        first = first_copies(to_model_values(whole.values, grid, None, where))
+        first = first_duplicates(to_model_values(whole.values, grid, None, where))
     originals = first.unique()
     if len(originals) < MIN_SAMPLES:
         _warn(
@@ -208,7 +208,7 @@ def _cut(whole: _Part, grid: Grid | None, where: str) -> dict[str, _Part]:
     elif copies := len(whole.values) - len(originals):
         _warn(f"{where}: {copies} images are copies of others; copies were put into the split of the first")
     label = None if whole.label is None else whole.label[originals]
-    order = cut_order(len(originals), RULE, len(originals) // 10, len(originals) // 10, label)
+    order = split_indices(len(originals), RULE, len(originals) // 10, len(originals) // 10, label)
     parts = {}
     for name in SPLITS:
         members = torch.isin(first, originals[order[name]]).nonzero()[:, 0]
@@ -270,7 +270,7 @@ def _version(splits: Mapping[str, Split], levels: int | None, units: Units | Non
 
 
 def _understood(parts: Mapping[str, _Part], raw: Mapping[str, _Part], spec: DataSpec, given: bool) -> str:
-    """What the data were taken for, in one line: numbers, shape, values, classes."""
+    """How the data were read, in one line: numbers, shape, values, classes."""
     numbers = " + ".join(f"{len(raw[name].values):,}" for name in SPLITS)
     by_class = "" if spec.num_classes is None else " by class"
     origin = "as given" if given else f"cut 80/10/10{by_class}"

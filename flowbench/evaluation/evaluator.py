@@ -209,7 +209,7 @@ class Evaluator(Measurer, L.Callback):
         """The points of the sweep that a module can choose."""
         if not isinstance(module, CanSample):
             return []
-        can = {"network_evaluations": module.sweeps, "guidance": module.guidance_scale is not None}
+        can = {"network_evaluations": module.can_choose_evaluations, "guidance": module.guidance_scale is not None}
         return [point for point in self.sweep if can[point.axis]]
 
     def _begin_stages(

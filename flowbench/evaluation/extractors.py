@@ -11,7 +11,7 @@ from functools import partial
 import torch
 
 from flowbench.core.places import cached, locked
-from flowbench.core.progress import note_progress
+from flowbench.core.preparation_progress import note_progress
 from flowbench.core.seeds import derive_seed
 from flowbench.data import DataSpec, FlowDataModule
 from flowbench.evaluation.auto_features import AUTO, resolve_features

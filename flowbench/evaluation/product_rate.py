@@ -9,8 +9,8 @@ from functools import cache
 import torch
 
 from flowbench.core import onednn
+from flowbench.core.autocast import autocast_off
 from flowbench.core.devices import wait_for
-from flowbench.core.precision import autocast_off
 
 __all__ = ["measure_product_rate", "product_rate"]
 
@@ -50,7 +50,7 @@ def measure_product_rate(device: torch.device, clock: Callable[[], float] = time
     a, b = (torch.randn(side, side, generator=rng).to(device) for _ in range(2))
     ways: list[Callable[[], object]] = [lambda: a @ b.T]
     if device.type == "cpu" and onednn.is_usable():
-        ways.append(lambda: onednn.product(a, b))
+        ways.append(lambda: onednn.linear(a, b))
     with torch.no_grad(), autocast_off(device):
         return 2 * side**3 / min(_seconds(way, device, clock) for way in ways)
 

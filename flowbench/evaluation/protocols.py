@@ -45,7 +45,7 @@ class CanSample(Protocol):
         """Scale of the sampler's own guidance, 1 is none; None where nothing can be guided."""
 
     @property
-    def sweeps(self) -> bool:
+    def can_choose_evaluations(self) -> bool:
         """Whether the number of network evaluations per sample can be chosen."""
 
     def sample_at(self, index: Tensor, setup: Setup) -> Sampled:

@@ -17,7 +17,7 @@ from torch import Tensor
 from flowbench.core.checks import check_count
 from flowbench.core.distributed import gather_objects
 from flowbench.core.places import cached, locked
-from flowbench.core.progress import note_progress
+from flowbench.core.preparation_progress import note_progress
 from flowbench.core.storage import write_atomic
 from flowbench.data import DataSpec, FlowDataModule
 from flowbench.evaluation.gather import gather_by_index

@@ -20,7 +20,7 @@ from flowbench.families.noise.denoising import DecoderDenoiser, Denoiser, FlowSc
 from flowbench.families.normalized_flow_matching import NormalizedFlowMatching
 from flowbench.families.ot_cfm import OTCFM
 from flowbench.families.pairing.base import Pairing, PairingContext, Pairs
-from flowbench.families.pairing.batch import BatchPairing
+from flowbench.families.pairing.batch_pairing import BatchPairing
 from flowbench.families.pairing.stream import StreamPairing
 from flowbench.families.reflow import Reflow
 from flowbench.families.source import DatasetSource

@@ -12,10 +12,10 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from flowbench.core.autocast import autocast_off
 from flowbench.core.checks import check_number
 from flowbench.core.contract import ContractError, returned, shaped
 from flowbench.core.devices import wait_for
-from flowbench.core.precision import autocast_off
 from flowbench.core.seeds import generator
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.evaluation.probe import Setup
@@ -117,13 +117,13 @@ class FlowModule(TrainingModule):
         return ""
 
     @property
-    def in_bits(self) -> bool:
+    def reports_bits_per_dim(self) -> bool:
         """Whether likelihoods of grey levels may be given in bits per dimension: not those of noisy data."""
         return True
 
     @property
-    def guides_without_labels(self) -> bool:
-        """Whether the sampler has another second branch than the null label."""
+    def has_label_free_guidance(self) -> bool:
+        """Whether samples can be guided without labels: by another second branch than the null label."""
         return False
 
     @property
@@ -212,7 +212,7 @@ class FlowModule(TrainingModule):
         return 1.0
 
     @property
-    def sweeps(self) -> bool:
+    def can_choose_evaluations(self) -> bool:
         """Whether the number of network evaluations per sample can be chosen."""
         return False
 
@@ -270,10 +270,10 @@ class FlowModule(TrainingModule):
 
     def check_sampling(self, network_evaluations: int | None = None, guidance: float | None = None) -> None:
         """Refuse (ValueError) arguments of :meth:`sample` that this flow's sampler cannot do; nothing is drawn."""
-        if network_evaluations is not None and not self.sweeps:
+        if network_evaluations is not None and not self.can_choose_evaluations:
             raise ValueError(f"{type(self).__name__} has a fixed cost per sample: leave network_evaluations out")
         by_condition = self.drops_conditions and self.num_classes is None
-        if guidance is not None and guidance != 1.0 and not self.guides_without_labels and not by_condition:
+        if guidance is not None and guidance != 1.0 and not self.has_label_free_guidance and not by_condition:
             self.check_guidance(guidance)
 
     def training_loss(self, batch: Batch, generator: torch.Generator) -> Loss:
@@ -392,7 +392,7 @@ class FlowModule(TrainingModule):
         label = self.check_condition(condition, len(noise))
         self.check_spatial(spatial, len(noise))
         by_condition = self.drops_conditions and self.num_classes is None
-        if guidance not in (None, 1.0) and label is None and not self.guides_without_labels and not by_condition:
+        if guidance not in (None, 1.0) and label is None and not self.has_label_free_guidance and not by_condition:
             raise ValueError(f"guidance={guidance} needs labels: train with conditional=true and give a condition")
         self.check_sampling(network_evaluations, guidance)
         start = time.perf_counter()

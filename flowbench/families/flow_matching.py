@@ -19,7 +19,7 @@ from flowbench.families.latents.space import LatentSpace, Space
 from flowbench.families.matching_combinations import check_combination
 from flowbench.families.network_evaluations import CountedNetwork, fixed_cost, single_evaluation, with_evaluations
 from flowbench.families.pairing.base import ClosePairing, Pairing, PairingContext
-from flowbench.families.pairing.batch import BatchPairing
+from flowbench.families.pairing.batch_pairing import BatchPairing
 from flowbench.families.pairing.description import describe_pairs, names_of_pairs
 from flowbench.flows import (
     ClassifierFreeGuidance,
@@ -202,7 +202,7 @@ class FlowMatching(FlowModule):
         )
 
     @property
-    def sweeps(self) -> bool:
+    def can_choose_evaluations(self) -> bool:
         """A solver can be given any number of evaluations."""
         return True
 
@@ -261,7 +261,7 @@ class FlowMatching(FlowModule):
         super().check_sampling(network_evaluations, guidance)
         guide = self.guidance if guidance is None else self.guidance.with_scale(guidance)
         guided = self.num_classes is not None or self.drops_conditions
-        self._sampler(guide, guided, self._moved(lambda t, x: x), network_evaluations)
+        self._sampler(guide, guided, self._rescheduled(lambda t, x: x), network_evaluations)
 
     def on_fit_start(self) -> None:
         """Set the pairing up."""
@@ -301,7 +301,7 @@ class FlowMatching(FlowModule):
         velocity = shaped(found, tuple(point.velocity.shape), self.network, "forward")
         error = (velocity - point.velocity).float().square().flatten(1).mean(1)
         weighted = returned(self.weight(pairs.x0, pairs.x1), WeightResult, self.weight, "forward")
-        parts = {"unweighted_loss": error.detach().mean(), **pairs.parts}
+        metrics = {"unweighted_loss": error.detach().mean(), **pairs.metrics}
 
         def diagnostics() -> dict[str, Any]:
             cost = (pairs.x0 - pairs.x1).detach().flatten(1).square().sum(1).mean()
@@ -309,7 +309,7 @@ class FlowMatching(FlowModule):
             found = weighted.diagnostics
             return {"coupling_cost": cost, **of_pairs, **(found() if callable(found) else found)}
 
-        return Loss((weighted.weight * error).mean(), parts, diagnostics)
+        return Loss((weighted.weight * error).mean(), metrics, diagnostics)
 
     def _training_condition(self, batch: Batch, rng: torch.Generator) -> Tensor:
         assert self.conditioner is not None
@@ -382,34 +382,37 @@ class FlowMatching(FlowModule):
         guided = label is not None or (spatial is not None and self.drops_conditions)
         counted = CountedNetwork(self.network)
         field = self._field(guide, label, spatial, counted)
-        moved = self._moved(field)
-        solver, times = self._sampler(guide, guided, moved, network_evaluations)
-        if moved is None:
+        rescheduled = self._rescheduled(field)
+        solver, times = self._sampler(guide, guided, rescheduled, network_evaluations)
+        if rescheduled is None:
             return solver.solve(field, noise, times).states[-1], counted.rows / len(noise)
-        return moved.finish(solver.solve(moved, moved.start(noise), times).states[-1]), counted.rows / len(noise)
+        points = solver.solve(rescheduled, rescheduled.start(noise), times).states[-1]
+        return rescheduled.finish(points), counted.rows / len(noise)
 
     def _sampler(
-        self, guide: Guidance, guided: bool, moved: RescheduledField | None, network_evaluations: int | None
+        self, guide: Guidance, guided: bool, rescheduled: RescheduledField | None, network_evaluations: int | None
     ) -> tuple[Solver, Tensor]:
         """The solver of samples with so many evaluations, and the first and the last time."""
         path = self.sampling_path or self.path
         solver = self.solver.for_path(path)
-        times = torch.tensor(path.interval if moved is None else moved.interval, dtype=torch.float64, device="cpu")
+        times = torch.tensor(
+            path.interval if rescheduled is None else rescheduled.interval, dtype=torch.float64, device="cpu"
+        )
         if network_evaluations is not None:
-            cost = self._evaluations_at(guide, moved) if guided else single_evaluation
+            cost = self._evaluations_at(guide, rescheduled) if guided else single_evaluation
             solver = with_evaluations(solver, network_evaluations, cost, times)
         return solver, times
 
-    def _moved(self, field: Field) -> RescheduledField | None:
+    def _rescheduled(self, field: Field) -> RescheduledField | None:
         """The field along the path of the samples, where that is another than the path of the training."""
         return None if self.sampling_path is None else RescheduledField(field, self.path, self.sampling_path)
 
     @staticmethod
-    def _evaluations_at(guide: Guidance, moved: RescheduledField | None) -> Callable[[float], int]:
+    def _evaluations_at(guide: Guidance, rescheduled: RescheduledField | None) -> Callable[[float], int]:
         """Network evaluations of a guided velocity at a time of the samples' path; guidance sees the trained one."""
 
         def evaluations(t: float) -> int:
-            clock = t if moved is None else float(moved.trained_time(torch.tensor(t, dtype=torch.float64)))
+            clock = t if rescheduled is None else float(rescheduled.trained_time(torch.tensor(t, dtype=torch.float64)))
             return guide.evaluations_at(clock)
 
         return evaluations
@@ -435,10 +438,10 @@ class FlowMatching(FlowModule):
         label = self.check_condition(condition, len(noise))
         self.check_spatial(spatial, len(noise))
         field: Field = self.field(label, spatial=spatial)
-        moved = self._moved(field)
+        rescheduled = self._rescheduled(field)
         interval = self.path.interval
-        if moved is not None:
-            field, noise, interval = moved, moved.start(noise), moved.interval
+        if rescheduled is not None:
+            field, noise, interval = rescheduled, rescheduled.start(noise), rescheduled.interval
         times = torch.linspace(*interval, num_points, dtype=torch.float64)
         states = Midpoint(num_steps=2 * (num_points - 1)).solve(field, noise, times).states
         velocities = torch.stack([field(t, x) for t, x in zip(times, states, strict=True)])

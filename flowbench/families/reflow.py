@@ -16,7 +16,7 @@ from flowbench.families.conditioning.base import Conditioner
 from flowbench.families.flow_matching import FlowMatching
 from flowbench.families.latents.space import Space
 from flowbench.families.pairing.base import Pairing, PairingContext, Pairs, cost_ratio
-from flowbench.families.pairing.store import PairStore, weights_checksum
+from flowbench.families.pairing.pair_store import PairStore, weights_checksum
 from flowbench.families.pairing.teacher import (
     check_noise,
     check_spaces,

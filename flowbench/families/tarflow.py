@@ -241,12 +241,12 @@ class TARFlow(FlowModule):
         return "+".join(part for part in parts if part)
 
     @property
-    def in_bits(self) -> bool:
+    def reports_bits_per_dim(self) -> bool:
         """Not where the flow is the density of noisy data; on latents the noise belongs to the encoder."""
         return self.augmentation.bits_per_dim or not isinstance(self.space, PixelSpace)
 
     @property
-    def guides_without_labels(self) -> bool:
+    def has_label_free_guidance(self) -> bool:
         """By the attention temperature of the second branch."""
         return self.guidance.temperature != 1
 
@@ -269,7 +269,7 @@ class TARFlow(FlowModule):
     @property
     def guidance_scale(self) -> float | None:
         """Scale of the sampler's own guidance; None where neither labels nor a temperature could guide."""
-        guidable = self.num_classes is not None or self.guides_without_labels
+        guidable = self.num_classes is not None or self.has_label_free_guidance
         return self.guidance.scale if guidable else None
 
     # ---- training -------------------------------------------------------------------------------------
@@ -323,21 +323,21 @@ class TARFlow(FlowModule):
             z, logdet = self.flow(not_a_leaf(tokens) if shared else tokens, label)
         dims = x[0].numel()
         nll = -(self.source.log_prob(z) + logdet).mean() / dims
-        parts = {"nll": nll.detach(), "logdet": logdet.detach().mean() / dims, **self._bits(nll.detach())}
+        metrics = {"nll": nll.detach(), "logdet": logdet.detach().mean() / dims, **self._bits(nll.detach())}
         if shared:
             parameters = [p for p in self.flow.parameters() if p.requires_grad]
             nll, gradient = with_input_gradient(nll, tokens, parameters, retain_graph=twice)
         total = nll
         if self.latent_norm:
             norm = sum((state.square().mean() for state in record.states[:-1]), start=z.new_zeros(()))
-            parts["latent_norm"] = norm
+            metrics["latent_norm"] = norm
             total = total + self.latent_norm * norm
         if isinstance(denoiser, FlowScoreDenoiser):
             # The loss is a mean, a score is of one point's sum.
             of_point = -gradient * tokens.numel() if shared else self._score(tokens, label)
-            parts["score_matching"] = mismatch = denoiser.matching_loss(tokens, label, of_point)
+            metrics["score_matching"] = mismatch = denoiser.matching_loss(tokens, label, of_point)
             total = total + mismatch
-        return Loss(total, {name: value.detach() for name, value in parts.items()}, record.statistics)
+        return Loss(total, {name: value.detach() for name, value in metrics.items()}, record.statistics)
 
     def _score(self, tokens: Tensor, label: Tensor | None) -> Tensor:
         with frozen(self.flow):

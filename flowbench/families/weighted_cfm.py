@@ -43,7 +43,7 @@ class WeightedCFM(FlowMatching):
         >>> flow.weight
         GibbsWeight(kappa=0.5, cost='norm', normalization='running', decay=0.99)
         >>> loss = flow.training_loss(Batch(torch.zeros(8, 2)), torch.Generator().manual_seed(0))
-        >>> loss.total.shape, list(loss.parts)
+        >>> loss.total.shape, list(loss.metrics)
         (torch.Size([]), ['unweighted_loss'])
     """
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from flowbench.core.autocast import autocast_off
 from flowbench.core.checks import check_count
-from flowbench.core.precision import autocast_off
 from flowbench.metrics.classifier import DigitsCNN, weights_checksum
 
 __all__ = [

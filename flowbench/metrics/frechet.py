@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowbench.core.checks import check_count
 from flowbench.core.distributed import sum_over_processes
-from flowbench.metrics.checks import as_table
+from flowbench.metrics.table_checks import as_table
 
 __all__ = [
     "FeatureStatistics",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowbench.core.checks import check_count
-from flowbench.metrics.checks import as_table
+from flowbench.metrics.table_checks import as_table
 
 __all__ = ["InceptionScore", "inception_score"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowbench.core.checks import SMALLEST, check_count, check_number, check_numbers, check_scale
-from flowbench.metrics.checks import as_table, check_tables
+from flowbench.metrics.table_checks import as_table, check_tables
 
 __all__ = ["KernelEstimate", "kernel_distance", "median_bandwidths", "mmd_rbf"]
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from flowbench.core.checks import check_count
-from flowbench.metrics.checks import as_table, check_tables
 from flowbench.metrics.pairwise import Neighbours, distance_blocks
+from flowbench.metrics.table_checks import as_table, check_tables
 
 __all__ = ["Memorization", "authenticity", "data_copying", "memorization", "nearest_neighbours"]
 

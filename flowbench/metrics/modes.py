@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from flowbench.core.checks import check_scale
-from flowbench.core.failures import NoSolutionError
-from flowbench.metrics.checks import check_tables
+from flowbench.core.no_solution import NoSolutionError
 from flowbench.metrics.pairwise import distance_blocks
+from flowbench.metrics.table_checks import check_tables
 
 __all__ = ["average_minimum_distance", "failure_rate", "mode_discrepancy", "mode_matched_w2", "nearest_mode"]
 

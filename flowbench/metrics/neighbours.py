@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from flowbench.core.checks import check_count
-from flowbench.metrics.checks import check_tables
 from flowbench.metrics.pairwise import distance_blocks
+from flowbench.metrics.table_checks import check_tables
 
 __all__ = ["DensityCoverage", "PrecisionRecall", "density_coverage", "precision_recall"]
 

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowbench.core.autocast import autocast_off
 from flowbench.core.checks import check_count
-from flowbench.core.precision import autocast_off
 from flowbench.metrics.classifier import MAX_SIDE, DigitsCNN, load_classifier
 from flowbench.metrics.efficientnet import EfficientNetFeatures, EfficientNetLite0
 from flowbench.metrics.features import fold_normalisations

@@ -17,7 +17,6 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from flowbench.core.checks import check_count, check_number
-from flowbench.metrics.checks import as_table
 from flowbench.metrics.frechet import (
     Moments,
     covariance_root,
@@ -25,6 +24,7 @@ from flowbench.metrics.frechet import (
     features_root,
     frechet_distance_of_features,
 )
+from flowbench.metrics.table_checks import as_table
 
 __all__ = [
     "FrechetInfinity",

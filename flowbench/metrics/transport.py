@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from flowbench.core.checks import check_count
-from flowbench.core.failures import NoSolutionError
-from flowbench.metrics.checks import check_tables
+from flowbench.core.no_solution import NoSolutionError
+from flowbench.metrics.table_checks import check_tables
 
 __all__ = ["sliced_wasserstein2", "wasserstein2", "wasserstein2_squared"]
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowbench.core.kernels import PLAIN, Way, fastest, rounded_up
-from flowbench.networks.cache import LayerCache, SlotRun
+from flowbench.networks.key_value_cache import LayerCache, SlotRun
 from flowbench.networks.linear import Linear
 from flowbench.networks.rotary import rotate
 

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from flowbench.core.autocast import active_autocast_dtype
 from flowbench.core.checks import check_counts, check_scale
-from flowbench.core.precision import active_autocast_dtype
 from flowbench.networks.attention import CausalBlock, LayerNorm, Temperature
-from flowbench.networks.cache import KeyValueCache
+from flowbench.networks.key_value_cache import KeyValueCache
 from flowbench.networks.linear import Linear
 from flowbench.networks.rotary import RotaryTable, follow_weights
 from flowbench.networks.sizes import LARGEST_SIDE, check_layers

@@ -79,7 +79,7 @@ def _through_onednn(way: str, x: Tensor, weight_OI: Tensor, bias_O: Tensor | Non
     if torch.is_grad_enabled():
         y_RO: Tensor = _ChosenLinear.apply(x_RI, weight_OI, bias_O, way)
     else:
-        y_RO = onednn.product(x_RI, weight_OI, bias_O)
+        y_RO = onednn.linear(x_RI, weight_OI, bias_O)
     return y_RO.unflatten(0, x.shape[:-1])
 
 
@@ -114,7 +114,7 @@ class _ChosenLinear(torch.autograd.Function):
 
 def _product(way: str, kind: str) -> Callable[..., Tensor]:
     """The product of a kind in a way: ``plain``, ``onednn`` for all kinds or, say, ``onednn-forward-input`` for two."""
-    return onednn.product if way == ONEDNN or kind in way.split("-") else F.linear
+    return onednn.linear if way == ONEDNN or kind in way.split("-") else F.linear
 
 
 # ---- what is measured ---------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ def _whole(way: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def _gains(x: Tensor, weight: Tensor) -> bool:
     """Whether a product by itself is clearly faster through oneDNN."""
-    ways: dict[str, Way] = {PLAIN: lambda: F.linear(x, weight), ONEDNN: lambda: onednn.product(x, weight)}
+    ways: dict[str, Way] = {PLAIN: lambda: F.linear(x, weight), ONEDNN: lambda: onednn.linear(x, weight)}
     seconds = seconds_of(ways, torch.get_num_threads())
     return is_clearly_faster(seconds[ONEDNN], seconds[PLAIN])
 

@@ -1,12 +1,12 @@
 """What is trained, flow or not: module, optimiser, averaged weights, budget, checkpoints, parallel strategies."""
 
 from flowbench.core.budget import BudgetLimit
-from flowbench.training.budget import Budget, count_flops
+from flowbench.training.budget_meter import Budget, count_flops
 from flowbench.training.checkpoint import AtomicCheckpointIO, load_checkpoint, read_checkpoint
 from flowbench.training.module import Loss, NonFiniteLossError, TrainingModule
 from flowbench.training.optimizers import SGD, SWAN, AdamW, MatrixSettings, OptimizerSettings, SinkGD
 from flowbench.training.parallel import FullyShardedStrategy, check_strategy
-from flowbench.training.precision import PRECISIONS, check_precision
+from flowbench.training.trainer_precision import PRECISIONS, check_precision
 
 __all__ = [
     "PRECISIONS",

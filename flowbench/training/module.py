@@ -19,7 +19,7 @@ from flowbench.core.contract import returned
 from flowbench.core.distributed import gather_objects
 from flowbench.core.seeds import generator
 from flowbench.data import Batch, DataSpec, FlowDataModule
-from flowbench.training.budget import Budget
+from flowbench.training.budget_meter import Budget
 from flowbench.training.ema import ExponentialMovingAverage, check_ema_decay
 from flowbench.training.loss_guard import LossGuard, NonFiniteLoss
 from flowbench.training.optimizers import AdamW, AnyOptimizer, learning_rate_factor
@@ -41,22 +41,22 @@ class NonFiniteLossError(FloatingPointError):
 
 @dataclass
 class Loss:
-    """A scalar to minimise and named parts to log.
+    """A scalar to minimise and named metrics to log.
 
     Attributes:
         total: scalar with a gradient.
-        parts: detached scalars, logged as ``train/<name>``.
+        metrics: detached scalars, logged as ``train/<name>``.
         diagnostics: computes more of them, or None; called only on logging steps, because it is expensive.
 
     Example:
         >>> error = torch.tensor([0.25, 0.75], requires_grad=True)
-        >>> loss = Loss(total=error.mean(), parts={"largest": error.detach().max()})
-        >>> loss.total.item(), loss.parts
+        >>> loss = Loss(total=error.mean(), metrics={"largest": error.detach().max()})
+        >>> loss.total.item(), loss.metrics
         (0.5, {'largest': tensor(0.7500)})
     """
 
     total: Tensor
-    parts: Mapping[str, Tensor | float] = field(default_factory=dict)
+    metrics: Mapping[str, Tensor | float] = field(default_factory=dict)
     diagnostics: Callable[[], Mapping[str, Tensor | float]] | None = None
 
 
@@ -109,7 +109,7 @@ class TrainingModule(L.LightningModule, ABC):
         self.budget: Budget | None = None
         self.validation_losses: dict[int, float] = {}
         self._ema: ExponentialMovingAverage | None = None
-        self._noted: Mapping[str, Tensor | float] = {}
+        self._unlogged: Mapping[str, Tensor | float] = {}
         self._guard = LossGuard()
 
     @abstractmethod
@@ -193,11 +193,11 @@ class TrainingModule(L.LightningModule, ABC):
         is_logging_step = self._is_logging_step()
         if self._guard.watch(value, self.trainer.global_step, batch.index, optimizer) or is_logging_step:
             self._stop_if_diverged()
-        self._noted = {}  # of a step that broke off
+        self._unlogged = {}  # of a step that broke off
         if is_logging_step:
             total = loss.total.detach()
             self.log("train/loss", total, prog_bar=True, logger=False, batch_size=len(batch))
-            self._noted = {"loss": total, **loss.parts, **(loss.diagnostics() if loss.diagnostics else {})}
+            self._unlogged = {"loss": total, **loss.metrics, **(loss.diagnostics() if loss.diagnostics else {})}
         return loss.total
 
     def _is_logging_step(self) -> bool:
@@ -236,17 +236,17 @@ class TrainingModule(L.LightningModule, ABC):
         super().optimizer_step(*args, **kwargs)
         if self.ema:
             self.ema.update()
-        if self._noted:
-            self._write(self._noted)
-            self._noted = {}
+        if self._unlogged:
+            self._write(self._unlogged)
+            self._unlogged = {}
 
-    def _write(self, parts: Mapping[str, Tensor | float]) -> None:
+    def _write(self, metrics: Mapping[str, Tensor | float]) -> None:
         """One row of the step's values for every logger, and the same values for callbacks.
 
         Lightning's own ``log`` spends 0.2 ms on each value, as much as a small network's layers, and keeps it through
         every later step. Of accumulated gradients the last micro-batch is written, as there.
         """
-        values = {f"train/{name}": float(value) for name, value in parts.items()}
+        values = {f"train/{name}": float(value) for name, value in metrics.items()}
         tensors = dict(zip(values, torch.tensor(list(values.values())).unbind(), strict=True))
         for seen in (self.trainer.callback_metrics, self.trainer.logged_metrics):
             seen.update(tensors)
@@ -292,9 +292,9 @@ class TrainingModule(L.LightningModule, ABC):
             loss = self.training_loss(batch, rng)
         size = len(batch)
         self.log("val/loss", loss.total, prog_bar=True, sync_dist=True, batch_size=size)
-        # Losses under different weights or couplings do not compare; their unweighted parts show why.
-        parts = {f"val/{name}": value for name, value in loss.parts.items()}
-        self.log_dict(parts, sync_dist=True, batch_size=size)
+        # Losses under different weights or couplings do not compare; their unweighted metrics show why.
+        metrics = {f"val/{name}": value for name, value in loss.metrics.items()}
+        self.log_dict(metrics, sync_dist=True, batch_size=size)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Nothing: an evaluator asks what it measures by itself, and Lightning tests no module without this method."""

@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from flowbench.core.progress import note_progress
+from flowbench.core.preparation_progress import note_progress
 from flowbench.core.storage import read_record, write_text
 from flowbench.training import Budget
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from flowbench.bench.plan import Plan
+from flowbench.bench.results import collect
 from flowbench.bench.status import Status, write_status
-from flowbench.bench.store import collect
 from flowbench.core.rows import Row, write_rows
 from flowbench.core.storage import write_text
 

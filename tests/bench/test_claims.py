@@ -4,7 +4,7 @@ import pytest
 import scipy.stats
 
 from flowbench.bench.claims import Quantity, judge, parse_claim
-from flowbench.bench.store import Results
+from flowbench.bench.results import Results
 
 TASKS = {"": ["a", "b", "noise"]}
 

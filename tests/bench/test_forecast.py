@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from flowbench.bench.display import _left
 from flowbench.bench.forecast import Forecast, Underway
 from flowbench.bench.plan import Cell
-from flowbench.bench.progress import _left
 
 
 def cell(contender: str, seed: int = 0) -> Cell:

@@ -14,8 +14,8 @@ from flowbench.bench import build_report, compare
 from flowbench.bench.claims import judge, parse_claim
 from flowbench.bench.plan import make_plan
 from flowbench.bench.report import print_summary
+from flowbench.bench.results import Results, collect, load_rows
 from flowbench.bench.status import read_status, write_status
-from flowbench.bench.store import Results, collect, load_rows
 from flowbench.bench.tables import difference_table, metric_table, seed_table
 from flowbench.core.rows import read_rows, write_rows
 

@@ -12,8 +12,8 @@ import pytest
 from flowbench.bench import causes
 from flowbench.bench.causes import explain, last_line, was_killed
 from flowbench.bench.machine import memory_limit
+from flowbench.bench.results import load_rows
 from flowbench.bench.status import read_status
-from flowbench.bench.store import load_rows
 
 KILL, SEGV, TERM = (-getattr(signal, name) for name in ("SIGKILL", "SIGSEGV", "SIGTERM"))
 

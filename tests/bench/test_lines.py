@@ -8,7 +8,7 @@ import re
 import pytest
 
 from flowbench.bench import compare
-from flowbench.bench.store import Results
+from flowbench.bench.results import Results
 from flowbench.bench.tables import metric_table, seed_table
 from flowbench.core.rows import write_rows
 

@@ -14,7 +14,7 @@ from flowbench.bench import build_report, compare
 from flowbench.bench.notes import reading_notes
 from flowbench.bench.plan import make_plan
 from flowbench.bench.report import print_summary
-from flowbench.bench.store import Results, collect
+from flowbench.bench.results import Results, collect
 from flowbench.core.rows import read_rows, write_rows
 
 from .synthetic import write_synthetic_bench

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from flowbench.bench.machine import available_cores, choose_policy
 from flowbench.bench.plan import make_plan
 from flowbench.config import ConfigError
-from flowbench.config.budget import read_budget
+from flowbench.config.budget_section import read_budget
 
 
 def test_cells_are_problems_times_contenders_times_seeds(workshop):

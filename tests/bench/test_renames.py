@@ -12,8 +12,8 @@ import yaml
 
 from flowbench.bench.kept import adopt, find_kept
 from flowbench.bench.plan import make_plan
+from flowbench.bench.results import load_rows
 from flowbench.bench.status import read_status, write_status
-from flowbench.bench.store import load_rows
 from flowbench.core.rows import read_rows, write_rows
 
 from .synthetic import write_synthetic_bench

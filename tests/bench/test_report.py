@@ -12,11 +12,11 @@ from PIL import Image
 from rich.console import Console
 
 from flowbench.bench import build_report, compare
-from flowbench.bench.pictures import load_array, tile
 from flowbench.bench.plan import make_plan
 from flowbench.bench.plots import load_curve
+from flowbench.bench.results import Results, collect, csv_text, load_rows
+from flowbench.bench.sample_pictures import load_array, tile
 from flowbench.bench.statistics import Summary, summarise
-from flowbench.bench.store import Results, collect, csv_text, load_rows
 from flowbench.bench.tables import format_summary, metric_table
 
 from .synthetic import write_synthetic_bench

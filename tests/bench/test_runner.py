@@ -11,8 +11,8 @@ import pytest
 
 from flowbench.bench.plan import make_plan
 from flowbench.bench.preview import plan_lines
+from flowbench.bench.results import load_rows
 from flowbench.bench.status import Status, lock_is_held, read_status, write_status
-from flowbench.bench.store import load_rows
 
 from .conftest import PROGRAM
 

@@ -7,7 +7,7 @@ import os
 import pytest
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 
-from flowbench.commands.launch import make_trainer
+from flowbench.commands.lightning_trainer import make_trainer
 from flowbench.core.launch import local_rank, number_of_tasks, process_rank, started_by_srun, without_launcher
 
 # As in the script of `sbatch --ntasks=2`, which runs once.

@@ -7,7 +7,7 @@ import importlib
 import pytest
 
 from flowbench.config import compose, fingerprint
-from flowbench.config.earlier import MOVED, with_earliest_names, with_present_names
+from flowbench.config.earlier_names import MOVED, with_earliest_names, with_present_names
 from flowbench.config.imports import import_class
 
 STREAM = {"class_path": "flowbench.families.StreamPairing", "init_args": {"oversample": 8}}

@@ -22,7 +22,7 @@ from flowbench.families import (
     Tweedie,
     WeightedCFM,
 )
-from flowbench.families.contract import perturb
+from flowbench.families.family_contract import perturb
 from flowbench.families.latents.decoder_finetuning import DecoderFineTuning
 from flowbench.flows import (
     AutoregressiveGuidance,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flowbench.cli import main
-from flowbench.families.contract import CHECKS, Case, Inapplicable, check_family
+from flowbench.families.family_contract import CHECKS, Case, Inapplicable, check_family
 from flowbench.training import AdamW
 
 from . import outside as dummies

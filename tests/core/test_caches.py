@@ -18,8 +18,8 @@ from flowbench.data import FlowDataModule
 from flowbench.evaluation import extractors
 from flowbench.evaluation.samples import RealSet
 from flowbench.families import Autoencoder
-from flowbench.families.latents.cache import latent_cache
-from flowbench.families.pairing.store import PairStore
+from flowbench.families.latents.latent_cache import latent_cache
+from flowbench.families.pairing.pair_store import PairStore
 from flowbench.metrics import IdentityFeatures, weights
 from flowbench.networks import KLAutoencoder
 
@@ -72,8 +72,8 @@ def required() -> object:
 MAKERS = {
     "flowbench.evaluation.extractors": [classifier],
     "flowbench.evaluation.samples": [features, statistics],
-    "flowbench.families.latents.cache": [latents],
-    "flowbench.families.pairing.store": [pairs],
+    "flowbench.families.latents.latent_cache": [latents],
+    "flowbench.families.pairing.pair_store": [pairs],
     "flowbench.metrics.weights": [inception, efficientnet],
     "flowbench.commands.prerequisites": [required],
 }

@@ -23,7 +23,7 @@ CHAINED = [
     "digits/wcfm.yaml",
     "digits/latent_cfm.yaml",
     "digits/reflow_distilled.yaml",
-    "cifar10/tiny/starflow_noisy.yaml",
+    "cifar10/gpu/starflow.yaml",
 ]
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits as sklearn_digits
 
 from flowbench.data import Split, digits, get
-from flowbench.data.split import cut, stratified_order
+from flowbench.data.split import make_splits, stratified_order
 
 GOLDEN = {"test": "32e946f872569894", "val": "9de14f9950a76b50", "train": "6283d0314108d09e"}
 
@@ -72,12 +72,12 @@ def test_every_prefix_of_the_order_is_stratified(label: list[int], key: str) -> 
 
 def test_cut_keeps_labels_with_their_samples() -> None:
     values = torch.arange(50.0)[:, None]
-    parts = cut(Split(values, torch.arange(50) % 5), "key", 5, 5)
+    parts = make_splits(Split(values, torch.arange(50) % 5), "key", 5, 5)
     assert [len(parts[name]) for name in ("train", "val", "test")] == [40, 5, 5]
     for part in parts.values():
         assert torch.equal(part.values[:, 0].long() % 5, part.label)
     assert not torch.equal(
-        cut(Split(values), "other", 5, 5)["val"].values, cut(Split(values), "key", 5, 5)["val"].values
+        make_splits(Split(values), "other", 5, 5)["val"].values, make_splits(Split(values), "key", 5, 5)["val"].values
     )
 
 

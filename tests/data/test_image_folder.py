@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from flowbench.data import get
-from flowbench.data.copies import first_copies, leaks
+from flowbench.data.duplicates import first_duplicates, leaks
 from flowbench.data.image_folder import read_image_folder as find_images
 
 RNG = np.random.default_rng(0)
@@ -243,8 +243,8 @@ def warned(call: Callable[[], Any]) -> tuple[Any, list[str]]:
 
 def test_first_copies() -> None:
     values = torch.tensor([[3, 3], [1, 2], [3, 3], [0, 0], [1, 2], [3, 3]], dtype=torch.uint8)
-    assert first_copies(values).tolist() == [0, 1, 0, 3, 1, 0]
-    assert first_copies(values.float()).tolist() == list(range(6))
+    assert first_duplicates(values).tolist() == [0, 1, 0, 3, 1, 0]
+    assert first_duplicates(values.float()).tolist() == list(range(6))
     shared = leaks({"train": values[:2], "val": values[2:4], "test": values[4:]})
     assert shared == {("train", "val"): 1, ("train", "test"): 2, ("val", "test"): 1}
     assert leaks({"train": values[1:2], "test": values[3:4]}) == {}

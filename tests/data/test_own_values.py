@@ -18,8 +18,7 @@ from flowbench.data import DatasetEntry, DataSpec, Declaration, FlowDataModule, 
 from flowbench.evaluation.samples import RealSet
 from flowbench.tasks.generation import NegativeLogLikelihood
 from flowbench.tasks.generation.likelihood import Densities, LogDensities
-
-from ..evaluation.known import compared
+from tests.evaluation.known import compared
 
 N = 40
 RNG = np.random.default_rng(0)

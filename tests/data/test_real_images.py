@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from flowbench.data import FlowDataModule, Split, get, real_images, sources
+from flowbench.data.image_store import array_sha256
 from flowbench.data.real_images import read_idx
-from flowbench.data.store import array_sha256
 
 FullSet = Callable[[str], Path]
 REAL = ["mnist", "fashion_mnist", "cifar10"]

@@ -13,8 +13,8 @@ import scipy.stats
 import torch
 
 from flowbench.data import DENSITIES, get_density
+from flowbench.data.reference_transport import REFERENCES, STANDARD_NORMAL, Reference, reference_transport
 from flowbench.data.spec import DataSpec
-from flowbench.data.transport import REFERENCES, STANDARD_NORMAL, Reference, reference_transport
 
 
 def draw(name: str, num: int, seed: int) -> np.ndarray:

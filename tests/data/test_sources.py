@@ -24,8 +24,8 @@ from PIL import Image
 
 from flowbench.core.packages import Package, PackageError
 from flowbench.data import sources
+from flowbench.data.image_store import Arrays, ImageStore, Part, array_sha256
 from flowbench.data.sources import Source, huggingface, obtain, packages, reachable
-from flowbench.data.store import Arrays, ImageStore, Part, array_sha256
 
 SIZES = {"train": 12, "test": 5}
 

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 
-from flowbench.core.failures import NoSolutionError
+from flowbench.core.no_solution import NoSolutionError
 from flowbench.families import TARFlow
 from flowbench.training import Loss
 

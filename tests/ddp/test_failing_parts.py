@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from flowbench.core.failures import NoSolutionError
+from flowbench.core.no_solution import NoSolutionError
 from flowbench.evaluation.failures import Failure, Failures, PartFailedError, agreed, together
 from flowbench.evaluation.gather import gather_by_index, shard
 from tests.ranks import run_ranks

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flowbench import evaluation
-from flowbench.core.failures import NoSolutionError
+from flowbench.core.no_solution import NoSolutionError
 from flowbench.core.rows import Row, read_rows, unmeasured_text
 from flowbench.data import FlowDataModule
 from flowbench.evaluation import CostReport, FrechetDistance, MaximumMeanDiscrepancy, Measurement, Metric, Wasserstein2

@@ -17,8 +17,8 @@ from flowbench.data import DataSpec, FlowDataModule, Units, user_data
 from flowbench.evaluation.extractors import _classifier_file
 from flowbench.evaluation.samples import RealSet
 from flowbench.families import Autoencoder
-from flowbench.families.latents.cache import _identity, _path
-from flowbench.families.pairing.store import PairStore, weights_checksum
+from flowbench.families.latents.latent_cache import _identity, _path
+from flowbench.families.pairing.pair_store import PairStore, weights_checksum
 from flowbench.metrics import ClassifierSettings, IdentityFeatures, classifier_settings
 from flowbench.networks import KLAutoencoder
 

@@ -64,13 +64,13 @@ def test_the_plain_loss_is_the_bound_per_dimension():
     noise = torch.randn(6, *module.network.latent_shape, generator=rng())
     terms = module.network.elbo_terms(batch().x, noise)
     torch.testing.assert_close(loss.total, (terms["reconstruction_nll"] + terms["kl"]).mean() / 64)
-    assert set(loss.parts) == {"reconstruction_nll", "kl", "psnr"}
+    assert set(loss.metrics) == {"reconstruction_nll", "kl", "psnr"}
 
 
 def test_the_loss_is_the_sum_of_its_terms(perceptual):
     module = build(perceptual=perceptual, adversarial=GAME, kl_weight=0.5)
     loss = module.training_loss(batch(), rng())
-    parts = loss.parts
+    parts = loss.metrics
     elbo = (parts["reconstruction_nll"] + 0.5 * parts["kl"]) / 64
     game = 0.3 * parts["adversarial"] + parts["discriminator"]
     torch.testing.assert_close(loss.total.detach(), elbo + 0.7 * parts["perceptual"] + game)
@@ -105,7 +105,7 @@ def test_each_side_of_the_game_gets_its_own_gradient():
 
 def test_held_out_data_are_not_judged(perceptual):
     module = build(perceptual=perceptual, adversarial=GAME).eval()
-    assert set(module.training_loss(batch(), rng()).parts) == {"reconstruction_nll", "kl", "psnr", "perceptual"}
+    assert set(module.training_loss(batch(), rng()).metrics) == {"reconstruction_nll", "kl", "psnr", "perceptual"}
 
 
 def test_the_game_starts_at_its_share_of_the_budget(tmp_path):

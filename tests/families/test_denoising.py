@@ -194,8 +194,8 @@ def test_validation_has_the_same_loss_without_a_backward():
         with mode():
             held_out = module.flow_loss(x.clone(), None, rng())
         assert not held_out.total.requires_grad
-        for name, value in trained.parts.items():
-            torch.testing.assert_close(held_out.parts[name], value, msg=name)
+        for name, value in trained.metrics.items():
+            torch.testing.assert_close(held_out.metrics[name], value, msg=name)
 
 
 def test_a_parameter_that_the_loss_leaves_out_gets_no_gradient():
@@ -289,7 +289,7 @@ def test_at_the_optimum_the_network_is_the_score_and_the_step_is_tweedies():
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * (1 - step / 300)
         loss = flow.flow_loss(mean + std * torch.randn(256, 2, generator=generator), None, generator)
-        first = loss.parts["score_matching"] if first is None else first
+        first = loss.metrics["score_matching"] if first is None else first
         optimizer.zero_grad()
         loss.total.backward()
         optimizer.step()

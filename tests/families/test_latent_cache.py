@@ -12,7 +12,7 @@ import torch
 
 from flowbench.data import Batch, FlowDataModule
 from flowbench.families import Autoencoder, LatentCFM, LatentSpace, STARFlow, StreamPairing
-from flowbench.families.latents.cache import latent_cache
+from flowbench.families.latents.latent_cache import latent_cache
 from flowbench.networks import DiT, KLAutoencoder
 
 from ..contract.builders import perturb

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flowbench.core.seeds import generator
 from flowbench.data import Batch, get_density
-from flowbench.data.transport import STANDARD_NORMAL, reference_transport
+from flowbench.data.reference_transport import STANDARD_NORMAL, reference_transport
 from flowbench.families import OTCFM, FlowMatching
 from flowbench.flows import LinearPath, PointTimes, SchrodingerBridgePath
 from flowbench.flows.coupling.entropic import SchrodingerBridgeCoupling

@@ -7,7 +7,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from flowbench.families.pairing.base import cost_ratio
-from flowbench.families.pairing.batch import BatchPairing
+from flowbench.families.pairing.batch_pairing import BatchPairing
 from flowbench.flows import Coupling, IndependentCoupling, OptimalTransportCoupling, SinkhornCoupling
 
 from ..contract.builders import IMAGES, POINTS, batch_of, build
@@ -92,7 +92,7 @@ def test_what_is_logged():
     assert found["cost_ratio"] < 1
     assert found["effective_batch"] == 12
     assert 0 < found["coupling_ms"] < 1e4
-    assert not pairs.parts, "a plain step writes nothing down"
+    assert not pairs.metrics, "a plain step writes nothing down"
     independent, _ = paired(IndependentCoupling())
     assert independent.diagnostics()["cost_ratio"] == 1
 

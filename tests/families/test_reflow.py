@@ -14,7 +14,7 @@ from flowbench.config import Experiment
 from flowbench.core.seeds import indexed_normal
 from flowbench.data import FlowDataModule
 from flowbench.families import FlowMatching
-from flowbench.families.pairing.store import PairStore, weights_checksum
+from flowbench.families.pairing.pair_store import PairStore, weights_checksum
 from flowbench.families.reflow import Reflow, ReflowPairing
 from flowbench.flows import Euler, PointTimes
 from flowbench.metrics import wasserstein2
@@ -198,7 +198,7 @@ def rows(index):
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_a_store_gives_the_rows_it_was_asked_for(cache, in_memory, monkeypatch):
     if not in_memory:
-        monkeypatch.setattr("flowbench.families.pairing.store.IN_MEMORY_BYTES", 0)
+        monkeypatch.setattr("flowbench.families.pairing.pair_store.IN_MEMORY_BYTES", 0)
     store = PairStore("test", {"a": 1}, 25, shard_rows=10)
     store.complete(rows)
     index = torch.tensor([24, 0, 9, 10, 3, 24])

@@ -190,13 +190,13 @@ def test_the_loss_is_nats_per_dimension_and_bits_where_they_mean_something():
     loss = flow.flow_loss(x, None, rng())
     torch.testing.assert_close(loss.total.detach(), -flow.log_prob(x).mean() / 32)
     nats = float(loss.total.detach())
-    assert float(loss.parts["bits_per_dim"]) == pytest.approx(nats / math.log(2) + 7.0, rel=1e-6)
+    assert float(loss.metrics["bits_per_dim"]) == pytest.approx(nats / math.log(2) + 7.0, rel=1e-6)
     noisy = oblong(augmentation=GaussianNoise(0.1)).flow_loss(x, None, rng())
-    assert "bits_per_dim" not in noisy.parts, "a density of noisy data is no code length"
-    assert "bits_per_dim" not in build("starflow", IMAGES).training_loss(batch_of(IMAGES), rng()).parts
+    assert "bits_per_dim" not in noisy.metrics, "a density of noisy data is no code length"
+    assert "bits_per_dim" not in build("starflow", IMAGES).training_loss(batch_of(IMAGES), rng()).metrics
     continuous = DataSpec("plane", "1", (2,))
     plane = TARFlow(continuous, layers=[1], width=8, head_dim=8)
-    assert "bits_per_dim" not in plane.flow_loss(points(), None, rng()).parts
+    assert "bits_per_dim" not in plane.flow_loss(points(), None, rng()).metrics
     assert isinstance(oblong().augmentation, UniformDequantization)
 
 
@@ -214,9 +214,9 @@ def test_the_latent_norm_is_that_of_the_states_between_the_blocks():
     states = plain.flow.states(plain._tokens(x)).detach()
     expected = sum(float(state.square().mean()) for state in states[1:-1])
     losses = [flow.flow_loss(x, None, rng()) for flow in (plain, regular)]
-    assert float(losses[1].parts["latent_norm"]) == pytest.approx(expected, rel=1e-5)
+    assert float(losses[1].metrics["latent_norm"]) == pytest.approx(expected, rel=1e-5)
     assert float((losses[1].total - losses[0].total).detach()) == pytest.approx(0.1 * expected, rel=1e-4)
-    assert torch.equal(losses[0].parts["nll"], losses[1].parts["nll"])
+    assert torch.equal(losses[0].metrics["nll"], losses[1].metrics["nll"])
     with pytest.raises(ValueError, match=r"latent_norm must be a number in .*, got -1: 0 is no regulariser"):
         oblong(latent_norm=-1)
 
@@ -296,7 +296,7 @@ def test_constant_saturated_and_large_inputs_stay_finite(options, x):
     loss.total.backward()
     assert torch.isfinite(loss.total)
     assert all(torch.isfinite(p.grad).all() for p in flow.parameters())
-    assert all(torch.isfinite(value) for value in {**loss.parts, **loss.diagnostics()}.values())
+    assert all(torch.isfinite(value) for value in {**loss.metrics, **loss.diagnostics()}.values())
 
 
 def test_only_matrices_are_decayed():
@@ -368,9 +368,9 @@ def test_weights_of_other_noise_are_refused(tmp_path):
 
 
 def test_only_the_likelihood_of_clean_data_is_in_bits():
-    assert oblong().in_bits
-    assert not oblong(augmentation=GaussianNoise(0.1)).in_bits
-    assert build("starflow_decoder", IMAGES).in_bits
+    assert oblong().reports_bits_per_dim
+    assert not oblong(augmentation=GaussianNoise(0.1)).reports_bits_per_dim
+    assert build("starflow_decoder", IMAGES).reports_bits_per_dim
 
 
 # ---- what is refused --------------------------------------------------------------------------------------

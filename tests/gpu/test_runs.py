@@ -60,7 +60,7 @@ def test_one_card_with_nccl_trains_as_one_card_without(strategy, tmp_path):
         torch.testing.assert_close(weights(other)[key], value, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("file", ["mnist/gpu/tarflow.yaml", "cifar10/gpu/cfm.yaml", "cifar10/gpu/wcfm.yaml"])
+@pytest.mark.parametrize("file", ["images/gpu/tarflow.yaml", "cifar10/gpu/cfm.yaml", "cifar10/gpu/wcfm.yaml"])
 def test_a_gpu_experiment_takes_steps_as_shipped(file, tmp_path, cuda):
     """On pictures of noise, with its own network, precision and batch."""
     import numpy as np

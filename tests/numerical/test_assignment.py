@@ -117,7 +117,8 @@ def test_no_folder_to_write_to_costs_only_time(tmp_path: Path):
     """Numba finds nowhere to keep its machine code."""
     source = tmp_path / "loops.py"
     source.write_text(
-        "from flowbench.core.machine_code import compiled\n@compiled\ndef twice(x: float) -> float:\n    return 2 * x\n"
+        "from flowbench.core.machine_code import numba_njit\n"
+        "@numba_njit\ndef twice(x: float) -> float:\n    return 2 * x\n"
     )
     program = f"""
 import runpy

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowbench.networks import cache as cache_module
+from flowbench.networks import key_value_cache as cache_module
 from flowbench.networks.causal_transformer import CausalTransformer
 from tests.closeness import assert_near
 

@@ -67,8 +67,8 @@ def test_linear_leaves_small_products_to_pytorch(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(linear_module, "fastest", lambda *_: ONEDNN)
     layer, products = Linear(64, 256), []
-    product = onednn.product
-    monkeypatch.setattr(onednn, "product", lambda *args: products.append(len(args[0])) or product(*args))
+    product = onednn.linear
+    monkeypatch.setattr(onednn, "linear", lambda *args: products.append(len(args[0])) or product(*args))
     for rows in (1, 127, 128, 300):
         layer(normal(rows, 64))
     assert products == [128, 300]

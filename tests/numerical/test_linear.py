@@ -16,10 +16,10 @@ from flowbench.networks.linear import Linear
 @pytest.fixture(autouse=True)
 def products(monkeypatch) -> list[int]:
     """Small products go through oneDNN too; their rows are noted."""
-    rows, product = [], onednn.product
+    rows, product = [], onednn.linear
     monkeypatch.setattr(linear_module, "_MIN_WORK", 1)
     monkeypatch.setattr(linear_module, "fastest", lambda *_: ONEDNN)
-    monkeypatch.setattr(onednn, "product", lambda *args: rows.append(len(args[0])) or product(*args))
+    monkeypatch.setattr(onednn, "linear", lambda *args: rows.append(len(args[0])) or product(*args))
     return rows
 
 

@@ -24,11 +24,11 @@ MIXES = [ONEDNN, *("-".join((ONEDNN, *kinds)) for n in (1, 2) for kinds in combi
 @pytest.fixture(autouse=True)
 def products(monkeypatch) -> list[tuple[int, ...]]:
     """Small products are asked for too; shapes of those through oneDNN."""
-    found, product = [], onednn.product
+    found, product = [], onednn.linear
     monkeypatch.setattr(linear_module, "_MIN_WORK", 1)
     monkeypatch.setattr(kernels, "_kernels", Kernels(None))
     monkeypatch.setattr(kernels, "override", lambda: None)
-    monkeypatch.setattr(onednn, "product", lambda x, w, *rest: found.append((*x.shape, len(w))) or product(x, w, *rest))
+    monkeypatch.setattr(onednn, "linear", lambda x, w, *rest: found.append((*x.shape, len(w))) or product(x, w, *rest))
     return found
 
 

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from flowbench.data.transport import REFERENCES
+from flowbench.data.reference_transport import REFERENCES
 
 NUM, REPEATS = 2048, 4  # the table: 8,192 points and 6 scramblings
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from flowbench.core.progress import PROGRESS_FILE
+from flowbench.core.preparation_progress import PROGRESS_FILE
 from flowbench.evaluation.stages import Stages
 from flowbench.training import Budget, BudgetLimit
 from flowbench.training import progress as module
@@ -94,7 +94,7 @@ def test_a_finished_training_is_no_finished_measurement(tmp_path, records):
 def test_whoever_waits_for_a_required_training_is_told_of_it(tmp_path, monkeypatch):
     note = tmp_path / "note.json"
     monkeypatch.setenv(PROGRESS_FILE, str(note))
-    monkeypatch.setattr("flowbench.core.progress._last", -10.0)
+    monkeypatch.setattr("flowbench.core.preparation_progress._last", -10.0)
     budget = Budget(BudgetLimit("steps", 8), flops_per_step=1, samples_per_step=1, max_steps=8)
     budget.steps = 2
     ProgressFile(tmp_path / "autoencoder-0123456789ab" / "progress.json", budget).write(trainer(tmp_path, None), "fit")

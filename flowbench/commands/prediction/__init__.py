@@ -1,1 +1,1 @@
-"""What ``predict`` does: draw samples, and the uses of a trained flow that need no training."""
+"""`flowbench predict`: samples, and uses of a trained flow without further training."""

@@ -1,4 +1,4 @@
-"""Where ``flowbench predict`` writes: never over other people's files, another run's samples, or its own input."""
+"""The output folder of ``flowbench predict``: never over other files, another run's samples, or its own input."""
 
 from __future__ import annotations
 

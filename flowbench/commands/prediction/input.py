@@ -1,4 +1,4 @@
-"""What ``flowbench predict`` starts from: samples of a split, or of a file that is checked value by value."""
+"""Input of ``flowbench predict``: samples of a split, or of a file that is checked value by value."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class Subjects:
-    """Data that a task starts from, in model space on the flow's device, with labels where the flow knows classes."""
+    """Data that a task starts from, in model space on the flow's device, with labels where the flow is conditional."""
 
     x: Tensor
     label: Tensor | None

@@ -1,4 +1,4 @@
-"""What ``flowbench predict`` can be asked for: the tasks and the options that each of them takes."""
+"""The tasks of ``flowbench predict``, and the options that each of them takes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TASKS = tuple(OPTIONS)
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a flow; :meth:`make` refuses what does not belong to the task.
+    """A task with its options; :meth:`make` refuses options that do not belong to the task.
 
     Attributes:
         task: one of ``TASKS``.

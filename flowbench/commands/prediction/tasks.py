@@ -1,4 +1,4 @@
-"""What ``flowbench predict`` does with a trained flow: one function per task, and the files it leaves."""
+"""The tasks of ``flowbench predict``: one function each, and the files that they write."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowbench.commands.prediction import pictures as pictures
-from flowbench.commands.prediction.conditions import check_conditions, given_images
+from flowbench.commands.prediction import figures
 from flowbench.commands.prediction.folder import file_names
+from flowbench.commands.prediction.given_conditions import check_conditions, given_images
 from flowbench.commands.prediction.input import BATCH, Subjects, find_subjects
 from flowbench.commands.prediction.request import Request
 from flowbench.core.devices import wait_for
@@ -44,14 +44,14 @@ __all__ = ["run_task"]
 ROUNDS = 8
 # More classes than these do not fit a picture, and cost a pass each: they are named one by one.
 MOST_CLASSES = 10
-# How many (pairs of) images, or points, unless told.
+# Default number of (pairs of) images, or points.
 _NUM_IMAGES = {"sample": 64, "reconstruct": 12, "edit": 8, "interpolate": 8, "inpaint": 12}
 _NUM_POINTS = {"sample": 64, "reconstruct": 500, "edit": 200, "interpolate": 24, "inpaint": 500}
 
 
 @dataclass
 class Outcome:
-    """What a task found.
+    """The result of a task.
 
     Attributes:
         arrays: for the npz file, by name; images as uint8.
@@ -59,7 +59,7 @@ class Outcome:
         diverged: samples that came out as NaN or infinity; images of them are black.
         results: measured values with their units, by name: {"value": ..., "unit": ...}.
         draw: writes the picture to a path; None where there is none.
-        extra: what else the manifest should say.
+        extra: further entries of the manifest.
     """
 
     arrays: dict[str, Any]
@@ -78,7 +78,7 @@ def run_task(
     folder: Path,
     manifest: Mapping[str, Any],
 ) -> Path:
-    """Do what is asked with the averaged weights, and write npz, picture and manifest.json.
+    """Run the task with the averaged weights, and write npz, picture and manifest.json.
 
     Args:
         request: the task.
@@ -86,7 +86,7 @@ def run_task(
         data: where the flow's data are from.
         seed: keys noise, masks and probes.
         folder: made where it is missing; nothing is written when the task fails.
-        manifest: what the caller knows: checkpoint and configuration.
+        manifest: entries of the caller: checkpoint and configuration.
 
     Returns:
         The folder.
@@ -141,7 +141,7 @@ def _check_weights(module: FlowModule, manifest: Mapping[str, Any]) -> None:
 
 
 def _check_outcome(outcome: Outcome) -> None:
-    """What is no number is said; where all of it is, nothing is written."""
+    """Report values that are not finite; where all are, write nothing and raise."""
     number = len(next(iter(outcome.arrays.values())))
     if outcome.diverged == number:
         raise ValueError(
@@ -210,14 +210,14 @@ def _sample(request: Request, module: FlowModule, data: FlowDataModule, seed: in
     arrays = {"x": _values(x, module.spec)}
     if labels:
         arrays["label"] = torch.cat(labels).numpy()
-    draw = partial(pictures.draw_grid, arrays["x"]) if module.spec.modality == "image" else None
+    draw = partial(figures.draw_grid, arrays["x"]) if module.spec.modality == "image" else None
     guidance = module.guidance_scale if request.guidance is None else request.guidance
     extra = {"guidance": guidance, "sampler": module.sampler_name}
     return Outcome(arrays, _cost(parts), _diverged(x), _inversion_results(parts), draw, extra)
 
 
 def _inversion_results(parts: Sequence[Samples]) -> dict[str, dict[str, Any]]:
-    """The certificate, and what each block took, where an inverse knows them."""
+    """The certificate, and what each block took, of an inverse that has them."""
     residuals = [part.residual for part in parts if part.residual is not None]
     if not residuals:
         return {}
@@ -254,11 +254,11 @@ def _reconstruct(request: Request, module: FlowModule, data: FlowDataModule, see
     draw: Callable[[Path], None] | None = None
     if spec.modality == "image":
         titles = _titles(subjects)
-        draw = partial(pictures.draw_reconstructions, arrays["original"], arrays["x"], difference, titles)
+        draw = partial(figures.draw_reconstructions, arrays["original"], arrays["x"], difference, titles)
     elif spec.shape == (2,):
         # A flow of points lives in the data space: its noise can be drawn beside them.
         clouds = {"data": _drawn(subjects.x), "noise": _drawn(noise), "reconstructed": _drawn(x)}
-        draw = partial(pictures.draw_clouds, clouds)
+        draw = partial(figures.plot_clouds, clouds)
     return Outcome(arrays, _cost(parts), _diverged(x, noise), results, draw)
 
 
@@ -282,10 +282,10 @@ def _edit(request: Request, module: FlowModule, data: FlowDataModule, seed: int)
     if spec.modality == "image":
         cells = np.concatenate([arrays["original"][:, None], arrays["x"]], axis=1)
         rows = [f"a {label}" for label in arrays["label"].tolist()]
-        draw = partial(pictures.draw_table, cells, rows, ["data", *names])
+        draw = partial(figures.draw_table, cells, rows, ["data", *names])
     elif spec.shape == (2,):
         clouds = {"data": _drawn(subjects.x), **{name: _drawn(x[:, i]) for i, name in enumerate(names)}}
-        draw = partial(pictures.draw_clouds, clouds)
+        draw = partial(figures.plot_clouds, clouds)
     extra = {"guidance": guidance, "classes": targets.tolist()}
     return Outcome(arrays, _cost(parts), _diverged(x), draw=draw, extra=extra)
 
@@ -324,9 +324,9 @@ def _interpolate(request: Request, module: FlowModule, data: FlowDataModule, see
         cells = np.concatenate([arrays["first"][:, None], arrays["x"], arrays["second"][:, None]], axis=1)
         pairs = arrays["label"].tolist() if "label" in arrays else []
         titles = [f"{a} to {b}" for a, b in pairs] or [f"pair {i}" for i in range(len(cells))]
-        draw = partial(pictures.draw_table, cells, titles, ["data", *(f"{t:.2f}" for t in fractions), "data"])
+        draw = partial(figures.draw_table, cells, titles, ["data", *(f"{t:.2f}" for t in fractions), "data"])
     elif spec.shape == (2,):
-        draw = partial(pictures.draw_ways, {"in noise": _drawn(noise), "in data": _drawn(x)})
+        draw = partial(figures.plot_paths, {"in noise": _drawn(noise), "in data": _drawn(x)})
     results = {"typical_noise_norm": _result(math.sqrt(noise[0, 0].numel()), "square root of the dimensions")}
     for name, value in (("smallest", arrays["noise_norm"].min()), ("largest", arrays["noise_norm"].max())):
         results[f"{name}_noise_norm"] = _result(float(value), "units of the noise")
@@ -356,11 +356,11 @@ def _inpaint(request: Request, module: FlowModule, data: FlowDataModule, seed: i
     }
     draw: Callable[[Path], None] | None = None
     if spec.modality == "image":
-        draw = partial(pictures.draw_inpaintings, arrays["original"], arrays["mask"], arrays["x"], _titles(subjects))
+        draw = partial(figures.draw_inpaintings, arrays["original"], arrays["mask"], arrays["x"], _titles(subjects))
     elif spec.shape == (2,):
         clouds = {"data": _drawn(subjects.x)}
         clouds |= {f"draw {i + 1}": _drawn(x[:, i]) for i in range(request.draws)}
-        draw = partial(pictures.draw_clouds, clouds)
+        draw = partial(figures.plot_clouds, clouds)
     unit = _space_unit(module) if conditioner is None else "model units"
     results = {
         "known_value_drift": _result(float(drift.double().square().mean().sqrt()), f"{unit}, RMS"),
@@ -411,7 +411,7 @@ def _classify(request: Request, module: FlowModule, data: FlowDataModule, seed: 
         outcome.results = _accuracy(log_posterior, predicted, subjects.shown_label)
         counts = np.zeros((classes, classes), dtype=int)
         np.add.at(counts, (arrays["label"], arrays["predicted"]), 1)
-        outcome.draw = partial(pictures.draw_confusion, counts, outcome.results)
+        outcome.draw = partial(figures.plot_confusion, counts, outcome.results)
     return outcome
 
 

@@ -57,7 +57,7 @@ class Autoencoder(TrainingModule):
         >>> spec = DataSpec("images", "1", (1, 8, 8), levels=17)
         >>> autoencoder = Autoencoder(spec, partial(KLAutoencoder, latent_channels=2, width=8))
         >>> loss = autoencoder.training_loss(Batch(torch.zeros(3, 1, 8, 8)), torch.Generator().manual_seed(0))
-        >>> loss.total.shape, sorted(loss.parts)
+        >>> loss.total.shape, sorted(loss.metrics)
         (torch.Size([]), ['kl', 'psnr', 'reconstruction_nll'])
     """
 
@@ -121,7 +121,7 @@ class Autoencoder(TrainingModule):
         loss = self.decoding_loss(batch.x, self.network.sample(mean, log_variance, noise))
         kl = self.network.kl(mean, log_variance).mean()
         total = loss.total + self.kl_weight * kl / self.spec.num_dims
-        return Loss(total, {"kl": kl.detach(), **loss.parts})
+        return Loss(total, {"kl": kl.detach(), **loss.metrics})
 
     def decoding_loss(self, x: Tensor, latent: Tensor) -> Loss:
         """Loss of the decoder alone, in nats per dimension: its likelihood and, where given, the terms for looks.
@@ -136,17 +136,17 @@ class Autoencoder(TrainingModule):
         x_hat = shaped(self.network.decode(latent), tuple(x.shape), self.network, "decode")
         nll = self.network.gaussian_nll(x, x_hat).mean()
         total = nll / self.spec.num_dims
-        parts = {"reconstruction_nll": nll.detach(), "psnr": psnr(x, x_hat.detach().clamp(-1, 1)).float().mean()}
+        metrics = {"reconstruction_nll": nll.detach(), "psnr": psnr(x, x_hat.detach().clamp(-1, 1)).float().mean()}
         if self.perceptual is not None and self._distance is not None:
             distance = self._distance(x, x_hat).mean()
             total = total + self.perceptual.weight * distance
-            parts["perceptual"] = distance.detach()
+            metrics["perceptual"] = distance.detach()
         # Held-out data are scored by what has a meaning on its own; a discriminator's output has none.
         if self.training and self.discriminator is not None:
             adversarial = self._adversarial_loss(self.discriminator, x, x_hat)
             total = total + adversarial.total
-            return Loss(total, {**parts, **adversarial.parts})
-        return Loss(total, parts)
+            return Loss(total, {**metrics, **adversarial.metrics})
+        return Loss(total, metrics)
 
     def _adversarial_loss(self, discriminator: nn.Module, x: Tensor, x_hat: Tensor) -> Loss:
         """Both sides of the game in one scalar, each blind to the other's weights."""
@@ -157,8 +157,8 @@ class Autoencoder(TrainingModule):
         frozen = {name: value.detach() for name, value in discriminator.named_parameters()}
         for_decoder = hinge_generator_loss(torch.func.functional_call(discriminator, frozen, (x_hat,)))
         for_discriminator = hinge_discriminator_loss(discriminator(x), discriminator(x_hat.detach()))
-        parts = {"adversarial": for_decoder.detach(), DISCRIMINATOR: for_discriminator.detach()}
-        return Loss(self.adversarial.weight * for_decoder + for_discriminator, parts)
+        metrics = {"adversarial": for_decoder.detach(), DISCRIMINATOR: for_discriminator.detach()}
+        return Loss(self.adversarial.weight * for_decoder + for_discriminator, metrics)
 
     def _budget_share(self) -> float:
         """Share of the training budget used up; all of it where nothing is trained, as when operations are counted."""

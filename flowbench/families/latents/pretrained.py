@@ -165,7 +165,7 @@ class PretrainedAutoencoder(Autoencoder):
         >>> network = partial(KLAutoencoder, latent_channels=2, width=8)
         >>> spec = DataSpec("images", "1", (1, 8, 8), levels=17)
         >>> measured = PretrainedAutoencoder(spec, network)  # a network with trained weights in place of this one
-        >>> sorted(measured.training_loss(Batch(torch.zeros(3, 1, 8, 8)), torch.Generator().manual_seed(0)).parts)
+        >>> sorted(measured.training_loss(Batch(torch.zeros(3, 1, 8, 8)), torch.Generator().manual_seed(0)).metrics)
         ['latent_second_moment', 'psnr', 'squared_error']
     """
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from flowbench.core.checks import check_counts, check_number
 from flowbench.core.seeds import indexed_normal
 from flowbench.data import Batch, FlowDataModule
-from flowbench.families.latents.cache import LatentCache, check_cacheable, latent_cache
+from flowbench.families.latents.latent_cache import LatentCache, check_cacheable, latent_cache
 
 if TYPE_CHECKING:
     from flowbench.families.latents.autoencoder import Autoencoder
@@ -173,7 +173,7 @@ class LatentSpace(Space):
         autoencoder: trained and in evaluation mode.
         noise_std: standard deviation of the noise on scaled latents, in [0, 1e12].
         cache_latents: look the training samples' posteriors up in a file instead of running the encoder, see
-            :func:`flowbench.families.latents.cache.latent_cache`. Draws and noise stay the same. A budget in operations
+            ``latent_cache.py``. Draws and noise stay the same. A budget in operations
             still counts the encoder, so that it buys the same training with and without.
 
     Raises:

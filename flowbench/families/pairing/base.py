@@ -59,7 +59,7 @@ class Pairs:
         x0: source points, shape (B, *flow_shape).
         x1: data points, shape (B, *flow_shape); ``x0[i]`` goes with ``x1[i]``.
         label: of ``x1`` as the network gets them, null labels included, int64 (B,); None for an unconditional flow.
-        parts: scalars to log at every step, without a gradient.
+        metrics: scalars to log at every step, without a gradient.
         diagnostics: computes more of them; called only on logging steps, because it is expensive.
 
     Example:
@@ -71,7 +71,7 @@ class Pairs:
     x0: Tensor
     x1: Tensor
     label: Tensor | None = None
-    parts: dict[str, Tensor | float] = field(default_factory=dict)
+    metrics: dict[str, Tensor | float] = field(default_factory=dict)
     diagnostics: Callable[[], dict[str, Tensor | float]] | None = None
 
 

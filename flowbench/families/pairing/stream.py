@@ -15,10 +15,10 @@ from flowbench.core.checks import check_count
 from flowbench.core.distributed import broadcast
 from flowbench.core.seeds import derive_seed, generator
 from flowbench.data import Batch, FlowDataModule
-from flowbench.families.latents.cache import LatentCache, latent_cache
+from flowbench.families.latents.latent_cache import LatentCache, latent_cache
 from flowbench.families.latents.space import LatentSpace
 from flowbench.families.pairing.base import Pairing, PairingContext, Pairs, cost_ratio
-from flowbench.families.pairing.batch import BatchPairing
+from flowbench.families.pairing.batch_pairing import BatchPairing
 from flowbench.families.pairing.job import CouplingJob, CouplingResult, solve
 from flowbench.flows import Coupling, OptimalTransportCoupling, Source
 

@@ -14,7 +14,7 @@ from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families.base import FlowModule
 from flowbench.families.latents.space import LatentSpace, PixelSpace, Space
 from flowbench.families.pairing.base import Pairing, PairingContext, Pairs, cost_ratio, true_label
-from flowbench.families.pairing.store import PairStore, weights_checksum
+from flowbench.families.pairing.pair_store import PairStore, weights_checksum
 from flowbench.flows import Source
 
 __all__ = ["TeacherPairing", "check_noise", "check_teacher", "required_teacher", "source_of", "space_of"]

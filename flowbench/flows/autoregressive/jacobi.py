@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowbench.core.autocast import active_autocast_dtype
 from flowbench.core.checks import check_count, check_counts, check_number
-from flowbench.core.precision import active_autocast_dtype
 from flowbench.flows.autoregressive.affine_guided import GuidedBlock
 from flowbench.flows.autoregressive.inversion import (
     BlockInversion,

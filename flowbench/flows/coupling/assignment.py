@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flowbench.core.machine_code import compiled
+from flowbench.core.machine_code import numba_njit
 
 __all__ = ["assign"]
 
@@ -80,7 +80,7 @@ def assign(cost: Tensor) -> Tensor:
     return torch.from_numpy(_solve(cost.detach().double().contiguous().numpy()))
 
 
-@compiled
+@numba_njit
 def _solve(cost: Floats) -> Indices:
     """The optimal row of every column."""
     num = len(cost)
@@ -99,14 +99,14 @@ def _solve(cost: Floats) -> Indices:
     return dual.row_of
 
 
-@compiled
+@numba_njit
 def _lower(columns: Floats, costs: Floats, row: float) -> None:
     """Lower potentials of columns until they are feasible beside a row's."""
     for j in range(columns.size):
         columns[j] = min(columns[j], costs[j] - row)
 
 
-@compiled
+@numba_njit
 def _match_rows(cost: Floats, dual: _Dual, size: int) -> None:
     """Match those of the first `size` rows that are free."""
     leaves = 2
@@ -123,7 +123,7 @@ def _match_rows(cost: Floats, dual: _Dual, size: int) -> None:
             _augment(cost, dual, search, i)
 
 
-@compiled
+@numba_njit
 def _bid(cost: Floats, dual: _Dual, tree: Floats, size: int, row: int) -> None:
     """Give a free row its nearest column, at a price that makes it no nearer than the second; then the outbid row.
 
@@ -146,7 +146,7 @@ def _bid(cost: Floats, dual: _Dual, tree: Floats, size: int, row: int) -> None:
         row = former
 
 
-@compiled
+@numba_njit
 def _second(tree: Floats, leaf: int) -> float:
     """The least of the other leaves."""
     least, width = np.inf, tree.size // 4
@@ -158,7 +158,7 @@ def _second(tree: Floats, leaf: int) -> float:
     return least
 
 
-@compiled
+@numba_njit
 def _augment(cost: Floats, dual: _Dual, search: _Search, start: int) -> None:
     """Match a free row, and matched ones anew, along the shortest path to a free column in reduced costs."""
     size = search.final.size
@@ -186,7 +186,7 @@ def _augment(cost: Floats, dual: _Dual, search: _Search, start: int) -> None:
         dual.column_of[row], column = column, dual.column_of[row]
 
 
-@compiled
+@numba_njit
 def _raise_potentials(dual: _Dual, search: _Search, start: int, reached: float, num_done: int) -> None:
     """Make the pairs on all shortest paths tight."""
     dual.rows[start] += reached
@@ -197,7 +197,7 @@ def _raise_potentials(dual: _Dual, search: _Search, start: int, reached: float, 
         dual.rows[dual.row_of[column]] += slack
 
 
-@compiled
+@numba_njit
 def _relax(distance: Floats, search: _Search, costs: Floats, row: int, offset: float) -> None:
     """Shorten distances by what they are through a row."""
     for j in range(distance.size):
@@ -207,7 +207,7 @@ def _relax(distance: Floats, search: _Search, costs: Floats, row: int, offset: f
         search.previous[j] = row if nearer else search.previous[j]
 
 
-@compiled
+@numba_njit
 def _nearest(tree: Floats) -> int:
     """An index of the least leaf.
 
@@ -227,7 +227,7 @@ def _nearest(tree: Floats) -> int:
     return node
 
 
-@compiled
+@numba_njit
 def _free(distance: Floats, row_of: Indices, column: int) -> int:
     """A free column as near as `column`, or else that one."""
     for j in range(distance.size):

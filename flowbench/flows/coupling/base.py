@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from flowbench.core import onednn
+from flowbench.core.autocast import autocast_off
 from flowbench.core.contract import ContractError, shaped
 from flowbench.core.kernels import ONEDNN, PLAIN, Way, fastest, rounded_up
-from flowbench.core.precision import autocast_off
 
 __all__ = ["Coupling", "CouplingCost", "draw_sources", "pairwise_cost", "squared_distances"]
 
@@ -96,7 +96,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     if on_cpu and a.dtype == torch.float32 and onednn.is_usable() and not onednn.needs_derivatives(a, b):
         shape = (rounded_up(len(a)), rounded_up(len(b)), a.shape[1])
         if a.numel() * len(b) >= _MIN_WORK and fastest("distances", shape, lambda: _ways(shape)) == ONEDNN:
-            return onednn.product(a, b)
+            return onednn.linear(a, b)
     with autocast_off(a.device):
         return a @ b.T
 
@@ -105,7 +105,7 @@ def _ways(shape: tuple[int, int, int]) -> dict[str, Way]:
     """The product of points of a shape by each library."""
     rng = torch.Generator().manual_seed(0)
     a, b = (torch.randn(num, shape[2], generator=rng) for num in shape[:2])
-    return {PLAIN: lambda: a @ b.T, ONEDNN: lambda: onednn.product(a, b)}
+    return {PLAIN: lambda: a @ b.T, ONEDNN: lambda: onednn.linear(a, b)}
 
 
 def _squared_norms(points: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from flowbench.core.checks import check_number
-from flowbench.core.failures import NoSolutionError
 from flowbench.core.lazy import lazy_module
+from flowbench.core.no_solution import NoSolutionError
 from flowbench.flows.coupling.assignment import assign
 from flowbench.flows.coupling.base import Coupling, draw_sources, squared_distances
 from flowbench.flows.coupling.entropic import complete_plan

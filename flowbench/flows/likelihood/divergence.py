@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowbench.core.checks import check_count
-from flowbench.core.failures import NoSolutionError
+from flowbench.core.no_solution import NoSolutionError
 
 __all__ = ["Divergence", "ExactDivergence", "Generators", "HutchinsonDivergence"]
 

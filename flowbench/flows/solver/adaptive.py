@@ -10,7 +10,7 @@ import torchdiffeq
 from torch import Tensor
 
 from flowbench.core.checks import check_count, check_number
-from flowbench.core.failures import NoSolutionError
+from flowbench.core.no_solution import NoSolutionError
 from flowbench.flows.solver.base import Field, Solution, Solver, SolverStats, checked_times, checked_velocity
 from flowbench.flows.solver.per_sample import AdaptiveFailure, PerSampleSolve, Tolerance
 

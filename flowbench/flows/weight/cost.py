@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowbench.core.precision import autocast_off
+from flowbench.core.autocast import autocast_off
 
 __all__ = ["COSTS", "Cost", "cost_matrix", "flat_points", "pair_cost"]
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from flowbench.core.lazy import lazy_module
 from flowbench.data.columns import Column
+from flowbench.data.dataset_entry import DatasetEntry
 from flowbench.data.digits import DIGITS
-from flowbench.data.entry import DatasetEntry
 from flowbench.data.spec import DataSpec
 from flowbench.data.split import Split
 

@@ -33,7 +33,7 @@ class Densities:
         log_prob: in nats, shape (N,).
         kind: `exact`, `ode` or `bound`.
         method: solver and divergence; empty where they are closed form.
-        in_bits: whether they may be given in bits per dimension: not those of a flow of noisy data.
+        reports_bits_per_dim: whether they may be given in bits per dimension: not those of a flow of noisy data.
         given_label: whether they are those of the points given their labels.
         dequantize: how grey levels were placed: `uniform`, or `none` for the centres of the bins.
     """
@@ -41,7 +41,7 @@ class Densities:
     log_prob: Tensor
     kind: str = "exact"
     method: str = ""
-    in_bits: bool = True
+    reports_bits_per_dim: bool = True
     given_label: bool = False
     dequantize: str = "uniform"
 
@@ -73,7 +73,7 @@ class LogDensities(Probe[Densities]):
             gather_by_index(index, torch.cat(found)),
             flow.likelihood,
             flow.likelihood_method,
-            flow.in_bits,
+            flow.reports_bits_per_dim,
             flow.num_classes is not None,
             setup.data.dequantize,
         )
@@ -111,7 +111,7 @@ class NegativeLogLikelihood(Metric):
         protocol = self._protocol(found, spec.levels, spec.units is not None)
         if spec.levels is None:
             return [Measurement("nll", float(-log_prob.mean()) + spec.log_volume, n, protocol, "nats")]
-        if not found.in_bits:
+        if not found.reports_bits_per_dim:
             return [Measurement("nll", float(-log_prob.mean()) / spec.num_dims, n, protocol, "nats/dim")]
         value = bits_per_dim(log_prob.mean(), spec.num_dims, spec.bin_width)
         return [Measurement("nll", float(value), n, protocol, "bits/dim")]

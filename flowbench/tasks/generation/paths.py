@@ -14,7 +14,7 @@ from flowbench import metrics as pure
 from flowbench.core.contract import returned
 from flowbench.core.seeds import derive_seed
 from flowbench.data import FlowDataModule
-from flowbench.data.transport import STANDARD_NORMAL, reference_transport
+from flowbench.data.reference_transport import STANDARD_NORMAL, reference_transport
 from flowbench.evaluation.answers import Answers
 from flowbench.evaluation.artifacts import save_trajectories
 from flowbench.evaluation.failures import agreed
@@ -115,7 +115,7 @@ class WassersteinCost:
 
     Attributes:
         value: the number.
-        origin: `reference` (:mod:`flowbench.data.transport`), or `2048-points` for an estimate from as many points.
+        origin: `reference` (see :mod:`flowbench.data.reference_transport`), or `2048-points`, an estimate from as many.
     """
 
     value: float

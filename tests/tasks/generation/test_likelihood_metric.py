@@ -31,7 +31,7 @@ def test_a_uniform_density_over_the_grey_levels_costs_their_logarithm():
 
 def test_the_density_of_noisy_data_is_no_code_length():
     log_prob = torch.full((5,), -64 * 0.5)
-    (found,) = NegativeLogLikelihood().measure(with_densities(DIGITS, log_prob, in_bits=False))
+    (found,) = NegativeLogLikelihood().measure(with_densities(DIGITS, log_prob, reports_bits_per_dim=False))
     assert (found.value, found.unit) == (0.5, "nats/dim")
 
 
