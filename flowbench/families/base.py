@@ -23,8 +23,8 @@ from flowbench.families.conditioning.base import Conditioner, SpatialCondition, 
 from flowbench.families.conditioning.labels import check_labels
 from flowbench.families.latents.space import LatentSpace, PixelSpace, Space
 from flowbench.flows import GaussianSource, Source
+from flowbench.training.config import TrainingConfig
 from flowbench.training.module import Loss, TrainingModule
-from flowbench.training.optimizers import AnyOptimizer
 
 __all__ = ["Drawn", "FlowModule", "LikelihoodKind", "NetworkFactory", "Samples", "Trajectory"]
 
@@ -49,9 +49,7 @@ class FlowModule(TrainingModule):
         sampling_source: where samples start, in place of the source of the training; None is that source.
         conditional: condition on class labels.
         label_dropout: share of training labels replaced by the null label, in [0, 1); it makes guidance possible.
-        optimizer: its rates and schedule; None is AdamW.
-        ema_decay: decay of the averaged weights, in [0, 1); 0 turns averaging off.
-        compile: compile the networks with ``torch.compile`` before training.
+        training: optimiser, averaged weights and compilation; None takes the defaults.
 
     Raises:
         TypeError: for a subclass that lacks one of those; names them.
@@ -74,11 +72,9 @@ class FlowModule(TrainingModule):
         sampling_source: Source | None = None,
         conditional: bool = False,
         label_dropout: float = 0.1,
-        optimizer: AnyOptimizer | None = None,
-        ema_decay: float = 0.999,
-        compile: bool = False,
+        training: TrainingConfig | None = None,
     ) -> None:
-        super().__init__(spec, optimizer=optimizer, ema_decay=ema_decay, compile=compile)
+        super().__init__(spec, training=training)
         if not isinstance(spec, DataSpec):
             raise ValueError(f"{type(self).__name__} models vectors and images, but {spec.name} holds {spec.summary}")
         if self.density not in get_args(DensityKind):

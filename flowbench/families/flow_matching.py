@@ -48,8 +48,8 @@ from flowbench.flows import (
     log_likelihood,
     sample_with_log_prob,
 )
+from flowbench.training.config import TrainingConfig
 from flowbench.training.module import Loss
-from flowbench.training.optimizers import AnyOptimizer
 
 __all__ = ["FlowMatching"]
 
@@ -89,9 +89,7 @@ class FlowMatching(FlowModule):
         conditioner: makes conditions on the grid of the flow's space, for a network built with their channels.
         conditional: condition on class labels.
         label_dropout: share of training labels replaced by the null label, in [0, 1).
-        optimizer: its rates and schedule; None is AdamW.
-        ema_decay: decay of the averaged weights, in [0, 1).
-        compile: compile the network.
+        training: optimiser, averaged weights and compilation; None takes the defaults.
 
     Raises:
         ValueError: when two choices exclude each other.
@@ -138,9 +136,7 @@ class FlowMatching(FlowModule):
         conditioner: Conditioner | None = None,
         conditional: bool = False,
         label_dropout: float = 0.1,
-        optimizer: AnyOptimizer | None = None,
-        ema_decay: float = 0.999,
-        compile: bool = False,
+        training: TrainingConfig | None = None,
     ) -> None:
         super().__init__(
             spec,
@@ -148,9 +144,7 @@ class FlowMatching(FlowModule):
             sampling_source=sampling_source,
             conditional=conditional,
             label_dropout=label_dropout,
-            optimizer=optimizer,
-            ema_decay=ema_decay,
-            compile=compile,
+            training=training,
         )
         self.network = network(self.flow_shape, self.num_classes)
         self.conditioner = conditioner

@@ -43,8 +43,8 @@ from flowbench.flows import (
     unpatchify,
 )
 from flowbench.networks import CausalTransformer, TokenTransformer
+from flowbench.training.config import TrainingConfig
 from flowbench.training.module import Loss
-from flowbench.training.optimizers import AnyOptimizer
 
 __all__ = ["TARFlow"]
 
@@ -102,9 +102,7 @@ class TARFlow(FlowModule):
         sampling_source: where samples start, in place of the standard normal of the training; None is that.
         conditional: condition on class labels.
         label_dropout: share of training labels replaced by the null label, in [0, 1).
-        optimizer: its rates and schedule; None is AdamW.
-        ema_decay: decay of the averaged weights, in [0, 1).
-        compile: compile the layers of the transformers.
+        training: optimiser, averaged weights and compilation; None takes the defaults.
 
     Example:
         >>> from flowbench.data import DataSpec
@@ -150,9 +148,7 @@ class TARFlow(FlowModule):
         sampling_source: Source | None = None,
         conditional: bool = False,
         label_dropout: float = 0.1,
-        optimizer: AnyOptimizer | None = None,
-        ema_decay: float = 0.999,
-        compile: bool = False,
+        training: TrainingConfig | None = None,
     ) -> None:
         noise = augmentation or UniformDequantization()
         super().__init__(
@@ -161,9 +157,7 @@ class TARFlow(FlowModule):
             sampling_source=sampling_source,
             conditional=conditional,
             label_dropout=label_dropout,
-            optimizer=optimizer,
-            ema_decay=ema_decay,
-            compile=compile,
+            training=training,
         )
         self.augmentation = noise
         self.inverse_method: InverseMethod = inverse or SequentialInverse()

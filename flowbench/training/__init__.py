@@ -3,6 +3,7 @@
 from flowbench.core.budget import BudgetLimit
 from flowbench.training.budget import Budget, count_flops
 from flowbench.training.checkpoint import AtomicCheckpointIO, load_checkpoint, read_checkpoint
+from flowbench.training.config import EMAConfig, TrainingConfig
 from flowbench.training.module import Loss, NonFiniteLossError, TrainingModule
 from flowbench.training.optimizers import SGD, SWAN, AdamW, MatrixSettings, OptimizerSettings, SinkGD
 from flowbench.training.parallel import FullyShardedStrategy, check_strategy
@@ -16,12 +17,14 @@ __all__ = [
     "AtomicCheckpointIO",
     "Budget",
     "BudgetLimit",
+    "EMAConfig",
     "FullyShardedStrategy",
     "Loss",
     "MatrixSettings",
     "NonFiniteLossError",
     "OptimizerSettings",
     "SinkGD",
+    "TrainingConfig",
     "TrainingModule",
     "check_precision",
     "check_strategy",

@@ -66,12 +66,13 @@ def test_parameters_of_every_block_are_those_counted_by_hand(tmp_path):
     assert [block.parameters for block in found.blocks] == expected
     assert found.parameters == sum(expected)
     assert found.state_bytes == 5 * 4 * sum(expected)
-    assert counted(tmp_path, "TARFlow", {**TARFLOW, "ema_decay": 0.0}).state_bytes == 4 * 4 * sum(expected)
+    unaveraged = counted(tmp_path, "TARFlow", {**TARFLOW, "training": {"ema": {"decay": 0.0}}})
+    assert unaveraged.state_bytes == 4 * 4 * sum(expected)
 
 
 def test_an_optimiser_without_state_for_matrices_keeps_no_moments_of_them(tmp_path):
     optimizer = {"class_path": "flowbench.training.SinkGD"}
-    found = counted(tmp_path, "TARFlow", {**TARFLOW, "optimizer": optimizer})
+    found = counted(tmp_path, "TARFlow", {**TARFLOW, "training": {"optimizer": optimizer}})
     matrices = sum(layers * 12 * WIDTH**2 for layers in LAYERS)  # of attention and MLP
     assert found.state_bytes == 4 * (5 * found.parameters - 2 * matrices)
     assert f"AdamW's moments ({8 * (found.parameters - matrices) / 1e3:.3g} kB)" in " ".join(found.text().split())

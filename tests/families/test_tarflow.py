@@ -12,7 +12,7 @@ from torch import nn
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families import GaussianNoise, TARFlow, Tweedie, UniformDequantization
 from flowbench.flows import AutoregressiveGuidance, JacobiInverse, SequentialInverse
-from flowbench.training import OptimizerConfig, load_checkpoint
+from flowbench.training import OptimizerConfig, TrainingConfig, load_checkpoint
 from tests.closeness import assert_near
 
 from ..contract.builders import IMAGES, POINTS, batch_of, build, perturb
@@ -272,7 +272,7 @@ def test_bits_are_not_logged_of_values_that_were_not_spread_over_their_bins(tmp_
 
 
 def test_the_loss_decreases_and_all_parameters_move():
-    flow = oblong(conditional=True, label_dropout=0.3, optimizer=OptimizerConfig(lr=3e-3))
+    flow = oblong(conditional=True, label_dropout=0.3, training=TrainingConfig(OptimizerConfig(lr=3e-3)))
     before = [p.clone() for p in flow.parameters()]
     optimizer, generator, losses = flow.optimizer_config.build(flow), rng(), []
     pattern = points(1, OBLONG, seed=4)
@@ -326,7 +326,7 @@ def test_a_checkpoint_gives_the_same_density_and_the_same_next_step(name, tmp_pa
     def data() -> FlowDataModule:
         return FlowDataModule("digits", batch_size=16)
 
-    constant = {"optimizer": OptimizerConfig(lr=1e-2, schedule="constant", warmup_fraction=0.0)}
+    constant = {"training": TrainingConfig(OptimizerConfig(lr=1e-2, schedule="constant", warmup_fraction=0.0))}
     first, trainer = trained(2, module=build(name, data().spec, **constant))
     path = str(tmp_path / "a.ckpt")
     trainer.save_checkpoint(path)

@@ -136,7 +136,7 @@ def _check_weights(module: FlowModule, manifest: Mapping[str, Any]) -> None:
         if not torch.isfinite(weight).all():
             raise ValueError(
                 f"the training behind {manifest.get('checkpoint', 'these weights')} diverged: {name} holds NaN or "
-                "infinity; train again with a lower model.init_args.optimizer.lr or with trainer.gradient_clip_val"
+                f"infinity; train again with a lower {module.learning_rate_key} or with trainer.gradient_clip_val"
             )
 
 

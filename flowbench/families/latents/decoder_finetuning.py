@@ -12,8 +12,8 @@ from flowbench.core.checks import check_scale
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families.latents.autoencoder import Autoencoder, AutoencoderFactory
 from flowbench.families.latents.decoder_losses import AdversarialConfig, PerceptualConfig
+from flowbench.training.config import TrainingConfig
 from flowbench.training.module import Loss
-from flowbench.training.optimizers import AnyOptimizer
 
 __all__ = ["DecoderFineTuning"]
 
@@ -36,9 +36,7 @@ class DecoderFineTuning(Autoencoder):
             without it.
         perceptual: a distance in the feature maps of a fixed network; None for none.
         adversarial: a discriminator of patches; None for none.
-        optimizer: its rates and schedule; None is AdamW.
-        ema_decay: decay of the averaged weights, in [0, 1).
-        compile: compile the network.
+        training: optimiser, averaged weights and compilation; None takes the defaults.
 
     Raises:
         ValueError: for noise that is not positive, or an autoencoder of another architecture.
@@ -65,18 +63,14 @@ class DecoderFineTuning(Autoencoder):
         autoencoder: Autoencoder | None = None,
         perceptual: PerceptualConfig | None = None,
         adversarial: AdversarialConfig | None = None,
-        optimizer: AnyOptimizer | None = None,
-        ema_decay: float = 0.999,
-        compile: bool = False,
+        training: TrainingConfig | None = None,
     ) -> None:
         super().__init__(
             spec,
             network,
             perceptual=perceptual,
             adversarial=adversarial,
-            optimizer=optimizer,
-            ema_decay=ema_decay,
-            compile=compile,
+            training=training,
         )
         check_scale("noise_std", noise_std, hint="without noise there is nothing to fine-tune for")
         self._noise_std = noise_std

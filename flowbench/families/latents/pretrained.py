@@ -16,6 +16,7 @@ from flowbench.data import Batch, DataSpec
 from flowbench.families.latents.autoencoder import Autoencoder, AutoencoderFactory
 from flowbench.metrics import psnr
 from flowbench.networks import GaussianAutoencoder, TinyAutoencoder
+from flowbench.training.config import EMAConfig, TrainingConfig
 from flowbench.training.module import Loss
 
 __all__ = ["TAEF2", "DiffusersAutoencoder", "PretrainedAutoencoder"]
@@ -170,7 +171,7 @@ class PretrainedAutoencoder(Autoencoder):
     """
 
     def __init__(self, spec: DataSpec, network: AutoencoderFactory, *, noise_std: float = 0.0) -> None:
-        super().__init__(spec, network, ema_decay=0.0)
+        super().__init__(spec, network, training=TrainingConfig(ema=EMAConfig(decay=0.0)))
         check_number("noise_std", noise_std, at_least=0, hint="0 adds none")
         self.noise_std = noise_std
         self.network.requires_grad_(False)
