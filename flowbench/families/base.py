@@ -6,6 +6,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import lightning as L
@@ -24,6 +25,7 @@ from flowbench.families.conditioning.labels import check_labels
 from flowbench.families.latents.space import LatentSpace, PixelSpace, Space
 from flowbench.flows import GaussianSource, Source
 from flowbench.training.config import TrainingConfig
+from flowbench.training.count import Count
 from flowbench.training.module import Loss, TrainingModule
 
 __all__ = ["Drawn", "FlowModule", "LikelihoodKind", "NetworkFactory", "Samples", "Trajectory"]
@@ -210,6 +212,17 @@ class FlowModule(TrainingModule):
     def sweeps(self) -> bool:
         """Whether the number of network evaluations per sample can be chosen."""
         return False
+
+    def loss_of_one(self) -> Tensor:
+        """The loss of one point of zeros where the flow lives."""
+        device = self.weights_device
+        label = None if self.num_classes is None else torch.zeros(1, dtype=torch.int64, device=device)
+        loss = self.flow_loss(torch.zeros(1, *self.flow_shape, device=device), label, torch.Generator())
+        return returned(loss, Loss, self, "flow_loss").total
+
+    def count(self) -> Count:
+        """Adds the flow's space and its classes."""
+        return replace(super().count(), space=self.flow_shape, num_classes=self.num_classes)
 
     # ---- what every family does -----------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -14,7 +15,13 @@ from flowbench.core.contract import returned, shaped
 from flowbench.core.seeds import generator
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families.base import FlowModule, NetworkFactory, Trajectory
-from flowbench.families.conditioning.base import Conditioner, SpatialCondition, check_condition_channels, guided_network
+from flowbench.families.conditioning.base import (
+    Conditioner,
+    NullConditioner,
+    SpatialCondition,
+    check_condition_channels,
+    guided_network,
+)
 from flowbench.families.latents.space import LatentSpace, Space
 from flowbench.families.matching_combinations import check_combination
 from flowbench.families.network_evaluations import CountedNetwork, fixed_cost, single_evaluation, with_evaluations
@@ -31,6 +38,7 @@ from flowbench.flows import (
     GaussianSource,
     Guidance,
     HutchinsonDivergence,
+    IndependentCoupling,
     Likelihood,
     LinearPath,
     Midpoint,
@@ -49,6 +57,7 @@ from flowbench.flows import (
     sample_with_log_prob,
 )
 from flowbench.training.config import TrainingConfig
+from flowbench.training.count import Count, forward_flops
 from flowbench.training.module import Loss
 
 __all__ = ["FlowMatching"]
@@ -322,6 +331,34 @@ class FlowMatching(FlowModule):
     def training_pair_names(self) -> tuple[str, ...]:
         """See :func:`~flowbench.families.pairing.description.names_of_pairs`."""
         return names_of_pairs(self.weight)
+
+    # ---- costs ----------------------------------------------------------------------------------------
+
+    def loss_of_one(self) -> Tensor:
+        """Without pairing, conditions and what is fitted to data: they look at values, and are no matrix products."""
+        kept = {name: getattr(self, name) for name in ("pairing", "source", "weight", "conditioner")}
+        self.pairing = BatchPairing(IndependentCoupling())
+        self.source = GaussianSource() if self.source.needs_fit else self.source
+        self.weight = UniformWeight() if self.weight.needs_fit else self.weight
+        if self.conditioner is not None:
+            self.conditioner = NullConditioner(self.conditioner.channels(self.space))
+        try:
+            return super().loss_of_one()
+        finally:
+            for name, part in kept.items():
+                setattr(self, name, part)
+
+    def count(self) -> Count:
+        """Adds an evaluation of the network, and those of the solver where their number is fixed."""
+        x = torch.empty(1, *self.flow_shape, device=self.weights_device)
+        label = None if self.num_classes is None else x.new_zeros(1, dtype=torch.int64)
+        channels = 0 if self.conditioner is None else self.conditioner.channels(self.space)
+        given = (x.new_zeros((1, channels, *x.shape[2:])),) if channels else ()
+        flops = forward_flops(lambda: self.network(x, x.new_zeros(1), label, *given))
+        cost = fixed_cost(self.solver)
+        evaluations = None if cost is None else int(cost)
+        drawn = None if evaluations is None else flops * evaluations
+        return replace(super().count(), evaluation_flops=flops, evaluations=evaluations, sampling_flops=drawn)
 
     # ---- field and solver -----------------------------------------------------------------------------
 

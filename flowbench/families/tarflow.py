@@ -16,6 +16,7 @@ from flowbench.core.checks import check_number
 from flowbench.data import DataSpec, FlowDataModule
 from flowbench.families.architecture import flow_sizes
 from flowbench.families.base import Drawn, FlowModule, Trajectory
+from flowbench.families.block_count import count_block
 from flowbench.families.block_statistics import recorded
 from flowbench.families.latents.space import PixelSpace, Space
 from flowbench.families.noise.augmentation import Augmentation, UniformDequantization
@@ -44,6 +45,7 @@ from flowbench.flows import (
 )
 from flowbench.networks import CausalTransformer, TokenTransformer
 from flowbench.training.config import TrainingConfig
+from flowbench.training.count import Count
 from flowbench.training.module import Loss
 
 __all__ = ["TARFlow"]
@@ -265,6 +267,18 @@ class TARFlow(FlowModule):
         """Scale of the sampler's own guidance; None where neither labels nor a temperature could guide."""
         guidable = self.num_classes is not None or self.guides_without_labels
         return self.guidance.scale if guidable else None
+
+    def count(self) -> Count:
+        """Adds the blocks; with a cache all steps of the sampler together cost one pass."""
+        blocks = tuple(map(count_block, self.flow.blocks))
+        return replace(
+            super().count(),
+            blocks=blocks,
+            evaluation_flops=sum(block.evaluation_flops for block in blocks),
+            evaluations=1,
+            sampling_flops=sum(block.sampling_flops for block in blocks),
+            cache_bytes=max(block.cache_bytes for block in blocks),
+        )
 
     # ---- training -------------------------------------------------------------------------------------
 

@@ -1,9 +1,10 @@
 """What is trained, flow or not: module, optimiser, averaged weights, budget, checkpoints, parallel strategies."""
 
 from flowbench.core.budget import BudgetLimit
-from flowbench.training.budget import Budget, count_flops
+from flowbench.training.budget import Budget
 from flowbench.training.checkpoint import AtomicCheckpointIO, load_checkpoint, read_checkpoint
 from flowbench.training.config import EMAConfig, TrainingConfig
+from flowbench.training.count import BlockCount, Count, count_flops
 from flowbench.training.module import Loss, NonFiniteLossError, TrainingModule
 from flowbench.training.optimizers import SGD, SWAN, AdamW, MatrixSettings, OptimizerSettings, SinkGD
 from flowbench.training.parallel import FullyShardedStrategy, check_strategy
@@ -15,8 +16,10 @@ __all__ = [
     "SWAN",
     "AdamW",
     "AtomicCheckpointIO",
+    "BlockCount",
     "Budget",
     "BudgetLimit",
+    "Count",
     "EMAConfig",
     "FullyShardedStrategy",
     "Loss",

@@ -20,6 +20,7 @@ from flowbench.core.seeds import generator
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.training.budget import Budget
 from flowbench.training.config import TrainingConfig
+from flowbench.training.count import Count, count_flops
 from flowbench.training.ema import ExponentialMovingAverage
 from flowbench.training.loss_guard import LossGuard, NonFiniteLoss
 from flowbench.training.optimizers import AdamW, OptimizerSettings, learning_rate_factor
@@ -101,6 +102,34 @@ class TrainingModule(L.LightningModule, ABC):
     @abstractmethod
     def training_loss(self, batch: Batch, generator: torch.Generator) -> Loss:
         """The loss of one batch; every random number comes from `generator`."""
+
+    # ---- costs ----------------------------------------------------------------------------------------
+
+    def loss_of_one(self) -> Tensor:
+        """The training loss of one sample of zeros: what a step costs, and whether it can be computed at all."""
+        batch = Batch(torch.zeros(1, *self.spec.shape, device=self.weights_device))
+        return returned(self.training_loss(batch, torch.Generator()), Loss, self, "training_loss").total
+
+    @property
+    def weights_device(self) -> torch.device:
+        """Where the parameters lie: Lightning's ``device`` does not notice that a module was built on another."""
+        return next((parameter.device for parameter in self.parameters()), self.device)
+
+    def count(self) -> Count:
+        """What the module costs, from shapes alone; built on the meta device it takes neither memory nor time.
+
+        Raises:
+            ValueError: by a module that trains no network of its own.
+        """
+        return Count(
+            family=type(self).__name__,
+            data=self.spec.shape,
+            space=self.spec.shape,
+            parameters=sum(p.numel() for p in self.parameters() if p.requires_grad),
+            moments=self.optimizer_config.num_moments(self),
+            training_flops=count_flops(self.loss_of_one),
+            averaged=self.ema_decay > 0,
+        )
 
     # ---- weights --------------------------------------------------------------------------------------
 

@@ -14,11 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flowbench.cli import main
 from flowbench.commands import runs
-from flowbench.commands.counting import ModelCount, count
+from flowbench.commands.counting import count, count_text
 from flowbench.config import Experiment
 from flowbench.data import Batch, DataSpec
 from flowbench.families import DiffusersAutoencoder
-from flowbench.training import count_flops
+from flowbench.training import Count, count_flops
 
 SHAPE, CLASSES = (3, 8, 8), 7
 WIDTH, HEAD, LAYERS, PATCH = 16, 8, (2, 3), 4
@@ -45,7 +45,7 @@ def experiment(tmp_path: Path, family: str, arguments: dict, **sections) -> Expe
     return Experiment.from_files([path])
 
 
-def counted(tmp_path: Path, family: str, arguments: dict, **sections) -> ModelCount:
+def counted(tmp_path: Path, family: str, arguments: dict, **sections) -> Count:
     return count(experiment(tmp_path, family, arguments, **sections))
 
 
@@ -75,7 +75,7 @@ def test_an_optimiser_without_state_for_matrices_keeps_no_moments_of_them(tmp_pa
     found = counted(tmp_path, "TARFlow", {**TARFLOW, "training": {"optimizer": optimizer}})
     matrices = sum(layers * 12 * WIDTH**2 for layers in LAYERS)  # of attention and MLP
     assert found.state_bytes == 4 * (5 * found.parameters - 2 * matrices)
-    assert f"AdamW's moments ({8 * (found.parameters - matrices) / 1e3:.3g} kB)" in " ".join(found.text().split())
+    assert f"AdamW's moments ({8 * (found.parameters - matrices) / 1e3:.3g} kB)" in " ".join(count_text(found).split())
 
 
 def test_operations_of_a_block_are_those_counted_by_hand(tmp_path):
@@ -143,7 +143,7 @@ def test_matching_flows_are_counted_by_the_evaluation(tmp_path):
     adaptive = {"class_path": "flowbench.flows.DormandPrince"}
     undecided = counted(tmp_path, "FlowMatching", {"network": network, "solver": adaptive}, data=points)
     assert undecided.evaluations is undecided.sampling_flops is None
-    assert "depends on the data" in undecided.text()
+    assert "depends on the data" in count_text(undecided)
 
 
 def test_a_latent_flow_is_counted_without_training_its_autoencoder(tmp_path):
@@ -153,7 +153,7 @@ def test_a_latent_flow_is_counted_without_training_its_autoencoder(tmp_path):
     assert found.space == (4, 4, 4)
     assert [(block.layers, block.labelled) for block in found.blocks] == [(2, False), (3, False)]
     assert found.blocks[1].cache_bytes == 2 * 3 * 16 * WIDTH * 4  # 16 latent points, all of them transformed
-    assert "latents 4x4x4" in found.text()
+    assert "latents 4x4x4" in count_text(found)
 
 
 def test_declared_latents_stand_in_for_an_autoencoder_that_is_not_here(monkeypatch):

@@ -276,7 +276,7 @@ ALIASES = {"BudgetLimit.amount": "budget.steps", "ExponentialMovingAverage.decay
 RESULTS = {
     "flows": {"Inversion", "Likelihood", "SolverStats", "TransportDecomposition"},
     "families": {"PairingContext", "Pairs", "Samples"},
-    "training": {"Loss"},
+    "training": {"BlockCount", "Count", "Loss"},
     "metrics": {
         "DensityCoverage", "FrechetInfinity", "InceptionScore", "Interval", "KernelEstimate", "Memorization",
         "PathEnergySplit", "PrecisionRecall",

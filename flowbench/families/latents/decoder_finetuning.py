@@ -13,6 +13,7 @@ from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families.latents.autoencoder import Autoencoder, AutoencoderFactory
 from flowbench.families.latents.decoder_losses import AdversarialConfig, PerceptualConfig
 from flowbench.training.config import TrainingConfig
+from flowbench.training.count import Count
 from flowbench.training.module import Loss
 
 __all__ = ["DecoderFineTuning"]
@@ -126,6 +127,14 @@ class DecoderFineTuning(Autoencoder):
                 "DecoderFineTuning starts from a trained autoencoder and got none: "
                 "add `requires: {autoencoder: <experiment file>}` to the experiment file"
             )
+
+    def count(self) -> Count:
+        """Refused: most of it was trained before.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(f"flows and autoencoders can be counted; {type(self).__name__} builds on a trained one")
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Begin with the variance that fits the noise, in closed form on the first batch.

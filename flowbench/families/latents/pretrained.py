@@ -17,6 +17,7 @@ from flowbench.families.latents.autoencoder import Autoencoder, AutoencoderFacto
 from flowbench.metrics import psnr
 from flowbench.networks import GaussianAutoencoder, TinyAutoencoder
 from flowbench.training.config import EMAConfig, TrainingConfig
+from flowbench.training.count import Count
 from flowbench.training.module import Loss
 
 __all__ = ["TAEF2", "DiffusersAutoencoder", "PretrainedAutoencoder"]
@@ -183,6 +184,14 @@ class PretrainedAutoencoder(Autoencoder):
         super().train(mode)
         self.network.eval()
         return self
+
+    def count(self) -> Count:
+        """Refused: most of it was trained before.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(f"flows and autoencoders can be counted; {type(self).__name__} builds on a trained one")
 
     def training_loss(self, batch: Batch, generator: torch.Generator) -> Loss:
         """Half the squared distance of the two means from this batch's values."""
