@@ -22,6 +22,7 @@ from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families.answers import Drawn, Samples, Trajectory
 from flowbench.families.conditioning.base import Conditioner, SpatialCondition, check_given
 from flowbench.families.conditioning.labels import check_labels
+from flowbench.families.description import Described, Description, LikelihoodKind
 from flowbench.families.latents.space import LatentSpace, PixelSpace, Space
 from flowbench.flows import GaussianSource, Source
 from flowbench.training.config import TrainingConfig
@@ -30,7 +31,6 @@ from flowbench.training.module import Loss, TrainingModule
 
 __all__ = ["Drawn", "FlowModule", "LikelihoodKind", "NetworkFactory", "Samples", "Trajectory"]
 
-LikelihoodKind = Literal["exact", "ode", "bound"]
 DensityKind = Literal["exact", "ode"]
 NetworkFactory = Callable[[tuple[int, ...], int | None], nn.Module]
 
@@ -39,7 +39,7 @@ FIT_POINTS = 8192
 FIT_CHUNK = 512
 
 
-class FlowModule(TrainingModule):
+class FlowModule(TrainingModule, Described):
     """A flow between a source and the data, possibly in the latent space of an autoencoder.
 
     Subclasses model the flow in the flow's own space: they must define :meth:`flow_loss`, :meth:`flow_sample`,
@@ -98,40 +98,10 @@ class FlowModule(TrainingModule):
         """Shape of one point where the flow lives."""
         return self.space.shape
 
-    @property
-    def likelihood(self) -> LikelihoodKind:
-        """What :meth:`log_prob` is: exact, through an ODE solver, or a lower bound through an autoencoder."""
-        return "bound" if isinstance(self.space, LatentSpace) else self.density
-
-    @property
-    def is_continuous(self) -> bool:
-        """Whether :meth:`trajectory` gives velocities, which have a curvature: block flows give none."""
-        return self.density == "ode"
-
-    @property
-    def likelihood_method(self) -> str:
-        """What the value of :meth:`log_prob` depends on beside the model, for the protocol; empty for closed forms."""
-        return ""
-
-    @property
-    def in_bits(self) -> bool:
-        """Whether likelihoods of grey levels may be given in bits per dimension: not those of noisy data."""
-        return True
-
-    @property
-    def guides_without_labels(self) -> bool:
-        """Whether the sampler has another second branch than the null label."""
-        return False
-
-    @property
-    def sampler_name(self) -> str:
-        """What samples depend on beside the weights, noise and guidance scale, for their rows; empty where nothing."""
-        return ""
-
-    @property
-    def guidance_scale(self) -> float | None:
-        """Scale of the sampler's own guidance, 1 is none; None where nothing can be guided."""
-        return None
+    def describe(self) -> Description:
+        """Facts for rows and refusals; a family replaces those that are otherwise for it."""
+        kind: LikelihoodKind = "bound" if isinstance(self.space, LatentSpace) else self.density
+        return Description(kind, has_velocities=self.density == "ode")
 
     @property
     def checkpoint_identity(self) -> dict[str, Any]:
@@ -198,21 +168,6 @@ class FlowModule(TrainingModule):
         """Names of what :meth:`training_pairs` returns; None where a family does not declare them."""
         return () if type(self).training_pairs is FlowModule.training_pairs else None
 
-    @property
-    def encoding_evaluations(self) -> float | None:
-        """Network evaluations per sample of :meth:`encode`; None where an adaptive solver decides."""
-        return 1.0
-
-    @property
-    def likelihood_evaluations(self) -> float | None:
-        """Network evaluations per sample of :meth:`log_prob`; None where an adaptive solver decides."""
-        return 1.0
-
-    @property
-    def sweeps(self) -> bool:
-        """Whether the number of network evaluations per sample can be chosen."""
-        return False
-
     def loss_of_one(self) -> Tensor:
         """The loss of one point of zeros where the flow lives."""
         device = self.weights_device
@@ -274,10 +229,11 @@ class FlowModule(TrainingModule):
 
     def check_sampling(self, network_evaluations: int | None = None, guidance: float | None = None) -> None:
         """Refuse (ValueError) arguments of :meth:`sample` that this flow's sampler cannot do; nothing is drawn."""
-        if network_evaluations is not None and not self.sweeps:
+        facts = self.describe()
+        if network_evaluations is not None and not facts.can_choose_evaluations:
             raise ValueError(f"{type(self).__name__} has a fixed cost per sample: leave network_evaluations out")
         by_condition = self.drops_conditions and self.num_classes is None
-        if guidance is not None and guidance != 1.0 and not self.guides_without_labels and not by_condition:
+        if guidance is not None and guidance != 1.0 and not facts.has_label_free_guidance and not by_condition:
             self.check_guidance(guidance)
 
     def training_loss(self, batch: Batch, generator: torch.Generator) -> Loss:
@@ -396,7 +352,8 @@ class FlowModule(TrainingModule):
         label = self.check_condition(condition, len(noise))
         self.check_spatial(spatial, len(noise))
         by_condition = self.drops_conditions and self.num_classes is None
-        if guidance not in (None, 1.0) and label is None and not self.guides_without_labels and not by_condition:
+        free = by_condition or self.describe().has_label_free_guidance
+        if guidance not in (None, 1.0) and label is None and not free:
             raise ValueError(f"guidance={guidance} needs labels: train with conditional=true and give a condition")
         self.check_sampling(network_evaluations, guidance)
         start = time.perf_counter()
@@ -445,7 +402,7 @@ class FlowModule(TrainingModule):
         seed: int = 0,
         spatial: SpatialCondition | None = None,
     ) -> Tensor:
-        """Log-density of data in nats, or its lower bound, shape (B,); see :attr:`likelihood`.
+        """Log-density of data in nats, or its lower bound, shape (B,); see :meth:`describe`.
 
         Args:
             x: points in model space, shape (B, *shape).

@@ -18,6 +18,7 @@ from flowbench.families.architecture import flow_sizes
 from flowbench.families.base import Drawn, FlowModule, Trajectory
 from flowbench.families.block_count import count_block
 from flowbench.families.block_statistics import recorded
+from flowbench.families.description import Description
 from flowbench.families.latents.space import PixelSpace, Space
 from flowbench.families.noise.augmentation import Augmentation, UniformDequantization
 from flowbench.families.noise.denoising import Denoiser, FlowLayout, FlowScoreDenoiser
@@ -112,7 +113,7 @@ class TARFlow(FlowModule):
         >>> samples = flow.sample(flow.draw_noise(torch.arange(3), seed=0))
         >>> samples.x.shape, samples.network_evaluations
         (torch.Size([3, 1, 4, 4]), 1.0)
-        >>> flow.likelihood
+        >>> flow.describe().likelihood
         'exact'
         >>> flow.log_prob(torch.zeros(1, 1, 4, 4))  # the identity before training: ln N(0; 0, I) = -8 ln(2 pi)
         tensor([-14.7030], dtype=torch.float64)
@@ -226,47 +227,28 @@ class TARFlow(FlowModule):
         channels, height, width = self.flow_shape
         return unpatchify(tokens, self.patch_size, (channels, height, width))
 
-    # ---- names in result rows -------------------------------------------------------------------------
+    # ---- facts ----------------------------------------------------------------------------------------
 
-    @property
-    def likelihood_method(self) -> str:
-        """Names the augmentation where the density depends on it, and on latents the denoiser, part of the decoder."""
-        latent = not isinstance(self.space, PixelSpace)
-        parts = [self.augmentation.likelihood_method(latent)]
-        parts += [self.denoiser.name] if latent and self.denoiser is not None else []
-        return "+".join(part for part in parts if part)
+    def describe(self) -> Description:
+        """Names the inverse, guidance and denoiser of samples, and the augmentation that the density depends on.
 
-    @property
-    def in_bits(self) -> bool:
-        """Not where the flow is the density of noisy data; on latents the noise belongs to the encoder."""
-        return self.augmentation.bits_per_dim or not isinstance(self.space, PixelSpace)
-
-    @property
-    def guides_without_labels(self) -> bool:
-        """By the attention temperature of the second branch."""
-        return self.guidance.temperature != 1
-
-    @property
-    def sampler_name(self) -> str:
-        """Inverse method, guidance but for its scale, denoiser; empty for the plain sequential inverse."""
-        denoiser = self.denoiser.name if self.denoiser is not None else ""
-        name = "+".join(part for part in (self.inverse_method.name, self._guidance_name(), denoiser) if part)
-        return "" if name == SequentialInverse().name else name
-
-    def _guidance_name(self) -> str:
-        """The rule and its settings; rows hold the scale apart, which a sweep may have chosen."""
-        if self.guidance_scale is None:
-            return ""
-        guidance = self.guidance
-        parts = [guidance.rule] + ["deep"] * (guidance.blocks == "deep") + ["annealed"] * guidance.annealed
-        parts += [f"temperature={guidance.temperature:g}"] * (guidance.temperature != 1)
-        return f"guidance[{','.join(parts)}]"
-
-    @property
-    def guidance_scale(self) -> float | None:
-        """Scale of the sampler's own guidance; None where neither labels nor a temperature could guide."""
-        guidable = self.num_classes is not None or self.guides_without_labels
-        return self.guidance.scale if guidable else None
+        On latents the noise belongs to the encoder and the denoiser to the decoder: the bound decodes denoised points.
+        """
+        latent, guidance = not isinstance(self.space, PixelSpace), self.guidance
+        denoiser = "" if self.denoiser is None else self.denoiser.name
+        guidable = self.num_classes is not None or guidance.temperature != 1
+        method = self.augmentation.likelihood_method(latent)
+        sampler = [self.inverse_method.name, _guidance_name(guidance) if guidable else "", denoiser]
+        bound_cost = self.denoiser.evaluations(self._num_flow_parameters()) if latent and self.denoiser else 0.0
+        return replace(
+            super().describe(),
+            likelihood_method="+".join(part for part in (method, denoiser if latent else "") if part),
+            likelihood_evaluations=1.0 + bound_cost,
+            reports_bits_per_dim=self.augmentation.bits_per_dim or latent,
+            sampler="" if sampler == [SequentialInverse().name, "", ""] else "+".join(filter(None, sampler)),
+            guidance_scale=guidance.scale if guidable else None,
+            has_label_free_guidance=guidance.temperature != 1,
+        )
 
     def count(self) -> Count:
         """Adds the blocks; with a cache all steps of the sampler together cost one pass."""
@@ -408,13 +390,6 @@ class TARFlow(FlowModule):
         with frozen(self.flow):
             return denoiser.denoise(tokens, label, self._log_density)
 
-    @property
-    def likelihood_evaluations(self) -> float | None:
-        """One pass; on latents the bound decodes denoised points, and the denoiser's passes come on top."""
-        if self.denoiser is None or isinstance(self.space, PixelSpace):
-            return 1.0
-        return 1.0 + self.denoiser.evaluations(self._num_flow_parameters())
-
     def _num_flow_parameters(self) -> int:
         return sum(p.numel() for p in self.flow.parameters())
 
@@ -435,6 +410,13 @@ class TARFlow(FlowModule):
         points = torch.stack([self._points(state) for state in states])
         times = torch.linspace(0.0, 1.0, len(points), device=noise.device, dtype=torch.float64)
         return Trajectory(points, times)
+
+
+def _guidance_name(guidance: AutoregressiveGuidance) -> str:
+    """The rule and its settings; rows hold the scale apart, which a sweep may have chosen."""
+    parts = [guidance.rule] + ["deep"] * (guidance.blocks == "deep") + ["annealed"] * guidance.annealed
+    parts += [f"temperature={guidance.temperature:g}"] * (guidance.temperature != 1)
+    return f"guidance[{','.join(parts)}]"
 
 
 def _transformer(

@@ -14,11 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flowbench.cli import main
 from flowbench.commands import runs
-from flowbench.commands.counting import count, count_text
+from flowbench.commands.counting import count, count_text, meta_module
 from flowbench.config import Experiment
 from flowbench.data import Batch, DataSpec
 from flowbench.families import DiffusersAutoencoder
 from flowbench.training import Count, count_flops
+from tests.contract.builders import POINTS
+from tests.contract.outside import outside
 
 SHAPE, CLASSES = (3, 8, 8), 7
 WIDTH, HEAD, LAYERS, PATCH = 16, 8, (2, 3), 4
@@ -171,6 +173,30 @@ def test_an_autoencoder_has_no_evaluations(tmp_path):
     found = counted(tmp_path, "Autoencoder", AUTOENCODER["init_args"])
     assert found.training_flops > 0
     assert found.evaluation_flops is found.evaluations is found.sampling_flops is None
+
+
+def test_counting_leaves_a_module_as_it_was(tmp_path):
+    network = {"class_path": "flowbench.networks.MLP", "init_args": {"width": 16, "depth": 1}}
+    weight = {"class_path": "flowbench.flows.GibbsWeight", "init_args": {"epsilon": "elbow"}}
+    points = {"dataset": "npz", "path": "nowhere", "shape": [2]}
+    module = meta_module(experiment(tmp_path, "OTCFM", {"network": network, "weight": weight}, data=points))
+    parts = (module.pairing, module.source, module.weight, module.conditioner)
+    assert module.count() == module.count()
+    now = (module.pairing, module.source, module.weight, module.conditioner)
+    assert all(one is other for one, other in zip(parts, now, strict=True))
+
+
+def test_a_family_of_another_package_counts_itself():
+    module = outside()(POINTS)
+    found = module.count()
+    assert (found.family, found.parameters, found.state_bytes) == ("Mine", 2, 4 * 5 * 2)
+    assert (found.training_flops, found.evaluation_flops, found.blocks) == (0, None, ())
+
+
+def test_a_module_that_builds_on_a_trained_one_is_not_counted(tmp_path):
+    arguments = {**AUTOENCODER["init_args"], "noise_std": 0.1}
+    with pytest.raises(ValueError, match="DecoderFineTuning builds on a trained one"):
+        counted(tmp_path, "DecoderFineTuning", arguments)
 
 
 def test_nothing_is_allocated_and_nothing_is_read(tmp_path):

@@ -275,7 +275,7 @@ ALIASES = {"BudgetLimit.amount": "budget.steps", "ExponentialMovingAverage.decay
 # Records of what was computed. NaN is a value there: it says that samples diverged, or that a ratio is not defined.
 RESULTS = {
     "flows": {"Inversion", "Likelihood", "SolverStats", "TransportDecomposition"},
-    "families": {"PairingContext", "Pairs", "Samples"},
+    "families": {"Description", "PairingContext", "Pairs", "Samples"},
     "training": {"BlockCount", "Count", "Loss"},
     "metrics": {
         "DensityCoverage", "FrechetInfinity", "InceptionScore", "Interval", "KernelEstimate", "Memorization",
