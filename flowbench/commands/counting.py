@@ -13,8 +13,8 @@ import torch
 from flowbench.core.terminal import wrapped
 from flowbench.data import DataSpec
 from flowbench.data.catalogue import declared_spec
-from flowbench.training import BlockCount, Count, TrainingModule
-from flowbench.training.count import FLOAT_BYTES
+from flowbench.training import Count, TrainingModule
+from flowbench.training.count import FLOAT_BYTES, BlockCount
 
 if TYPE_CHECKING:
     from flowbench.config import Experiment

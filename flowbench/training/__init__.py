@@ -4,7 +4,7 @@ from flowbench.core.budget import BudgetLimit
 from flowbench.training.budget import Budget
 from flowbench.training.checkpoint import AtomicCheckpointIO, load_checkpoint, read_checkpoint
 from flowbench.training.config import EMAConfig, TrainingConfig
-from flowbench.training.count import BlockCount, Count, count_flops
+from flowbench.training.count import Count, count_flops
 from flowbench.training.module import Loss, NonFiniteLossError, TrainingModule
 from flowbench.training.optimizers import SGD, SWAN, AdamW, MatrixSettings, OptimizerSettings, SinkGD
 from flowbench.training.parallel import FullyShardedStrategy, check_strategy
@@ -16,7 +16,6 @@ __all__ = [
     "SWAN",
     "AdamW",
     "AtomicCheckpointIO",
-    "BlockCount",
     "Budget",
     "BudgetLimit",
     "Count",

@@ -276,7 +276,7 @@ ALIASES = {"BudgetLimit.amount": "budget.steps", "ExponentialMovingAverage.decay
 RESULTS = {
     "flows": {"Inversion", "Likelihood", "SolverStats", "TransportDecomposition"},
     "families": {"Description", "PairingContext", "Pairs", "Samples"},
-    "training": {"BlockCount", "Count", "Loss"},
+    "training": {"Count", "Loss"},
     "metrics": {
         "DensityCoverage", "FrechetInfinity", "InceptionScore", "Interval", "KernelEstimate", "Memorization",
         "PathEnergySplit", "PrecisionRecall",
