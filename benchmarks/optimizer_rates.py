@@ -44,7 +44,7 @@ def grid(arm: str) -> Iterator[tuple[float, float | None, str]]:
         given = {"lr": lr, "warmup_fraction": 0.1, **own, **({} if alpha is None else {"alpha": alpha})}
         arguments = ", ".join(f"{key}: {value}" for key, value in given.items())
         spec = f"{{_replace_: true, class_path: flowbench.training.{cls}, init_args: {{{arguments}}}}}"
-        yield lr, alpha, f"model.init_args.optimizer={spec}"
+        yield lr, alpha, f"model.init_args.training.optimizer={spec}"
 
 
 def validation_loss(experiment: str, override: str, steps: int, seed: int) -> tuple[float, float]:

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from flowbench.commands.counting import loss_of_one, meta_module
+from flowbench.commands.counting import meta_module
 from flowbench.config import Experiment
 from flowbench.config.compose import compose
 from flowbench.core.kernels import kernel_summary, machine_identity
@@ -60,7 +60,7 @@ def shapes_of(experiment: Experiment) -> set[Shape]:
         if isinstance(layer, Linear):
             layer.register_forward_pre_hook(note)
     if isinstance(module, FlowModule):
-        loss_of_one(module)
+        module.loss_of_one()
     passes = {(rows * batch, *sizes) for rows, *sizes in found}
     tokens = {(batch, *sizes) for _, *sizes in found} if isinstance(module, TARFlow) else set()
     kinds = (("training", passes), ("pass", passes), ("token", tokens))

@@ -24,7 +24,7 @@ def _compared(setting: Setting, name: str) -> Line:
     steps, rounds = setting.choose((20, 3), (1, 1))
     overrides = [*PRECISIONS["bf16"], *([] if setting.tiny else [SHORT[name]])]
     runs = {
-        "compiled": lightning_steps(setting, name, [*overrides, "model.init_args.compile=true"], steps),
+        "compiled": lightning_steps(setting, name, [*overrides, "model.init_args.training.compile=true"], steps),
         "plain": lightning_steps(setting, name, overrides, steps),
     }
     seconds = interleaved(setting, runs, rounds)

@@ -157,8 +157,9 @@ def _count(arguments: argparse.Namespace) -> int:
     experiment = _experiment(arguments, reads_data=False)  # the shape is declared; the data may be large
     if experiment is not None:
         from flowbench.commands.counting import count as count_model
+        from flowbench.commands.counting import count_text
 
-        answer(count_model(experiment).text())
+        answer(count_text(count_model(experiment)))
     return 0
 
 

@@ -30,7 +30,7 @@ __all__ = [
 
 _OVERRIDES = (
     "key=value sets one key of the composed files, e.g. trainer.max_steps=500, data.batch_size=64 or "
-    "model.init_args.optimizer.lr=1e-3; --key=value means the same. Later ones win."
+    "model.init_args.training.optimizer.lr=1e-3; --key=value means the same. Later ones win."
 )
 
 

@@ -17,12 +17,11 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from flowbench.commands.counting import loss_of_one, training_flops
 from flowbench.commands.lightning_trainer import make_trainer
 from flowbench.config import fingerprint
 from flowbench.core.checks import named
 from flowbench.evaluation.measurable import check_measurable
-from flowbench.training import BudgetLimit, TrainingModule, check_precision, check_strategy
+from flowbench.training import BudgetLimit, TrainingModule, check_precision, check_strategy, count_flops
 
 if TYPE_CHECKING:
     from flowbench.config import Experiment
@@ -141,7 +140,7 @@ class Rehearsal:
             parameters = list(module.parameters())
             most = MOST_PER_PARAMETER * sum(p.numel() for p in parameters) * module.spec.num_dims * per_step
             if limit.amount < most and all(parameter.is_meta for parameter in parameters):
-                flops = per_step * training_flops(module)
+                flops = per_step * count_flops(module.loss_of_one)
         if limit.kind != "epochs" or num_train:
             limit.max_steps(flops, per_step, num_train or 1)
 
@@ -201,7 +200,7 @@ def _try_a_step(module: TrainingModule, build: Callable[[], TrainingModule]) -> 
         ValueError: what the model refuses, or what keeps it from computing on samples of this shape.
     """
     try:
-        loss_of_one(module)
+        module.loss_of_one()
     except ValueError:
         raise
     except Exception:
@@ -211,7 +210,7 @@ def _try_a_step(module: TrainingModule, build: Callable[[], TrainingModule]) -> 
 
 def _try_for_real(module: TrainingModule) -> None:
     try:
-        loss_of_one(module)
+        module.loss_of_one()
     except ValueError:
         raise
     except Exception as error:

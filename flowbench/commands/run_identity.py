@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flowbench.config import Experiment, compose, fingerprint
 from flowbench.config.differences import Difference, describe, differences, of_budget, of_weights
+from flowbench.config.fitting import fit_experiment
 
 __all__ = ["check_folder", "check_weights", "own_folder"]
 
@@ -71,7 +72,7 @@ def _differences(config: Path, experiment: Experiment) -> list[Difference]:
     """Keys in which a run's saved configuration and this one differ; empty without a saved one."""
     if not config.is_file() or not config.with_name("config.source.yaml").is_file():
         return []
-    saved = compose([config]).resolved
+    saved = fit_experiment(compose([config]).resolved)
     if fingerprint(saved) == experiment.fingerprint:
         return []
     return differences(saved, experiment.resolved) or [

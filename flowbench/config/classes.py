@@ -204,10 +204,10 @@ def _mapping(key: str, value: Any) -> dict[str, Any]:
 
 
 def _check_spec(key: str, spec: Mapping[str, Any], arity: int | None) -> type:
+    cls = import_class(key, spec["class_path"])
     for name in spec:
         if name not in _SPEC_KEYS:
-            raise ConfigError(f"{key}: unknown key '{name}' beside class_path{suggestion(str(name), _SPEC_KEYS)}")
-    cls = import_class(key, spec["class_path"])
+            raise ConfigError(f"{key}: unknown key '{name}' beside class_path{_beside(str(name), key, cls)}")
     if inspect.isabstract(cls):
         lacks = ", ".join(missing_parts(cls))
         raise ConfigError(
@@ -218,6 +218,11 @@ def _check_spec(key: str, spec: Mapping[str, Any], arity: int | None) -> type:
     _check_arguments(f"{key}.init_args", cls, arguments, arity)
     _check_calls(key, cls, arity)
     return cls
+
+
+def _beside(name: str, key: str, cls: type) -> str:
+    """What to write in place of a key that stands beside ``class_path``."""
+    return f"; write {key}.init_args.{name}" if name in accepted_names(cls) else suggestion(name, _SPEC_KEYS)
 
 
 def _check_arguments(key: str, cls: type, arguments: dict[str, Any], arity: int | None) -> None:
@@ -239,6 +244,8 @@ def _check_arguments(key: str, cls: type, arguments: dict[str, Any], arity: int 
         record = record_of(hint)
         if record and isinstance(value, Mapping) and "class_path" not in value:
             _check_arguments(f"{key}.{name}", record, dict(value), 0)
+        elif record and value is not None and not isinstance(value, Mapping) and _is_only(record, hint):
+            raise ConfigError(_expected(f"{key}.{name}", cls, hint, value))
         if value is None and hint is not None and not accepts_none(hint):
             raise ConfigError(_expected(f"{key}.{name}", cls, hint, None))
     try:
@@ -247,6 +254,10 @@ def _check_arguments(key: str, cls: type, arguments: dict[str, Any], arity: int 
         if arity is None and "arguments are required" in str(error):
             return
         raise ConfigError(_type_error(str(error), key, cls, arguments, hints)) from error
+
+
+def _is_only(record: type, hint: Any) -> bool:
+    return set(options_of(hint)) <= {record, type(None)}
 
 
 def _check_calls(key: str, cls: type, arity: int | None) -> None:

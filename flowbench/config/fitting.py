@@ -20,6 +20,8 @@ from flowbench.config.annotations import (
     is_path,
     record_of,
 )
+from flowbench.config.classes import accepted_names
+from flowbench.config.earlier_names import TRAINING, without_training
 from flowbench.config.errors import ConfigError
 from flowbench.config.imports import import_class
 from flowbench.config.text import Tree, Word, plain, text_of
@@ -53,11 +55,21 @@ def fit_experiment(resolved: Mapping[str, Any]) -> Tree:
             out[key] = {k: fit_experiment(v) if isinstance(v, Mapping) else plain(v) for k, v in value.items()}
         elif key == "run" and isinstance(value, Mapping):
             out[key] = {k: _fit(v, str) for k, v in value.items()}
+        elif key == "model" and isinstance(value, Mapping):
+            out[key] = _fit(_with_own_arguments(value), None)
         elif key == "files" and isinstance(value, Mapping):  # under the names that the classes' paths have now
             out[key] = {**value, **{str(expand(name)): content for name, content in value.items()}}
         else:
             out[key] = _fit(value, None)
     return out
+
+
+def _with_own_arguments(model: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Arguments that another package's class has itself, by a name that every module's training once had."""
+    arguments, cls = model.get("init_args"), _imported(model.get("class_path"))
+    if cls is None or not isinstance(arguments, Mapping) or "training" in (accepted := accepted_names(cls)):
+        return model
+    return {**model, "init_args": without_training(arguments, [name for name in TRAINING if name in accepted])}
 
 
 def _fit_arguments(arguments: Mapping[str, Any], cls: type) -> Tree:

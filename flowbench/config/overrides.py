@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from flowbench.config.earlier_names import with_present_names
 from flowbench.config.errors import ConfigError
 from flowbench.config.merge import split_key
 from flowbench.config.text import check_text, read_yaml
@@ -23,7 +24,8 @@ def parse_override(text: str) -> tuple[str, Any]:
             ``sweep=[1, 2]``.
 
     Returns:
-        The key, and a number, bool, None, string, list or dict; an interpolation stays unresolved text.
+        The key by its present name, and a number, bool, None, string, list or dict; an interpolation stays unresolved
+        text.
 
     Raises:
         ConfigError: no ``=``, no valid key, or a value that is not YAML.
@@ -38,7 +40,9 @@ def parse_override(text: str) -> tuple[str, Any]:
     if _BREAK.search(value):
         return key, value
     try:
-        return key, read_yaml(f"value: {value}", "value")["value"]
+        found = read_yaml(f"value: {value}", "value")["value"]
     except ConfigError as error:
         reason = str(error).partition("not valid YAML: ")[2] or str(error).partition("value: ")[2]
         raise ConfigError(f"override '{text}': '{value}' is not a YAML value: {reason}") from error
+    ((key, found),) = with_present_names({key: found}).items()
+    return key, found

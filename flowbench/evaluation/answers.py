@@ -70,8 +70,9 @@ class Answers:
         module, override = setup.module, setup.override
         guidance, sampler = None, ""
         if isinstance(module, CanSample):
-            guidance = module.guidance_scale if override.guidance is None else override.guidance
-            sampler = module.sampler_name
+            facts = module.describe()
+            guidance = facts.guidance_scale if override.guidance is None else override.guidance
+            sampler = facts.sampler
         return cls(
             setup.data.spec,
             setup.reference,

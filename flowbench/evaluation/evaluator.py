@@ -209,7 +209,8 @@ class Evaluator(Measurer, L.Callback):
         """The points of the sweep that a module can choose."""
         if not isinstance(module, CanSample):
             return []
-        can = {"network_evaluations": module.can_choose_evaluations, "guidance": module.guidance_scale is not None}
+        facts = module.describe()
+        can = {"network_evaluations": facts.can_choose_evaluations, "guidance": facts.guidance_scale is not None}
         return [point for point in self.sweep if can[point.axis]]
 
     def _begin_stages(

@@ -11,7 +11,7 @@ from flowbench.data import Batch, FlowDataModule
 if TYPE_CHECKING:
     from flowbench.evaluation.probe import Setup
 
-__all__ = ["CanSample", "HasDensity", "Sampled"]
+__all__ = ["CanSample", "HasDensity", "Sampled", "SamplerFacts"]
 
 
 class Sampled(Protocol):
@@ -30,14 +30,11 @@ class Sampled(Protocol):
         """Wall time of the batch."""
 
 
-@runtime_checkable
-class CanSample(Protocol):
-    """A module that draws samples, each keyed by its index."""
-
-    num_classes: int | None
+class SamplerFacts(Protocol):
+    """What samples depend on, and what of it can be chosen."""
 
     @property
-    def sampler_name(self) -> str:
+    def sampler(self) -> str:
         """What samples depend on beside the weights, noise and guidance scale; empty where nothing."""
 
     @property
@@ -47,6 +44,16 @@ class CanSample(Protocol):
     @property
     def can_choose_evaluations(self) -> bool:
         """Whether the number of network evaluations per sample can be chosen."""
+
+
+@runtime_checkable
+class CanSample(Protocol):
+    """A module that draws samples, each keyed by its index."""
+
+    num_classes: int | None
+
+    def describe(self) -> SamplerFacts:
+        """What the samples are, and what of them can be chosen."""
 
     def sample_at(self, index: Tensor, setup: Setup) -> Sampled:
         """The samples at some indices: the same for any batch and any number of processes.

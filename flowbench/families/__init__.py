@@ -4,6 +4,7 @@ from flowbench.families.base import FlowModule, NetworkFactory, Samples, Traject
 from flowbench.families.conditioning.base import Conditioner, SpatialCondition
 from flowbench.families.conditioning.inpainting import InpaintingConditioner
 from flowbench.families.conditioning.semantic import SemanticConditioner
+from flowbench.families.description import Description
 from flowbench.families.flow_matching import FlowMatching
 from flowbench.families.latent_cfm import LatentCFM
 from flowbench.families.latents.autoencoder import Autoencoder, load_autoencoder
@@ -40,6 +41,7 @@ __all__ = [
     "DecoderDenoiser",
     "DecoderFineTuning",
     "Denoiser",
+    "Description",
     "DiffusersAutoencoder",
     "FlowMatching",
     "FlowModule",

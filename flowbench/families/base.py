@@ -6,6 +6,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import lightning as L
@@ -23,14 +24,15 @@ from flowbench.families.answers import Drawn, Samples, Trajectory
 from flowbench.families.conditioning.base import Conditioner, SpatialCondition, check_given
 from flowbench.families.conditioning.by_index import condition_argument, labels_of_samples
 from flowbench.families.conditioning.labels import check_labels
+from flowbench.families.description import Description, LikelihoodKind
 from flowbench.families.latents.space import LatentSpace, PixelSpace, Space
 from flowbench.flows import GaussianSource, Source
+from flowbench.training.config import TrainingConfig
+from flowbench.training.count import Count
 from flowbench.training.module import Loss, TrainingModule
-from flowbench.training.optimizers import AnyOptimizer
 
 __all__ = ["Drawn", "FlowModule", "LikelihoodKind", "NetworkFactory", "Samples", "Trajectory"]
 
-LikelihoodKind = Literal["exact", "ode", "bound"]
 DensityKind = Literal["exact", "ode"]
 NetworkFactory = Callable[[tuple[int, ...], int | None], nn.Module]
 
@@ -51,9 +53,7 @@ class FlowModule(TrainingModule):
         sampling_source: where samples start, in place of the source of the training; None is that source.
         conditional: condition on class labels.
         label_dropout: share of training labels replaced by the null label, in [0, 1); it makes guidance possible.
-        optimizer: its rates and schedule; None is AdamW.
-        ema_decay: decay of the averaged weights, in [0, 1); 0 turns averaging off.
-        compile: compile the networks with ``torch.compile`` before training.
+        training: optimiser, averaged weights and compilation; None takes the defaults.
 
     Raises:
         TypeError: for a subclass that lacks one of those; names them.
@@ -76,11 +76,9 @@ class FlowModule(TrainingModule):
         sampling_source: Source | None = None,
         conditional: bool = False,
         label_dropout: float = 0.1,
-        optimizer: AnyOptimizer | None = None,
-        ema_decay: float = 0.999,
-        compile: bool = False,
+        training: TrainingConfig | None = None,
     ) -> None:
-        super().__init__(spec, optimizer=optimizer, ema_decay=ema_decay, compile=compile)
+        super().__init__(spec, training=training)
         if not isinstance(spec, DataSpec):
             raise ValueError(f"{type(self).__name__} models vectors and images, but {spec.name} holds {spec.summary}")
         if self.density not in get_args(DensityKind):
@@ -101,40 +99,10 @@ class FlowModule(TrainingModule):
         """Shape of one point where the flow lives."""
         return self.space.shape
 
-    @property
-    def likelihood(self) -> LikelihoodKind:
-        """What :meth:`log_prob` is: exact, through an ODE solver, or a lower bound through an autoencoder."""
-        return "bound" if isinstance(self.space, LatentSpace) else self.density
-
-    @property
-    def is_continuous(self) -> bool:
-        """Whether :meth:`trajectory` gives velocities, which have a curvature: block flows give none."""
-        return self.density == "ode"
-
-    @property
-    def likelihood_method(self) -> str:
-        """What the value of :meth:`log_prob` depends on beside the model, for the protocol; empty for closed forms."""
-        return ""
-
-    @property
-    def reports_bits_per_dim(self) -> bool:
-        """Whether likelihoods of grey levels may be given in bits per dimension: not those of noisy data."""
-        return True
-
-    @property
-    def has_label_free_guidance(self) -> bool:
-        """Whether samples can be guided without labels: by another second branch than the null label."""
-        return False
-
-    @property
-    def sampler_name(self) -> str:
-        """What samples depend on beside the weights, noise and guidance scale, for their rows; empty where nothing."""
-        return ""
-
-    @property
-    def guidance_scale(self) -> float | None:
-        """Scale of the sampler's own guidance, 1 is none; None where nothing can be guided."""
-        return None
+    def describe(self) -> Description:
+        """Facts for rows and refusals; a family replaces those that are otherwise for it."""
+        kind: LikelihoodKind = "bound" if isinstance(self.space, LatentSpace) else self.density
+        return Description(kind, has_velocities=self.density == "ode")
 
     @property
     def checkpoint_identity(self) -> dict[str, Any]:
@@ -201,20 +169,16 @@ class FlowModule(TrainingModule):
         """Names of what :meth:`training_pairs` returns; None where a family does not declare them."""
         return () if type(self).training_pairs is FlowModule.training_pairs else None
 
-    @property
-    def encoding_evaluations(self) -> float | None:
-        """Network evaluations per sample of :meth:`encode`; None where an adaptive solver decides."""
-        return 1.0
+    def loss_of_one(self) -> Tensor:
+        """The loss of one point of zeros where the flow lives."""
+        device = self.weights_device
+        label = None if self.num_classes is None else torch.zeros(1, dtype=torch.int64, device=device)
+        loss = self.flow_loss(torch.zeros(1, *self.flow_shape, device=device), label, torch.Generator())
+        return returned(loss, Loss, self, "flow_loss").total
 
-    @property
-    def likelihood_evaluations(self) -> float | None:
-        """Network evaluations per sample of :meth:`log_prob`; None where an adaptive solver decides."""
-        return 1.0
-
-    @property
-    def can_choose_evaluations(self) -> bool:
-        """Whether the number of network evaluations per sample can be chosen."""
-        return False
+    def count(self) -> Count:
+        """Adds the flow's space and its classes."""
+        return replace(super().count(), space=self.flow_shape, num_classes=self.num_classes)
 
     # ---- what every family does -----------------------------------------------------------------------
 
@@ -270,10 +234,11 @@ class FlowModule(TrainingModule):
 
     def check_sampling(self, network_evaluations: int | None = None, guidance: float | None = None) -> None:
         """Refuse (ValueError) arguments of :meth:`sample` that this flow's sampler cannot do; nothing is drawn."""
-        if network_evaluations is not None and not self.can_choose_evaluations:
+        facts = self.describe()
+        if network_evaluations is not None and not facts.can_choose_evaluations:
             raise ValueError(f"{type(self).__name__} has a fixed cost per sample: leave network_evaluations out")
         by_condition = self.drops_conditions and self.num_classes is None
-        if guidance is not None and guidance != 1.0 and not self.has_label_free_guidance and not by_condition:
+        if guidance is not None and guidance != 1.0 and not facts.has_label_free_guidance and not by_condition:
             self.check_guidance(guidance)
 
     def training_loss(self, batch: Batch, generator: torch.Generator) -> Loss:
@@ -392,7 +357,8 @@ class FlowModule(TrainingModule):
         label = self.check_condition(condition, len(noise))
         self.check_spatial(spatial, len(noise))
         by_condition = self.drops_conditions and self.num_classes is None
-        if guidance not in (None, 1.0) and label is None and not self.has_label_free_guidance and not by_condition:
+        free = by_condition or self.describe().has_label_free_guidance
+        if guidance not in (None, 1.0) and label is None and not free:
             raise ValueError(f"guidance={guidance} needs labels: train with conditional=true and give a condition")
         self.check_sampling(network_evaluations, guidance)
         start = time.perf_counter()
@@ -461,7 +427,7 @@ class FlowModule(TrainingModule):
         seed: int = 0,
         spatial: SpatialCondition | None = None,
     ) -> Tensor:
-        """Log-density of data in nats, or its lower bound, shape (B,); see :attr:`likelihood`.
+        """Log-density of data in nats, or its lower bound, shape (B,); see :meth:`describe`.
 
         Args:
             x: points in model space, shape (B, *shape).

@@ -222,7 +222,7 @@ def jacobian(case: Case) -> None:
     """The log-density is that of the source at the encoded point plus the log-determinant of the encoder's Jacobian."""
     module = case.build().eval()
     dims = math.prod(module.flow_shape)
-    if module.likelihood == "bound":
+    if module.describe().likelihood == "bound":
         raise Inapplicable("it lives in latents, where log_prob is a bound")
     if dims > _MOST_DIMS:
         raise Inapplicable(f"a Jacobian of {dims} dimensions takes too long")
@@ -261,7 +261,7 @@ def _by_autograd(module: FlowModule, x: Tensor, label: Tensor | None) -> Tensor:
 def mass(case: Case) -> None:
     """The density of points in the plane integrates to one."""
     module = case.build().eval()
-    if tuple(module.flow_shape) != (2,) or module.likelihood == "bound":
+    if tuple(module.flow_shape) != (2,) or module.describe().likelihood == "bound":
         raise Inapplicable("only densities in the plane are integrated")
 
     def first_label(size: int) -> Tensor | None:

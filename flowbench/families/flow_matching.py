@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -14,10 +15,23 @@ from flowbench.core.contract import returned, shaped
 from flowbench.core.seeds import generator
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families.base import FlowModule, NetworkFactory, Trajectory
-from flowbench.families.conditioning.base import Conditioner, SpatialCondition, check_condition_channels, guided_network
+from flowbench.families.conditioning.base import (
+    Conditioner,
+    NullConditioner,
+    SpatialCondition,
+    check_condition_channels,
+    guided_network,
+)
+from flowbench.families.description import Description
 from flowbench.families.latents.space import LatentSpace, Space
 from flowbench.families.matching_combinations import check_combination
-from flowbench.families.network_evaluations import CountedNetwork, fixed_cost, single_evaluation, with_evaluations
+from flowbench.families.network_evaluations import (
+    CountedNetwork,
+    fixed_cost,
+    guided_cost,
+    single_evaluation,
+    with_evaluations,
+)
 from flowbench.families.pairing.base import ClosePairing, Pairing, PairingContext
 from flowbench.families.pairing.batch_pairing import BatchPairing
 from flowbench.families.pairing.description import describe_pairs, names_of_pairs
@@ -31,6 +45,7 @@ from flowbench.flows import (
     GaussianSource,
     Guidance,
     HutchinsonDivergence,
+    IndependentCoupling,
     Likelihood,
     LinearPath,
     Midpoint,
@@ -48,8 +63,9 @@ from flowbench.flows import (
     log_likelihood,
     sample_with_log_prob,
 )
+from flowbench.training.config import TrainingConfig
+from flowbench.training.count import Count, forward_flops
 from flowbench.training.module import Loss
-from flowbench.training.optimizers import AnyOptimizer
 
 __all__ = ["FlowMatching"]
 
@@ -89,9 +105,7 @@ class FlowMatching(FlowModule):
         conditioner: makes conditions on the grid of the flow's space, for a network built with their channels.
         conditional: condition on class labels.
         label_dropout: share of training labels replaced by the null label, in [0, 1).
-        optimizer: its rates and schedule; None is AdamW.
-        ema_decay: decay of the averaged weights, in [0, 1).
-        compile: compile the network.
+        training: optimiser, averaged weights and compilation; None takes the defaults.
 
     Raises:
         ValueError: when two choices exclude each other.
@@ -138,9 +152,7 @@ class FlowMatching(FlowModule):
         conditioner: Conditioner | None = None,
         conditional: bool = False,
         label_dropout: float = 0.1,
-        optimizer: AnyOptimizer | None = None,
-        ema_decay: float = 0.999,
-        compile: bool = False,
+        training: TrainingConfig | None = None,
     ) -> None:
         super().__init__(
             spec,
@@ -148,9 +160,7 @@ class FlowMatching(FlowModule):
             sampling_source=sampling_source,
             conditional=conditional,
             label_dropout=label_dropout,
-            optimizer=optimizer,
-            ema_decay=ema_decay,
-            compile=compile,
+            training=training,
         )
         self.network = network(self.flow_shape, self.num_classes)
         self.conditioner = conditioner
@@ -201,35 +211,27 @@ class FlowMatching(FlowModule):
             world_size=trainer.world_size if trainer else 1,
         )
 
-    @property
-    def can_choose_evaluations(self) -> bool:
-        """A solver can be given any number of evaluations."""
-        return True
+    def describe(self) -> Description:
+        """Names the solver of samples and what else changes them (another start or path, guidance, conditions).
 
-    @property
-    def sampler_name(self) -> str:
-        """The solver of the samples, and what else changes them: another start or path, guidance, conditions."""
-        parts = [repr(self.solver)]
-        if self.sampling_path is not None:
-            parts.append(repr(self.sampling_path))
-        if self.sampling_source is not None:
-            parts.append(repr(self.sampling_source))
+        A likelihood's method is its solver and divergence; each evaluation also costs one backward pass per probe.
+        """
+        parts = [repr(part) for part in (self.solver, self.sampling_path, self.sampling_source) if part is not None]
         if repr(self.guidance) != repr(ClassifierFreeGuidance(self.guidance.scale)):
             parts.append(repr(self.guidance))
         if self.conditioner is not None:
             parts.append(self.conditioner.sampler_name)
-        return "+".join(parts)
-
-    @property
-    def guidance_scale(self) -> float | None:
-        """Scale of the guidance."""
-        return None if self.num_classes is None and not self.drops_conditions else self.guidance.scale
-
-    @property
-    def likelihood_method(self) -> str:
-        """The solver and the divergence of the log-densities."""
         given = "" if self.conditioner is None else f"/given-{self.conditioner.name}"
-        return f"{self.likelihood_solver!r}/{self.divergence!r}{given}"
+        guidable = self.num_classes is not None or self.drops_conditions
+        return replace(
+            super().describe(),
+            likelihood_method=f"{self.likelihood_solver!r}/{self.divergence!r}{given}",
+            likelihood_evaluations=fixed_cost(self.likelihood_solver),
+            sampler="+".join(parts),
+            encoding_evaluations=fixed_cost(self.solver),
+            can_choose_evaluations=True,
+            guidance_scale=self.guidance.scale if guidable else None,
+        )
 
     def compiled_modules(self) -> list[nn.Module]:
         """The network: the other modules hold no weights."""
@@ -329,17 +331,33 @@ class FlowMatching(FlowModule):
         """See :func:`~flowbench.families.pairing.description.names_of_pairs`."""
         return names_of_pairs(self.weight)
 
+    def loss_of_one(self) -> Tensor:
+        """Without pairing, conditions and what is fitted to data: they look at values, and are no matrix products."""
+        kept = {name: getattr(self, name) for name in ("pairing", "source", "weight", "conditioner")}
+        self.pairing = BatchPairing(IndependentCoupling())
+        self.source = GaussianSource() if self.source.needs_fit else self.source
+        self.weight = UniformWeight() if self.weight.needs_fit else self.weight
+        if self.conditioner is not None:
+            self.conditioner = NullConditioner(self.conditioner.channels(self.space))
+        try:
+            return super().loss_of_one()
+        finally:
+            for name, part in kept.items():
+                setattr(self, name, part)
+
+    def count(self) -> Count:
+        """Adds an evaluation of the network, and those of the solver where their number is fixed."""
+        x = torch.empty(1, *self.flow_shape, device=self.weights_device)
+        label = None if self.num_classes is None else x.new_zeros(1, dtype=torch.int64)
+        channels = 0 if self.conditioner is None else self.conditioner.channels(self.space)
+        given = (x.new_zeros((1, channels, *x.shape[2:])),) if channels else ()
+        flops = forward_flops(lambda: self.network(x, x.new_zeros(1), label, *given))
+        cost = fixed_cost(self.solver)
+        evaluations = None if cost is None else int(cost)
+        drawn = None if evaluations is None else flops * evaluations
+        return replace(super().count(), evaluation_flops=flops, evaluations=evaluations, sampling_flops=drawn)
+
     # ---- field and solver -----------------------------------------------------------------------------
-
-    @property
-    def encoding_evaluations(self) -> float | None:
-        """Those of the sampler's solver without guidance."""
-        return fixed_cost(self.solver)
-
-    @property
-    def likelihood_evaluations(self) -> float | None:
-        """Those of the likelihood's solver; each also costs one backward pass per probe."""
-        return fixed_cost(self.likelihood_solver)
 
     def field(
         self, label: Tensor | None, guidance: Guidance | None = None, spatial: SpatialCondition | None = None
@@ -360,10 +378,6 @@ class FlowMatching(FlowModule):
             return guide.velocity(guided, x, t.to(x).expand(len(x)), given)
 
         return ConditionedField(velocity, label, None if spatial is None else spatial.values)
-
-    def _times(self, num: int = 2) -> Tensor:
-        """Equally spaced times over the interval where the path's velocity is finite."""
-        return torch.linspace(*self.path.interval, num, dtype=torch.float64)
 
     def flow_sample(
         self,
@@ -399,23 +413,13 @@ class FlowMatching(FlowModule):
             path.interval if rescheduled is None else rescheduled.interval, dtype=torch.float64, device="cpu"
         )
         if network_evaluations is not None:
-            cost = self._evaluations_at(guide, rescheduled) if guided else single_evaluation
+            cost = guided_cost(guide, rescheduled) if guided else single_evaluation
             solver = with_evaluations(solver, network_evaluations, cost, times)
         return solver, times
 
     def _rescheduled(self, field: Field) -> RescheduledField | None:
         """The field along the path of the samples, where that is another than the path of the training."""
         return None if self.sampling_path is None else RescheduledField(field, self.path, self.sampling_path)
-
-    @staticmethod
-    def _evaluations_at(guide: Guidance, rescheduled: RescheduledField | None) -> Callable[[float], int]:
-        """Network evaluations of a guided velocity at a time of the samples' path; guidance sees the trained one."""
-
-        def evaluations(t: float) -> int:
-            clock = t if rescheduled is None else float(rescheduled.trained_time(torch.tensor(t, dtype=torch.float64)))
-            return guide.evaluations_at(clock)
-
-        return evaluations
 
     def flow_encode(self, z: Tensor, label: Tensor | None) -> Tensor:
         """Integrate the unguided field from the data end of the path's interval to its source end.
@@ -424,7 +428,8 @@ class FlowMatching(FlowModule):
         decoding return a point up to O(h^p), h the step and p the solver's order.
         """
         solver = self.solver.for_path(self.path)
-        return solver.solve(self.field(label), z, self._times().flip(0)).states[-1]
+        first, last = self.path.interval
+        return solver.solve(self.field(label), z, torch.tensor([last, first], dtype=torch.float64)).states[-1]
 
     @torch.no_grad()
     def trajectory(

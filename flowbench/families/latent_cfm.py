@@ -37,7 +37,7 @@ class LatentCFM(FlowMatching):
         >>> flow = LatentCFM(spec, partial(DiT, width=16, depth=1, num_heads=2), autoencoder=autoencoder)
         >>> flow.flow_shape, flow.sample(flow.draw_noise(torch.arange(3), seed=0)).x.shape
         ((2, 4, 4), torch.Size([3, 1, 8, 8]))
-        >>> flow.likelihood
+        >>> flow.describe().likelihood
         'bound'
     """
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
-from flowbench.flows import FixedStepSolver, Solver
+from flowbench.flows import FixedStepSolver, Guidance, RescheduledField, Solver
 
-__all__ = ["CountedNetwork", "fixed_cost", "single_evaluation", "with_evaluations"]
+__all__ = ["CountedNetwork", "fixed_cost", "guided_cost", "single_evaluation", "with_evaluations"]
 
 
 class CountedNetwork:
@@ -28,6 +29,16 @@ class CountedNetwork:
 def single_evaluation(t: float) -> int:
     """Network evaluations of a velocity that is not guided."""
     return 1
+
+
+def guided_cost(guide: Guidance, moved: RescheduledField | None) -> Callable[[float], int]:
+    """Network evaluations of a guided velocity at a time of the samples' path; guidance sees the trained one."""
+
+    def evaluations(t: float) -> int:
+        clock = t if moved is None else float(moved.trained_time(torch.tensor(t, dtype=torch.float64)))
+        return guide.evaluations_at(clock)
+
+    return evaluations
 
 
 def with_evaluations(solver: Solver, budget: int, cost: Callable[[float], int], times: Tensor) -> Solver:

@@ -117,14 +117,15 @@ class ReflowPairing(Pairing):
     def _identity(self, data: FlowDataModule) -> Mapping[str, Any]:
         """All that the pairs depend on; the data only through the labels of their training split."""
         teacher, labelled = self.teacher, self.teacher.num_classes is not None
+        facts = teacher.describe()
         return {
             "kind": "reflow",
             "seed": self.seed,
             "teacher": weights_checksum(teacher),
             "shape": list(teacher.flow_shape),
             "source": repr(teacher.source),
-            "sampler": f"{type(teacher).__name__} {teacher.sampler_name}",
-            "guidance": teacher.guidance_scale if self.guidance is None else self.guidance,
+            "sampler": f"{type(teacher).__name__} {facts.sampler}",
+            "guidance": facts.guidance_scale if self.guidance is None else self.guidance,
             "labels": {**data.spec.identity, "num": len(data.split("train"))} if labelled else None,
         }
 

@@ -44,7 +44,7 @@ class STARFlow(TARFlow):
         >>> flow = STARFlow(spec, autoencoder=autoencoder, deep_layers=2, shallow_blocks=1, width=16, head_dim=8)
         >>> flow.flow_shape, flow.sample(flow.draw_noise(torch.arange(3), seed=0)).x.shape
         ((2, 4, 4), torch.Size([3, 1, 8, 8]))
-        >>> flow.likelihood
+        >>> flow.describe().likelihood
         'bound'
     """
 

@@ -16,7 +16,9 @@ from flowbench.core.checks import check_number
 from flowbench.data import DataSpec, FlowDataModule
 from flowbench.families.architecture import flow_sizes
 from flowbench.families.base import Drawn, FlowModule, Trajectory
+from flowbench.families.block_count import count_block
 from flowbench.families.block_statistics import recorded
+from flowbench.families.description import Description
 from flowbench.families.latents.space import PixelSpace, Space
 from flowbench.families.noise.augmentation import Augmentation, UniformDequantization
 from flowbench.families.noise.denoising import Denoiser, FlowLayout, FlowScoreDenoiser
@@ -43,8 +45,9 @@ from flowbench.flows import (
     unpatchify,
 )
 from flowbench.networks import CausalTransformer, TokenTransformer
+from flowbench.training.config import TrainingConfig
+from flowbench.training.count import Count
 from flowbench.training.module import Loss
-from flowbench.training.optimizers import AnyOptimizer
 
 __all__ = ["TARFlow"]
 
@@ -102,9 +105,7 @@ class TARFlow(FlowModule):
         sampling_source: where samples start, in place of the standard normal of the training; None is that.
         conditional: condition on class labels.
         label_dropout: share of training labels replaced by the null label, in [0, 1).
-        optimizer: its rates and schedule; None is AdamW.
-        ema_decay: decay of the averaged weights, in [0, 1).
-        compile: compile the layers of the transformers.
+        training: optimiser, averaged weights and compilation; None takes the defaults.
 
     Example:
         >>> from flowbench.data import DataSpec
@@ -112,7 +113,7 @@ class TARFlow(FlowModule):
         >>> samples = flow.sample(flow.draw_noise(torch.arange(3), seed=0))
         >>> samples.x.shape, samples.network_evaluations
         (torch.Size([3, 1, 4, 4]), 1.0)
-        >>> flow.likelihood
+        >>> flow.describe().likelihood
         'exact'
         >>> flow.log_prob(torch.zeros(1, 1, 4, 4))  # the identity before training: ln N(0; 0, I) = -8 ln(2 pi)
         tensor([-14.7030], dtype=torch.float64)
@@ -150,9 +151,7 @@ class TARFlow(FlowModule):
         sampling_source: Source | None = None,
         conditional: bool = False,
         label_dropout: float = 0.1,
-        optimizer: AnyOptimizer | None = None,
-        ema_decay: float = 0.999,
-        compile: bool = False,
+        training: TrainingConfig | None = None,
     ) -> None:
         noise = augmentation or UniformDequantization()
         super().__init__(
@@ -161,9 +160,7 @@ class TARFlow(FlowModule):
             sampling_source=sampling_source,
             conditional=conditional,
             label_dropout=label_dropout,
-            optimizer=optimizer,
-            ema_decay=ema_decay,
-            compile=compile,
+            training=training,
         )
         self.augmentation = noise
         self.inverse_method: InverseMethod = inverse or SequentialInverse()
@@ -230,47 +227,40 @@ class TARFlow(FlowModule):
         channels, height, width = self.flow_shape
         return unpatchify(tokens, self.patch_size, (channels, height, width))
 
-    # ---- names in result rows -------------------------------------------------------------------------
+    # ---- facts ----------------------------------------------------------------------------------------
 
-    @property
-    def likelihood_method(self) -> str:
-        """Names the augmentation where the density depends on it, and on latents the denoiser, part of the decoder."""
-        latent = not isinstance(self.space, PixelSpace)
-        parts = [self.augmentation.likelihood_method(latent)]
-        parts += [self.denoiser.name] if latent and self.denoiser is not None else []
-        return "+".join(part for part in parts if part)
+    def describe(self) -> Description:
+        """Names the inverse, guidance and denoiser of samples, and the augmentation that the density depends on.
 
-    @property
-    def reports_bits_per_dim(self) -> bool:
-        """Not where the flow is the density of noisy data; on latents the noise belongs to the encoder."""
-        return self.augmentation.bits_per_dim or not isinstance(self.space, PixelSpace)
+        On latents the noise belongs to the encoder and the denoiser to the decoder: the bound decodes denoised points.
+        """
+        latent, guidance = not isinstance(self.space, PixelSpace), self.guidance
+        denoiser = "" if self.denoiser is None else self.denoiser.name
+        guidable = self.num_classes is not None or guidance.temperature != 1
+        method = self.augmentation.likelihood_method(latent)
+        sampler = [self.inverse_method.name, _guidance_name(guidance) if guidable else "", denoiser]
+        bound_cost = self.denoiser.evaluations(self._num_flow_parameters()) if latent and self.denoiser else 0.0
+        return replace(
+            super().describe(),
+            likelihood_method="+".join(part for part in (method, denoiser if latent else "") if part),
+            likelihood_evaluations=1.0 + bound_cost,
+            reports_bits_per_dim=self.augmentation.bits_per_dim or latent,
+            sampler="" if sampler == [SequentialInverse().name, "", ""] else "+".join(filter(None, sampler)),
+            guidance_scale=guidance.scale if guidable else None,
+            has_label_free_guidance=guidance.temperature != 1,
+        )
 
-    @property
-    def has_label_free_guidance(self) -> bool:
-        """By the attention temperature of the second branch."""
-        return self.guidance.temperature != 1
-
-    @property
-    def sampler_name(self) -> str:
-        """Inverse method, guidance but for its scale, denoiser; empty for the plain sequential inverse."""
-        denoiser = self.denoiser.name if self.denoiser is not None else ""
-        name = "+".join(part for part in (self.inverse_method.name, self._guidance_name(), denoiser) if part)
-        return "" if name == SequentialInverse().name else name
-
-    def _guidance_name(self) -> str:
-        """The rule and its settings; rows hold the scale apart, which a sweep may have chosen."""
-        if self.guidance_scale is None:
-            return ""
-        guidance = self.guidance
-        parts = [guidance.rule] + ["deep"] * (guidance.blocks == "deep") + ["annealed"] * guidance.annealed
-        parts += [f"temperature={guidance.temperature:g}"] * (guidance.temperature != 1)
-        return f"guidance[{','.join(parts)}]"
-
-    @property
-    def guidance_scale(self) -> float | None:
-        """Scale of the sampler's own guidance; None where neither labels nor a temperature could guide."""
-        guidable = self.num_classes is not None or self.has_label_free_guidance
-        return self.guidance.scale if guidable else None
+    def count(self) -> Count:
+        """Adds the blocks; with a cache all steps of the sampler together cost one pass."""
+        blocks = tuple(map(count_block, self.flow.blocks))
+        return replace(
+            super().count(),
+            blocks=blocks,
+            evaluation_flops=sum(block.evaluation_flops for block in blocks),
+            evaluations=1,
+            sampling_flops=sum(block.sampling_flops for block in blocks),
+            cache_bytes=max(block.cache_bytes for block in blocks),
+        )
 
     # ---- training -------------------------------------------------------------------------------------
 
@@ -400,13 +390,6 @@ class TARFlow(FlowModule):
         with frozen(self.flow):
             return denoiser.denoise(tokens, label, self._log_density)
 
-    @property
-    def likelihood_evaluations(self) -> float | None:
-        """One pass; on latents the bound decodes denoised points, and the denoiser's passes come on top."""
-        if self.denoiser is None or isinstance(self.space, PixelSpace):
-            return 1.0
-        return 1.0 + self.denoiser.evaluations(self._num_flow_parameters())
-
     def _num_flow_parameters(self) -> int:
         return sum(p.numel() for p in self.flow.parameters())
 
@@ -427,6 +410,13 @@ class TARFlow(FlowModule):
         points = torch.stack([self._points(state) for state in states])
         times = torch.linspace(0.0, 1.0, len(points), device=noise.device, dtype=torch.float64)
         return Trajectory(points, times)
+
+
+def _guidance_name(guidance: AutoregressiveGuidance) -> str:
+    """The rule and its settings; rows hold the scale apart, which a sweep may have chosen."""
+    parts = [guidance.rule] + ["deep"] * (guidance.blocks == "deep") + ["annealed"] * guidance.annealed
+    parts += [f"temperature={guidance.temperature:g}"] * (guidance.temperature != 1)
+    return f"guidance[{','.join(parts)}]"
 
 
 def _transformer(

@@ -158,9 +158,8 @@ def reconstruct(module: FlowModule, x: Tensor, label: Tensor | None = None) -> R
         back, cost = module.flow_decode(noise, label)
         decoded = module.space.decode(back)
         ratio = psnr(x, module.space.decode(points)) if isinstance(module.space, LatentSpace) else None
-    return Reconstruction(
-        decoded, noise, _largest(back - points), _largest(decoded - x), ratio, _plus(module.encoding_evaluations, cost)
-    )
+    total = _plus(module.describe().encoding_evaluations, cost)
+    return Reconstruction(decoded, noise, _largest(back - points), _largest(decoded - x), ratio, total)
 
 
 @torch.no_grad()
@@ -191,7 +190,8 @@ def edit(module: FlowModule, x: Tensor, label: Tensor | None, targets: Tensor, g
         with module.full_precision():
             points, cost = module.flow_decode(noise, condition, guidance)
             versions.append(module.space.decode(points))
-    shared = None if module.encoding_evaluations is None else module.encoding_evaluations / len(targets)
+    encoding = module.describe().encoding_evaluations
+    shared = None if encoding is None else encoding / len(targets)
     return Edit(torch.stack(versions, 1), noise, _plus(shared, cost))
 
 
@@ -259,7 +259,8 @@ def interpolate(module: FlowModule, first: Tensor, second: Tensor, steps: int) -
     with module.full_precision():
         points, cost = module.flow_decode(noise.flatten(0, 1), None)
         x = module.space.decode(points).unflatten(0, (len(first), steps))
-    shared = None if module.encoding_evaluations is None else 2 * module.encoding_evaluations / steps
+    encoding = module.describe().encoding_evaluations
+    shared = None if encoding is None else 2 * encoding / steps
     return Interpolation(x, noise, _plus(shared, cost))
 
 
@@ -342,7 +343,8 @@ def _refill(
     """One round in the flow's space: the points with other unknown values, the drift of the known ones, the cost."""
     noise = torch.where(unknown, fresh, module.flow_encode(points, condition))
     drawn, cost = module.flow_decode(noise, condition)
-    return torch.where(unknown, drawn, known), _drift(drawn, known, unknown), _plus(module.encoding_evaluations, cost)
+    total = _plus(module.describe().encoding_evaluations, cost)
+    return torch.where(unknown, drawn, known), _drift(drawn, known, unknown), total
 
 
 def _noisy(module: FlowModule, points: Tensor, index: Tensor, seed: int) -> Tensor:
@@ -404,7 +406,7 @@ def classify(
     ]
     log_prob = torch.stack(columns, 1)
     log_posterior = (log_prob + log_prior.to(log_prob)).log_softmax(1)
-    per_class = module.likelihood_evaluations
+    per_class = module.describe().likelihood_evaluations
     return ClassPosterior(log_prob, log_posterior, None if per_class is None else classes * per_class)
 
 

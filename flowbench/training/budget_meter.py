@@ -7,35 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning as L
-from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from flowbench.core.budget import BudgetLimit
 from flowbench.core.checks import LARGEST_BUDGET, check_count
 from flowbench.training.step_timer import StepTimer
 
-__all__ = ["Budget", "count_flops"]
+__all__ = ["Budget"]
 
 # Steps that a device may lag behind the host when a limit of time is looked at.
 STEPS_BEHIND = 2
-
-
-def count_flops(loss: Callable[[], Tensor]) -> int:
-    """Floating-point operations of one forward and backward pass.
-
-    Attention runs through its plain matrix products while it is counted, because the fused kernels of some devices
-    are invisible to the counter; so the count depends on the model and the batch, not on the machine.
-
-    Args:
-        loss: computes a scalar with a gradient; called once.
-
-    Returns:
-        Multiplications and additions of matrix products and convolutions, two per multiply-add.
-    """
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        loss().backward()
-    return int(counter.get_total_flops())
 
 
 class Budget(L.Callback):

@@ -18,7 +18,7 @@ __all__ = ["ExponentialMovingAverage", "check_ema_decay"]
 
 def check_ema_decay(decay: float) -> None:
     """Refuse a decay outside of [0, 1)."""
-    check_number("ema_decay", decay, at_least=0, below=1, hint="try 0.999, or 0 for none")
+    check_number("ema.decay", decay, at_least=0, below=1, hint="try 0.999, or 0 for none")
 
 
 class ExponentialMovingAverage:

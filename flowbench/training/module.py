@@ -20,9 +20,11 @@ from flowbench.core.distributed import gather_objects
 from flowbench.core.seeds import generator
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.training.budget_meter import Budget
-from flowbench.training.ema import ExponentialMovingAverage, check_ema_decay
+from flowbench.training.config import TrainingConfig
+from flowbench.training.count import Count, count_flops
+from flowbench.training.ema import ExponentialMovingAverage
 from flowbench.training.loss_guard import LossGuard, NonFiniteLoss
-from flowbench.training.optimizers import AdamW, AnyOptimizer, learning_rate_factor
+from flowbench.training.optimizers import AdamW, OptimizerSettings, learning_rate_factor
 from flowbench.training.parallel import gathered, shard, shards_weights
 
 __all__ = ["Loss", "NonFiniteLossError", "TrainingModule", "WeightsName"]
@@ -71,15 +73,13 @@ class TrainingModule(L.LightningModule, ABC):
 
     Args:
         spec: the data's shape, classes and value grid.
-        optimizer: its rates and schedule; None is AdamW.
-        ema_decay: decay of the averaged weights, in [0, 1); 0 turns averaging off.
-        compile: compile the networks with ``torch.compile`` before training.
+        training: optimiser, averaged weights and compilation; None takes the defaults.
 
     Example:
         >>> from flowbench.data import Batch, DataSpec
         >>> class Mean(TrainingModule):
         ...     def __init__(self, spec):
-        ...         super().__init__(spec, ema_decay=0.0)
+        ...         super().__init__(spec)
         ...         self.mean = torch.nn.Parameter(torch.zeros(spec.shape))
         ...     def training_loss(self, batch, generator):
         ...         return Loss((batch.x - self.mean).square().mean())
@@ -88,23 +88,16 @@ class TrainingModule(L.LightningModule, ABC):
         1.0
     """
 
-    sampling_arguments: ClassVar[frozenset[str]] = frozenset({"compile"})
+    sampling_arguments: ClassVar[frozenset[str]] = frozenset({"training.compile"})
     """Arguments that trained weights do not depend on: a run may be measured, or sampled, with others."""
 
-    def __init__(
-        self,
-        spec: DataSpec,
-        *,
-        optimizer: AnyOptimizer | None = None,
-        ema_decay: float = 0.999,
-        compile: bool = False,
-    ) -> None:
+    def __init__(self, spec: DataSpec, *, training: TrainingConfig | None = None) -> None:
         super().__init__()
-        check_ema_decay(ema_decay)
+        training = training or TrainingConfig()
         self.spec = spec
-        self.optimizer_config: AnyOptimizer = optimizer or AdamW()
-        self.ema_decay = ema_decay
-        self.compile_networks = compile
+        self.optimizer_config: OptimizerSettings = training.optimizer or AdamW()
+        self.ema_decay = training.ema.decay
+        self.compile_networks = training.compile
         self.seed = 0
         self.budget: Budget | None = None
         self.validation_losses: dict[int, float] = {}
@@ -115,6 +108,34 @@ class TrainingModule(L.LightningModule, ABC):
     @abstractmethod
     def training_loss(self, batch: Batch, generator: torch.Generator) -> Loss:
         """The loss of one batch; every random number comes from `generator`."""
+
+    # ---- costs ----------------------------------------------------------------------------------------
+
+    def loss_of_one(self) -> Tensor:
+        """The training loss of one sample of zeros: what a step costs, and whether it can be computed at all."""
+        batch = Batch(torch.zeros(1, *self.spec.shape, device=self.weights_device))
+        return returned(self.training_loss(batch, torch.Generator()), Loss, self, "training_loss").total
+
+    @property
+    def weights_device(self) -> torch.device:
+        """Where the parameters lie: Lightning's ``device`` does not notice that a module was built on another."""
+        return next((parameter.device for parameter in self.parameters()), self.device)
+
+    def count(self) -> Count:
+        """What the module costs, from shapes alone; built on the meta device it takes neither memory nor time.
+
+        Raises:
+            ValueError: by a module that trains no network of its own.
+        """
+        return Count(
+            family=type(self).__name__,
+            data=self.spec.shape,
+            space=self.spec.shape,
+            parameters=sum(p.numel() for p in self.parameters() if p.requires_grad),
+            moments=self.optimizer_config.num_moments(self),
+            training_flops=count_flops(self.loss_of_one),
+            averaged=self.ema_decay > 0,
+        )
 
     # ---- weights --------------------------------------------------------------------------------------
 
@@ -228,8 +249,14 @@ class TrainingModule(L.LightningModule, ABC):
         saved = getattr(self.trainer.checkpoint_callback, "best_model_path", "") or "none yet"
         return (
             f"the loss became {found.value} at step {found.step} (samples {samples}); "
-            f"last good checkpoint: {saved}; lower model.init_args.optimizer.lr or set trainer.gradient_clip_val"
+            f"last good checkpoint: {saved}; lower {self.learning_rate_key} or set trainer.gradient_clip_val"
         )
+
+    @property
+    def learning_rate_key(self) -> str:
+        """Where a configuration holds the peak learning rate, for messages; only AdamW is written without its class."""
+        arguments = "" if type(self.optimizer_config) is AdamW else "init_args."
+        return f"model.init_args.training.optimizer.{arguments}lr"
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then average: a checkpoint written at the end of the batch holds both or neither."""
@@ -360,7 +387,7 @@ class TrainingModule(L.LightningModule, ABC):
         if (self.ema_decay > 0) != ("ema" in checkpoint):
             holds = "averaged weights" if "ema" in checkpoint else "no averaged weights"
             raise ValueError(
-                f"the checkpoint holds {holds}, but the configuration has ema_decay={self.ema_decay:g}: "
+                f"the checkpoint holds {holds}, but the configuration has training.ema.decay={self.ema_decay:g}: "
                 "pass the configuration saved beside the checkpoint"
             )
         if self.ema:

@@ -22,7 +22,7 @@ model:
     network: {class_path: flowbench.networks.MLP, init_args: {width: 16, depth: 2}}
     solver: {class_path: flowbench.flows.Midpoint, init_args: {num_steps: 2}}
     likelihood_solver: {class_path: flowbench.flows.RungeKutta4, init_args: {num_steps: 1}}
-    optimizer: {lr: 1.0e-2}
+    training: {optimizer: {lr: 1.0e-2}}
 trainer: {accelerator: cpu, devices: 1, limit_test_batches: 1, limit_val_batches: 1}
 budget: {steps: 20}
 evaluator:
@@ -41,7 +41,8 @@ seed: 0
 data: {dataset: digits, batch_size: 16}
 model:
   class_path: flowbench.families.TARFlow
-  init_args: {layers: [1, 1], width: 16, head_dim: 8, patch_size: 4, conditional: true, optimizer: {lr: 1.0e-2}}
+  init_args:
+    {layers: [1, 1], width: 16, head_dim: 8, patch_size: 4, conditional: true, training: {optimizer: {lr: 1.0e-2}}}
 trainer: {accelerator: cpu, devices: 1}
 budget: {steps: 6}
 evaluator:
@@ -65,7 +66,7 @@ model:
     solver: {class_path: flowbench.flows.Midpoint, init_args: {num_steps: 2}}
     likelihood_solver: {class_path: flowbench.flows.RungeKutta4, init_args: {num_steps: 1}}
     conditional: true
-    optimizer: {lr: 1.0e-2}
+    training: {optimizer: {lr: 1.0e-2}}
 trainer: {accelerator: cpu, devices: 1}
 budget: {steps: 20}
 evaluator:

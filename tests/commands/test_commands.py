@@ -31,7 +31,9 @@ def trained(tmp_path_factory):
         file = folder / f"{name}.yaml"
         file.write_text(text)
         # The output layers start at zero: the field must have moved for labels to matter.
-        moved = ["model.init_args.ema_decay=0.5", "budget.steps=20"] if name == "weighted" else ["budget.steps=3"]
+        moved = (
+            ["model.init_args.training.ema.decay=0.5", "budget.steps=20"] if name == "weighted" else ["budget.steps=3"]
+        )
         found[name] = Experiment.from_files([file], [f"run.dir={folder / name}", "evaluator=null", *moved])
         runs.fit(found[name])
     return found

@@ -14,11 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flowbench.cli import main
 from flowbench.commands import runs
-from flowbench.commands.counting import ModelCount, count
+from flowbench.commands.counting import count, count_text, meta_module
 from flowbench.config import Experiment
 from flowbench.data import Batch, DataSpec
 from flowbench.families import DiffusersAutoencoder
-from flowbench.training import count_flops
+from flowbench.training import Count, count_flops
+from tests.contract.builders import POINTS
+from tests.contract.outside import outside
 
 SHAPE, CLASSES = (3, 8, 8), 7
 WIDTH, HEAD, LAYERS, PATCH = 16, 8, (2, 3), 4
@@ -45,7 +47,7 @@ def experiment(tmp_path: Path, family: str, arguments: dict, **sections) -> Expe
     return Experiment.from_files([path])
 
 
-def counted(tmp_path: Path, family: str, arguments: dict, **sections) -> ModelCount:
+def counted(tmp_path: Path, family: str, arguments: dict, **sections) -> Count:
     return count(experiment(tmp_path, family, arguments, **sections))
 
 
@@ -66,15 +68,16 @@ def test_parameters_of_every_block_are_those_counted_by_hand(tmp_path):
     assert [block.parameters for block in found.blocks] == expected
     assert found.parameters == sum(expected)
     assert found.state_bytes == 5 * 4 * sum(expected)
-    assert counted(tmp_path, "TARFlow", {**TARFLOW, "ema_decay": 0.0}).state_bytes == 4 * 4 * sum(expected)
+    unaveraged = counted(tmp_path, "TARFlow", {**TARFLOW, "training": {"ema": {"decay": 0.0}}})
+    assert unaveraged.state_bytes == 4 * 4 * sum(expected)
 
 
 def test_an_optimiser_without_state_for_matrices_keeps_no_moments_of_them(tmp_path):
     optimizer = {"class_path": "flowbench.training.SinkGD"}
-    found = counted(tmp_path, "TARFlow", {**TARFLOW, "optimizer": optimizer})
+    found = counted(tmp_path, "TARFlow", {**TARFLOW, "training": {"optimizer": optimizer}})
     matrices = sum(layers * 12 * WIDTH**2 for layers in LAYERS)  # of attention and MLP
     assert found.state_bytes == 4 * (5 * found.parameters - 2 * matrices)
-    assert f"AdamW's moments ({8 * (found.parameters - matrices) / 1e3:.3g} kB)" in " ".join(found.text().split())
+    assert f"AdamW's moments ({8 * (found.parameters - matrices) / 1e3:.3g} kB)" in " ".join(count_text(found).split())
 
 
 def test_operations_of_a_block_are_those_counted_by_hand(tmp_path):
@@ -142,7 +145,7 @@ def test_matching_flows_are_counted_by_the_evaluation(tmp_path):
     adaptive = {"class_path": "flowbench.flows.DormandPrince"}
     undecided = counted(tmp_path, "FlowMatching", {"network": network, "solver": adaptive}, data=points)
     assert undecided.evaluations is undecided.sampling_flops is None
-    assert "depends on the data" in undecided.text()
+    assert "depends on the data" in count_text(undecided)
 
 
 def test_a_latent_flow_is_counted_without_training_its_autoencoder(tmp_path):
@@ -152,7 +155,7 @@ def test_a_latent_flow_is_counted_without_training_its_autoencoder(tmp_path):
     assert found.space == (4, 4, 4)
     assert [(block.layers, block.labelled) for block in found.blocks] == [(2, False), (3, False)]
     assert found.blocks[1].cache_bytes == 2 * 3 * 16 * WIDTH * 4  # 16 latent points, all of them transformed
-    assert "latents 4x4x4" in found.text()
+    assert "latents 4x4x4" in count_text(found)
 
 
 def test_declared_latents_stand_in_for_an_autoencoder_that_is_not_here(monkeypatch):
@@ -170,6 +173,30 @@ def test_an_autoencoder_has_no_evaluations(tmp_path):
     found = counted(tmp_path, "Autoencoder", AUTOENCODER["init_args"])
     assert found.training_flops > 0
     assert found.evaluation_flops is found.evaluations is found.sampling_flops is None
+
+
+def test_counting_leaves_a_module_as_it_was(tmp_path):
+    network = {"class_path": "flowbench.networks.MLP", "init_args": {"width": 16, "depth": 1}}
+    weight = {"class_path": "flowbench.flows.GibbsWeight", "init_args": {"epsilon": "elbow"}}
+    points = {"dataset": "npz", "path": "nowhere", "shape": [2]}
+    module = meta_module(experiment(tmp_path, "OTCFM", {"network": network, "weight": weight}, data=points))
+    parts = (module.pairing, module.source, module.weight, module.conditioner)
+    assert module.count() == module.count()
+    now = (module.pairing, module.source, module.weight, module.conditioner)
+    assert all(one is other for one, other in zip(parts, now, strict=True))
+
+
+def test_a_family_of_another_package_counts_itself():
+    module = outside()(POINTS)
+    found = module.count()
+    assert (found.family, found.parameters, found.state_bytes) == ("Mine", 2, 4 * 5 * 2)
+    assert (found.training_flops, found.evaluation_flops, found.blocks) == (0, None, ())
+
+
+def test_a_module_that_builds_on_a_trained_one_is_not_counted(tmp_path):
+    arguments = {**AUTOENCODER["init_args"], "noise_std": 0.1}
+    with pytest.raises(ValueError, match="DecoderFineTuning builds on a trained one"):
+        counted(tmp_path, "DecoderFineTuning", arguments)
 
 
 def test_nothing_is_allocated_and_nothing_is_read(tmp_path):

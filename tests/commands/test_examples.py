@@ -120,7 +120,7 @@ def test_the_help_names_no_override_that_is_refused():
     """The help once offered optimizer.lr, a key that no experiment has."""
     texts = [help_text(name).partition("examples:")[0] for name in COMMANDS if name != "bench"]
     named = set().union(*map(overrides_in, texts))
-    assert "model.init_args.optimizer.lr=1e-3" in named
+    assert "model.init_args.training.optimizer.lr=1e-3" in named
     for override in sorted(named):
         if not override.startswith(("budget", "trainer.max_steps")):
             check_experiment([str(ROOT / STAND_IN)], [override])

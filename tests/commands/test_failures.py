@@ -45,8 +45,8 @@ def test_another_configuration_in_the_same_folder_is_refused(file, capsys):
     assert main(["fit", *words]) == 0
     before = last(folder).read_bytes()
     capsys.readouterr()
-    assert main(["fit", *words, "model.init_args.optimizer.lr=0.1"]) == 2
-    change = "model.init_args.optimizer.lr 0.01 -> 0.1"
+    assert main(["fit", *words, "model.init_args.training.optimizer.lr=0.1"]) == 2
+    change = "model.init_args.training.optimizer.lr 0.01 -> 0.1"
     assert f"{folder} holds a run of another configuration ({change}): give another run.dir" in one_line(capsys)
     assert last(folder).read_bytes() == before
     # What changes no number is not another configuration.

@@ -25,8 +25,7 @@ model:
     conditioner: {class_path: flowbench.families.SemanticConditioner, init_args: {categories: 2, maps: given}}
     solver: {class_path: flowbench.flows.Midpoint, init_args: {num_steps: 8}}
     likelihood_solver: {class_path: flowbench.flows.Midpoint, init_args: {num_steps: 4}}
-    optimizer: {lr: 1.0e-2}
-    ema_decay: 0.9
+    training: {optimizer: {lr: 1.0e-2}, ema: {decay: 0.9}}
 trainer: {accelerator: cpu, devices: 1}
 budget: {steps: 150}
 """

@@ -16,7 +16,7 @@ from flowbench.config.differences import differences, of_weights
 from flowbench.config.imports import import_class
 from flowbench.core.rows import read_rows
 from flowbench.families import FlowModule
-from flowbench.training import read_checkpoint
+from flowbench.training import TrainingConfig, read_checkpoint
 
 from .conftest import POINTS
 
@@ -65,7 +65,7 @@ CHANGES = [
     ("data.batch_size=16", "data.batch_size 32 -> 16"),
     ("data.dataset=moons", "data.dataset eight_gaussians -> moons"),
     (COUPLING, f"{MODEL}.coupling (not set) -> flowbench.flows.OptimalTransportCoupling"),
-    (f"{MODEL}.optimizer.lr=0.1", f"{MODEL}.optimizer.lr 0.01 -> 0.1"),
+    (f"{MODEL}.training.optimizer.lr=0.1", f"{MODEL}.training.optimizer.lr 0.01 -> 0.1"),
     ("trainer.gradient_clip_val=1.0", "trainer.gradient_clip_val (not set) -> 1.0"),
 ]
 
@@ -163,6 +163,21 @@ def test_the_saved_configuration_measures_its_own_run(run, capsys, tmp_path, mon
     assert experiment.run_dir.name.startswith("x-")
 
 
+def test_a_run_of_an_earlier_version_is_measured_and_goes_on(run, capsys):
+    """Its configuration has the keys of the training among the model's own."""
+    folder, words = run
+    text = (folder / "config.yaml").read_text()
+    earlier = text.replace("    training:\n      optimizer:\n        lr: 0.01\n", "    optimizer:\n      lr: 0.01\n")
+    assert earlier != text
+    for name in ("config.yaml", "config.source.yaml"):
+        (folder / name).write_text(earlier)
+    assert main(["test", *words]) == 0
+    assert main(["fit", *words, f"{MODEL}.optimizer.lr=0.1"]) == 2
+    assert f"another configuration ({MODEL}.training.optimizer.lr 0.01 -> 0.1)" in line(capsys)
+    assert main(["fit", *words, "budget.steps=22"]) == 0
+    assert "training goes on from step 20" in capsys.readouterr().err
+
+
 def test_a_checkpoint_without_its_configuration_is_told_apart_by_its_content(run, tmp_path):
     folder, words = run
     alone = tmp_path / "alone" / "weights.ckpt"
@@ -195,7 +210,7 @@ def line_of(capsys, start: str) -> str:
 
 # ---- budgets -------------------------------------------------------------------------------------------
 
-CONSTANT = f"{MODEL}.optimizer={{lr: 1.0e-2, schedule: constant, warmup_fraction: 0.0}}"
+CONSTANT = f"{MODEL}.training.optimizer={{lr: 1.0e-2, schedule: constant, warmup_fraction: 0.0}}"
 
 
 @pytest.mark.parametrize(
@@ -279,7 +294,9 @@ def test_arguments_of_sampling_are_arguments_of_the_family(family):
     from flowbench.config.classes import accepted_names
 
     assert family.sampling_arguments
-    assert family.sampling_arguments <= set(accepted_names(family))
+    own = {name for name in family.sampling_arguments if not name.startswith("training.")}
+    assert own <= set(accepted_names(family))
+    assert {f"training.{name}" for name in accepted_names(TrainingConfig)} > family.sampling_arguments - own
 
 
 def benches() -> list[Path]:

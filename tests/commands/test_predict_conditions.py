@@ -22,7 +22,7 @@ model:
     conditioner: {class_path: flowbench.families.InpaintingConditioner, init_args: {mask: half}}
     solver: {class_path: flowbench.flows.Midpoint, init_args: {num_steps: 2}}
     conditional: true
-    ema_decay: 0.5
+    training: {ema: {decay: 0.5}}
 trainer: {accelerator: cpu, devices: 1}
 budget: {steps: 10}
 """

@@ -25,7 +25,8 @@ seed: 1
 data: {dataset: moons, batch_size: 32}
 model:
   class_path: flowbench.families.TARFlow
-  init_args: {layers: [1, 1], width: 16, head_dim: 8, start: learned, conditional: true, optimizer: {lr: 1.0e-2}}
+  init_args:
+    {layers: [1, 1], width: 16, head_dim: 8, start: learned, conditional: true, training: {optimizer: {lr: 1.0e-2}}}
 trainer: {accelerator: cpu, devices: 1}
 budget: {steps: 40}
 """
@@ -36,7 +37,13 @@ requires: {autoencoder: autoencoder.yaml}
 model:
   class_path: flowbench.families.STARFlow
   init_args:
-    {deep_layers: 1, shallow_blocks: 1, shallow_layers: 1, width: 16, head_dim: 8, conditional: true, ema_decay: 0.5}
+    deep_layers: 1
+    shallow_blocks: 1
+    shallow_layers: 1
+    width: 16
+    head_dim: 8
+    conditional: true
+    training: {ema: {decay: 0.5}}
 trainer: {accelerator: cpu, devices: 1}
 budget: {steps: 10}
 """
@@ -46,7 +53,7 @@ model:
   class_path: flowbench.families.Autoencoder
   init_args:
     network: {class_path: flowbench.networks.KLAutoencoder, init_args: {width: 8, latent_channels: 2}}
-    ema_decay: 0.5
+    training: {ema: {decay: 0.5}}
 trainer: {accelerator: cpu, devices: 1}
 budget: {steps: 40}
 """
@@ -64,7 +71,7 @@ def trained(tmp_path_factory):
     found = {}
     for name, text in texts.items():
         (folder / f"{name}.yaml").write_text(text)
-        more = ["budget.steps=40", "model.init_args.ema_decay=0.5"] if name == "digits" else []
+        more = ["budget.steps=40", "model.init_args.training.ema.decay=0.5"] if name == "digits" else []
         overrides = [f"run.dir={folder / name}", "evaluator=null", *more]
         found[name] = Experiment.from_files([folder / f"{name}.yaml"], overrides)
         with pytest.MonkeyPatch.context() as patch:  # a process of its own takes ten seconds to start

@@ -37,10 +37,8 @@ KINDS: dict[str, tuple[str, list[str]]] = {
 SWITCHES = {
     "conditional": "true",
     "label_dropout": "0.0",
-    "ema_decay": "0.0",
     "sampling_source": "{class_path: flowbench.flows.GaussianSource, init_args: {std: 0.5}}",
-    "optimizer": "{lr: 1.0e-3, schedule: constant}",
-    "compile": "true",
+    "training": "{optimizer: {lr: 1.0e-3, schedule: constant}, ema: {decay: 0.0}, compile: true}",
 }
 
 
@@ -95,7 +93,7 @@ def test_all_switches_together_go_through_fit_test_and_predict(kind, experiment,
 @pytest.mark.slow
 def test_a_compiled_flow_that_is_differentiated_twice_goes_through_fit_test_and_predict(experiment, quick_compiler):
     text, overrides = KINDS["score matching"]
-    first, second = run_everything(experiment, text, *overrides, "model.init_args.compile=true")
+    first, second = run_everything(experiment, text, *overrides, "model.init_args.training.compile=true")
     assert first == second
 
 
@@ -105,5 +103,5 @@ def test_networks_compiled_in_earnest_go_through_fit_test_and_predict(kind, expe
     """Code is generated, and buffers are given up that only one backward pass may read."""
     torch.compiler.reset()
     text, overrides = KINDS[kind]
-    first, second = run_everything(experiment, text, *overrides, "model.init_args.compile=true")
+    first, second = run_everything(experiment, text, *overrides, "model.init_args.training.compile=true")
     assert first == second

@@ -171,9 +171,12 @@ def test_the_dry_run_of_a_file_says_so_in_one_line(override: str, words: list[st
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["model.init_args.optimizer.weight_decay=-1"], ["optimizer.weight_decay must be a number in [0, 1000]", "-1"]),
-        (["model.init_args.optimizer.betas=[0.9,1.0]"], [r"optimizer.betas[1]", "1.0"]),
-        (["model.init_args.optimizer.lr=.nan"], ["optimizer.lr", "nan"]),
+        (
+            ["model.init_args.training.optimizer.weight_decay=-1"],
+            ["optimizer.weight_decay must be a number in [0, 1000]", "-1"],
+        ),
+        (["model.init_args.training.optimizer.betas=[0.9,1.0]"], [r"optimizer.betas[1]", "1.0"]),
+        (["model.init_args.training.optimizer.lr=.nan"], ["optimizer.lr", "nan"]),
         (["data.batch_size=-64"], ["batch_size", "-64"]),
         (["evaluator.num_samples=-360"], ["evaluator.num_samples", "-360"]),
         (

@@ -125,7 +125,7 @@ def test_numbers_and_truth_values_stay_what_they_are():
     found = experiment(
         "data.batch_size=0x10",
         "model.init_args.network.init_args.width=1_6",
-        "model.init_args.optimizer.lr=1e-3",
+        "model.init_args.training.optimizer.lr=1e-3",
         "trainer.enable_progress_bar=off",
         "trainer.max_steps=010",
         "seed=007",
@@ -135,7 +135,7 @@ def test_numbers_and_truth_values_stay_what_they_are():
     resolved = found.resolved
     assert resolved["data"]["batch_size"] == 16
     assert resolved["model"]["init_args"]["network"]["init_args"]["width"] == 16
-    assert resolved["model"]["init_args"]["optimizer"]["lr"] == 0.001
+    assert resolved["model"]["init_args"]["training"]["optimizer"]["lr"] == 0.001
     assert resolved["trainer"] == {**resolved["trainer"], "enable_progress_bar": False, "max_steps": 8}
     assert resolved["seed"] == found.seed == 7
     assert resolved["model"]["init_args"]["conditional"] is False
@@ -158,7 +158,12 @@ def test_interpolations_carry_the_text():
 
 
 def test_a_configuration_is_printed_as_it_was_written(capsys):
-    words = ["run.name=1e3", "seed=007", "trainer.enable_progress_bar=off", "model.init_args.optimizer.lr=1e-3"]
+    words = [
+        "run.name=1e3",
+        "seed=007",
+        "trainer.enable_progress_bar=off",
+        "model.init_args.training.optimizer.lr=1e-3",
+    ]
     assert main(["fit", "-c", str(FILE), *words, "--print-config"]) == 0
     printed = capsys.readouterr().out
     assert all(line in printed for line in ("  name: 1e3\n", "seed: 007\n", "enable_progress_bar: off\n", "lr: 1e-3\n"))

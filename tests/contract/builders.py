@@ -37,7 +37,7 @@ from flowbench.flows import (
 )
 from flowbench.flows.coupling.entropic import SchrodingerBridgeCoupling
 from flowbench.networks import MLP, DiT, KLAutoencoder
-from flowbench.training import OptimizerConfig
+from flowbench.training import OptimizerConfig, TrainingConfig
 
 IMAGES = DataSpec("images", "1", (1, 4, 4), num_classes=3, levels=17)
 POINTS = DataSpec("points", "1", (2,), num_classes=3)
@@ -117,7 +117,7 @@ def build(name: str, spec: DataSpec, *, conditional: bool = False, seed: int = 0
         network = partial(MLP, width=16, depth=2)
         # With a free first token two numbers leave a single slot, and attention over one slot has no gradient.
         tokens = {"width": 16, "head_dim": 8, "start": "learned"}
-    common = {"optimizer": OptimizerConfig(lr=1e-2), **options, "conditional": conditional}
+    common = {"training": TrainingConfig(OptimizerConfig(lr=1e-2)), **options, "conditional": conditional}
     family = name.partition("_")[0]
     tarflow = {"layers": [1, 2], "patch_size": 2 if spec is IMAGES else 1, **tokens, **variant(name), **common}
     starflow = {"deep_layers": 2, "shallow_blocks": 1, "shallow_layers": 1, **tokens, **variant(name), **common}

@@ -6,14 +6,14 @@ import torch
 from torch import nn
 
 from flowbench.families import FlowModule, Trajectory
-from flowbench.training import Loss
+from flowbench.training import Loss, TrainingConfig
 
 
 class Shift(FlowModule):
     """What is left when every part of the contract is taken out."""
 
-    def __init__(self, spec, *, conditional: bool = False, compile: bool = False, ema_decay: float = 0.9) -> None:
-        super().__init__(spec, conditional=conditional, compile=compile, ema_decay=ema_decay)
+    def __init__(self, spec, *, conditional: bool = False, training: TrainingConfig | None = None) -> None:
+        super().__init__(spec, conditional=conditional, training=training)
         self.shift = nn.Parameter(torch.full(self.flow_shape, 0.1))
 
 

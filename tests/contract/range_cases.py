@@ -270,13 +270,13 @@ CONTEXT: dict[str, Callable[[Path], dict[str, Any]]] = {
 }
 
 # What messages call an argument, where they do not use its name.
-ALIASES = {"BudgetLimit.amount": "budget.steps", "ExponentialMovingAverage.decay": "ema_decay"}
+ALIASES = {"BudgetLimit.amount": "budget.steps", "ExponentialMovingAverage.decay": "ema.decay"}
 
 # Records of what was computed. NaN is a value there: it says that samples diverged, or that a ratio is not defined.
 RESULTS = {
     "flows": {"Inversion", "Likelihood", "SolverStats", "TransportDecomposition"},
-    "families": {"PairingContext", "Pairs", "Samples"},
-    "training": {"Loss"},
+    "families": {"Description", "PairingContext", "Pairs", "Samples"},
+    "training": {"Count", "Loss"},
     "metrics": {
         "DensityCoverage", "FrechetInfinity", "InceptionScore", "Interval", "KernelEstimate", "Memorization",
         "PathEnergySplit", "PrecisionRecall",
@@ -294,20 +294,20 @@ ZERO: dict[str, set[str]] = {
     "none, nothing or off": {
         *(f"{name}.{field}" for name in OPTIMIZERS for field in OPTIMIZER_ZEROS),
         "AutoInverse.crossover", "CausalTransformer.checkpoint_every", "Conditioner.dropout", "DiT.condition_channels",
-        "FlowDataModule.num_workers", "FlowMatching.ema_decay", "FlowMatching.label_dropout", "FlowModule.ema_decay",
+        "FlowDataModule.num_workers", "FlowMatching.label_dropout",
         "FlowModule.label_dropout", "InpaintingConditioner.dropout", "KLAutoencoder.downsamplings",
         "LatentCFM.noise_std", "LatentSpace.noise_std", "LinearPath.sigma", "MLP.condition_channels",
         "NullConditioner.num_channels", "PixelSpace.noise_std",
         "PretrainedAutoencoder.noise_std", "SemanticConditioner.dropout", "Space.noise_std", "StreamPairing.ahead",
-        "TARFlow.checkpoint_every", "TARFlow.ema_decay", "TARFlow.label_dropout", "TARFlow.latent_norm",
-        "TargetConditionalPath.sigma_min", "TrainingModule.ema_decay", "Autoencoder.ema_decay",
-        "DecoderFineTuning.ema_decay", "UNet.condition_channels", "UNet.dropout", "VelocityNetwork.condition_channels",
+        "TARFlow.checkpoint_every", "TARFlow.label_dropout", "TARFlow.latent_norm",
+        "TargetConditionalPath.sigma_min",
+        "UNet.condition_channels", "UNet.dropout", "VelocityNetwork.condition_channels",
         "AdversarialConfig.start", "Autoencoder.latent_std_decay", "ExponentialMovingAverage.decay",
         "FlowDataModule.label_noise", "memorization.num_worst", "kernel_distance.coef", "guided_gaussian.weight",
         "ConditionalCoupling.weight", "ConditionalCoupling.target_ratio", "EulerMaruyama.eta",
         "VonMisesFisherSource.concentration", "RatioAwareGuidance.decay", "JacobiInverse.tolerance",
         "AutoInverse.tolerance", "DatasetEntry.download_mb", "DatasetEntry.num_samples", "SampleSet.count",
-        "Budget.flops_per_step",
+        "Budget.flops_per_step", "EMAConfig.decay",
     },
     "the unconditional flow": {"ClassifierFreeGuidance.scale", "Reflow.pair_guidance", "Request.guidance"},
     "the first time, process, place, class or seed": {

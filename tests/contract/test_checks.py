@@ -108,7 +108,7 @@ def test_the_command_names_every_check_and_fails_with_the_family(capsys, monkeyp
     assert all(name in text for name in CHECKS)
     assert text.strip().endswith("keeps the contract")
     monkeypatch.setattr(dummies, "Mine", outside(**FAULTS["mass"]), raising=False)
-    assert main(["check", "tests.contract.outside.Mine", "ema_decay=0.5"]) == 1
+    assert main(["check", "tests.contract.outside.Mine", "training.ema.decay=0.5"]) == 1
     text = " ".join(capsys.readouterr().out.split())
     assert "the density integrates to 0.74" in text
     assert f"2 of {len(CHECKS)} checks failed" in text

@@ -79,7 +79,7 @@ def test_guidance_of_scale_one_is_none_and_a_larger_one_costs_more(name, spec):
 def test_the_number_of_evaluations_can_be_chosen_or_is_refused(name, spec):
     module = build(name, spec).eval()
     noise = module.draw_noise(torch.arange(2), 0)
-    if module.can_choose_evaluations:
+    if module.describe().can_choose_evaluations:
         for n in (1, 2, 4, 8):
             assert module.sample(noise, network_evaluations=n).network_evaluations == n
     else:
@@ -147,7 +147,7 @@ def test_bad_input_gets_one_clear_line(name, spec):
     noise = module.draw_noise(torch.arange(2), 0)
     with pytest.raises(ValueError, match="unconditional model"):
         module.sample(noise, torch.tensor([0, 1]))
-    if not module.has_label_free_guidance:
+    if not module.describe().has_label_free_guidance:
         with pytest.raises(ValueError, match=r"guidance=2\.0 needs labels"):
             module.sample(noise, guidance=2.0)
         with pytest.raises(ValueError, match="needs a trained null label"):

@@ -49,7 +49,7 @@ def steps(module, batch, conditional: bool):
     guided = {"guidance": 2.0} if conditional else {}
     yield "loss", lambda: module.train().training_loss(batch, torch.Generator()).total.backward()
     yield "sample", lambda: module.eval().sample(noise, label, **guided)
-    if module.can_choose_evaluations:
+    if module.describe().can_choose_evaluations:
         yield "sample", lambda: module.eval().sample(noise, label, network_evaluations=4)
     yield "log_prob", lambda: module.eval().log_prob(batch.x, label, index=batch.index)
     yield "trajectory", lambda: module.eval().trajectory(noise, label, num_points=3)

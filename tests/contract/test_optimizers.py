@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from flowbench.training import SGD, SWAN, SinkGD
+from flowbench.training import SGD, SWAN, SinkGD, TrainingConfig
 
 from .builders import CASES, IDS, batch_of, build
 
@@ -26,7 +26,7 @@ STEPS = [
 
 @pytest.mark.parametrize(("name", "spec", "rule"), STEPS)
 def test_one_step_of_the_trainer_moves_every_parameter(name, spec, rule):
-    module = build(name, spec, optimizer=rule)
+    module = build(name, spec, training=TrainingConfig(rule))
     before = {k: v.clone() for k, v in module.named_parameters()}
     loader = torch.utils.data.DataLoader([batch_of(spec, 32, seed=s) for s in range(2)], batch_size=None)
     trainer = L.Trainer(

@@ -98,7 +98,7 @@ def test_all_parts_that_are_missing_are_named_at_once():
 def test_a_family_with_all_parts_is_trained_measured_and_sampled(tmp_path, monkeypatch, compiled):
     monkeypatch.setattr(dummies, "Mine", outside(), raising=False)
     (tmp_path / "mine.yaml").write_text(EXPERIMENT)
-    overrides = [f"run.dir={tmp_path / 'run'}", f"model.init_args.compile={str(compiled).lower()}"]
+    overrides = [f"run.dir={tmp_path / 'run'}", f"model.init_args.training.compile={str(compiled).lower()}"]
     experiment = Experiment.from_files([tmp_path / "mine.yaml"], overrides)
     runs.fit(experiment, test=True)
     rows = read_rows(tmp_path / "run" / "rows.jsonl")

@@ -55,7 +55,7 @@ EXPERIMENT = {
 OPTIMIZER = {"lr": 0.01, "eps": 1.0e-4}
 TARFLOW = {
     "class_path": "flowbench.families.TARFlow",
-    "init_args": {"layers": [1, 1], "width": 16, "head_dim": 8, "patch_size": 4, "optimizer": OPTIMIZER},
+    "init_args": {"layers": [1, 1], "width": 16, "head_dim": 8, "patch_size": 4, "training": {"optimizer": OPTIMIZER}},
 }
 NETWORK = {
     "class_path": "flowbench.networks.DiT",
@@ -66,7 +66,8 @@ NETWORK = {
 def matching(family: str, **options) -> dict:
     """A small flow-matching model of a family."""
     solver = {"class_path": "flowbench.flows.Midpoint", "init_args": {"num_steps": 2}}
-    arguments = {"network": NETWORK, "solver": solver, "likelihood_solver": solver, "optimizer": OPTIMIZER}
+    training = {"optimizer": OPTIMIZER}
+    arguments = {"network": NETWORK, "solver": solver, "likelihood_solver": solver, "training": training}
     return {"class_path": f"flowbench.families.{family}", "init_args": {**arguments, **options}}
 
 

@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 
+from flowbench.training import EMAConfig, TrainingConfig
+
 from .evaluator_runs import digits, evaluator, flow, measured, quick, rows_of, trainer
 
 
@@ -62,5 +64,5 @@ def test_the_named_weights_are_measured(tmp_path):
 def test_rows_name_the_weights_that_were_there(tmp_path):
     """Without an average the live weights are measured, whatever was asked for."""
     for decay, weights in ((0.9, "ema"), (0.0, "raw")):
-        found = measured(tmp_path, "tarflow", digits(), evaluator(), ema_decay=decay)
+        found = measured(tmp_path, "tarflow", digits(), evaluator(), training=TrainingConfig(ema=EMAConfig(decay)))
         assert {row.weights for row in found.values()} == {weights}

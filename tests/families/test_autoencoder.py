@@ -20,7 +20,7 @@ from flowbench.families import (
 from flowbench.metrics import DigitsCNN, PerceptualDistance, psnr, save_classifier
 from flowbench.networks import KLAutoencoder
 from flowbench.networks.discriminator import hinge_discriminator_loss
-from flowbench.training import OptimizerConfig
+from flowbench.training import EMAConfig, OptimizerConfig, TrainingConfig
 from tests.closeness import assert_near, magnitude
 
 from ..contract.builders import perturb
@@ -122,7 +122,7 @@ def test_the_game_starts_at_its_share_of_the_budget(tmp_path):
 
 
 def test_both_sides_move_and_the_checkpoint_comes_back(tmp_path, perceptual):
-    options = {"perceptual": perceptual, "adversarial": GAME, "ema_decay": 0.5}
+    options = {"perceptual": perceptual, "adversarial": GAME, "training": TrainingConfig(ema=EMAConfig(0.5))}
     module = build(**options)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     run = trainer(tmp_path, max_steps=3, val_check_interval=3, limit_val_batches=1, log_every_n_steps=1)
@@ -181,7 +181,7 @@ def fine_tuning(**options) -> DecoderFineTuning:
 
 
 def test_the_encoder_and_the_scale_stay_and_the_decoder_moves(tmp_path):
-    module, original = fine_tuning(ema_decay=0.5), trained()
+    module, original = fine_tuning(training=TrainingConfig(ema=EMAConfig(0.5))), trained()
     run = trainer(tmp_path, max_steps=3)
     run.fit(module, digits())
     moved = {
@@ -193,7 +193,9 @@ def test_the_encoder_and_the_scale_stay_and_the_decoder_moves(tmp_path):
     assert module.latent_std == original.latent_std
     # The checkpoint serves as an autoencoder, and is loaded without the one it came from.
     run.save_checkpoint(tmp_path / "a.ckpt")
-    loaded = load_autoencoder(fine_tuning(autoencoder=None, ema_decay=0.5), tmp_path / "a.ckpt")
+    loaded = load_autoencoder(
+        fine_tuning(autoencoder=None, training=TrainingConfig(ema=EMAConfig(0.5))), tmp_path / "a.ckpt"
+    )
     x = batch().x
     assert torch.equal(LatentSpace(loaded).encode_mean(x), LatentSpace(original).encode_mean(x))
     assert loaded.decoder_noise_std == 0.5
@@ -214,15 +216,14 @@ def test_the_noise_is_in_units_of_the_scaled_latents():
 def test_fine_tuning_brings_the_noisy_reconstruction_closer(tmp_path):
     """A short training, then 150 steps of the decoder: better with noise, and calibrated to it."""
     data = digits()
-    original = Autoencoder(data.spec, NETWORK, optimizer=OptimizerConfig(lr=3e-3), ema_decay=0.0)
+    original = Autoencoder(data.spec, NETWORK, training=TrainingConfig(OptimizerConfig(lr=3e-3), EMAConfig(0.0)))
     trainer(tmp_path, max_steps=150).fit(original, data)
     tuned = DecoderFineTuning(
         data.spec,
         NETWORK,
         noise_std=0.5,
         autoencoder=original.eval(),
-        optimizer=OptimizerConfig(lr=3e-3),
-        ema_decay=0.0,
+        training=TrainingConfig(OptimizerConfig(lr=3e-3), EMAConfig(0.0)),
     )
     trainer(tmp_path, max_steps=150).fit(tuned, data)
     x, index = data.model_values("test", slice(200)), torch.arange(200)

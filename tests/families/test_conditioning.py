@@ -22,7 +22,7 @@ from flowbench.families.conditioning.semantic import derived_map
 from flowbench.families.latents.space import LatentSpace
 from flowbench.flows import ClassifierFreeGuidance, Midpoint, RungeKutta4
 from flowbench.networks import MLP, DiT
-from flowbench.training import OptimizerConfig
+from flowbench.training import EMAConfig, OptimizerConfig, TrainingConfig
 
 from ..contract.builders import IMAGES, POINTS, autoencoder, batch_of, perturb
 
@@ -337,7 +337,9 @@ def flow(conditioner, latent: bool = False, **options):
     family = partial(LatentCFM, autoencoder=autoencoder()) if latent else FlowMatching
     fast = {"solver": Midpoint(num_steps=4), "likelihood_solver": RungeKutta4(num_steps=4)}
     optimizer = OptimizerConfig(lr=5e-3, weight_decay=0.0)
-    return family(STRIPES, network, conditioner=conditioner, ema_decay=0.0, optimizer=optimizer, **fast, **options)
+    return family(
+        STRIPES, network, conditioner=conditioner, training=TrainingConfig(optimizer, EMAConfig(0.0)), **fast, **options
+    )
 
 
 def trained(module, steps: int = 150):

@@ -55,7 +55,7 @@ def test_tweedie_on_gaussian_data_is_wieners_filter(strength):
     posterior = mean + std**2 / (std**2 + NOISE**2) * (noisy - mean)
     torch.testing.assert_close(flow.sample(noise).x, noisy + strength * (posterior - noisy))
     torch.testing.assert_close(flow.flow_decode(noise, None)[0], noisy)
-    assert flow.sampler_name == ("sequential+tweedie" if strength == 1 else "sequential+tweedie(0.7)")
+    assert flow.describe().sampler == ("sequential+tweedie" if strength == 1 else "sequential+tweedie(0.7)")
 
 
 @pytest.mark.parametrize("spec", [POINTS, IMAGES], ids=lambda spec: spec.name)
@@ -311,7 +311,7 @@ def test_the_learned_denoiser_counts_by_its_parameters():
     share = sum(p.numel() for p in flow.denoiser.parameters()) / sum(p.numel() for p in flow.flow.parameters())
     drawn = flow.sample(points(2, IMAGES))
     assert drawn.network_evaluations == pytest.approx(1 + share)
-    assert flow.sampler_name == "sequential+flow-score-matching"
+    assert flow.describe().sampler == "sequential+flow-score-matching"
 
 
 def test_the_learned_denoiser_is_averaged_and_saved():
@@ -370,8 +370,8 @@ def test_the_decoder_denoises_latents_at_its_own_noise_level():
     plain = build("starflow", IMAGES, augmentation=GaussianNoise(0.3))
     noise = flow.draw_noise(torch.arange(3), 0)
     assert torch.equal(flow.sample(noise).x, plain.sample(noise).x)
-    assert flow.sampler_name == "sequential+decoder"
-    assert flow.likelihood_method == "noise(0.3)+decoder"
+    assert flow.describe().sampler == "sequential+decoder"
+    assert flow.describe().likelihood_method == "noise(0.3)+decoder"
     assert flow.sample(noise).network_evaluations == 1
     sizes = {"width": 16, "head_dim": 8}
     with pytest.raises(ValueError, match=r"needs a decoder trained on latents with noise 0.3, this one knows 0:"):
@@ -394,4 +394,5 @@ def test_training_points_are_noisy_and_likelihoods_are_not():
     assert float(drawn[0] - drawn[1]) == pytest.approx(0.5 * 0.25, abs=0.05)
     assert noisy.training_loss(Batch(x), rng(3)).total.detach() == drawn[0]
     assert torch.equal(noisy.log_prob(x), plain.log_prob(x))
-    assert (noisy.likelihood_method, plain.likelihood_method) == ("density-of-noisy-data(0.5)", "")
+    assert noisy.describe().likelihood_method == "density-of-noisy-data(0.5)"
+    assert plain.describe().likelihood_method == ""

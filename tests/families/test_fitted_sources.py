@@ -73,4 +73,4 @@ def test_a_trained_model_is_sampled_from_a_pruned_source(tmp_path: Path):
     same = (noise == plain).all(1)
     assert float(same.double().mean()) == pytest.approx(pruned.acceptance_rate.value, abs=0.1)
     assert torch.equal(module.sample(noise[same]).x, trained.sample(plain[same]).x)
-    assert "\n" not in module.sampler_name
+    assert "\n" not in module.describe().sampler

@@ -14,6 +14,7 @@ from flowbench.data import Batch, FlowDataModule
 from flowbench.families import Autoencoder, LatentCFM, LatentSpace, STARFlow, StreamPairing
 from flowbench.families.latents.latent_cache import latent_cache
 from flowbench.networks import DiT, KLAutoencoder
+from flowbench.training import EMAConfig, TrainingConfig
 
 from ..contract.builders import perturb
 
@@ -153,7 +154,11 @@ def test_training_from_the_file_is_training_on_the_fly(tmp_path, cache, family):
     def trained(cached: bool) -> torch.Tensor:
         data = digits(dequantize="none")
         torch.manual_seed(1)
-        options = {"autoencoder": autoencoder(), "cache_latents": cached, "ema_decay": 0.0}
+        options = {
+            "autoencoder": autoencoder(),
+            "cache_latents": cached,
+            "training": TrainingConfig(ema=EMAConfig(0.0)),
+        }
         flow = (
             LatentCFM(data.spec, partial(DiT, width=16, depth=1, num_heads=2, patch_size=1), **options)
             if family == "latent_cfm"

@@ -10,6 +10,7 @@ from torch import nn
 
 from flowbench.families import FlowMatching, LatentSpace, PixelSpace
 from flowbench.flows import ClassifierFreeGuidance, RungeKutta4
+from flowbench.training import EMAConfig, TrainingConfig
 
 from ..contract.builders import IMAGES, autoencoder, batch_of, build
 
@@ -47,7 +48,7 @@ def test_another_scale_shifts_the_latent_likelihood_by_dimensions_times_its_loga
     shape, std = (2, 2, 2), 1.7
 
     def flow(of_std: float) -> FlowMatching:
-        options = {"likelihood_solver": RungeKutta4(num_steps=64), "ema_decay": 0.0}
+        options = {"likelihood_solver": RungeKutta4(num_steps=64), "training": TrainingConfig(ema=EMAConfig(0.0))}
         return FlowMatching(IMAGES, lambda *_: GaussianField(of_std), space=PixelSpace(shape), **options)
 
     z = std * torch.randn(5, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

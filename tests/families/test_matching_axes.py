@@ -105,8 +105,8 @@ def test_another_path_for_the_samples_ends_where_the_trained_one_does():
     noise, _ = noise_and_labels(plain)
     torch.testing.assert_close(moved.sample(noise).x, plain.sample(noise).x, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(moved.trajectory(noise, None, 5).states[2], plain.trajectory(noise, None, 5).states[2])
-    assert "CosinePath()" in moved.sampler_name
-    assert "CosinePath()" not in plain.sampler_name
+    assert "CosinePath()" in moved.describe().sampler
+    assert "CosinePath()" not in plain.describe().sampler
 
 
 def test_only_times_inside_the_interval_of_guidance_cost_twice():

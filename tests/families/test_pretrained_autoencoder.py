@@ -23,6 +23,7 @@ from flowbench.families import (
 )
 from flowbench.metrics import psnr
 from flowbench.networks import DiT, KLAutoencoder, TinyAutoencoder
+from flowbench.training import EMAConfig, TrainingConfig
 
 from ..contract.builders import perturb
 from ..training.test_training import digits, trainer
@@ -167,7 +168,11 @@ def test_noise_on_the_latents_widens_the_decoder(tmp_path):
 
 def test_a_pretrained_decoder_can_be_fine_tuned(tmp_path):
     module = DecoderFineTuning(
-        digits().spec, lambda shape: network_of_digits(), noise_std=0.3, autoencoder=pretrained(), ema_decay=0.0
+        digits().spec,
+        lambda shape: network_of_digits(),
+        noise_std=0.3,
+        autoencoder=pretrained(),
+        training=TrainingConfig(ema=EMAConfig(0.0)),
     )
     trainer(tmp_path, max_steps=2).fit(module, digits())
     original = dict(network_of_digits().named_parameters())

@@ -20,7 +20,7 @@ from flowbench.flows import Euler, PointTimes
 from flowbench.metrics import wasserstein2
 from flowbench.metrics.straightness import path_geometry
 from flowbench.networks import MLP
-from flowbench.training import OptimizerConfig
+from flowbench.training import OptimizerConfig, TrainingConfig
 from tests.closeness import assert_near
 
 from ..contract.builders import POINTS, build, perturb
@@ -278,7 +278,7 @@ def straightness(way) -> float:
 def test_training_moves_the_weights_and_resumes(tmp_path, cache):
     def fit(path, resume=None, **options):
         torch.manual_seed(0)
-        flow = student(gaussian_teacher(), optimizer=OptimizerConfig(lr=1e-2))
+        flow = student(gaussian_teacher(), training=TrainingConfig(OptimizerConfig(lr=1e-2)))
         run = trainer(tmp_path, max_steps=6, val_check_interval=3, limit_val_batches=1, **options)
         run.fit(flow, plane(eval_batch_size=32), ckpt_path=resume, weights_only=True)
         run.save_checkpoint(path)
@@ -323,7 +323,7 @@ def test_a_round_straightens_a_trained_flow_and_keeps_its_samples(tmp_path, cach
 
     def fit(cls, **options):
         torch.manual_seed(0)
-        flow = cls(data.spec, network, optimizer=optimizer, **options)
+        flow = cls(data.spec, network, training=TrainingConfig(optimizer), **options)
         trainer(tmp_path, max_steps=1500, gradient_clip_val=1.0).fit(flow, data)
         flow.load_state_dict(flow.ema.state_dict()["shadow"], strict=False)
         return flow.eval()

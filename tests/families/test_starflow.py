@@ -43,7 +43,7 @@ def test_only_the_deep_block_is_conditioned_and_guided():
     sizes = [sum(p.numel() for p in block.parameters()) for block in flow.flow.blocks]
     assert guided == pytest.approx((sizes[0] + 2 * sizes[1]) / sum(sizes))
     rule = AutoregressiveGuidance(3.0, rule="log-scale", blocks="deep")
-    assert starflow(conditional=True, guidance=rule).sampler_name == "sequential+guidance[log-scale,deep]"
+    assert starflow(conditional=True, guidance=rule).describe().sampler == "sequential+guidance[log-scale,deep]"
 
 
 def test_noise_widens_the_latents_and_names_the_bound():
@@ -51,13 +51,13 @@ def test_noise_widens_the_latents_and_names_the_bound():
     x = batch_of(IMAGES, 512).x
     variances = [flow.space.encode(x, rng()).var() - flow.space.encode_mean(x).var() for flow in (plain, noisy)]
     assert float(variances[1] - variances[0]) == pytest.approx(0.25, rel=0.1)
-    assert (plain.likelihood_method, noisy.likelihood_method) == ("", "noise(0.5)+tweedie")
-    assert (plain.likelihood, noisy.likelihood) == ("bound", "bound")
+    assert (plain.describe().likelihood_method, noisy.describe().likelihood_method) == ("", "noise(0.5)+tweedie")
+    assert (plain.describe().likelihood, noisy.describe().likelihood) == ("bound", "bound")
 
 
 def test_the_bound_costs_what_its_denoiser_costs():
-    assert starflow().likelihood_evaluations == 1.0
-    assert starflow(augmentation=GaussianNoise(0.3), denoiser=Tweedie()).likelihood_evaluations == 3.0
+    assert starflow().describe().likelihood_evaluations == 1.0
+    assert starflow(augmentation=GaussianNoise(0.3), denoiser=Tweedie()).describe().likelihood_evaluations == 3.0
 
 
 def test_the_bound_is_that_of_the_sampler():

@@ -12,7 +12,7 @@ from torch import nn
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families import GaussianNoise, TARFlow, Tweedie, UniformDequantization
 from flowbench.flows import AutoregressiveGuidance, JacobiInverse, SequentialInverse
-from flowbench.training import OptimizerConfig, load_checkpoint
+from flowbench.training import OptimizerConfig, TrainingConfig, load_checkpoint
 from tests.closeness import assert_near
 
 from ..contract.builders import IMAGES, POINTS, batch_of, build, perturb
@@ -99,8 +99,8 @@ def test_a_jacobi_sampler_draws_what_the_sequential_one_draws():
     noise = points(3, OBLONG)
     torch.testing.assert_close(jacobi.sample(noise).x, sequential.sample(noise).x, atol=1e-4, rtol=1e-4)
     assert jacobi.sample(noise).network_evaluations > sequential.sample(noise).network_evaluations == 1.0
-    assert jacobi.sampler_name == "jacobi(1e-06)"
-    assert sequential.sampler_name == oblong().sampler_name == ""
+    assert jacobi.describe().sampler == "jacobi(1e-06)"
+    assert sequential.describe().sampler == oblong().describe().sampler == ""
 
 
 def test_samples_carry_the_certificate_of_their_inverse():
@@ -119,13 +119,13 @@ def test_samples_carry_the_certificate_of_their_inverse():
 def test_the_sampler_has_a_name():
     options = {"conditional": True, "guidance": AutoregressiveGuidance(3.0, rule="linear")}
     flow = oblong(**options, augmentation=GaussianNoise(0.1), denoiser=Tweedie(0.9))
-    assert flow.sampler_name == "sequential+guidance[linear]+tweedie(0.9)", "the scale has a column of its own"
-    assert flow.guidance_scale == 3.0
+    assert flow.describe().sampler == "sequential+guidance[linear]+tweedie(0.9)", "the scale has a column of its own"
+    assert flow.describe().guidance_scale == 3.0
     plain = oblong(conditional=True)
-    assert (plain.guidance_scale, plain.sampler_name) == (1.0, "sequential+guidance[product]")
+    assert (plain.describe().guidance_scale, plain.describe().sampler) == (1.0, "sequential+guidance[product]")
     rule = AutoregressiveGuidance(rule="log-scale", annealed=True, temperature=0.3)
-    assert oblong(guidance=rule).sampler_name == "sequential+guidance[log-scale,annealed,temperature=0.3]"
-    assert oblong().guidance_scale is None
+    assert oblong(guidance=rule).describe().sampler == "sequential+guidance[log-scale,annealed,temperature=0.3]"
+    assert oblong().describe().guidance_scale is None
 
 
 def test_a_number_guides_the_blocks_that_know_labels_by_the_closed_form():
@@ -148,7 +148,7 @@ def test_a_temperature_guides_without_labels():
     off = oblong(guidance=AutoregressiveGuidance(1.0, temperature=0.3))
     assert torch.equal(off.sample(noise).x, plain.x)
     assert torch.equal(off.sample(noise, guidance=2.0).x, guided.x), "a sweep may choose the scale"
-    assert off.guidance_scale == 1.0
+    assert off.describe().guidance_scale == 1.0
 
 
 def test_encoding_and_decoding_know_no_denoiser():
@@ -272,7 +272,7 @@ def test_bits_are_not_logged_of_values_that_were_not_spread_over_their_bins(tmp_
 
 
 def test_the_loss_decreases_and_all_parameters_move():
-    flow = oblong(conditional=True, label_dropout=0.3, optimizer=OptimizerConfig(lr=3e-3))
+    flow = oblong(conditional=True, label_dropout=0.3, training=TrainingConfig(OptimizerConfig(lr=3e-3)))
     before = [p.clone() for p in flow.parameters()]
     optimizer, generator, losses = flow.optimizer_config.build(flow), rng(), []
     pattern = points(1, OBLONG, seed=4)
@@ -326,7 +326,7 @@ def test_a_checkpoint_gives_the_same_density_and_the_same_next_step(name, tmp_pa
     def data() -> FlowDataModule:
         return FlowDataModule("digits", batch_size=16)
 
-    constant = {"optimizer": OptimizerConfig(lr=1e-2, schedule="constant", warmup_fraction=0.0)}
+    constant = {"training": TrainingConfig(OptimizerConfig(lr=1e-2, schedule="constant", warmup_fraction=0.0))}
     first, trainer = trained(2, module=build(name, data().spec, **constant))
     path = str(tmp_path / "a.ckpt")
     trainer.save_checkpoint(path)
@@ -368,9 +368,9 @@ def test_weights_of_other_noise_are_refused(tmp_path):
 
 
 def test_only_the_likelihood_of_clean_data_is_in_bits():
-    assert oblong().reports_bits_per_dim
-    assert not oblong(augmentation=GaussianNoise(0.1)).reports_bits_per_dim
-    assert build("starflow_decoder", IMAGES).reports_bits_per_dim
+    assert oblong().describe().reports_bits_per_dim
+    assert not oblong(augmentation=GaussianNoise(0.1)).describe().reports_bits_per_dim
+    assert build("starflow_decoder", IMAGES).describe().reports_bits_per_dim
 
 
 # ---- what is refused --------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from flowbench.families import (
 from flowbench.flows import GaussianSource, GibbsWeight, RungeKutta4
 from flowbench.metrics import path_geometry
 from flowbench.networks import MLP
-from flowbench.training import OptimizerConfig
+from flowbench.training import OptimizerConfig, TrainingConfig
 from flowbench.training.optimizers import learning_rate_factor
 
 POINTS = DataSpec("points", "1", (2,))
@@ -56,7 +56,7 @@ def matching(cls=FlowMatching, **options) -> FlowMatching:
     return cls(POINTS, NETWORK, likelihood_solver=RungeKutta4(num_steps=20), **TRAINING, **options)
 
 
-TRAINING = {"optimizer": OptimizerConfig(lr=4e-3, weight_decay=0.0)}
+TRAINING = {"training": TrainingConfig(OptimizerConfig(lr=4e-3, weight_decay=0.0))}
 
 
 # An autoregressive flow is trained to a known entropy by every run of tests/numerical/test_autoregressive.
@@ -188,7 +188,7 @@ def noisy_flow(denoiser) -> TARFlow:
         conditional=True,
         augmentation=GaussianNoise(NOISE),
         denoiser=denoiser,
-        optimizer=OptimizerConfig(lr=4e-3, weight_decay=0.0),
+        training=TrainingConfig(OptimizerConfig(lr=4e-3, weight_decay=0.0)),
     )
 
 

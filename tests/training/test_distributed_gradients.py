@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from flowbench.training import SGD, SWAN, AdamW, SinkGD
+from flowbench.training import SGD, SWAN, AdamW, SinkGD, TrainingConfig
 
 from ..contract.builders import IMAGES, build
 from ..ranks import run_ranks
@@ -61,7 +61,7 @@ def step(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     x, label = (t.chunk(2)[rank] for t in points())
     for optimizer in OPTIMIZERS:
-        training = Training(build("tarflow", IMAGES, conditional=True, optimizer=optimizer))
+        training = Training(build("tarflow", IMAGES, conditional=True, training=TrainingConfig(optimizer)))
         stepped(training.module, DistributedDataParallel(training), x, label)
         torch.save(training.module.state_dict(), Path(folder) / f"{type(optimizer).__name__}-{rank}.pt")
     dist.destroy_process_group()
@@ -80,7 +80,7 @@ def test_two_processes_step_as_one(tmp_path):
     run_ranks(step, str(tmp_path))
     x, label = points()
     for optimizer in OPTIMIZERS:
-        module = build("tarflow", IMAGES, conditional=True, optimizer=optimizer)
+        module = build("tarflow", IMAGES, conditional=True, training=TrainingConfig(optimizer))
         stepped(module, Training(module), x, label)
         for rank in (0, 1):
             found = torch.load(tmp_path / f"{type(optimizer).__name__}-{rank}.pt", weights_only=True)

@@ -57,5 +57,5 @@ def test_state_round_trip_and_mismatch():
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, 2.0])
 def test_decay_out_of_range(decay):
-    with pytest.raises(ValueError, match="ema_decay"):
+    with pytest.raises(ValueError, match=r"ema\.decay"):
         ExponentialMovingAverage(linear(1.0), decay)

@@ -18,10 +18,12 @@ from flowbench.training import (
     SGD,
     SWAN,
     AdamW,
+    EMAConfig,
     FullyShardedStrategy,
     NonFiniteLossError,
     OptimizerConfig,
     SinkGD,
+    TrainingConfig,
     load_checkpoint,
     read_checkpoint,
 )
@@ -64,17 +66,17 @@ OPTIMIZERS = [AdamW(lr=1e-2), SinkGD(), SWAN(), SGD()]
 )
 def test_a_resumed_run_equals_the_uninterrupted_one(name, optimizer, tmp_path):
     """Weights, averaged weights, running statistics and the optimiser, to the last bit."""
-    whole = model(name, optimizer=optimizer)
+    whole = model(name, training=TrainingConfig(optimizer))
     run = trainer(tmp_path, max_steps=6)
     run.fit(whole, digits())
     run.save_checkpoint(tmp_path / "whole.ckpt")
-    first = model(name, optimizer=optimizer)
+    first = model(name, training=TrainingConfig(optimizer))
     # The schedule must know the whole length, so the first half is cut short by a limit on batches.
     run = trainer(tmp_path, max_steps=6, limit_train_batches=3, max_epochs=1)
     run.fit(first, digits())
     assert run.global_step == 3
     run.save_checkpoint(tmp_path / "half.ckpt")
-    second = model(name, seed=9, optimizer=optimizer)
+    second = model(name, seed=9, training=TrainingConfig(optimizer))
     run = trainer(tmp_path, max_steps=6)
     run.fit(second, digits(), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
     assert run.global_step == 6
@@ -105,7 +107,7 @@ def test_losses_of_validations_in_training_are_kept_and_resumed(tmp_path):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda value: type(value).__name__)
 def test_a_nan_loss_stops_before_the_step_with_one_line(optimizer, tmp_path):
-    module = model(optimizer=optimizer)
+    module = model(training=TrainingConfig(optimizer))
     inner = module.flow_loss
 
     def poisoned(x, label, rng):
@@ -123,6 +125,8 @@ def test_a_nan_loss_stops_before_the_step_with_one_line(optimizer, tmp_path):
     with pytest.raises(NonFiniteLossError, match=r"became nan at step 2 \(samples \d+") as caught:
         trainer(tmp_path, callbacks=[Watch()]).fit(module, digits())
     assert "\n" not in str(caught.value)
+    arguments = "" if isinstance(optimizer, AdamW) else "init_args."
+    assert f"lower model.init_args.training.optimizer.{arguments}lr" in str(caught.value)
     assert "last good checkpoint" in str(caught.value)
     for key, value in module.state_dict().items():
         assert torch.equal(value, weights[key]), key
@@ -132,8 +136,8 @@ def test_a_nan_loss_stops_before_the_step_with_one_line(optimizer, tmp_path):
 def test_weights_that_are_shared_out_are_refused_before_the_training(optimizer, tmp_path):
     sharded = L.Trainer(strategy=FullyShardedStrategy(), accelerator="cpu", devices=1, logger=False)
     with pytest.raises(ValueError, match=rf"^{type(optimizer).__name__} needs whole matrices"):
-        model(optimizer=optimizer).check_training(digits(), sharded)
-    model(optimizer=optimizer).check_training(digits(), trainer(tmp_path))
+        model(training=TrainingConfig(optimizer)).check_training(digits(), sharded)
+    model(training=TrainingConfig(optimizer)).check_training(digits(), trainer(tmp_path))
     model().check_training(digits(), sharded)
 
 
@@ -240,7 +244,7 @@ def test_any_bytes_are_refused_in_one_line(tmp_path, content):
 def test_compile_switch_keeps_the_names_in_the_checkpoint(monkeypatch):
     called = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: called.append(self))
-    module = build("cfm", IMAGES, compile=True)
+    module = build("cfm", IMAGES, training=TrainingConfig(compile=True))
     names = list(module.state_dict())
     module.setup("fit")
     assert called
@@ -252,7 +256,7 @@ def test_accumulated_gradients_equal_one_large_batch(tmp_path):
 
     def weights(batch_size: int, accumulate: int) -> dict[str, torch.Tensor]:
         # A large eps: where a gradient is exactly zero Adam would blow its rounding up to whole steps.
-        module = model("tarflow", optimizer=OptimizerConfig(lr=1e-2, eps=1e-4))
+        module = model("tarflow", training=TrainingConfig(OptimizerConfig(lr=1e-2, eps=1e-4)))
         data = FlowDataModule("digits", batch_size=batch_size, dequantize="none")
         trainer(tmp_path, max_steps=3, accumulate_grad_batches=accumulate).fit(module, data)
         return module.state_dict()
@@ -266,7 +270,9 @@ def test_compile_reaches_the_autoencoder(monkeypatch):
     """Its network is never called as a whole: compiling that would change nothing."""
     called = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: called.append(self))
-    module = Autoencoder(IMAGES, partial(KLAutoencoder, latent_channels=2, width=8), compile=True)
+    module = Autoencoder(
+        IMAGES, partial(KLAutoencoder, latent_channels=2, width=8), training=TrainingConfig(compile=True)
+    )
     module.setup("fit")
     reached = []
     for child in called:
@@ -291,8 +297,8 @@ def test_the_autoencoder_trains_under_autocast(tmp_path, precision):
 def test_an_average_that_only_one_side_knows_is_refused(tmp_path, saved, built):
     """An average that no file fills would be the initialisation, and would be measured as the model."""
     run = trainer(tmp_path, max_steps=1)
-    run.fit(model(ema_decay=saved), digits())
+    run.fit(model(training=TrainingConfig(ema=EMAConfig(saved))), digits())
     run.save_checkpoint(tmp_path / "a.ckpt")
-    with pytest.raises(ValueError, match=f"averaged weights, but the configuration has ema_decay={built:g}"):
-        load_checkpoint(model(ema_decay=built), tmp_path / "a.ckpt")
-    load_checkpoint(model(ema_decay=saved), tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=f"averaged weights, but the configuration has training.ema.decay={built:g}"):
+        load_checkpoint(model(training=TrainingConfig(ema=EMAConfig(built))), tmp_path / "a.ckpt")
+    load_checkpoint(model(training=TrainingConfig(ema=EMAConfig(saved))), tmp_path / "a.ckpt")

@@ -14,7 +14,7 @@ from flowbench.cli import main
 from flowbench.families import Autoencoder, GaussianNoise
 from flowbench.families.noise.denoising import FlowScoreDenoiser
 from flowbench.networks import KLAutoencoder
-from flowbench.training import SGD, SWAN, OptimizerConfig, SinkGD, TrainingModule
+from flowbench.training import SGD, SWAN, OptimizerConfig, SinkGD, TrainingConfig, TrainingModule
 
 from ..commands.conftest import POINTS
 from ..contract.builders import perturb
@@ -101,7 +101,7 @@ def check_step(module: TrainingModule, tmp_path, limit: float | None, algorithm:
 def test_a_step_moves_the_weights_by_gradients_that_are_clipped_as_the_trainer_says(
     kind, precision, accumulate, limit, algorithm, tmp_path
 ):
-    module = MAKERS[kind](optimizer=OPTIMISERS["constant"])
+    module = MAKERS[kind](training=TrainingConfig(OPTIMISERS["constant"]))
     check_step(module, tmp_path, limit, algorithm, precision=precision, accumulate_grad_batches=accumulate)
 
 
@@ -109,7 +109,7 @@ def test_a_step_moves_the_weights_by_gradients_that_are_clipped_as_the_trainer_s
     ("optimiser", "precision", "clipping"), list(itertools.product(OPTIMISERS, PRECISIONS, CLIPPINGS[1:])), ids=str
 )
 def test_every_optimiser_steps_under_every_precision_and_clipping(optimiser, precision, clipping, tmp_path):
-    check_step(model("cfm", optimizer=OPTIMISERS[optimiser]), tmp_path, *clipping, precision=precision)
+    check_step(model("cfm", training=TrainingConfig(OPTIMISERS[optimiser])), tmp_path, *clipping, precision=precision)
 
 
 @pytest.mark.parametrize(("limit", "algorithm"), CLIPPINGS, ids=str)
@@ -121,7 +121,7 @@ def test_gradients_of_a_scaled_loss_are_unscaled_before_they_are_clipped(
     """Lightning has no float16 on a CPU; the plugin that it takes on a GPU does run there."""
     plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**12))
     options = {"accumulate_grad_batches": accumulate}
-    cfm = partial(model, "cfm", optimizer=OPTIMISERS[optimiser])
+    cfm = partial(model, "cfm", training=TrainingConfig(OPTIMISERS[optimiser]))
     scaled = check_step(cfm(), tmp_path, limit, algorithm, plugins=[plugin], **options)
     plain = check_step(cfm(), tmp_path, limit, algorithm, **options)
     assert norm(list(scaled.raw.values())) == pytest.approx(norm(list(plain.raw.values())), rel=0.02)

@@ -136,7 +136,7 @@ def _check_weights(module: FlowModule, manifest: Mapping[str, Any]) -> None:
         if not torch.isfinite(weight).all():
             raise ValueError(
                 f"the training behind {manifest.get('checkpoint', 'these weights')} diverged: {name} holds NaN or "
-                "infinity; train again with a lower model.init_args.optimizer.lr or with trainer.gradient_clip_val"
+                f"infinity; train again with a lower {module.learning_rate_key} or with trainer.gradient_clip_val"
             )
 
 
@@ -211,8 +211,9 @@ def _sample(request: Request, module: FlowModule, data: FlowDataModule, seed: in
     if labels:
         arrays["label"] = torch.cat(labels).numpy()
     draw = partial(figures.draw_grid, arrays["x"]) if module.spec.modality == "image" else None
-    guidance = module.guidance_scale if request.guidance is None else request.guidance
-    extra = {"guidance": guidance, "sampler": module.sampler_name}
+    facts = module.describe()
+    guidance = facts.guidance_scale if request.guidance is None else request.guidance
+    extra = {"guidance": guidance, "sampler": facts.sampler}
     return Outcome(arrays, _cost(parts), _diverged(x), _inversion_results(parts), draw, extra)
 
 
@@ -366,12 +367,12 @@ def _inpaint(request: Request, module: FlowModule, data: FlowDataModule, seed: i
         "known_value_drift": _result(float(drift.double().square().mean().sqrt()), f"{unit}, RMS"),
         "unknown_share": _result(float(mask.double().mean()), "share of the pixels or coordinates"),
     }
-    if module.likelihood == "exact":
+    if module.describe().likelihood == "exact":
         gap = _log_density(module, subjects, x, seed) - _log_density(module, subjects, subjects.x[:, None], seed)
         # One completion off the data's support would outweigh all others in a mean.
         median = float(gap.median()) / spec.num_dims
         results["log_density_gap"] = _result(median, "nats per dimension, completed minus data, median")
-    extra: dict[str, Any] = {"method": f"a draw under the flow's own condition, {module.sampler_name}"}
+    extra: dict[str, Any] = {"method": f"a draw under the flow's own condition, {module.describe().sampler}"}
     if conditioner is None:
         method = "approximate inpainting by repeated encoding, not a draw from the exact conditional"
         extra = {"method": method, "rounds": rounds}
@@ -404,7 +405,8 @@ def _classify(request: Request, module: FlowModule, data: FlowDataModule, seed: 
         "predicted": predicted.numpy(),
         **_labels(subjects),
     }
-    extra = {"likelihood": module.likelihood, "likelihood_method": module.likelihood_method}
+    facts = module.describe()
+    extra = {"likelihood": facts.likelihood, "likelihood_method": facts.likelihood_method}
     cost = parts[0].network_evaluations  # the same for all: no sampler takes part
     outcome = Outcome(arrays, cost, _diverged(log_prob), extra=extra)
     if subjects.shown_label is not None:

@@ -19,9 +19,9 @@ from flowbench.metrics import psnr
 from flowbench.networks import GaussianAutoencoder
 from flowbench.networks.discriminator import hinge_discriminator_loss, hinge_generator_loss
 from flowbench.training.checkpoint import load_checkpoint
+from flowbench.training.config import TrainingConfig
 from flowbench.training.ema import ExponentialMovingAverage
 from flowbench.training.module import Loss, TrainingModule
-from flowbench.training.optimizers import AnyOptimizer
 
 __all__ = ["Autoencoder", "AutoencoderFactory", "load_autoencoder", "load_trained"]
 
@@ -46,9 +46,7 @@ class Autoencoder(TrainingModule):
         perceptual: a distance in the feature maps of a fixed network; None for none.
         adversarial: a discriminator of patches; None for none. Where operations are counted for a budget, it counts
             from the first step.
-        optimizer: its rates and schedule; None is AdamW.
-        ema_decay: decay of the averaged weights, in [0, 1); a discriminator is not averaged.
-        compile: compile the network.
+        training: optimiser, averaged weights (a discriminator is not averaged) and compilation; None: the defaults.
 
     Example:
         >>> from functools import partial
@@ -72,11 +70,9 @@ class Autoencoder(TrainingModule):
         latent_std_decay: float = 0.98,
         perceptual: PerceptualConfig | None = None,
         adversarial: AdversarialConfig | None = None,
-        optimizer: AnyOptimizer | None = None,
-        ema_decay: float = 0.999,
-        compile: bool = False,
+        training: TrainingConfig | None = None,
     ) -> None:
-        super().__init__(spec, optimizer=optimizer, ema_decay=ema_decay, compile=compile)
+        super().__init__(spec, training=training)
         check_scale("kl_weight", kl_weight, hint="1 is the evidence lower bound")
         check_number("latent_std_decay", latent_std_decay, at_least=0, below=1)
         self.network = network(spec.shape)

@@ -12,8 +12,9 @@ from flowbench.core.checks import check_scale
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families.latents.autoencoder import Autoencoder, AutoencoderFactory
 from flowbench.families.latents.decoder_losses import AdversarialConfig, PerceptualConfig
+from flowbench.training.config import TrainingConfig
+from flowbench.training.count import Count
 from flowbench.training.module import Loss
-from flowbench.training.optimizers import AnyOptimizer
 
 __all__ = ["DecoderFineTuning"]
 
@@ -36,9 +37,7 @@ class DecoderFineTuning(Autoencoder):
             without it.
         perceptual: a distance in the feature maps of a fixed network; None for none.
         adversarial: a discriminator of patches; None for none.
-        optimizer: its rates and schedule; None is AdamW.
-        ema_decay: decay of the averaged weights, in [0, 1).
-        compile: compile the network.
+        training: optimiser, averaged weights and compilation; None takes the defaults.
 
     Raises:
         ValueError: for noise that is not positive, or an autoencoder of another architecture.
@@ -65,18 +64,14 @@ class DecoderFineTuning(Autoencoder):
         autoencoder: Autoencoder | None = None,
         perceptual: PerceptualConfig | None = None,
         adversarial: AdversarialConfig | None = None,
-        optimizer: AnyOptimizer | None = None,
-        ema_decay: float = 0.999,
-        compile: bool = False,
+        training: TrainingConfig | None = None,
     ) -> None:
         super().__init__(
             spec,
             network,
             perceptual=perceptual,
             adversarial=adversarial,
-            optimizer=optimizer,
-            ema_decay=ema_decay,
-            compile=compile,
+            training=training,
         )
         check_scale("noise_std", noise_std, hint="without noise there is nothing to fine-tune for")
         self._noise_std = noise_std
@@ -132,6 +127,14 @@ class DecoderFineTuning(Autoencoder):
                 "DecoderFineTuning starts from a trained autoencoder and got none: "
                 "add `requires: {autoencoder: <experiment file>}` to the experiment file"
             )
+
+    def count(self) -> Count:
+        """Refused: most of it was trained before.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(f"flows and autoencoders can be counted; {type(self).__name__} builds on a trained one")
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Begin with the variance that fits the noise, in closed form on the first batch.

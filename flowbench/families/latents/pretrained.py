@@ -16,6 +16,8 @@ from flowbench.data import Batch, DataSpec
 from flowbench.families.latents.autoencoder import Autoencoder, AutoencoderFactory
 from flowbench.metrics import psnr
 from flowbench.networks import GaussianAutoencoder, TinyAutoencoder
+from flowbench.training.config import EMAConfig, TrainingConfig
+from flowbench.training.count import Count
 from flowbench.training.module import Loss
 
 __all__ = ["TAEF2", "DiffusersAutoencoder", "PretrainedAutoencoder"]
@@ -170,7 +172,7 @@ class PretrainedAutoencoder(Autoencoder):
     """
 
     def __init__(self, spec: DataSpec, network: AutoencoderFactory, *, noise_std: float = 0.0) -> None:
-        super().__init__(spec, network, ema_decay=0.0)
+        super().__init__(spec, network, training=TrainingConfig(ema=EMAConfig(decay=0.0)))
         check_number("noise_std", noise_std, at_least=0, hint="0 adds none")
         self.noise_std = noise_std
         self.network.requires_grad_(False)
@@ -182,6 +184,14 @@ class PretrainedAutoencoder(Autoencoder):
         super().train(mode)
         self.network.eval()
         return self
+
+    def count(self) -> Count:
+        """Refused: most of it was trained before.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(f"flows and autoencoders can be counted; {type(self).__name__} builds on a trained one")
 
     def training_loss(self, batch: Batch, generator: torch.Generator) -> Loss:
         """Half the squared distance of the two means from this batch's values."""

@@ -113,7 +113,7 @@ class TeacherPairing(Pairing):
             "kind": "encodings",
             "data": spec.identity,
             "teacher": weights_checksum(self.teacher),
-            "method": type(self.teacher).__name__ + self.teacher.sampler_name,
+            "method": type(self.teacher).__name__ + self.teacher.describe().sampler,
             "dropout": self._dropout(context) > 0,
         }
         store = PairStore("encodings", identity, len(split))

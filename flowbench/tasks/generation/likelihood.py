@@ -69,11 +69,12 @@ class LogDensities(Probe[Densities]):
                 numbers.append(batch.index.cpu())
                 found.append(flow.batch_log_prob(move_data_to_device(batch, flow.device)).detach().cpu())
             index = torch.cat(numbers)
+        facts = flow.describe()
         return Densities(
             gather_by_index(index, torch.cat(found)),
-            flow.likelihood,
-            flow.likelihood_method,
-            flow.reports_bits_per_dim,
+            facts.likelihood,
+            facts.likelihood_method,
+            facts.reports_bits_per_dim,
             flow.num_classes is not None,
             setup.data.dequantize,
         )

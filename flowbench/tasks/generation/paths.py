@@ -101,7 +101,7 @@ def _geometry(path: Trajectory) -> PathGeometry:
 
 
 def _space_name(flow: FlowModule) -> str:
-    if flow.likelihood != "bound":
+    if flow.describe().likelihood != "bound":
         return flow.spec.unit_name
     return "latent " + "x".join(str(size) for size in flow.flow_shape)
 
@@ -197,7 +197,7 @@ class PathStraightness(Metric):
         """See :meth:`Metric.expected`; :meth:`measure` describes what does not apply."""
         if not isinstance(who.module, FlowModule):
             return ()
-        fields = ("curvature", "one_step_error") if who.module.is_continuous else ()
+        fields = ("curvature", "one_step_error") if who.module.describe().has_velocities else ()
         return (*self.names, *fields, *(_NORMALISED if who.spec.modality == "vector" else ()))
 
     def measure(self, answers: Answers) -> list[Measurement]:
