@@ -37,6 +37,9 @@ class Starter:
         server: command line of the server; empty for a new process each time.
         environment: added to the server's environment. What is started has it too: libraries read it when they are
             loaded.
+
+    Attributes:
+        is_ready: whether the server has been asked and can fork.
     """
 
     def __init__(self, program: Sequence[str], server: Sequence[str], environment: Mapping[str, str]) -> None:

@@ -98,7 +98,7 @@ def facts() -> dict:
         "path": sys.path[0],
         "folder": str(Path.cwd()),
         "environment": dict(os.environ),
-        "signals": {number.name: str(signal.getsignal(number)) for number in signal.valid_signals() if number > 0},
+        "signals": {number.name: str(signal.getsignal(number)) for number in signal.Signals},
         "descriptors": sorted(os.listdir("/proc/self/fd"), key=int),
         "input": os.readlink("/proc/self/fd/0"),
         "output": [os.readlink(f"/proc/self/fd/{number}") for number in (1, 2)],
