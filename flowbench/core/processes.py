@@ -113,7 +113,7 @@ def die_with_parent(parent: int | None = None) -> Callable[[], None] | None:
 
 @contextmanager
 def takes_orphans() -> Iterator[bool]:
-    """Within the context, processes whose parent ends become children of this one, if an ancestor of theirs it is.
+    """Within the context, descendants of this process whose parent ends become its children.
 
     Yields:
         Whether the system does that: Linux does.
