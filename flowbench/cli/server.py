@@ -19,4 +19,5 @@ def main() -> None:
         become("flowbench.cli", words)
 
 
-main()
+if __name__ == "__main__":
+    main()
