@@ -80,6 +80,7 @@ class Plan:
         references: the reference rows of each problem.
         policy: how many cells run at once.
         experiments: by problem and contender what its cells are composed to, with the first seed.
+        cpu_only: whether all of them ask for ``trainer.accelerator: cpu``.
 
     Example:
         >>> plan = make_plan("flowbench:nfm.yaml", ["seeds=[0, 1]"])
@@ -93,6 +94,7 @@ class Plan:
     references: tuple[Cell, ...]
     policy: Policy
     experiments: Mapping[tuple[str, str], Mapping[str, Any]]
+    cpu_only: bool
 
     @property
     def everything(self) -> tuple[Cell, ...]:
@@ -162,7 +164,7 @@ def make_plan(path: str | Path, overrides: Sequence[str] = (), jobs: int | None 
     )
     cpu_only = all((content.get("trainer") or {}).get("accelerator") == "cpu" for content in contents.values())
     policy = choose_policy(bench.jobs if jobs is None else jobs, len(cells), cpu_only=cpu_only)
-    plan = Plan(bench, directory, cells, references, policy, contents)
+    plan = Plan(bench, directory, cells, references, policy, contents, cpu_only)
     _check_names(plan)
     return plan
 

@@ -6,14 +6,36 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from flowbench.core.launch import without_launcher
 from flowbench.core.processes import die_with_parent
 
-__all__ = ["start_process", "stop_processes"]
+__all__ = ["Process", "Start", "start_process", "stop_processes", "write_heading"]
+
+
+class Process(Protocol):
+    """A running process that leads its own group; ``subprocess.Popen`` is one."""
+
+    @property
+    def pid(self) -> int:
+        """Its number, and that of its group."""
+
+    def poll(self) -> int | None:
+        """Its return code as ``Popen.returncode`` has it; None while it runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the return code.
+
+        Raises:
+            subprocess.TimeoutExpired: it has not ended after so many seconds.
+        """
+
+
+Start = Callable[[Sequence[str], Path, Mapping[str, str], str], Process]
+"""Starts a process of the bench's program: subcommand and options, log, additional environment, title in the log."""
 
 
 def start_process(
@@ -36,7 +58,7 @@ def start_process(
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as handle:
-        _write_heading(handle, title, arguments)
+        write_heading(handle, title, arguments)
         try:
             return subprocess.Popen(
                 list(arguments),
@@ -51,13 +73,14 @@ def start_process(
             raise ValueError(f"{arguments[0]} does not exist; install flowbench in this environment") from None
 
 
-def _write_heading(handle: IO[bytes], title: str, arguments: Sequence[str]) -> None:
+def write_heading(handle: IO[bytes], title: str, arguments: Sequence[str]) -> None:
+    """Write to a log what is started; what stands above belongs to earlier processes."""
     stamp = time.strftime("%Y-%m-%d %H:%M:%S")
     handle.write(f"=== {title}, {stamp}: {' '.join(arguments)}\n".encode())
     handle.flush()
 
 
-def stop_processes(processes: Iterable[subprocess.Popen[bytes]], grace_seconds: float = 10.0) -> None:
+def stop_processes(processes: Iterable[Process], grace_seconds: float = 10.0) -> None:
     """End processes and their groups: SIGTERM, and SIGKILL for those still alive after the grace period."""
     processes = list(processes)
     for process in processes:
@@ -71,7 +94,7 @@ def stop_processes(processes: Iterable[subprocess.Popen[bytes]], grace_seconds: 
             process.wait()
 
 
-def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+def _signal_group(process: Process, number: signal.Signals) -> None:
     if process.poll() is None:
         try:
             os.killpg(process.pid, number)

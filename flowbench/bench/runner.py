@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -21,16 +19,13 @@ from flowbench.bench.forecast import Forecast, Underway
 from flowbench.bench.kept import adopt, check_rows, rename
 from flowbench.bench.plan import Cell, Plan
 from flowbench.bench.preparation import Preparations
-from flowbench.bench.process import start_process, stop_processes
+from flowbench.bench.process import Process, Start, stop_processes
 from flowbench.bench.results import collect
 from flowbench.bench.status import Status, lock_is_held, read_progress, read_status, write_status
 from flowbench.core.statuses import PARTLY_MEASURED
 from flowbench.core.storage import write_text
 
-__all__ = ["PROGRAM", "Interrupted", "Runner"]
-
-PROGRAM = (sys.executable, "-m", "flowbench.cli")
-"""The program that runs a cell; a subcommand and ``-c cell.yaml`` are appended."""
+__all__ = ["Interrupted", "Runner"]
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 """The checkpoint of a training cell, relative to its directory."""
@@ -51,7 +46,7 @@ class _Attempt:
     """A running cell; ``process`` is None for a cell that an earlier bench started and that still lives."""
 
     cell: Cell
-    process: subprocess.Popen[bytes] | None
+    process: Process | None
     started: float
 
 
@@ -64,18 +59,18 @@ class Runner:
     Args:
         plan: what to run.
         display: where progress is shown.
-        program: command line that a subcommand is appended to.
+        start: starts a process of the program that prepares and runs cells.
     """
 
-    def __init__(self, plan: Plan, display: Display, program: Sequence[str] = PROGRAM) -> None:
+    def __init__(self, plan: Plan, display: Display, start: Start) -> None:
         self.plan = plan
         self.display = display
-        self.program = tuple(program)
+        self.start = start
         self.running: dict[Path, _Attempt] = {}
         self.again: set[Path] = set()
         self.finished = 0
         self.forecast = Forecast(plan.policy.jobs)
-        self.preparations = Preparations(plan, self.program, display.say)
+        self.preparations = Preparations(plan, start, display.say)
 
     def run(self) -> bool:
         """Run what is not finished; True when every cell is DONE.
@@ -174,8 +169,8 @@ class Runner:
 
     def _run_pool(self, todo: deque[Cell]) -> None:
         """Run cells side by side; a preparation takes the place of one, and what it does not concern goes on."""
-        preparing = self.preparations.steps(list(todo))
-        while self._advance(preparing) or todo or self.running:
+        self.preparations.add(todo)
+        while self.preparations.advance(self.plan.policy.jobs - len(self.running)) or todo or self.running:
             self._drop_unprepared(todo)
             while self._busy < self.plan.policy.jobs and (cell := self._next(todo)) is not None:
                 self._start(cell)
@@ -186,21 +181,9 @@ class Runner:
             if self._busy:
                 time.sleep(_POLL_SECONDS)
 
-    def _advance(self, preparing: Iterator[None]) -> bool:
-        """Go on with the preparations; True while one runs."""
-        next(preparing, None)
-        return self.preparations.process is not None
-
     @property
     def _busy(self) -> int:
-        return len(self.running) + (self.preparations.process is not None)
-
-    def _is_prepared(self, cell: Cell) -> bool:
-        """Reference rows wait for the first preparation, which fetches what they need too."""
-        preparations = self.preparations
-        if preparations.process is None or cell.preparation in preparations.ended:
-            return True
-        return not cell.preparation and bool(preparations.ended)
+        return len(self.running) + self.preparations.places
 
     def _next(self, todo: deque[Cell]) -> Cell | None:
         """Take a cell that can start; those whose weights' training failed fail with it."""
@@ -226,7 +209,7 @@ class Runner:
             for cell in todo
             if cell.trained not in waiting
             and not (cell.directory in self.again and self._busy)
-            and self._is_prepared(cell)
+            and self.preparations.is_prepared(cell)
         ]
 
     def _start(self, cell: Cell) -> None:
@@ -249,13 +232,12 @@ class Runner:
                 names=[self.plan.bench.name, cell.problem, cell.contender],
             ),
         )
-        arguments = [*self.program, cell.kind, "-c", str(cell.config_path)]
+        words = [cell.kind, "-c", str(cell.config_path)]
         if cell.kind == "fit":
-            arguments.append("--test")
+            words.append("--test")
         elif cell.trained is not None:
-            arguments += ["--ckpt", str(cell.trained / CHECKPOINT)]
-        log = cell.directory / "log.txt"
-        process = start_process(arguments, log, policy.environment, f"{cell.label}, attempt {attempts}")
+            words += ["--ckpt", str(cell.trained / CHECKPOINT)]
+        process = self.start(words, cell.directory / "log.txt", policy.environment, f"{cell.label}, attempt {attempts}")
         self.running[cell.directory] = _Attempt(cell, process, started)
         again = "" if attempts == 1 else f" (attempt {attempts})"
         self.display.say(f"start {cell.label}{again}")
@@ -314,9 +296,7 @@ class Runner:
     def _stop(self) -> None:
         """End all children; their cells continue from their checkpoints next time."""
         children = [a.process for a in self.running.values() if a.process is not None]
-        if self.preparations.process is not None:
-            children.append(self.preparations.process)
-        stop_processes(children)
+        stop_processes([*children, *self.preparations.processes])
 
 
 @contextmanager

@@ -44,9 +44,10 @@ def _check_options(parser: Parser) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
+    from flowbench.bench.forked import SERVER
     from flowbench.commands.bench import run_bench
 
-    return run_bench(Path(arguments.file), arguments.overrides, arguments.jobs, arguments.dry_run)
+    return run_bench(Path(arguments.file), arguments.overrides, arguments.jobs, arguments.dry_run, server=SERVER)
 
 
 def _compare(arguments: argparse.Namespace) -> int:

@@ -14,10 +14,12 @@ from pathlib import Path
 from rich.console import Console
 
 from flowbench.bench.display import make_display
+from flowbench.bench.forked import PROGRAM, Starter
 from flowbench.bench.plan import Plan, make_plan
 from flowbench.bench.preview import plan_lines, plan_table
+from flowbench.bench.process import Start
 from flowbench.bench.results import collect
-from flowbench.bench.runner import PROGRAM, Interrupted, Runner
+from flowbench.bench.runner import Interrupted, Runner
 from flowbench.bench.status import read_status
 from flowbench.commands.bench_claims import check_claims
 from flowbench.commands.bench_experiments import check_experiments
@@ -37,6 +39,7 @@ def run_bench(
     dry_run: bool = False,
     *,
     program: Sequence[str] = PROGRAM,
+    server: Sequence[str] = (),
     console: Console | None = None,
 ) -> int:
     """Run a bench file, or continue it: finished cells are kept, failed ones are tried again.
@@ -47,6 +50,7 @@ def run_bench(
         jobs: cells at once; None takes the bench file's ``jobs``.
         dry_run: validate every contender's experiment in every problem, print the plan and stop; nothing is written.
         program: command line that runs a cell; the subcommand is appended.
+        server: command line of what forks such processes instead, where all cells run on the CPU; empty for new ones.
         console: where to print.
 
     Returns:
@@ -64,15 +68,26 @@ def run_bench(
         check_experiments(plan)
         if not is_done:
             check_claims(plan)
-    elif not is_done:
-        _rehearse([*program, "bench", "-c", str(path), *overrides, "--dry-run"])
+        _print_plan(plan, console)
+        return 0
+    # A GPU's context cannot be forked. The server imports while the experiments are rehearsed.
+    with Starter(program, () if is_done or not plan.cpu_only else server, plan.policy.environment) as start:
+        if not is_done:
+            _rehearse([*program, "bench", "-c", str(path), *overrides, "--dry-run"])
+        _print_plan(plan, console)
+        return _run_here(plan, start, console)
+
+
+def _print_plan(plan: Plan, console: Console) -> None:
     console.print(plan_table(plan))
     console.print(plan_lines(plan), highlight=False, markup=False, soft_wrap=True)
-    if dry_run:
-        return 0
+
+
+def _run_here(plan: Plan, start: Start, console: Console) -> int:
+    """Run a plan in its directory; what ends it is told in one line. Returns the exit status."""
     try:
         with _only_one(plan.directory):
-            return _run(plan, program, console)
+            return _run(plan, start, console)
     except Interrupted as stop:
         console.print("interrupted; the same command continues", highlight=False)
         return 128 + stop.number
@@ -112,12 +127,12 @@ def _rehearse(command: Sequence[str]) -> None:
     raise RuntimeError(f"the experiments could not be checked: {said}")
 
 
-def _run(plan: Plan, program: Sequence[str], console: Console) -> int:
+def _run(plan: Plan, start: Start, console: Console) -> int:
     from flowbench.bench.report import build_report, print_summary
 
     write_text(plan.directory / "plan.json", json.dumps(plan.describe(), indent=2) + "\n")
     with make_display(console) as display:
-        complete = Runner(plan, display, program).run()
+        complete = Runner(plan, display, start).run()
     rows = collect(plan.directory)
     report = build_report(plan.directory)
     print_summary(plan.directory, console)

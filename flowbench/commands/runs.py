@@ -34,6 +34,7 @@ from flowbench.data import FlowDataModule
 from flowbench.evaluation import Evaluator, Identity
 from flowbench.evaluation.artifacts import save_samples
 from flowbench.evaluation.earlier import set_aside
+from flowbench.evaluation.extractors import is_pretrained
 from flowbench.evaluation.trainer_parts import measured_module
 from flowbench.families import FlowModule
 from flowbench.training import (
@@ -220,11 +221,20 @@ def prepare(experiment: Experiment) -> dict[str, Path]:
 
 
 def _prepared(experiment: Experiment, data: FlowDataModule) -> dict[str, Path]:
-    """See :func:`prepare`; what may have to be fetched comes before what must be trained for long."""
-    evaluator = experiment.build_evaluator()
-    if evaluator is not None:
-        evaluator.prepare(data, _features_device(experiment))
-    return required_checkpoints(experiment)
+    """See :func:`prepare`; what may have to be fetched comes before what must be trained for long.
+
+    What is trained here for the metrics, a small classifier, comes last: preparations that run side by side share it,
+    and the long one is not to wait until another has trained it.
+    """
+    evaluator, device = experiment.build_evaluator(), _features_device(experiment)
+    names = {metric.features for metric in evaluator.metrics.values()} if evaluator is not None else set()
+    fetched = any(name is not None and is_pretrained(name, data) for name in names)
+    if evaluator is not None and fetched:
+        evaluator.prepare(data, device)
+    found = required_checkpoints(experiment)
+    if evaluator is not None and not fetched:
+        evaluator.prepare(data, device)
+    return found
 
 
 def _features_device(experiment: Experiment) -> torch.device:

@@ -7,12 +7,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["die_with_parent", "end_child", "exit_status", "how_it_ended", "run_child"]
+__all__ = ["die_with_parent", "end_child", "exit_status", "how_it_ended", "run_child", "takes_orphans"]
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_PR_GET_CHILD_SUBREAPER = 37
 # What a child has to save its state in after SIGTERM, before SIGKILL.
 _GRACE_SECONDS = 10.0
 
@@ -86,8 +89,11 @@ def end_child(process: subprocess.Popen[bytes], grace_seconds: float = _GRACE_SE
         process.wait()
 
 
-def die_with_parent() -> Callable[[], None] | None:
+def die_with_parent(parent: int | None = None) -> Callable[[], None] | None:
     """A ``preexec_fn`` that makes Linux kill the child when the thread that starts it ends, even by SIGKILL.
+
+    Args:
+        parent: number of the process that will be the child's parent; None for this one.
 
     Returns:
         The hook; None on other systems.
@@ -95,7 +101,7 @@ def die_with_parent() -> Callable[[], None] | None:
     if not sys.platform.startswith("linux"):
         return None
     libc = ctypes.CDLL(None, use_errno=True)
-    parent = os.getpid()
+    parent = parent or os.getpid()
 
     def ask() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -103,3 +109,22 @@ def die_with_parent() -> Callable[[], None] | None:
             os._exit(1)
 
     return ask
+
+
+@contextmanager
+def takes_orphans() -> Iterator[bool]:
+    """Within the context, descendants of this process whose parent ends become its children.
+
+    Yields:
+        Whether the system does that: Linux does.
+    """
+    if not sys.platform.startswith("linux"):
+        yield False
+        return
+    libc, before = ctypes.CDLL(None, use_errno=True), ctypes.c_int()
+    known = libc.prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0) == 0
+    try:
+        yield known and libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    finally:
+        if known:
+            libc.prctl(_PR_SET_CHILD_SUBREAPER, before.value, 0, 0, 0)

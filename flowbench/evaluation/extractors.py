@@ -34,7 +34,7 @@ from flowbench.metrics import (
 from flowbench.metrics.classifier import DigitsCNN
 from flowbench.metrics.features import NormFeatures
 
-__all__ = ["check_extractor", "get_extractor"]
+__all__ = ["check_extractor", "get_extractor", "is_pretrained"]
 
 Device = torch.device | str
 
@@ -71,6 +71,11 @@ def check_extractor(name: str, dataset: str, spec: DataSpec) -> None:
     elif name not in (AUTO, "identity", "norm"):
         known = ", ".join([AUTO, "identity", "norm", *([classifier, *PRETRAINED] if is_image else [])])
         raise ValueError(f"no feature extractor {name!r} for the dataset {dataset}: use {known}")
+
+
+def is_pretrained(name: str, data: FlowDataModule) -> bool:
+    """Whether an extractor is a network that others trained, whose weights may have to be fetched."""
+    return resolve_features(name, data.dataset, data.spec) in PRETRAINED
 
 
 def get_extractor(name: str, data: FlowDataModule, device: Device = "cpu") -> FeatureExtractor:

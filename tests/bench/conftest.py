@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import io
+import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,24 @@ from flowbench.core.rows import Row
 from .goals import declared
 
 PROGRAM = (sys.executable, str(Path(__file__).with_name("fake_cell.py")))
+SERVER = (sys.executable, str(Path(__file__).with_name("fake_server.py")))
+
+
+def start_bench(path: Path, jobs: int = 1, server: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+    """Run a bench of fake cells in a process of its own."""
+    code = (
+        "import sys; from flowbench.commands.bench import run_bench; "
+        f"sys.exit(run_bench({str(path)!r}, jobs={jobs}, program={PROGRAM!r}, server={tuple(server)!r}))"
+    )
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 15.0) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
 
 
 class Workshop:

@@ -80,12 +80,32 @@ def train() -> int:
 def meet() -> None:
     """Return once as many cells as asked for run at the same time."""
     folder = Path(FAKE["meet_in"])
+    folder.mkdir(exist_ok=True)
     (folder / f"{CONFIG['run']['contender']}-{CONFIG['seed']}").touch()
     deadline = time.time() + 20
-    while len(list(folder.iterdir())) < FAKE["meet"]:
+    while len(list(folder.iterdir())) < (FAKE["prepare_meets"] if VERB == "prepare" else FAKE["meet"]):
         if time.time() > deadline:
             sys.exit("nobody came")
         time.sleep(0.02)
+
+
+def facts() -> dict:
+    """What a process finds when it begins."""
+    return {
+        "parent": os.getppid(),
+        "leads": os.getsid(0) == os.getpid() == os.getpgid(0),
+        "words": sys.argv,
+        "path": sys.path[0],
+        "folder": str(Path.cwd()),
+        "environment": dict(os.environ),
+        "signals": {number.name: str(signal.getsignal(number)) for number in signal.Signals},
+        "descriptors": sorted(os.listdir("/proc/self/fd"), key=int),
+        "input": os.readlink("/proc/self/fd/0"),
+        "output": [os.readlink(f"/proc/self/fd/{number}") for number in (1, 2)],
+        "threads": len(os.listdir("/proc/self/task")),
+        "module": __name__,
+        "is_main": sys.modules["__main__"].__dict__ is globals(),
+    }
 
 
 def die() -> None:
@@ -105,6 +125,10 @@ def die() -> None:
 def fit() -> None:
     with (RUN / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if "facts" in FAKE:
+            Path(FAKE["facts"]).write_text(json.dumps({**facts(), "forked": FORKED}))
+        if FAKE.get("kills_the_server"):
+            os.kill(int(Path(f"{os.environ['FAKE_CALLS']}-server").read_text()), signal.SIGKILL)
         if "meet" in FAKE:
             meet()
         die()
@@ -123,6 +147,30 @@ def fit() -> None:
             write("progress.json", json.dumps({"phase": "done", "fraction": 1.0}))
 
 
+def prepare() -> None:
+    """Hold a lock for as long as it takes, that of the training that it begins with."""
+    with Path(f"{os.environ['FAKE_CALLS']}-{FAKE.get('training', CONFIG['run']['contender'])}").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit("another process trains it")
+        if "prepare_meets" in FAKE:
+            meet()
+        die()
+        if (
+            "prepares_after" in FAKE
+            and not Path(f"{os.environ['FAKE_CALLS']}-prepared-{FAKE['prepares_after']}").exists()
+        ):
+            sys.exit("too early")
+        for what, fraction in FAKE.get("prepare_notes", []):
+            Path(os.environ["FLOWBENCH_PROGRESS"]).write_text(json.dumps({"what": what, "fraction": fraction}))
+            time.sleep(0.4)
+        Path(f"{os.environ['FAKE_CALLS']}-prepared-{CONFIG['run']['contender']}").touch()
+        if FAKE.get("prepare_fails"):
+            sys.exit("autoencoder.yaml: no such dataset")
+
+
+FORKED = "flowbench.core.forking" in sys.modules
 VERB, PATH = sys.argv[1], Path(sys.argv[3])
 if VERB == "bench":  # its dry run: what is fake cannot be rehearsed
     sys.exit(0)
@@ -132,12 +180,7 @@ RUN = Path(CONFIG["run"]["dir"])
 with Path(os.environ["FAKE_CALLS"]).open("a") as calls:
     calls.write(f"{VERB} {CONFIG['run']['contender']} {CONFIG['seed']}\n")
 if VERB == "prepare":
-    die()
-    for what, fraction in FAKE.get("prepare_notes", []):
-        Path(os.environ["FLOWBENCH_PROGRESS"]).write_text(json.dumps({"what": what, "fraction": fraction}))
-        time.sleep(0.4)
-    if FAKE.get("prepare_fails"):
-        sys.exit("autoencoder.yaml: no such dataset")
+    prepare()
 elif VERB == "reference":
     die()
     write_rows([record(contender=name, family="reference", weights="none") for name in ("floor", "noise")])

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from flowbench.bench.display import LiveDisplay, PlainDisplay, share_of_cell
+from flowbench.bench.forked import Starter
 from flowbench.bench.plan import make_plan
 from flowbench.bench.preparation import Preparations
 from flowbench.bench.preview import plan_table
@@ -119,8 +120,9 @@ def test_a_preparation_tells_what_is_trained_and_how_far(workshop):
         cell.directory.mkdir(parents=True)
         cell.config_path.write_text(cell.config_text())
     shown: list = []
-    preparations = Preparations(plan, PROGRAM, lambda _: None)
-    for _ in preparations.steps(plan.cells):
+    preparations = Preparations(plan, Starter(PROGRAM, (), {}), lambda _: None)
+    preparations.add(plan.cells)
+    while preparations.advance(1):
         shown.append(preparations.progress)
         time.sleep(0.02)
     assert (preparations.failures, preparations.progress) == ({}, {})

@@ -70,7 +70,7 @@ def test_a_request_to_end_and_an_error_are_not_tried_again(workshop, code):
 def test_a_preparation_that_is_killed_twice_fails_those_that_share_it_with_its_cause(workshop):
     path = bench(workshop, ("a", "b", "c"), die={"prepare": [KILL, KILL]})
     (workshop.folder / "c.yaml").write_text("data: {dataset: other}\ntrainer: {accelerator: cpu}\n")
-    assert workshop.run(path) == 1
+    assert workshop.run(path, jobs=1) == 1
     calls = workshop.calls()
     assert [call for call in calls if call.startswith("prepare")] == ["prepare a 0", "prepare a 0", "prepare c 0"]
     assert states(workshop, "a", "b", "c") == ["FAILED", "FAILED", "DONE"]

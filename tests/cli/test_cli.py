@@ -147,7 +147,7 @@ def test_dry_run_says_what_would_run(experiment_file, runs, capsys, monkeypatch)
 
 def test_bench_compare_report(monkeypatch, capsys):
     calls = []
-    monkeypatch.setattr("flowbench.commands.bench.run_bench", lambda *given: calls.append(given) or 1)
+    monkeypatch.setattr("flowbench.commands.bench.run_bench", lambda *given, server: calls.append(given) or 1)
     monkeypatch.setattr("flowbench.bench.compare", lambda runs: f"table of {len(runs)}")
     monkeypatch.setattr("flowbench.bench.build_report", lambda directory: directory / "report.md")
     assert main(["bench", "-c", "b.yaml", "seeds=[0]", "--jobs", "2", "--dry-run", "--budget.steps=3"]) == 1
@@ -266,7 +266,7 @@ def test_what_nobody_expects_is_one_line_with_its_type_and_the_place_of_the_trac
 def test_commands_without_a_run_end_the_same_way(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
-    def bug(*_given):
+    def bug(*_given, **_options):
         raise ZeroDivisionError("division by zero")
 
     for place, words in {

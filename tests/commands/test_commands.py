@@ -18,6 +18,7 @@ from flowbench.commands import runs
 from flowbench.config import Experiment
 from flowbench.core.endings import ProcessEnded
 from flowbench.core.rows import read_rows
+from flowbench.evaluation import Evaluator
 
 from .conftest import DIGITS, POINTS, WEIGHTED
 
@@ -177,6 +178,27 @@ def latent(tmp_path, *overrides: str, autoencoder: str = AUTOENCODER) -> Experim
     (tmp_path / "autoencoder.yaml").write_text(autoencoder)
     (tmp_path / "latent.yaml").write_text(LATENT)
     return Experiment.from_files([tmp_path / "latent.yaml"], overrides)
+
+
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [
+        ("auto", ["required", "features"]),
+        ("identity", ["required", "features"]),
+        ("inception", ["features", "required"]),
+    ],
+)
+def test_what_is_fetched_comes_before_what_is_required_and_the_classifier_after_it(
+    tmp_path, monkeypatch, features, expected
+):
+    """Neither a download that fails after a long training, nor a long training that waits for another's classifier."""
+    metric = {"class_path": "flowbench.evaluation.FrechetDistance", "init_args": {"features": features}}
+    experiment = latent(tmp_path, f"evaluator={{metrics: {{fd: {json.dumps(metric)}}}}}")
+    made: list[str] = []
+    monkeypatch.setattr(runs, "required_checkpoints", lambda _: made.append("required"))
+    monkeypatch.setattr(Evaluator, "prepare", lambda *_: made.append("features"))
+    runs.prepare(experiment)
+    assert made == expected
 
 
 @pytest.mark.slow
