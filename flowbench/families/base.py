@@ -14,19 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from flowbench.core.autocast import autocast_off
-from flowbench.core.checks import check_number
 from flowbench.core.contract import ContractError, returned, shaped
 from flowbench.core.devices import wait_for
-from flowbench.core.seeds import generator
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.evaluation.probe import Setup
 from flowbench.families.answers import Drawn, Samples, Trajectory
-from flowbench.families.conditioning.base import Conditioner, SpatialCondition, check_given
-from flowbench.families.conditioning.by_index import condition_argument, labels_of_samples
-from flowbench.families.conditioning.labels import check_labels
+from flowbench.families.conditioning.base import SpatialCondition
+from flowbench.families.conditioning.by_index import condition_argument
 from flowbench.families.description import Description, LikelihoodKind
+from flowbench.families.fitted import FittedModule
 from flowbench.families.latents.space import LatentSpace, PixelSpace, Space
-from flowbench.flows import GaussianSource, Source
+from flowbench.flows import Source
 from flowbench.training.config import TrainingConfig
 from flowbench.training.count import Count
 from flowbench.training.module import Loss, TrainingModule
@@ -36,12 +34,8 @@ __all__ = ["Drawn", "FlowModule", "LikelihoodKind", "NetworkFactory", "Samples",
 DensityKind = Literal["exact", "ode"]
 NetworkFactory = Callable[[tuple[int, ...], int | None], nn.Module]
 
-# Training points that sources and weights are fitted to, and how many are encoded at a time.
-FIT_POINTS = 8192
-FIT_CHUNK = 512
 
-
-class FlowModule(TrainingModule):
+class FlowModule(FittedModule):
     """A flow between a source and the data, possibly in the latent space of an autoencoder.
 
     Subclasses model the flow in the flow's own space: they must define :meth:`flow_loss`, :meth:`flow_sample`,
@@ -78,26 +72,19 @@ class FlowModule(TrainingModule):
         label_dropout: float = 0.1,
         training: TrainingConfig | None = None,
     ) -> None:
-        super().__init__(spec, training=training)
         if not isinstance(spec, DataSpec):
             raise ValueError(f"{type(self).__name__} models vectors and images, but {spec.name} holds {spec.summary}")
+        super().__init__(
+            spec,
+            space=space or PixelSpace(spec.shape),
+            sampling_source=sampling_source,
+            conditional=conditional,
+            label_dropout=label_dropout,
+            training=training,
+        )
         if self.density not in get_args(DensityKind):
             kinds = " or ".join(map(repr, get_args(DensityKind)))
             raise ContractError(f"{type(self).__name__}.density must be {kinds}, got {self.density!r}")
-        if conditional and spec.num_classes is None:
-            raise ValueError(f"conditional=true, but {spec.name} has no labels: set conditional=false")
-        check_number("label_dropout", label_dropout, at_least=0, below=1)
-        self.space: Space = space or PixelSpace(spec.shape)
-        self.source: Source = GaussianSource()
-        self.sampling_source = sampling_source
-        self.conditioner: Conditioner | None = None
-        self.num_classes = spec.num_classes if conditional else None
-        self.label_dropout = label_dropout
-
-    @property
-    def flow_shape(self) -> tuple[int, ...]:
-        """Shape of one point where the flow lives."""
-        return self.space.shape
 
     def describe(self) -> Description:
         """Facts for rows and refusals; a family replaces those that are otherwise for it."""
@@ -182,64 +169,11 @@ class FlowModule(TrainingModule):
 
     # ---- what every family does -----------------------------------------------------------------------
 
-    def setup(self, stage: str) -> None:
-        """Fit to the data what was not fitted yet, and compile."""
-        data = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
-        if isinstance(data, FlowDataModule):
-            self.fit_to(data, training=stage == "fit")
-        super().setup(stage)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also take the weights of a flow whose samples started in another source: what was fitted for it is left."""
-        prefix = "sampling_source."
-        own = {} if self.sampling_source is None else self.sampling_source.state_dict(prefix=prefix)
-        weights = checkpoint.get("state_dict", {})
-        for name in [name for name in weights if name.startswith(prefix) and name not in own]:
-            del weights[name]
-        super().on_load_checkpoint(checkpoint)
-
-    def fit_to(self, data: FlowDataModule, *, training: bool) -> None:
-        """Set what depends on the training data and is not learned; what is set already stays.
-
-        Every process finds the same: the first points of the training split, and a generator keyed by the seed.
-
-        Args:
-            data: the data.
-            training: fit what training needs too, and not only what sampling does.
-        """
-        if self.sampling_source is not None and self.sampling_source.needs_fit:
-            self.sampling_source.fit(self.fit_points(data), generator(self.seed, "fit", "sampling"))
-
-    @torch.no_grad()
-    def fit_points(self, data: FlowDataModule, num: int = FIT_POINTS) -> Tensor:
-        """The first training points where the flow lives, without noise, (N, *flow_shape), on the module's device."""
-        values = data.model_values("train", slice(num))
-        return torch.cat([self.space.encode_mean(part.to(self.device)) for part in values.split(FIT_CHUNK)])
-
-    def on_fit_start(self) -> None:
-        """Let the space keep the training split's latents, where it was asked to."""
-        self.space.prepare_training(getattr(self.trainer, "datamodule", None), self.device)
-
     def check_training(self, data: FlowDataModule, trainer: L.Trainer | None = None) -> None:
         """Refuse data that the space cannot carry, or that the conditioner can make nothing of."""
         super().check_training(data, trainer)
         self.space.check_training(data)
         self.check_conditions(data)
-
-    def check_conditions(self, data: FlowDataModule) -> None:
-        """Refuse (ValueError) data that cannot give the conditions of this flow."""
-        if self.conditioner is not None:
-            self.conditioner.check(data.known_spec)
-        check_given(self.conditioner, data.condition)
-
-    def check_sampling(self, network_evaluations: int | None = None, guidance: float | None = None) -> None:
-        """Refuse (ValueError) arguments of :meth:`sample` that this flow's sampler cannot do; nothing is drawn."""
-        facts = self.describe()
-        if network_evaluations is not None and not facts.can_choose_evaluations:
-            raise ValueError(f"{type(self).__name__} has a fixed cost per sample: leave network_evaluations out")
-        by_condition = self.drops_conditions and self.num_classes is None
-        if guidance is not None and guidance != 1.0 and not facts.has_label_free_guidance and not by_condition:
-            self.check_guidance(guidance)
 
     def training_loss(self, batch: Batch, generator: torch.Generator) -> Loss:
         """The family's loss of one batch.
@@ -256,80 +190,12 @@ class FlowModule(TrainingModule):
                 f"{type(self).__name__} is conditioned on class labels only, but the batch has a condition"
             )
         x = shaped(self.space.encode_batch(batch, generator), (len(batch), *self.flow_shape), self.space, "encode")
-        loss = self.batch_loss(batch, x, self._dropped(batch.label, generator), generator)
+        loss = self.batch_loss(batch, x, self.drop_labels(batch.label, generator), generator)
         return returned(loss, Loss, self, "flow_loss")
 
     def batch_loss(self, batch: Batch, x: Tensor, label: Tensor | None, rng: torch.Generator) -> Loss:
         """:meth:`flow_loss` of an encoded batch, for families that look at more of it than points and labels."""
         return self.flow_loss(x, label, rng)
-
-    def _dropped(self, label: Tensor | None, generator: torch.Generator) -> Tensor | None:
-        """Replace a share of the labels by the null label, which is the index `num_classes`."""
-        if self.num_classes is None or label is None:
-            return None
-        drop = torch.rand(label.shape, generator=generator, device=label.device) < self.label_dropout
-        return label.masked_fill(drop, self.num_classes)
-
-    def check_condition(self, condition: Tensor | None, num: int) -> Tensor | None:
-        """Labels as the networks take them.
-
-        Raises:
-            ValueError: for labels given to an unconditional model, of the wrong number or out of range.
-        """
-        if condition is None:
-            return None
-        if self.num_classes is None:
-            raise ValueError("labels were given to an unconditional model: train with conditional=true")
-        if condition.shape != (num,):
-            raise ValueError(f"expected {num} labels, got shape {tuple(condition.shape)}")
-        check_labels(condition, self.num_classes)
-        return condition.long()
-
-    @property
-    def drops_conditions(self) -> bool:
-        """Whether the null condition was trained, so that guidance can go away from it."""
-        return self.conditioner is not None and self.conditioner.dropout > 0
-
-    def check_spatial(self, spatial: SpatialCondition | None, num: int) -> None:
-        """Refuse conditions that do not suit the flow.
-
-        Raises:
-            ValueError: for conditions of a flow without a conditioner, none for one that has it, or another number.
-        """
-        if spatial is None:
-            if self.conditioner is not None:
-                raise ValueError(f"this flow is conditioned ({self.conditioner.name}): give one condition per sample")
-        elif self.conditioner is None:
-            raise ValueError("spatial conditions were given to a flow without a conditioner: leave them out")
-        elif len(spatial) != num:
-            raise ValueError(f"expected {num} spatial conditions, got {len(spatial)}")
-
-    def check_guidance(self, scale: float) -> None:
-        """Refuse a sampler guided by labels that the model never learned, or never learned to do without.
-
-        Raises:
-            ValueError: for a scale other than 1 of an unconditional model, or one trained without dropped labels.
-        """
-        # With labels, guidance is by the labels: both branches keep the condition.
-        if scale == 1.0 or (self.drops_conditions and self.num_classes is None):
-            return
-        if self.num_classes is None:
-            raise ValueError(f"guidance of scale {scale:g} needs labels: set conditional=true")
-        if self.label_dropout == 0.0:
-            raise ValueError(f"guidance of scale {scale:g} needs a trained null label: set label_dropout above 0")
-
-    def draw_noise(self, index: Tensor, seed: int) -> Tensor:
-        """Source points keyed by sample index, so that all contenders and any number of processes share them.
-
-        Args:
-            index: sample indices, shape (B,).
-            seed: the evaluation seed.
-
-        Returns:
-            Source points of shape (B, *flow_shape) on the module's device.
-        """
-        source = self.sampling_source or self.source
-        return source.sample_indexed(index, self.flow_shape, seed, "sample", device=self.device)
 
     @torch.no_grad()
     def sample(
@@ -384,10 +250,6 @@ class FlowModule(TrainingModule):
             guidance=override.guidance,
             **condition_argument(self, setup, index),
         )
-
-    def labels_of_samples(self, setup: Setup) -> Tensor | None:
-        """Labels that the samples 0, 1, ... are given, shape (setup.num_samples,); None without labels."""
-        return labels_of_samples(self, setup)
 
     def _drawn(self, found: object, noise: Tensor) -> Drawn:
         drawn = Drawn(*returned(found, tuple, self, "flow_sample"))

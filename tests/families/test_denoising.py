@@ -151,7 +151,7 @@ def test_gradients_of_the_flow_are_those_of_a_plain_backward(name, spec, scale):
     x = module.space.encode(batch.x, rng())
     generator = rng()
     module.space.encode(batch.x, generator)
-    label = module._dropped(batch.label, generator)
+    label = module.drop_labels(batch.label, generator)
     tokens = module._tokens(x)
     expected = module.denoiser.matching_loss(tokens, label, score(plain._log_density, tokens, label))
     wanted = torch.autograd.grad(scale * expected, list(module.denoiser.parameters()))
