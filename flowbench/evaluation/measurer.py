@@ -16,13 +16,13 @@ from flowbench.core.rows import Row
 from flowbench.data import FlowDataModule
 from flowbench.evaluation.answers import Answers, ask_all
 from flowbench.evaluation.auto_features import resolve_features
+from flowbench.evaluation.comparison import Comparison
 from flowbench.evaluation.failures import Failure, Failures
 from flowbench.evaluation.measurable import check_data
 from flowbench.evaluation.metric import Metric
 from flowbench.evaluation.networks import FeatureNetworks
 from flowbench.evaluation.probe import Probe, Setup, merged
 from flowbench.evaluation.provenance import environment
-from flowbench.evaluation.real import Comparison
 from flowbench.evaluation.records import Identity, make_row
 from flowbench.evaluation.reference import Reference
 from flowbench.evaluation.samples import Images, RealSet
