@@ -455,8 +455,10 @@ def _evaluator(section: Any) -> Arguments | None:
     from flowbench.evaluation import Evaluator
 
     # Not in the tree, whose fingerprint results of earlier versions have.
-    references = {name: {"class_path": path} for name, path in DEFAULT_REFERENCES.items()}
-    return Arguments("evaluator", Evaluator, {"references": references, **section})
+    if isinstance(section, Mapping):
+        references = {name: {"class_path": path} for name, path in DEFAULT_REFERENCES.items()}
+        section = {"references": references, **section}
+    return Arguments("evaluator", Evaluator, section)
 
 
 def _named(resolved: Mapping[str, Any], key: str, base: type, defaults: Mapping[str, Any]) -> dict[str, Object]:

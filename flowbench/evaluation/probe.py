@@ -10,6 +10,7 @@ from typing import Any, Generic, Self, TypeVar
 import lightning as L
 from torch import Tensor
 
+from flowbench.core.contract import ContractError
 from flowbench.data import Batch, FlowDataModule
 from flowbench.evaluation.gather import shard
 from flowbench.evaluation.override import SamplerOverride
@@ -110,8 +111,12 @@ class Probe(ABC, Generic[A]):
 
         Args:
             other: a probe of the same key.
+
+        Raises:
+            ContractError: for two probes of one key that differ, of a class that does not merge them.
         """
-        assert self == other, f"{self} and {other} have one key, and {type(self).__name__} does not merge them"
+        if self != other:
+            raise ContractError(f"{self} and {other} have one key: define {type(self).__name__}.merge, or another key")
         return self
 
     def check(self, module: L.LightningModule, data: FlowDataModule) -> None:

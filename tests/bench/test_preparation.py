@@ -20,10 +20,14 @@ NOTES = [["training", k / 3] for k in range(3)]  # 1.2 seconds
 
 def bench(workshop, requires: dict[str, str] | None = None, **contenders) -> Path:
     """Contenders on data sets of their own, with the fake's settings; some require a training."""
+    texts: list[str] = []
     for name, fake in contenders.items():
         path = workshop.folder / workshop.experiment(name, **fake)
-        text = path.read_text().replace("fake-data", f"{name}-data")
-        needed = (requires or {}).get(name)
+        text, needed = path.read_text(), (requires or {}).get(name)
+        # What is required is trained on the data of whoever requires it.
+        own = f"fake-data\n  batch_size: {8 + len(texts)}" if needed else f"{name}-data"
+        text = text.replace("fake-data", own)
+        texts.append(name)
         path.write_text(text + (f"requires: {{teacher: {needed}.yaml}}\n" if needed else ""))
     return workshop.bench(contenders={name: f"{name}.yaml" for name in contenders}, seeds=[0])
 

@@ -12,6 +12,7 @@ from lightning import Callback, LightningDataModule, LightningModule
 from torch import nn
 
 from flowbench.data import DataSpec
+from flowbench.evaluation.reference import Reference
 
 LOG: list[str] = []
 NetworkFactory = Callable[[tuple[int, ...], int | None], nn.Module]
@@ -134,6 +135,7 @@ class Evaluator(Callback):
         self,
         metrics: dict[str, Metric] | None = None,
         *,
+        references: dict[str, Reference] | None = None,
         num_samples: int = 360,
         sweep: dict[str, list[int]] | None = None,
     ) -> None:

@@ -10,7 +10,8 @@ from flowbench.bench.plan import make_plan
 from flowbench.cli import main
 from flowbench.commands import bench_claims as claimed
 from flowbench.commands.bench_claims import check_claims
-from flowbench.evaluation import Measurement, Metric
+from flowbench.evaluation import Measurement
+from flowbench.evaluation.sample_metric import SampleMetric
 
 MODEL, EVALUATION = "model.init_args", "flowbench.evaluation"
 TARFLOW = {
@@ -33,10 +34,10 @@ METRICS = {
 }
 
 
-class Mine(Metric):
+class Mine(SampleMetric):
     """A user's metric, whose names nobody knows."""
 
-    def measure(self, subject):
+    def measure(self, answers):
         return [Measurement("anything", 1.0, 1, "mine")]
 
 

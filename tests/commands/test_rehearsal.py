@@ -16,7 +16,7 @@ from flowbench.commands.rehearsal import Rehearsal, rehearse
 from flowbench.config import Experiment
 from flowbench.core.contract import ContractError
 from flowbench.data import FlowDataModule
-from flowbench.evaluation import Metric
+from flowbench.evaluation.sample_metric import SampleMetric
 
 from ..contract import outside as dummies
 from ..contract.outside import outside
@@ -384,11 +384,11 @@ def test_a_family_that_cannot_compute_is_named_before_it_trains(files, monkeypat
 
 
 def test_a_metric_of_the_users_own_may_refuse_data(files, monkeypatch):
-    class Refusing(Metric):
+    class Refusing(SampleMetric):
         def check(self, dataset, spec):
             raise ValueError(f"no {dataset} of {spec.num_dims} numbers")
 
-        def measure(self, subject):
+        def measure(self, answers):
             return []
 
     monkeypatch.setattr(dummies, "Refusing", Refusing, raising=False)

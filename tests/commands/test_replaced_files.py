@@ -211,7 +211,7 @@ PERCEPTUAL = AUTOENCODER.replace("npz, path: images.npz", "digits").replace(
     "init_args: {network:", "init_args: {perceptual: {network: classifier, weights: taef2/a.pt}, network:"
 )
 REQUIRED = """
-data: {dataset: digits}
+data: {dataset: npz, path: images.npz, batch_size: 8}
 requires: {autoencoder: autoencoder.yaml}
 model: {class_path: flowbench.families.STARFlow, init_args: {layers: 1}}
 budget: {steps: 1}

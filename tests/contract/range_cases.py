@@ -281,7 +281,7 @@ RESULTS = {
         "DensityCoverage", "FrechetInfinity", "InceptionScore", "Interval", "KernelEstimate", "Memorization",
         "PathEnergySplit", "PrecisionRecall",
     },
-    "evaluation": {"Answers", "Cost", "Generated", "Measurement", "Setup"},
+    "evaluation": {"Answers", "Cost", "Generated", "Measurement", "Samples", "Setup"},
     "config": {"Built", "Experiment"},  # made from files, whose seed and budget are checked
 }  # fmt: skip
 # Arguments that are such a value.

@@ -34,7 +34,7 @@ from .range_cases import (
     ZERO,
 )
 
-ROOMS = ("flows", "networks", "metrics", "data", "training", "families", "evaluation", "config")
+ROOMS = ("flows", "networks", "metrics", "data", "training", "families", "evaluation", "tasks.generation", "config")
 # What an abstract class asks of a derived one before it looks at its arguments.
 MEMBERS = {"density": "exact"}
 BAD = (math.nan, math.inf, -math.inf, -1, -1e-3, 0, 1e300, 2**70, True)

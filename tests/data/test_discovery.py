@@ -171,7 +171,9 @@ def test_ours_are_entry_points_too() -> None:
     stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["flowbench.datasets"]
     offered = {entry.name for offer in own_offers() for entry in offer.entries()}
     assert {offer.name: offer.value for offer in own_offers()} == stated
-    assert offered == {"digits", "mnist", "fashion_mnist", "fashion_mnist_mini", "cifar10", "chi_arcs", *DENSITIES}
+    images = {"digits", "mnist", "fashion_mnist", "fashion_mnist_mini", "cifar10"}
+    of_tasks = {f"one_class_digits_{normal}" for normal in range(10)}
+    assert offered == {*images, "chi_arcs", *DENSITIES, *of_tasks}
     assert offered <= {entry.name for entry in list_datasets()}
 
 

@@ -51,7 +51,7 @@ def test_a_test_tells_its_parts_in_order_and_never_goes_back(tmp_path, records, 
     assert 0.8 < fractions[-1] < 1.0
     said = [record["what"] for record in records if record.get("what")]
     parts = list(dict.fromkeys(re.match(r"[a-z-]+", what)[0] for what in said))
-    assert parts == ["likelihood", "samples", "paths", *(["sweep"] if name == "cfm" else []), "scores"]
+    assert parts == ["samples", "likelihood", "paths", *(["sweep"] if name == "cfm" else []), "scores"]
     assert [what for what in said if what.startswith("samples")] == ["samples 8/20", "samples 16/20", "samples 20/20"]
     if name == "cfm":
         assert "sweep 2/2, 4 evaluations, 16/20" in said
