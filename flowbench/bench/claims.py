@@ -15,8 +15,8 @@ Verdict: the difference left - right is formed seed by seed. The claim **holds**
 mean difference lies wholly on the claimed side of 0, **fails** when it lies wholly on the other side, and is
 **undecided** when it contains 0, when there is one seed only, when a number of any planned seed is missing (a seed that
 failed, diverged or is not finished) or when the sides have different units. The sides are **equal** when they differ
-on no seed by more than rounding. Against a constant, the interval is that of the mean. Reference rows (floor, noise,
-gaussian, gmm) are computed once and count as constants.
+on no seed by more than rounding. Against a constant, the interval is that of the mean. Reference rows (floor,
+noise, ...) are computed once and count as constants.
 """
 
 from __future__ import annotations

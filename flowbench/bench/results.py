@@ -123,7 +123,7 @@ def cell_rows(directory: Path, cell: Mapping[str, Any], bench: str) -> list[Row]
 
 
 def _names(row: Row, reference: bool) -> tuple[str, ...]:
-    """Bench, problem and contender of a row; reference rows are of four contenders."""
+    """Bench, problem and contender of a row; each reference is a contender of its own."""
     return (row.bench, row.problem) if reference else (row.bench, row.problem, row.contender)
 
 

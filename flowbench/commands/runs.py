@@ -185,7 +185,7 @@ def predict(
 
 
 def reference(experiment: Experiment) -> Path:
-    """Score the rows that no contender owns, floor, noise, gaussian and gmm.
+    """Score the rows of the references, which no contender owns.
 
     Returns:
         Their folder: ``run.dir`` where it is given, else ``reference`` in the run's folder, which stays the run's.

@@ -15,7 +15,7 @@ from flowbench.config.errors import ConfigError
 from flowbench.config.files import check_files
 from flowbench.config.fitting import fit_experiment
 from flowbench.config.imports import import_class
-from flowbench.config.references import DEFAULT_REFERENCES
+from flowbench.config.references import given_references
 from flowbench.config.text import shown
 from flowbench.config.trainer import check_trainer, check_trainer_numbers
 from flowbench.core.checks import check_seed
@@ -455,9 +455,8 @@ def _evaluator(section: Any) -> Arguments | None:
     from flowbench.evaluation import Evaluator
 
     # Not in the tree, whose fingerprint results of earlier versions have.
-    if isinstance(section, Mapping):
-        references = {name: {"class_path": path} for name, path in DEFAULT_REFERENCES.items()}
-        section = {"references": references, **section}
+    if isinstance(section, Mapping) and isinstance(section.get("references") or {}, Mapping):
+        section = {**section, "references": given_references(section)}
     return Arguments("evaluator", Evaluator, section)
 
 

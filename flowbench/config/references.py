@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from flowbench.config.errors import ConfigError
 from flowbench.config.imports import import_class
 
 if TYPE_CHECKING:
     from flowbench.evaluation import Reference
 
-__all__ = ["DEFAULT_REFERENCES", "default_references", "reference_names"]
+__all__ = ["DEFAULT_REFERENCES", "default_references", "given_references", "reference_names"]
 
 DEFAULT_REFERENCES = {
     "floor": "flowbench.tasks.generation.Floor",
@@ -33,8 +34,24 @@ def reference_names(content: Mapping[str, Any]) -> tuple[str, ...]:
         >>> reference_names({"evaluator": {"references": {"nearest": {"class_path": "mine.Nearest"}}}})
         ('nearest',)
     """
-    given = (content.get("evaluator") or {}).get("references")
-    return tuple(DEFAULT_REFERENCES if given is None else given)
+    return tuple(given_references(content.get("evaluator") or {}))
+
+
+def given_references(evaluator: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The references of a section ``evaluator`` by name, as class paths with their arguments.
+
+    Raises:
+        ConfigError: when there are none left.
+    """
+    given = evaluator.get("references")
+    if given is None:
+        return {name: {"class_path": path} for name, path in DEFAULT_REFERENCES.items()}
+    if not given:
+        raise ConfigError(
+            "evaluator.references names nobody: name one or more; without this key they are "
+            f"{', '.join(DEFAULT_REFERENCES)}"
+        )
+    return given if isinstance(given, Mapping) else {}
 
 
 def default_references() -> dict[str, Reference]:

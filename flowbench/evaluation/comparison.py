@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from flowbench.data import FlowDataModule
 from flowbench.evaluation.metric import Metric
+from flowbench.evaluation.networks import FeatureNetworks
 from flowbench.evaluation.samples import RealSet
-from flowbench.metrics import FeatureExtractor
 
 __all__ = ["Comparison"]
 
@@ -27,7 +27,7 @@ class Comparison:
     data: FlowDataModule
     reference: RealSet
     held_out: RealSet
-    extractors: Mapping[str, FeatureExtractor]
+    extractors: FeatureNetworks
 
     def fill_cache(self, metrics: Mapping[str, Metric]) -> None:
         """Load the feature networks, and put the reference split's features into the cache."""

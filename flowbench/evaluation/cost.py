@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowbench.evaluation.answers import Answers
+from flowbench.evaluation.failures import agreed
 from flowbench.evaluation.measurement import Measurement, MetricInfo
 from flowbench.evaluation.metric import Metric
 from flowbench.evaluation.probe import Probe, Setup
@@ -80,9 +81,10 @@ class TrainingCost(Probe[Cost]):
 
     def ask(self, setup: Setup) -> Cost | None:
         """The cost, on process 0."""
-        if setup.rank or not isinstance(setup.module, TrainingModule):
-            return None
-        return cost_of(setup.module, setup.budget, setup.world_size)
+        with agreed():
+            if setup.rank or not isinstance(setup.module, TrainingModule):
+                return None
+            return cost_of(setup.module, setup.budget, setup.world_size)
 
 
 class CostReport(Metric):

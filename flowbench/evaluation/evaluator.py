@@ -109,7 +109,7 @@ class Evaluator(Measurer, L.Callback):
         self.missing_step: int | None = None
         self.rows: list[Row] = []
         self._stack = ExitStack()
-        self._limit_test: int | float = 1.0
+        self._limit_test: int | float | None = None
 
     # ---- hooks ----------------------------------------------------------------------------------------
 
@@ -120,13 +120,20 @@ class Evaluator(Measurer, L.Callback):
         names = self._resolved(data) if trainer.is_global_zero else {}
         self._name_features(data, trainer.strategy.broadcast(names))
         if stage == "test" and trainer.limit_test_batches:
-            # Probes read the test split themselves; the trainer's own pass over it computes nothing.
-            self._limit_test, trainer.limit_test_batches = trainer.limit_test_batches, 1
+            self._limit_test = trainer.limit_test_batches
+            if type(module).test_step is TrainingModule.test_step:
+                # Probes read the test split themselves; the trainer's own pass over it computes nothing.
+                trainer.limit_test_batches = 1
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         """Give the trainer its limit back."""
-        if stage == "test" and trainer.limit_test_batches:
-            trainer.limit_test_batches = self._limit_test
+        self._give_back(trainer)
+
+    def _give_back(self, trainer: L.Trainer) -> None:
+        """Undo what a test changed: the trainer's limit, and the weights in place."""
+        if self._limit_test is not None:
+            trainer.limit_test_batches, self._limit_test = self._limit_test, None
+        self._stack.close()
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Refuse before the training, not after it, what cannot be measured; a sampler is tried at each budget."""
@@ -200,8 +207,8 @@ class Evaluator(Measurer, L.Callback):
         self._stack.close()
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
-        """Give the live weights back."""
-        self._stack.close()
+        """Give the live weights back; after an exception nothing is torn down."""
+        self._give_back(trainer)
 
     # ---- evaluation -----------------------------------------------------------------------------------
 
@@ -219,7 +226,7 @@ class Evaluator(Measurer, L.Callback):
         """The points of the sweep by their names in the progress, which has all parts of the measurement in order."""
         sweep = self.overrides(module)
         points = {f"sweep {number}/{len(sweep)}, {point},": point for number, point in enumerate(sweep, start=1)}
-        parts = [*filter(None, (probe.stage for probe in probes)), *points, SCORES]
+        parts = [*dict.fromkeys(filter(None, (probe.stage for probe in probes))), *points, SCORES]
         self._stages = Stages(parts, self.report if trainer.is_global_zero else silent)
         return points
 
@@ -236,11 +243,15 @@ class Evaluator(Measurer, L.Callback):
 
     def _test_batches(self, trainer: L.Trainer) -> int | None:
         """Batches of the test split that the trainer was to look at; None is all."""
-        if isinstance(self._limit_test, int):
-            return self._limit_test
-        if self._limit_test == 1.0:
+        limit = self._limit_test
+        if limit is None or isinstance(limit, int):
+            return limit
+        if limit == 1.0:
             return None
-        return int(len(data_of(trainer).evaluation_loader("test", self.num_likelihood)) * self._limit_test)
+        total = len(data_of(trainer).evaluation_loader("test", self.num_likelihood))
+        if not (found := int(total * limit)):
+            raise ValueError(f"trainer.limit_test_batches={limit} leaves none of {total} test batches: raise it")
+        return found
 
     def _measure(
         self, trainer: L.Trainer, setup: Setup, probes: Sequence[Probe[Any]], found: Sequence[Answers]
@@ -252,8 +263,8 @@ class Evaluator(Measurer, L.Callback):
         provenance = {**self._provenance(trainer), **_costs(main)}
         self.rows = self._rows(self.identity.contender, type(module).__name__, found, weights, provenance, SCORES)
         set_aside(run_dir, self.rows)
-        if not self.identity.bench:  # which has its own
-            write_rows(run_dir / FLOOR_FILE, self.floor_rows(data))
+        if not self.identity.bench and (floor := self.floor_rows(data)):  # a bench has its own
+            write_rows(run_dir / FLOOR_FILE, floor)
         write_rows(run_dir / "rows.jsonl", self.rows)
         # A trainer that only measures has not counted the steps behind the checkpoint.
         step = self.budget.steps if self.budget else trainer.global_step

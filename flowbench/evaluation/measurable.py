@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import lightning as L
 
@@ -11,7 +11,9 @@ from flowbench.core.checks import named
 from flowbench.data import FlowDataModule
 from flowbench.evaluation.metric import Metric
 from flowbench.evaluation.override import SamplerOverride
+from flowbench.evaluation.probe import Probe, merged
 from flowbench.evaluation.protocols import CanSample
+from flowbench.evaluation.reference import Reference
 from flowbench.evaluation.sampling import Samples
 from flowbench.evaluation.trainer_parts import measured_module
 
@@ -24,6 +26,10 @@ class Compared(Protocol):
     @property
     def metrics(self) -> Mapping[str, Metric]:
         """By name."""
+
+    @property
+    def references(self) -> Mapping[str, Reference]:
+        """By the names of their rows."""
 
     @property
     def reference(self) -> str:
@@ -68,10 +74,12 @@ def check_measurable(evaluator: Settings, module: L.LightningModule, data: FlowD
             with named("evaluator.sweep"):
                 module.check_sampling(point.network_evaluations, point.guidance)
     Samples().check(module, data)  # drawn whatever the metrics are
+    probes: list[Probe[Any]] = [Samples()]
     for key, metric in evaluator.metrics.items():
         with named(f"evaluator.metrics.{key}"):
             for probe in metric.probes():
                 probe.check(module, data)
+            probes = merged([*probes, *metric.probes()])
     for name in ("num_samples", "num_trajectories"):
         if getattr(evaluator, name) < world_size:
             raise ValueError(
@@ -91,3 +99,6 @@ def check_data(evaluator: Compared, data: FlowDataModule) -> None:
     for key, metric in evaluator.metrics.items():
         with named(f"evaluator.metrics.{key}"):
             metric.check(data.dataset, data.known_spec)
+    for key, reference in evaluator.references.items():
+        with named(f"evaluator.references.{key}"):
+            reference.check(data.dataset, data.known_spec)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flowbench.core.checks import check_count, check_seed
+from flowbench.core.contract import returned
 from flowbench.core.remarks import say_once
 from flowbench.core.rows import Row
 from flowbench.data import FlowDataModule
@@ -96,8 +97,8 @@ class Measurer:
             check_data(self, data)
             self._name_features(data, self._resolved(data))
         if self._comparison is None or self._comparison.data is not data:
-            names = {metric.features for metric in self.metrics.values() if metric.features is not None}
-            networks = FeatureNetworks(names, data, device)
+            probes = [probe for metric in self.metrics.values() for probe in metric.probes()]
+            networks = FeatureNetworks({name for probe in probes for name in probe.extractors}, data, device)
             self._comparison = Comparison(
                 data, RealSet(data, self.reference), RealSet(data, self.held_out), networks
             )  # fmt: skip
@@ -110,6 +111,8 @@ class Measurer:
     def prepare(self, data: FlowDataModule, device: torch.device | str = "cpu") -> None:
         """Put into the cache what all contenders share: feature networks, and the reference split's features."""
         self._compared(data, device).fill_cache(self.metrics)
+        for reference in self._present(data).values():
+            reference.prepare(data, device)
 
     # ---- questions ------------------------------------------------------------------------------------
 
@@ -139,7 +142,9 @@ class Measurer:
         """Ask the module, on all processes; each probe reports as a part of the measurement, a sweep's as one."""
 
         def ask(probe: Probe[Any]) -> Any:
-            return probe.ask(setup if setup.override.axis else replace(setup, report=self._stages.of(probe.stage)))
+            if setup.override.axis:
+                return probe.ask(setup) if probe.follows_sampler else None
+            return probe.ask(replace(setup, report=self._stages.of(probe.stage)))
 
         return Answers.of(setup, ask_all(probes, failures, ask))
 
@@ -150,7 +155,7 @@ class Measurer:
             **environment(),
             "evaluation_seed": self.seed,
             "dataset_version": data.spec.version,
-            "extractors": {name: e.checksum[:16] for name, e in self.extractors(data).items()},
+            "extractors": {name: e.checksum[:16] for name, e in self._compared(data).extractors.available().items()},
         }
 
     def _rows(
@@ -202,7 +207,7 @@ class Measurer:
     def floor_rows(self, data: FlowDataModule) -> list[Row]:
         """Rows of the references that a single run can afford beside its own: nothing is drawn or fitted for them."""
         provenance, setup = self._data_provenance(data), self._settings(data)
-        free = {name: reference for name, reference in self.references.items() if reference.is_free}
+        free = {name: reference for name, reference in self._present(data).items() if reference.is_free}
         return [row for name, found in free.items() for row in self._reference_rows(name, found, setup, provenance)]
 
     def _reference_rows(
@@ -213,8 +218,14 @@ class Measurer:
 
     def _answered(self, setup: Setup, answer: Callable[[Probe[Any]], Any]) -> Answers:
         """The answers of somebody other than a module, on one process."""
+
+        def checked(probe: Probe[Any]) -> Any:
+            found = answer(probe)
+            is_samples = isinstance(probe, Samples) and found is not None
+            return returned(found, Generated, probe, "answer") if is_samples else found
+
         probes = self._probes(self.metrics.values())
-        return Answers.of(setup, {probe.key(): self._failures.compute(partial(answer, probe)) for probe in probes})
+        return Answers.of(setup, {probe.key(): self._failures.compute(partial(checked, probe)) for probe in probes})
 
     def _present(self, data: FlowDataModule) -> dict[str, Reference]:
         """The references that these data have; a line names the others and the reason."""
@@ -240,15 +251,12 @@ class Measurer:
         """
         self._failures = Failures()
         setup = self._settings(data)
-
-        def answer(probe: Probe[Any]) -> Generated | None:
-            if not isinstance(probe, Samples):
-                return None
-            collector = probe.collector(setup)
-            for index, pictures in batches:
-                collector.add_images(index, pictures)
-            return Generated(collector.gathered("generated", images))
-
-        found = self._answered(setup, answer)
+        (probe,) = (probe for probe in self._probes(self.metrics.values()) if isinstance(probe, Samples))
+        # Pictures that cannot be read are the user's mistake, and cost everything.
+        collector = probe.collector(setup)
+        for index, pictures in batches:
+            collector.add_images(index, pictures)
+        drawn = Generated(collector.gathered("generated", images))
+        found = self._answered(setup, lambda asked: drawn if isinstance(asked, Samples) else None)
         provenance = {**self._data_provenance(data), "config_hash": self.identity.config_hash}
         return self._rows(self.identity.contender, "external", [found], "none", provenance), self._pictures(found)

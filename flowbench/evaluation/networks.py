@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 
 import torch
 
@@ -25,7 +26,7 @@ class FeatureNetworks(Mapping[str, FeatureExtractor]):
     def __init__(self, names: Iterable[str], data: FlowDataModule, device: torch.device | str) -> None:
         self._names = sorted(set(names))
         self._data, self._device = data, device
-        self._loaded: dict[str, FeatureExtractor] = {}
+        self._loaded: dict[str, FeatureExtractor | Exception] = {}
 
     def __getitem__(self, name: str) -> FeatureExtractor:
         """The extractor, trained or read from the cache.
@@ -37,8 +38,22 @@ class FeatureNetworks(Mapping[str, FeatureExtractor]):
         if name not in self._names:
             raise KeyError(name)
         if name not in self._loaded:
-            self._loaded[name] = get_extractor(name, self._data, self._device)
-        return self._loaded[name]
+            try:
+                self._loaded[name] = get_extractor(name, self._data, self._device)
+            except (ValueError, OSError) as error:  # asked for again and again, and a network that is down is slow
+                self._loaded[name] = error
+        found = self._loaded[name]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def available(self) -> dict[str, FeatureExtractor]:
+        """Those that can be had."""
+        found = {}
+        for name in self:
+            with suppress(ValueError, OSError):
+                found[name] = self[name]
+        return found
 
     def __iter__(self) -> Iterator[str]:
         """Their names in alphabetical order."""

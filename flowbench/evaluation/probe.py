@@ -98,9 +98,17 @@ class Probe(ABC, Generic[A]):
 
     Attributes:
         stage: its name in the progress of a measurement.
+        follows_sampler: whether it is asked at the points of a sweep: its answer is that of the sampler under
+            :attr:`Setup.override`.
     """
 
     stage: str = ""
+    follows_sampler: bool = False
+
+    @property
+    def extractors(self) -> frozenset[str]:
+        """Names of the feature extractors that it looks up."""
+        return frozenset()
 
     def key(self) -> Hashable:
         """Probes of the same key are one question."""

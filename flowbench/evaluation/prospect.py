@@ -8,7 +8,7 @@ import lightning as L
 
 from flowbench.data import DataSpec
 from flowbench.evaluation.measurement import SweptName
-from flowbench.evaluation.protocols import CanSample, HasDensity
+from flowbench.evaluation.protocols import CanSample
 from flowbench.evaluation.reference import Reference
 
 __all__ = ["Prospect"]
@@ -36,8 +36,3 @@ class Prospect:
         if isinstance(self.module, CanSample):
             return self.module.num_classes is not None
         return self.reference is not None and self.reference.has_labels and self.spec.num_classes is not None
-
-    @property
-    def has_density(self) -> bool:
-        """Whether its log-density is measured: that of every flow and of the fitted references."""
-        return isinstance(self.module, HasDensity) or (self.reference is not None and self.reference.has_density)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TypeVar
 
-from flowbench.data import DataSpec
+import torch
+
+from flowbench.data import DataSpec, FlowDataModule
 from flowbench.evaluation.probe import Probe, Setup
 
 __all__ = ["Reference"]
@@ -34,6 +36,17 @@ class Reference(ABC):
             probe: the question.
             setup: data, seed and how many samples; without a module.
         """
+
+    def check(self, dataset: str, spec: DataSpec) -> None:  # noqa: B027 - most take any data
+        """Refuse (ValueError) data that it cannot be made of, before anything is trained; by default none.
+
+        Args:
+            dataset: name in the catalogue or of a user's format.
+            spec: shape, classes and value grid of the data.
+        """
+
+    def prepare(self, data: FlowDataModule, device: torch.device | str) -> None:  # noqa: B027 - most need nothing
+        """Put into the cache what it needs and all contenders share; by default nothing."""
 
     def left_out(self, spec: DataSpec) -> str:
         """Why it has no rows for such data; empty where it has."""

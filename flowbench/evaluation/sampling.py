@@ -48,6 +48,12 @@ class Samples(Probe[Generated]):
 
     features: frozenset[tuple[str, int | None]] = frozenset()
     stage = "samples"
+    follows_sampler = True
+
+    @property
+    def extractors(self) -> frozenset[str]:
+        """See :attr:`Probe.extractors`."""
+        return frozenset(name for name, _ in self.features)
 
     @classmethod
     def with_features(cls, name: str, count: int | None) -> Samples:

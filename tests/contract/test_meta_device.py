@@ -21,7 +21,7 @@ META = torch.device("meta")
 SOLVES_ON_THE_HOST = "an assignment is solved on the CPU; StreamPairing solves it ahead"
 ASKS_FOR_CONVERGENCE = "fixed-point iteration stops when the host sees that it has converged"
 READ_ONCE_A_CALL = {
-    "base.check_labels": "a given label out of range would end the whole process on a GPU",
+    "conditioned.check_labels": "a given label out of range would end the whole process on a GPU",
     "latents.space._check_spread": "the bound of an encoder without a variance is no number",
 }
 EXCEPTIONS = {

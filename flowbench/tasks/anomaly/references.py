@@ -11,7 +11,8 @@ from sklearn.covariance import LedoitWolf
 from sklearn.neighbors import NearestNeighbors
 
 from flowbench.core.checks import check_count
-from flowbench.evaluation.extractors import get_extractor
+from flowbench.data import DataSpec, FlowDataModule
+from flowbench.evaluation.extractors import check_extractor, get_extractor
 from flowbench.evaluation.probe import Probe, Setup
 from flowbench.evaluation.reference import Reference
 from flowbench.evaluation.samples import RealSet
@@ -34,12 +35,21 @@ class ScoringReference(Reference):
     def __init__(self, features: str = "auto") -> None:
         self.features = features
 
+    def check(self, dataset: str, spec: DataSpec) -> None:
+        """Refuse an extractor that the data do not have."""
+        check_extractor(self.features, dataset, spec)
+
+    def prepare(self, data: FlowDataModule, device: torch.device | str) -> None:
+        """Fetch or train the extractor."""
+        get_extractor(self.features, data, device)
+
     def answer(self, probe: Probe[A], setup: Setup) -> A | None:
         """The scores of the test samples."""
         if not isinstance(probe, Scores):
             return None
         extractor = get_extractor(self.features, setup.data)
-        train, test = (_features(RealSet(setup.data, split), extractor) for split in ("train", "test"))
+        train = _features(RealSet(setup.data, "train"), extractor)
+        test = _features(RealSet(setup.data, "test", setup.num_likelihood), extractor)
         found = torch.from_numpy(self.scores(train, test))
         method = f"{self.method}/{extractor.protocol}"
         return cast(A, AnomalyScores(found, anomalies(setup, len(found)), method))

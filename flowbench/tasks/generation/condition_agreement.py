@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -52,6 +52,8 @@ class ConditionScores(Probe[Mapping[str, ConditionScore]]):
     """
 
     num_samples: int | None = None
+    stage = "conditions"
+    follows_sampler = True
 
     def merge(self, other: ConditionScores) -> ConditionScores:
         """The larger number of samples."""
@@ -77,7 +79,8 @@ class ConditionScores(Probe[Mapping[str, ConditionScore]]):
                     None if labels is None else labels[chunk].to(flow.device),
                     flow.draw_noise(chunk, setup.seed),
                 )
-                x = flow.sample(noise, label, spatial=replace(condition, original=None)).x
+                given = {"spatial": replace(condition, original=None), **asdict(setup.override)}
+                x = flow.sample(noise, label, **given).x
                 original = setup.data.model_values(setup.held_out.name, condition_rows(setup, chunk)).to(flow.device)
                 ideal = flow.space.decode(flow.space.encode_mean(original))
                 for found, points in ((drawn, x), (floor, ideal)):

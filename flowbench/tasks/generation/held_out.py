@@ -10,10 +10,7 @@ from flowbench.evaluation.probe import Setup
 from flowbench.evaluation.prospect import Prospect
 from flowbench.families import FlowModule, LatentSpace
 
-__all__ = ["HELD_OUT", "held_out_batches", "is_latent"]
-
-HELD_OUT = "held-out data"
-"""The part of a measurement that looks at them, for its progress."""
+__all__ = ["held_out_batches", "is_latent"]
 
 
 def held_out_batches(flow: FlowModule, setup: Setup, num: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:

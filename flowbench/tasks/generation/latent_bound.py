@@ -20,7 +20,7 @@ from flowbench.evaluation.probe import Probe, Setup
 from flowbench.evaluation.prospect import Prospect
 from flowbench.families import FlowMatching, FlowModule, LatentSpace, SpatialCondition
 from flowbench.flows import UniformWeight
-from flowbench.tasks.generation.held_out import HELD_OUT, held_out_batches, is_latent
+from flowbench.tasks.generation.held_out import held_out_batches, is_latent
 
 __all__ = ["BoundTerms", "LatentBound", "LatentBoundTerms", "held_out_loss"]
 
@@ -56,7 +56,7 @@ class LatentBoundTerms(Probe[BoundTerms]):
 
     num_times: int
     num_samples: int | None = None
-    stage = HELD_OUT
+    stage = "bound terms"
 
     def key(self) -> Hashable:
         """Other numbers of times have other answers."""

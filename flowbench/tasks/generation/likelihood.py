@@ -18,7 +18,6 @@ from flowbench.evaluation.measurement import Measurement, MetricInfo
 from flowbench.evaluation.metric import Metric
 from flowbench.evaluation.probe import Probe, Setup
 from flowbench.evaluation.prospect import Prospect
-from flowbench.evaluation.protocols import HasDensity
 from flowbench.families import FlowModule
 from flowbench.flows import bits_per_dim
 
@@ -54,7 +53,7 @@ class LogDensities(Probe[Densities]):
 
     def check(self, module: L.LightningModule, data: FlowDataModule) -> None:
         """Refuse a density that does not exist in the module's space."""
-        if isinstance(module, HasDensity):
+        if isinstance(module, FlowModule):
             module.check_density()
 
     def ask(self, setup: Setup) -> Densities | None:
@@ -97,7 +96,8 @@ class NegativeLogLikelihood(Metric):
 
     def expected(self, who: Prospect) -> tuple[str, ...]:
         """See :meth:`Metric.expected`; held-out data and noise have none."""
-        return self.names if who.has_density else ()
+        has_density = isinstance(who.module, FlowModule) or (who.reference is not None and who.reference.has_density)
+        return self.names if has_density else ()
 
     def measure(self, answers: Answers) -> list[Measurement]:
         """`nll`: bits/dim of uniformly dequantised data (an upper bound on the discrete one), else nats.

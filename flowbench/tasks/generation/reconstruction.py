@@ -20,7 +20,7 @@ from flowbench.evaluation.samples import Collector, GeneratedSet
 from flowbench.evaluation.sampling import Generated, Samples
 from flowbench.families import FlowModule, LatentSpace
 from flowbench.metrics import psnr
-from flowbench.tasks.generation.held_out import HELD_OUT, held_out_batches, is_latent
+from flowbench.tasks.generation.held_out import held_out_batches, is_latent
 
 __all__ = ["ReconstructedImages", "Reconstruction", "Reconstructions"]
 
@@ -49,7 +49,12 @@ class Reconstructions(Probe[ReconstructedImages]):
     """
 
     samples: Samples = field(default_factory=Samples)
-    stage = HELD_OUT
+    stage = "reconstructions"
+
+    @property
+    def extractors(self) -> frozenset[str]:
+        """See :attr:`Probe.extractors`."""
+        return self.samples.extractors
 
     def merge(self, other: Reconstructions) -> Reconstructions:
         """The features of both."""
@@ -84,7 +89,8 @@ class Reconstruction(FrechetDistance):
 
     Args:
         features: name of the extractor.
-        num_samples: how many held-out images, counted from the first; None takes as many as the evaluator draws.
+        num_samples: how many held-out images the distance looks at, counted from the first; None takes as many as the
+            evaluator draws, as `reconstruction_psnr` does.
         num_reference: see :class:`~flowbench.evaluation.FrechetDistance`.
     """
 
