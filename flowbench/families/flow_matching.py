@@ -409,9 +409,7 @@ class FlowMatching(FlowModule):
         """The solver of samples with so many evaluations, and the first and the last time."""
         path = self.sampling_path or self.path
         solver = self.solver.for_path(path)
-        times = torch.tensor(
-            path.interval if rescheduled is None else rescheduled.interval, dtype=torch.float64, device="cpu"
-        )
+        times = torch.tensor((path if rescheduled is None else rescheduled).interval, dtype=torch.float64, device="cpu")
         if network_evaluations is not None:
             cost = guided_cost(guide, rescheduled) if guided else single_evaluation
             solver = with_evaluations(solver, network_evaluations, cost, times)

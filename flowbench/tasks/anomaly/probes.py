@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import lightning as L
-import torch
-from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from flowbench.data import FlowDataModule
-from flowbench.evaluation.failures import agreed
-from flowbench.evaluation.gather import gather_by_index
+from flowbench.evaluation.densities import log_densities
 from flowbench.evaluation.probe import Probe, Setup
 from flowbench.evaluation.protocols import HasDensity
 from flowbench.tasks.anomaly.data import ANOMALY
@@ -56,18 +53,10 @@ class Scores(Probe[AnomalyScores]):
 
     def ask(self, setup: Setup) -> AnomalyScores | None:
         """Batch by batch of the test split; a collective."""
-        module = setup.module
-        if not isinstance(module, HasDensity) or not isinstance(module, L.LightningModule):
+        log_prob = log_densities(setup)
+        if log_prob is None:
             return None
-        found, numbers = [], []
-        with agreed():
-            for batch in setup.likelihood_batches():
-                assert batch.index is not None, "the datamodule numbers its samples"
-                numbers.append(batch.index.cpu())
-                log_prob = module.batch_log_prob(move_data_to_device(batch, module.device))
-                found.append(-log_prob.detach().double().cpu())
-            index = torch.cat(numbers)
-        values = gather_by_index(index, torch.cat(found))
+        values = -log_prob.double()
         return AnomalyScores(values, anomalies(setup, len(values)), "negative log-density")
 
 

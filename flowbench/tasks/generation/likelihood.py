@@ -6,14 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
-import torch
-from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from flowbench.data import FlowDataModule
 from flowbench.evaluation.answers import Answers
-from flowbench.evaluation.failures import agreed
-from flowbench.evaluation.gather import gather_by_index
+from flowbench.evaluation.densities import log_densities
 from flowbench.evaluation.measurement import Measurement, MetricInfo
 from flowbench.evaluation.metric import Metric
 from flowbench.evaluation.probe import Probe, Setup
@@ -61,16 +58,11 @@ class LogDensities(Probe[Densities]):
         flow = setup.module
         if not isinstance(flow, FlowModule):
             return None
-        found, numbers = [], []
-        with agreed():
-            for batch in setup.likelihood_batches():
-                assert batch.index is not None, "the datamodule numbers its samples"
-                numbers.append(batch.index.cpu())
-                found.append(flow.batch_log_prob(move_data_to_device(batch, flow.device)).detach().cpu())
-            index = torch.cat(numbers)
+        log_prob = log_densities(setup)
+        assert log_prob is not None, "every flow has a density"
         facts = flow.describe()
         return Densities(
-            gather_by_index(index, torch.cat(found)),
+            log_prob,
             facts.likelihood,
             facts.likelihood_method,
             facts.reports_bits_per_dim,
