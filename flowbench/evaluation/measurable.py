@@ -63,9 +63,9 @@ def check_measurable(evaluator: Settings, module: L.LightningModule, data: FlowD
         world_size: number of processes.
 
     Raises:
-        ValueError: for a module that has nothing to measure, metrics that do not suit the data, points of the sweep
-            that the sampler cannot do, conditions or a likelihood that held-out data cannot have, or fewer samples
-            than processes.
+        ValueError: for a module that has nothing to measure, metrics that do not suit the data, metrics in a sweep that
+            their probes do not follow, points of the sweep that the sampler cannot do, conditions or a likelihood that
+            held-out data cannot have, or fewer samples than processes.
     """
     measured_module(module)
     check_data(evaluator, data)
@@ -79,6 +79,11 @@ def check_measurable(evaluator: Settings, module: L.LightningModule, data: FlowD
         with named(f"evaluator.metrics.{key}"):
             for probe in metric.probes():
                 probe.check(module, data)
+                if metric.in_sweep and evaluator.overrides(module) and not probe.follows_sampler:
+                    raise ValueError(
+                        f"is measured at every point of a sweep, but {type(probe).__name__} does not follow the "
+                        "sampler: set follows_sampler there, or in_sweep of the metric to False"
+                    )
             probes = merged([*probes, *metric.probes()])
     for name in ("num_samples", "num_trajectories"):
         if getattr(evaluator, name) < world_size:

@@ -63,6 +63,23 @@ def test_probes_that_cannot_be_merged_are_refused_before_the_training(tmp_path):
         check_measurable(measure, flow("cfm", data), data)
 
 
+def test_a_metric_in_a_sweep_whose_probes_do_not_follow_it_is_refused_before_the_training():
+    """It would have the main number, or none, at every point."""
+
+    class Swept(Mine):
+        in_sweep = True
+
+        def probes(self):
+            return (Number(),)
+
+    data, measure = digits(), evaluator({"mine": Swept()}, sweep={"network_evaluations": [2]})
+    with pytest.raises(
+        ValueError, match=r"^evaluator\.metrics\.mine: is measured at every point of a sweep, but Number"
+    ):
+        check_measurable(measure, flow("cfm", data), data)
+    check_measurable(measure, flow("tarflow", data), data)  # which has no sweep
+
+
 def test_a_metric_may_ask_for_features_of_its_own(tmp_path):
     measure = evaluator({"mine": Mine(), "w2": Wasserstein2()}, references={})
     trainer(tmp_path, measure, limit_test_batches=1).test(quick(flow("cfm", points())), points(), verbose=False)
@@ -144,13 +161,12 @@ def test_a_share_of_no_batch_is_refused(tmp_path):
 def test_a_test_step_of_ones_own_sees_all_batches(tmp_path):
     seen = []
 
-    def test_step(self: TrainingModule, batch, batch_idx):
+    def count(module: TrainingModule, batch, batch_idx):
         seen.append(len(batch))
 
     data = points()
     family = quick(flow("cfm", data))
-    mine = type("MyCFM", (type(family),), {"test_step": test_step})
-    family.__class__ = mine
+    family.__class__ = type("MyCFM", (type(family),), {"test_step": count})
     trainer(tmp_path, evaluator({"w2": Wasserstein2()})).test(family, data, verbose=False)
     assert sum(seen) == len(data.split("test"))
 
