@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from benchmarks.gpu.setting import Line, Setting, interleaved, median_ratio, milliseconds
 from benchmarks.gpu.subjects import built, peer_tarflow
+from flowbench.evaluation.override import SamplerOverride
+from flowbench.families import Condition
 
 __all__ = ["measure"]
 
@@ -27,7 +29,7 @@ def _autoregressive(setting: Setting) -> Iterator[Line]:
     peer = peer_tarflow(setting)
     for number, batch in enumerate(setting.choose([256, 16], [2])):
         noise = torch.randn(batch, 3, 32, 32, device=setting.device)
-        runs: dict[str, Callable[[], object]] = {"ours": lambda noise=noise: model.flow_decode(noise, None)}  # type: ignore[operator]
+        runs: dict[str, Callable[[], object]] = {"ours": lambda noise=noise: model.flow_decode(noise, Condition())}  # type: ignore[operator]
         if peer is not None:
             tokens = nn.functional.unfold(noise, 2, stride=2).transpose(1, 2)
             runs[PEER] = lambda tokens=tokens: peer.eval().reverse(tokens)  # type: ignore[operator,misc]
@@ -55,7 +57,7 @@ def _matching(setting: Setting) -> Line:
         return x
 
     runs: dict[str, Callable[[], object]] = {
-        "ours": lambda: model.flow_sample(noise, None, 2 * steps, None),  # type: ignore[operator]
+        "ours": lambda: model.flow_sample(noise, Condition(), SamplerOverride(2 * steps)),  # type: ignore[operator]
         "loop": loop,
     }
     seconds = interleaved(setting, runs, setting.choose(3, 1))

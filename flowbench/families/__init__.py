@@ -1,7 +1,8 @@
 """One LightningModule per family."""
 
-from flowbench.families.base import FlowModule, NetworkFactory, Samples, Trajectory
-from flowbench.families.conditioning.base import Conditioner, SpatialCondition
+from flowbench.families.base import FlowModule, FlowSamples, NetworkFactory, Trajectory
+from flowbench.families.conditioning.base import Conditioner
+from flowbench.families.conditioning.condition import Condition, SpatialCondition
 from flowbench.families.conditioning.inpainting import InpaintingConditioner
 from flowbench.families.conditioning.semantic import SemanticConditioner
 from flowbench.families.description import Description
@@ -36,6 +37,7 @@ __all__ = [
     "Augmentation",
     "Autoencoder",
     "BatchPairing",
+    "Condition",
     "Conditioner",
     "DatasetSource",
     "DecoderDenoiser",
@@ -45,6 +47,7 @@ __all__ = [
     "DiffusersAutoencoder",
     "FlowMatching",
     "FlowModule",
+    "FlowSamples",
     "FlowScoreDenoiser",
     "GaussianNoise",
     "InpaintingConditioner",
@@ -60,7 +63,6 @@ __all__ = [
     "PretrainedAutoencoder",
     "Reflow",
     "STARFlow",
-    "Samples",
     "SemanticConditioner",
     "Space",
     "SpatialCondition",

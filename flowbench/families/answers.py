@@ -3,52 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Drawn", "Samples", "Trajectory"]
+__all__ = ["FlowSamples", "Trajectory"]
 
 
-@dataclass
-class Samples:
+@dataclass(frozen=True)
+class FlowSamples:
     """Samples with their cost.
 
     Attributes:
-        x: samples in data space, shape (B, *D).
+        x: samples: of :meth:`FlowModule.sample` in data space, shape (B, *D); of :meth:`FlowModule.flow_sample` where
+            the flow lives, shape (B, *flow_shape).
         network_evaluations: evaluations of the network that each sample cost; a guided one counts twice.
-        seconds: wall time of the batch.
         iterations: network calls that each sample needed in each block of a block flow, shape (K, B); None elsewhere.
         residual: the certificate of an inverse that computes one, max |f(x) - z| of each sample, shape (B,), before
             denoising; None elsewhere.
+        seconds: wall time of the batch, which :meth:`FlowModule.sample` measures.
 
     Example:
-        >>> samples = Samples(x=torch.zeros(3, 2), network_evaluations=8.0, seconds=0.1)
+        >>> samples = FlowSamples(x=torch.zeros(3, 2), network_evaluations=8.0)
         >>> samples.x.shape, samples.iterations
         (torch.Size([3, 2]), None)
     """
 
     x: Tensor
     network_evaluations: float
-    seconds: float
     iterations: Tensor | None = None
     residual: Tensor | None = None
-
-
-class Drawn(NamedTuple):
-    """What :meth:`FlowModule.flow_sample` returns; a plain pair of the first two is accepted too.
-
-    Attributes:
-        points: at the flow's data end, shape (B, *flow_shape).
-        network_evaluations: per sample.
-        iterations: see :class:`Samples`.
-        residual: see :class:`Samples`.
-    """
-
-    points: Tensor
-    network_evaluations: float
-    iterations: Tensor | None = None
-    residual: Tensor | None = None
+    seconds: float = 0.0
 
 
 @dataclass

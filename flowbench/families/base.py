@@ -6,7 +6,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Literal, get_args
 
 import lightning as L
@@ -17,10 +17,11 @@ from flowbench.core.autocast import autocast_off
 from flowbench.core.contract import ContractError, returned, shaped
 from flowbench.core.devices import wait_for
 from flowbench.data import Batch, DataSpec, FlowDataModule
+from flowbench.evaluation.override import SamplerOverride
 from flowbench.evaluation.probe import Setup
-from flowbench.families.answers import Drawn, Samples, Trajectory
-from flowbench.families.conditioning.base import SpatialCondition
-from flowbench.families.conditioning.by_index import condition_argument
+from flowbench.families.answers import FlowSamples, Trajectory
+from flowbench.families.conditioning.by_index import condition_at
+from flowbench.families.conditioning.condition import Condition
 from flowbench.families.description import Description, LikelihoodKind
 from flowbench.families.fitted import FittedModule
 from flowbench.families.latents.space import LatentSpace, PixelSpace, Space
@@ -29,7 +30,7 @@ from flowbench.training.config import TrainingConfig
 from flowbench.training.count import Count
 from flowbench.training.module import Loss, TrainingModule
 
-__all__ = ["Drawn", "FlowModule", "LikelihoodKind", "NetworkFactory", "Samples", "Trajectory"]
+__all__ = ["FlowModule", "FlowSamples", "LikelihoodKind", "NetworkFactory", "Trajectory"]
 
 DensityKind = Literal["exact", "ode"]
 NetworkFactory = Callable[[tuple[int, ...], int | None], nn.Module]
@@ -38,7 +39,7 @@ NetworkFactory = Callable[[tuple[int, ...], int | None], nn.Module]
 class FlowModule(FittedModule):
     """A flow between a source and the data, possibly in the latent space of an autoencoder.
 
-    Subclasses model the flow in the flow's own space: they must define :meth:`flow_loss`, :meth:`flow_sample`,
+    Subclasses model the flow in the flow's own space: they must define :meth:`loss`, :meth:`flow_sample`,
     :meth:`flow_encode`, :meth:`flow_log_prob`, :meth:`trajectory` and :attr:`density`. This class carries data there.
 
     Args:
@@ -106,38 +107,51 @@ class FlowModule(FittedModule):
         """What :meth:`flow_log_prob` is: ``exact``, or through an ``ode`` solver; a class attribute will do."""
 
     @abstractmethod
-    def flow_loss(self, x: Tensor, label: Tensor | None, rng: torch.Generator) -> Loss:
-        """Training loss of points `x` (B, *flow_shape); dropped labels are already the null label."""
+    def loss(self, points: Tensor, condition: Condition, batch: Batch, generator: torch.Generator) -> Loss:
+        """The loss of one training batch.
+
+        Args:
+            points: the batch where the flow lives, shape (B, *flow_shape).
+            condition: of the points; what was dropped is the null label or the null condition already.
+            batch: that the points were made from, for families that look at more of it.
+            generator: source of every random number.
+        """
 
     @abstractmethod
-    def flow_sample(
-        self, noise: Tensor, label: Tensor | None, network_evaluations: int | None, guidance: float | None
-    ) -> Drawn | tuple[Tensor, float]:
-        """Carry noise to the flow's data end: points, evaluations per sample, and what else is known of them."""
+    def flow_sample(self, noise: Tensor, condition: Condition, override: SamplerOverride) -> FlowSamples:
+        """Carry noise to the flow's data end.
+
+        Args:
+            noise: source points, shape (B, *flow_shape).
+            condition: of the samples, checked.
+            override: what is asked of the sampler in place of its own choices.
+        """
 
     @abstractmethod
-    def flow_encode(self, z: Tensor, label: Tensor | None) -> Tensor:
+    def flow_encode(self, z: Tensor, condition: Condition) -> Tensor:
         """Carry points `z` (B, *flow_shape) to the noise that the flow maps to them, same shape, without guidance."""
 
-    def flow_decode(self, noise: Tensor, label: Tensor | None, guidance: float = 1.0) -> tuple[Tensor, float]:
-        """Points (B, *flow_shape), never denoised, and evaluations per sample: the inverse of encoding at scale 1."""
-        return self.flow_sample(noise, label, None, guidance)[:2]
+    def flow_decode(self, noise: Tensor, condition: Condition, guidance: float | None = 1.0) -> FlowSamples:
+        """Points (B, *flow_shape), never denoised: the inverse of encoding at scale 1; None is the sampler's own."""
+        return self.flow_sample(noise, condition, SamplerOverride(guidance=guidance))
 
-    def flow_denoise(self, z: Tensor, label: Tensor | None) -> Tensor:
+    def flow_denoise(self, z: Tensor, condition: Condition) -> Tensor:
         """Take the noise of training out of points (B, *flow_shape) that :meth:`flow_decode` gave, as sampling does."""
         return z
 
     @abstractmethod
-    def flow_log_prob(self, x: Tensor, label: Tensor | None, index: Tensor, seed: int) -> Tensor:
+    def flow_log_prob(self, x: Tensor, condition: Condition, index: Tensor, seed: int) -> Tensor:
         """Log-density of points `x` (B, *flow_shape) in nats, shape (B,); called with autocast off."""
 
     @abstractmethod
-    def trajectory(self, noise: Tensor, condition: Tensor | None = None, num_points: int = 33) -> Trajectory:
+    def trajectory(
+        self, noise: Tensor, condition: Condition | Tensor | None = None, num_points: int = 33
+    ) -> Trajectory:
         """States between source and data.
 
         Args:
             noise: source points, shape (B, *flow_shape).
-            condition: labels, shape (B,), or None.
+            condition: of the samples; labels alone, shape (B,), will do.
             num_points: states to return along a continuous flow; a block flow returns one per block.
         """
 
@@ -158,10 +172,9 @@ class FlowModule(FittedModule):
 
     def loss_of_one(self) -> Tensor:
         """The loss of one point of zeros where the flow lives."""
-        device = self.weights_device
-        label = None if self.num_classes is None else torch.zeros(1, dtype=torch.int64, device=device)
-        loss = self.flow_loss(torch.zeros(1, *self.flow_shape, device=device), label, torch.Generator())
-        return returned(loss, Loss, self, "flow_loss").total
+        points = torch.zeros(1, *self.flow_shape, device=self.weights_device)
+        loss = self.loss(points, self.null_condition(1), Batch(points), torch.Generator())
+        return returned(loss, Loss, self, "loss").total
 
     def count(self) -> Count:
         """Adds the flow's space and its classes."""
@@ -189,92 +202,78 @@ class FlowModule(FittedModule):
             raise ValueError(
                 f"{type(self).__name__} is conditioned on class labels only, but the batch has a condition"
             )
-        x = shaped(self.space.encode_batch(batch, generator), (len(batch), *self.flow_shape), self.space, "encode")
-        loss = self.batch_loss(batch, x, self.drop_labels(batch.label, generator), generator)
-        return returned(loss, Loss, self, "flow_loss")
-
-    def batch_loss(self, batch: Batch, x: Tensor, label: Tensor | None, rng: torch.Generator) -> Loss:
-        """:meth:`flow_loss` of an encoded batch, for families that look at more of it than points and labels."""
-        return self.flow_loss(x, label, rng)
+        encoded = self.space.encode_batch(batch, generator)
+        points = shaped(encoded, (len(batch), *self.flow_shape), self.space, "encode")
+        condition = self.training_condition(batch, generator)
+        return returned(self.loss(points, condition, batch, generator), Loss, self, "loss")
 
     @torch.no_grad()
     def sample(
         self,
         noise: Tensor,
-        condition: Tensor | None = None,
+        condition: Condition | Tensor | None = None,
         *,
         network_evaluations: int | None = None,
         guidance: float | None = None,
-        spatial: SpatialCondition | None = None,
-    ) -> Samples:
+    ) -> FlowSamples:
         """Draw samples in data space, with their cost.
 
         Args:
             noise: source points, shape (B, *flow_shape).
-            condition: labels, shape (B,), or None for unconditional samples.
+            condition: of the samples; labels alone, shape (B,), will do. None: unconditional samples.
             network_evaluations: evaluations per sample, for solvers that can choose; None keeps the family's own.
             guidance: scale of classifier-free guidance; 1 is none; None keeps the family's own.
-            spatial: conditions that the flow's conditioner made, one per sample; None where it has none.
 
         Raises:
             ValueError: when the family cannot choose its evaluations, guidance is asked of an unconditional model, or a
-                spatial condition is missing or not wanted.
+                condition is missing or not wanted.
         """
-        label = self.check_condition(condition, len(noise))
-        self.check_spatial(spatial, len(noise))
+        given = self.check_condition(condition, len(noise))
         by_condition = self.drops_conditions and self.num_classes is None
         free = by_condition or self.describe().has_label_free_guidance
-        if guidance not in (None, 1.0) and label is None and not free:
+        if guidance not in (None, 1.0) and given.label is None and not free:
             raise ValueError(f"guidance={guidance} needs labels: train with conditional=true and give a condition")
         self.check_sampling(network_evaluations, guidance)
         start = time.perf_counter()
-        drawn = self._drawn(self.flow_sample(noise, label, network_evaluations, guidance, **_given(spatial)), noise)
-        x = shaped(self.space.decode(drawn.points), (len(noise), *self.spec.shape), self.space, "decode")
-        if spatial is not None and self.conditioner is not None:
-            x = self.conditioner.finish(x, spatial)
+        found = self.flow_sample(noise, given, SamplerOverride(network_evaluations, guidance))
+        drawn = returned(found, FlowSamples, self, "flow_sample")
+        shaped(drawn.x, tuple(noise.shape), self, "flow_sample")
+        x = shaped(self.space.decode(drawn.x), (len(noise), *self.spec.shape), self.space, "decode")
+        if given.grid is not None and self.conditioner is not None:
+            x = self.conditioner.finish(x, given.grid)
         wait_for(x.device)
-        return Samples(x, drawn.network_evaluations, time.perf_counter() - start, drawn.iterations, drawn.residual)
+        return replace(drawn, x=x, seconds=time.perf_counter() - start)
 
-    def sample_at(self, index: Tensor, setup: Setup) -> Samples:
+    def sample_at(self, index: Tensor, setup: Setup) -> FlowSamples:
         """The samples at some indices: the same for any batch and any number of processes.
 
         Args:
             index: sample indices, shape (B,).
             setup: seed, data for labels and conditions, and what a sweep imposes.
         """
-        labels, override = self.labels_of_samples(setup), setup.override
         return self.sample(
-            self.draw_noise(index, setup.seed),
-            None if labels is None else labels[index].to(self.device),
-            network_evaluations=override.network_evaluations,
-            guidance=override.guidance,
-            **condition_argument(self, setup, index),
+            self.draw_noise(index, setup.seed), condition_at(self, setup, index), **asdict(setup.override)
         )
 
-    def _drawn(self, found: object, noise: Tensor) -> Drawn:
-        drawn = Drawn(*returned(found, tuple, self, "flow_sample"))
-        shaped(drawn.points, tuple(noise.shape), self, "flow_sample")
-        return drawn
-
     @torch.no_grad()
-    def encode(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+    def encode(self, x: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
         """The noise that the flow carries to data, with autocast off; latent families take the posterior's mean.
 
         Args:
             x: points in model space, shape (B, *shape).
-            condition: labels, shape (B,), or None for the unconditional flow.
+            condition: of the points; labels alone, shape (B,), will do. None: the unconditional flow.
 
         Returns:
             Noise, shape (B, *flow_shape): exact for block flows, up to the solver's error for continuous ones.
 
         Raises:
-            ValueError: for another shape, or labels that the model cannot take.
+            ValueError: for another shape, or a condition that the model cannot take.
         """
         self._check_points(x)
-        label = self.check_condition(condition, len(x))
+        given = self.check_condition(condition, len(x))
         with self.full_precision():
             z = self.space.encode_mean(x)
-            return shaped(self.flow_encode(z, label), tuple(z.shape), self, "flow_encode")
+            return shaped(self.flow_encode(z, given), tuple(z.shape), self, "flow_encode")
 
     def _check_points(self, x: Tensor) -> None:
         if x.shape[1:] != torch.Size(self.spec.shape):
@@ -283,42 +282,33 @@ class FlowModule(FittedModule):
     def log_prob(
         self,
         x: Tensor,
-        condition: Tensor | None = None,
+        condition: Condition | Tensor | None = None,
         *,
         index: Tensor | None = None,
         seed: int = 0,
-        spatial: SpatialCondition | None = None,
     ) -> Tensor:
         """Log-density of data in nats, or its lower bound, shape (B,); see :meth:`describe`.
 
         Args:
             x: points in model space, shape (B, *shape).
-            condition: labels, shape (B,), or None for the unconditional density.
+            condition: of the points; labels alone, shape (B,), will do. None: the unconditional density.
             index: sample indices that key the probes and posterior draws; 0..B-1 when None.
             seed: the evaluation seed.
-            spatial: conditions that the flow's conditioner made, one per point; None where it has none.
         """
         self._check_points(x)
-        label = self.check_condition(condition, len(x))
-        self.check_spatial(spatial, len(x))
+        given = self.check_condition(condition, len(x))
         index = torch.arange(len(x)) if index is None else index
 
         def flow_density(z: Tensor) -> Tensor:
-            density = self.flow_log_prob(z, label, index, seed, **_given(spatial))
-            return shaped(density, (len(z),), self, "flow_log_prob")
+            return shaped(self.flow_log_prob(z, given, index, seed), (len(z),), self, "flow_log_prob")
 
         with self.full_precision():
-            value = self.space.log_prob(x, flow_density, index, seed, lambda z: self.flow_denoise(z, label))
+            value = self.space.log_prob(x, flow_density, index, seed, lambda z: self.flow_denoise(z, given))
         return shaped(value, (len(x),), self.space, "log_prob")
 
     def batch_log_prob(self, batch: Batch) -> Tensor:
         """Log-densities of a numbered batch of held-out data under its own labels and conditions, shape (B,)."""
-        assert batch.index is not None, "the datamodule numbers its samples"
-        label = batch.label if self.num_classes is not None else None
-        spatial = None
-        if self.conditioner is not None:
-            spatial = self.conditioner.held_out_condition(batch.x, batch.condition, batch.index, 0, self.space)
-        return self.log_prob(batch.x, label, index=batch.index, spatial=spatial)
+        return self.log_prob(batch.x, self.held_out_condition(batch), index=batch.index)
 
     def check_density(self) -> None:
         """Refuse (ValueError) a log-density that does not exist in this space; nothing is computed."""
@@ -329,8 +319,3 @@ class FlowModule(FittedModule):
         """Turn autocast off: likelihoods are computed in the precision of their inputs."""
         with autocast_off(self.device):
             yield
-
-
-def _given(spatial: SpatialCondition | None) -> dict[str, Any]:
-    """The argument of a conditioned flow's own methods; other families do not take it."""
-    return {} if spatial is None else {"spatial": spatial}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from flowbench.core.checks import check_number
-from flowbench.data import DataSpec, FlowDataModule
+from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.evaluation.probe import Setup
-from flowbench.families.conditioning.base import Conditioner, SpatialCondition, check_given
+from flowbench.families.conditioning.base import Conditioner, check_given
 from flowbench.families.conditioning.by_index import labels_of_samples
+from flowbench.families.conditioning.condition import Condition, SpatialCondition
 from flowbench.families.conditioning.labels import check_labels
 from flowbench.families.description import Description
 from flowbench.families.latents.space import Space
@@ -73,39 +75,68 @@ class ConditionedModule(TrainingModule):
         drop = torch.rand(label.shape, generator=generator, device=label.device) < self.label_dropout
         return label.masked_fill(drop, self.num_classes)
 
-    def check_condition(self, condition: Tensor | None, num: int) -> Tensor | None:
-        """Labels as the networks take them.
+    def training_condition(self, batch: Batch, generator: torch.Generator) -> Condition:
+        """What a training batch is conditioned on; of labels and conditions a share is dropped."""
+        label = self.drop_labels(batch.label, generator)
+        if self.conditioner is None:
+            return Condition(label)
+        made = self.conditioner.training_condition(batch, self.space, generator)
+        return Condition(label, self.conditioner.dropped(made, generator))
+
+    def held_out_condition(self, batch: Batch, seed: int = 0) -> Condition:
+        """What held-out data are conditioned on: their own labels, and conditions keyed by their numbers.
+
+        Args:
+            batch: numbered, on the module's device.
+            seed: the evaluation seed.
+        """
+        label = None if self.num_classes is None else batch.label
+        if self.conditioner is None:
+            return Condition(label)
+        assert batch.index is not None, "the datamodule numbers its samples"
+        made = self.conditioner.held_out_condition(batch.x, batch.condition, batch.index, seed, self.space)
+        return Condition(label, made)
+
+    def null_condition(self, num: int) -> Condition:
+        """The null label and the null condition of so many samples, as far as the flow has them."""
+        device = self.weights_device
+        label = None if self.num_classes is None else torch.full((num,), self.num_classes, device=device)
+        if self.conditioner is None:
+            return Condition(label)
+        shape = (num, self.conditioner.channels(self.space), *self.space.shape[1:])
+        return Condition(label, SpatialCondition(torch.zeros(shape, device=device)))
+
+    def check_condition(self, condition: Condition | Tensor | None, num: int) -> Condition:
+        """A condition as the networks take it; labels alone may be given in its place.
 
         Raises:
-            ValueError: for labels given to an unconditional model, of the wrong number or out of range.
+            ValueError: for labels of an unconditional model, of the wrong number or out of range; for a condition on
+                the grid of a flow without a conditioner, none where there is one, or of another number.
         """
-        if condition is None:
-            return None
+        given = Condition.of(condition)
+        self._check_grid(given.grid, num)
+        if given.label is None:
+            return given
         if self.num_classes is None:
             raise ValueError("labels were given to an unconditional model: train with conditional=true")
-        if condition.shape != (num,):
-            raise ValueError(f"expected {num} labels, got shape {tuple(condition.shape)}")
-        check_labels(condition, self.num_classes)
-        return condition.long()
+        if given.label.shape != (num,):
+            raise ValueError(f"expected {num} labels, got shape {tuple(given.label.shape)}")
+        check_labels(given.label, self.num_classes)
+        return replace(given, label=given.label.long())
+
+    def _check_grid(self, grid: SpatialCondition | None, num: int) -> None:
+        if grid is None:
+            if self.conditioner is not None:
+                raise ValueError(f"this flow is conditioned ({self.conditioner.name}): give one condition per sample")
+        elif self.conditioner is None:
+            raise ValueError("spatial conditions were given to a flow without a conditioner: leave them out")
+        elif len(grid) != num:
+            raise ValueError(f"expected {num} spatial conditions, got {len(grid)}")
 
     @property
     def drops_conditions(self) -> bool:
         """Whether the null condition was trained, so that guidance can go away from it."""
         return self.conditioner is not None and self.conditioner.dropout > 0
-
-    def check_spatial(self, spatial: SpatialCondition | None, num: int) -> None:
-        """Refuse conditions that do not suit the flow.
-
-        Raises:
-            ValueError: for conditions of a flow without a conditioner, none for one that has it, or another number.
-        """
-        if spatial is None:
-            if self.conditioner is not None:
-                raise ValueError(f"this flow is conditioned ({self.conditioner.name}): give one condition per sample")
-        elif self.conditioner is None:
-            raise ValueError("spatial conditions were given to a flow without a conditioner: leave them out")
-        elif len(spatial) != num:
-            raise ValueError(f"expected {num} spatial conditions, got {len(spatial)}")
 
     def check_guidance(self, scale: float) -> None:
         """Refuse a sampler guided by labels that the model never learned, or never learned to do without.

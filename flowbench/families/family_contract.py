@@ -17,6 +17,7 @@ from torch import Tensor
 
 from flowbench.data import Batch, DataSpec
 from flowbench.families.base import FlowModule
+from flowbench.families.conditioning.condition import Condition
 from flowbench.training.module import Loss
 
 __all__ = ["CHECKS", "Case", "Inapplicable", "Outcome", "Violation", "check_family", "perturb"]
@@ -199,8 +200,8 @@ def inverse(case: Case) -> None:
     """Encoding undoes decoding."""
     module, label = case.build().eval(), case.label(3)
     noise = module.draw_noise(torch.arange(3), 0)
-    z, _ = module.flow_decode(noise, label)
-    off = _distance(module.flow_encode(z, label), noise)
+    z = module.flow_decode(noise, Condition(label)).x
+    off = _distance(module.flow_encode(z, Condition(label)), noise)
     _demand(off < _SOLVED, f"flow_encode(flow_sample(noise)) differs from the noise by {off:.1e}")
 
 
@@ -214,7 +215,7 @@ def path(case: Case) -> None:
     _demand(max(abs(first), abs(last - 1)) < _SOLVED, f"times run from {first} to {last}, not from 0 to 1")
     off = _distance(found.states[0], noise)
     _demand(off == 0, f"the first state differs from the noise by {off:.1e}")
-    off = _distance(found.states[-1], module.flow_decode(noise, label)[0])
+    off = _distance(found.states[-1], module.flow_decode(noise, Condition(label)).x)
     _demand(off < _SOLVED, f"the last state differs from the decoded noise by {off:.1e}")
 
 
@@ -227,12 +228,13 @@ def jacobian(case: Case) -> None:
     if dims > _MOST_DIMS:
         raise Inapplicable(f"a Jacobian of {dims} dimensions takes too long")
     x, label, index = case.batch(3).x, case.label(3), torch.arange(3)
+    given = Condition(label)
     with module.full_precision():
         expected = _by_autograd(module, x, label)
         # Probes of a trace are keyed by the seed: their mean is compared, within four standard errors.
-        draws = [module.flow_log_prob(x, label, index, seed).detach() for seed in range(2)]
+        draws = [module.flow_log_prob(x, given, index, seed).detach() for seed in range(2)]
         if not torch.equal(*draws):
-            draws += [module.flow_log_prob(x, label, index, seed).detach() for seed in range(2, _SEEDS)]
+            draws += [module.flow_log_prob(x, given, index, seed).detach() for seed in range(2, _SEEDS)]
     drawn = torch.stack(draws)
     found, spread = drawn.mean(0), 4 * float(drawn.std(0).max()) / math.sqrt(len(drawn))
     off = float((found - expected).abs().max())
@@ -247,7 +249,7 @@ def _by_autograd(module: FlowModule, x: Tensor, label: Tensor | None) -> Tensor:
     dims = x[0].numel()
     # One copy of a point for each of its dimensions: one backward pass gives every row of every Jacobian.
     copies = x.repeat_interleave(dims, 0).requires_grad_()
-    z = module.flow_encode(copies, None if label is None else label.repeat_interleave(dims))
+    z = module.flow_encode(copies, Condition(None if label is None else label.repeat_interleave(dims)))
     rows = None
     if z.requires_grad:
         own = z.reshape(len(x), dims, dims).diagonal(dim1=1, dim2=2)
@@ -264,17 +266,17 @@ def mass(case: Case) -> None:
     if tuple(module.flow_shape) != (2,) or module.describe().likelihood == "bound":
         raise Inapplicable("only densities in the plane are integrated")
 
-    def first_label(size: int) -> Tensor | None:
-        return torch.zeros(size, dtype=torch.int64) if case.conditional else None
+    def first_class(size: int) -> Condition:
+        return Condition(torch.zeros(size, dtype=torch.int64) if case.conditional else None)
 
     with torch.no_grad(), module.full_precision():
-        drawn, _ = module.flow_decode(module.draw_noise(torch.arange(256), 0), first_label(256))
+        drawn = module.flow_decode(module.draw_noise(torch.arange(256), 0), first_class(256)).x
         reach = float((drawn - drawn.mean(0)).abs().max()) * 2 + 1
         allowed = 0.02 if module.density == "exact" else 0.1
         for points_a_side in _POINTS_A_SIDE:
             side = torch.linspace(-reach, reach, points_a_side, dtype=drawn.dtype)
             points = torch.cartesian_prod(side, side) + drawn.mean(0)
-            parts = [(part, first_label(len(part)), torch.arange(len(part))) for part in points.split(4096)]
+            parts = [(part, first_class(len(part)), torch.arange(len(part))) for part in points.split(4096)]
             log_prob = torch.cat([module.flow_log_prob(*part, 0) for part in parts])
             total = float(log_prob.double().exp().sum() * (side[1] - side[0]) ** 2)
             if abs(total - 1) < allowed:

@@ -14,14 +14,10 @@ from torch import Tensor, nn
 from flowbench.core.contract import returned, shaped
 from flowbench.core.seeds import generator
 from flowbench.data import Batch, DataSpec, FlowDataModule
-from flowbench.families.base import FlowModule, NetworkFactory, Trajectory
-from flowbench.families.conditioning.base import (
-    Conditioner,
-    NullConditioner,
-    SpatialCondition,
-    check_condition_channels,
-    guided_network,
-)
+from flowbench.evaluation.override import SamplerOverride
+from flowbench.families.base import FlowModule, FlowSamples, NetworkFactory, Trajectory
+from flowbench.families.conditioning.base import Conditioner, check_condition_channels, guided_network
+from flowbench.families.conditioning.condition import Condition, SpatialCondition
 from flowbench.families.description import Description
 from flowbench.families.latents.space import LatentSpace, Space
 from flowbench.families.matching_combinations import check_combination
@@ -288,18 +284,13 @@ class FlowMatching(FlowModule):
         """Shut the pairing down after an exception too, which Lightning reports to callbacks only."""
         return [ClosePairing(self.pairing)]
 
-    def flow_loss(self, x: Tensor, label: Tensor | None, rng: torch.Generator) -> Loss:
-        """The loss of points that are no batch of the training stream."""
-        return self.batch_loss(Batch(x), x, label, rng)
-
-    def batch_loss(self, batch: Batch, x: Tensor, label: Tensor | None, rng: torch.Generator) -> Loss:
+    def loss(self, points: Tensor, condition: Condition, batch: Batch, generator: torch.Generator) -> Loss:
         """Weighted mean squared error of the velocity, averaged over dimensions and batch."""
-        pairs = self.pairing.pairs(self.pairing_context, x, label, batch, rng)
+        pairs = self.pairing.pairs(self.pairing_context, points, condition.label, batch, generator)
         first, last = self.path.interval
-        t = first + (last - first) * self.times.sample(len(x), rng, x.device)
-        point = self.path.sample(pairs.x0, pairs.x1, t, rng)
-        given = () if self.conditioner is None else (self._training_condition(batch, rng),)
-        found = self.network(point.xt, t, pairs.label, *given)
+        t = first + (last - first) * self.times.sample(len(points), generator, points.device)
+        point = self.path.sample(pairs.x0, pairs.x1, t, generator)
+        found = self.network(point.xt, t, *replace(condition, label=pairs.label).arguments)
         velocity = shaped(found, tuple(point.velocity.shape), self.network, "forward")
         error = (velocity - point.velocity).float().square().flatten(1).mean(1)
         weighted = returned(self.weight(pairs.x0, pairs.x1), WeightResult, self.weight, "forward")
@@ -312,11 +303,6 @@ class FlowMatching(FlowModule):
             return {"coupling_cost": cost, **of_pairs, **(found() if callable(found) else found)}
 
         return Loss((weighted.weight * error).mean(), metrics, diagnostics)
-
-    def _training_condition(self, batch: Batch, rng: torch.Generator) -> Tensor:
-        assert self.conditioner is not None
-        made = self.conditioner.training_condition(batch, self.space, rng)
-        return self.conditioner.dropped(made, rng).values
 
     def training_pairs(self, data: FlowDataModule, num: int, seed: int) -> dict[str, float]:
         """See :func:`~flowbench.families.pairing.description.describe_pairs`."""
@@ -332,13 +318,11 @@ class FlowMatching(FlowModule):
         return names_of_pairs(self.weight)
 
     def loss_of_one(self) -> Tensor:
-        """Without pairing, conditions and what is fitted to data: they look at values, and are no matrix products."""
-        kept = {name: getattr(self, name) for name in ("pairing", "source", "weight", "conditioner")}
+        """Without pairing and what is fitted to data: they look at values, and are no matrix products."""
+        kept = {name: getattr(self, name) for name in ("pairing", "source", "weight")}
         self.pairing = BatchPairing(IndependentCoupling())
         self.source = GaussianSource() if self.source.needs_fit else self.source
         self.weight = UniformWeight() if self.weight.needs_fit else self.weight
-        if self.conditioner is not None:
-            self.conditioner = NullConditioner(self.conditioner.channels(self.space))
         try:
             return super().loss_of_one()
         finally:
@@ -348,10 +332,8 @@ class FlowMatching(FlowModule):
     def count(self) -> Count:
         """Adds an evaluation of the network, and those of the solver where their number is fixed."""
         x = torch.empty(1, *self.flow_shape, device=self.weights_device)
-        label = None if self.num_classes is None else x.new_zeros(1, dtype=torch.int64)
-        channels = 0 if self.conditioner is None else self.conditioner.channels(self.space)
-        given = (x.new_zeros((1, channels, *x.shape[2:])),) if channels else ()
-        flops = forward_flops(lambda: self.network(x, x.new_zeros(1), label, *given))
+        condition = self.null_condition(1)
+        flops = forward_flops(lambda: self.network(x, x.new_zeros(1), *condition.arguments))
         cost = fixed_cost(self.solver)
         evaluations = None if cost is None else int(cost)
         drawn = None if evaluations is None else flops * evaluations
@@ -359,49 +341,34 @@ class FlowMatching(FlowModule):
 
     # ---- field and solver -----------------------------------------------------------------------------
 
-    def field(
-        self, label: Tensor | None, guidance: Guidance | None = None, spatial: SpatialCondition | None = None
-    ) -> Field:
-        """The velocity field of some labels and conditions along the path of the training, guided by `guidance`."""
-        return self._field(guidance or ClassifierFreeGuidance(), label, spatial, self.network)
+    def field(self, condition: Condition, guidance: Guidance | None = None) -> Field:
+        """The velocity field under a condition along the path of the training, guided by `guidance`."""
+        return self._field(guidance or ClassifierFreeGuidance(), condition, self.network)
 
-    def _field(
-        self,
-        guide: Guidance,
-        label: Tensor | None,
-        spatial: SpatialCondition | None,
-        network: Callable[..., Tensor],
-    ) -> ConditionedField:
+    def _field(self, guide: Guidance, condition: Condition, network: Callable[..., Tensor]) -> ConditionedField:
         def velocity(t: Tensor, x: Tensor, label: Tensor | None, values: Tensor | None) -> Tensor:
-            condition = None if values is None else SpatialCondition(values)
-            guided, given = guided_network(network, label, condition, self.conditioner)
+            rows = Condition(label, None if values is None else SpatialCondition(values))
+            guided, given = guided_network(network, rows, self.conditioner)
             return guide.velocity(guided, x, t.to(x).expand(len(x)), given)
 
-        return ConditionedField(velocity, label, None if spatial is None else spatial.values)
+        return ConditionedField(velocity, condition.label, condition.values)
 
-    def flow_sample(
-        self,
-        noise: Tensor,
-        label: Tensor | None,
-        network_evaluations: int | None,
-        guidance: float | None,
-        spatial: SpatialCondition | None = None,
-    ) -> tuple[Tensor, float]:
+    def flow_sample(self, noise: Tensor, condition: Condition, override: SamplerOverride) -> FlowSamples:
         """Integrate the field from 0 to 1; every evaluation of the network counts.
 
         Raises:
             ValueError: when the solver under this guidance cannot spend exactly those evaluations.
         """
-        guide = self.guidance if guidance is None else self.guidance.with_scale(guidance)
-        guided = label is not None or (spatial is not None and self.drops_conditions)
+        guide = self.guidance if override.guidance is None else self.guidance.with_scale(override.guidance)
+        guided = condition.label is not None or (condition.grid is not None and self.drops_conditions)
         counted = CountedNetwork(self.network)
-        field = self._field(guide, label, spatial, counted)
+        field = self._field(guide, condition, counted)
         rescheduled = self._rescheduled(field)
-        solver, times = self._sampler(guide, guided, rescheduled, network_evaluations)
+        solver, times = self._sampler(guide, guided, rescheduled, override.network_evaluations)
         if rescheduled is None:
-            return solver.solve(field, noise, times).states[-1], counted.rows / len(noise)
+            return FlowSamples(solver.solve(field, noise, times).states[-1], counted.rows / len(noise))
         points = solver.solve(rescheduled, rescheduled.start(noise), times).states[-1]
-        return rescheduled.finish(points), counted.rows / len(noise)
+        return FlowSamples(rescheduled.finish(points), counted.rows / len(noise))
 
     def _sampler(
         self, guide: Guidance, guided: bool, rescheduled: RescheduledField | None, network_evaluations: int | None
@@ -419,7 +386,7 @@ class FlowMatching(FlowModule):
         """The field along the path of the samples, where that is another than the path of the training."""
         return None if self.sampling_path is None else RescheduledField(field, self.path, self.sampling_path)
 
-    def flow_encode(self, z: Tensor, label: Tensor | None) -> Tensor:
+    def flow_encode(self, z: Tensor, condition: Condition) -> Tensor:
         """Integrate the unguided field from the data end of the path's interval to its source end.
 
         The sampler's solver runs backward with the same steps. An explicit method is not its own inverse: encoding and
@@ -427,20 +394,14 @@ class FlowMatching(FlowModule):
         """
         solver = self.solver.for_path(self.path)
         first, last = self.path.interval
-        return solver.solve(self.field(label), z, torch.tensor([last, first], dtype=torch.float64)).states[-1]
+        return solver.solve(self.field(condition), z, torch.tensor([last, first], dtype=torch.float64)).states[-1]
 
     @torch.no_grad()
     def trajectory(
-        self,
-        noise: Tensor,
-        condition: Tensor | None = None,
-        num_points: int = 33,
-        spatial: SpatialCondition | None = None,
+        self, noise: Tensor, condition: Condition | Tensor | None = None, num_points: int = 33
     ) -> Trajectory:
         """States and velocities of the learned ODE at equal times, two midpoint steps between neighbours."""
-        label = self.check_condition(condition, len(noise))
-        self.check_spatial(spatial, len(noise))
-        field: Field = self.field(label, spatial=spatial)
+        field = self.field(self.check_condition(condition, len(noise)))
         rescheduled = self._rescheduled(field)
         interval = self.path.interval
         if rescheduled is not None:
@@ -452,13 +413,13 @@ class FlowMatching(FlowModule):
 
     @torch.no_grad()
     def sample_with_log_prob(
-        self, noise: Tensor, condition: Tensor | None = None, *, index: Tensor | None = None, seed: int = 0
+        self, noise: Tensor, condition: Condition | Tensor | None = None, *, index: Tensor | None = None, seed: int = 0
     ) -> tuple[Tensor, Likelihood]:
         """Unguided samples and their log-density from one pass of the likelihood's solver.
 
         Args:
             noise: source points, shape (B, *flow_shape).
-            condition: labels, shape (B,), or None.
+            condition: of the samples; labels alone, shape (B,), will do.
             index: sample indices that key the probes; 0..B-1 when None.
             seed: the evaluation seed.
 
@@ -470,12 +431,12 @@ class FlowMatching(FlowModule):
         """
         if isinstance(self.space, LatentSpace) or self.conditioner is not None:
             raise ValueError("densities of samples are those of unconditioned flows in data space: use sample()")
-        label = self.check_condition(condition, len(noise))
+        given = self.check_condition(condition, len(noise))
         index = torch.arange(len(noise)) if index is None else index
         probes = [generator(seed, "probes", int(i)) for i in index]
         with self.full_precision():
             return sample_with_log_prob(
-                self.field(label),
+                self.field(given),
                 noise,
                 self.source.log_prob,
                 self.likelihood_solver,
@@ -484,13 +445,11 @@ class FlowMatching(FlowModule):
                 self.path.interval,
             )
 
-    def flow_log_prob(
-        self, x: Tensor, label: Tensor | None, index: Tensor, seed: int, spatial: SpatialCondition | None = None
-    ) -> Tensor:
+    def flow_log_prob(self, x: Tensor, condition: Condition, index: Tensor, seed: int) -> Tensor:
         """Instantaneous change of variables along the backward solution (Chen et al., 2018, arXiv 1806.07366)."""
         probes = [generator(seed, "probes", int(i)) for i in index]
         return log_likelihood(
-            self.field(label, spatial=spatial),
+            self.field(condition),
             x,
             self.source.log_prob,
             self.likelihood_solver,

@@ -11,8 +11,10 @@ from flowbench.core.checks import check_count, check_number, check_seed
 from flowbench.core.seeds import generator
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.data.samplers import EndlessSampler
-from flowbench.families.base import Drawn, FlowModule, NetworkFactory
+from flowbench.evaluation.override import SamplerOverride
+from flowbench.families.base import FlowModule, NetworkFactory
 from flowbench.families.conditioning.base import Conditioner
+from flowbench.families.conditioning.condition import Condition
 from flowbench.families.flow_matching import FlowMatching
 from flowbench.families.latents.space import Space
 from flowbench.families.pairing.base import Pairing, PairingContext, Pairs, cost_ratio
@@ -146,7 +148,7 @@ class ReflowPairing(Pairing):
             noise = teacher.source.sample_indexed(rows, teacher.flow_shape, self.seed, "reflow", device=device)
             label = None if labels is None else labels[rows].to(device)
             with teacher.full_precision():
-                points = Drawn(*teacher.flow_sample(noise, label, None, self.guidance)).points
+                points = teacher.flow_sample(noise, Condition(label), SamplerOverride(guidance=self.guidance)).x
             if not bool(points.isfinite().all()):
                 raise ValueError(
                     "the teacher's samples hold NaN or infinity: train it longer, or give another pair_solver"

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from flowbench.core.checks import check_number
-from flowbench.data import DataSpec, FlowDataModule
+from flowbench.data import Batch, DataSpec, FlowDataModule
+from flowbench.evaluation.override import SamplerOverride
 from flowbench.families.architecture import flow_sizes
-from flowbench.families.base import Drawn, FlowModule, Trajectory
+from flowbench.families.base import FlowModule, FlowSamples, Trajectory
 from flowbench.families.block_count import count_block
 from flowbench.families.block_statistics import recorded
+from flowbench.families.conditioning.condition import Condition
 from flowbench.families.description import Description
 from flowbench.families.latents.space import PixelSpace, Space
 from flowbench.families.noise.augmentation import Augmentation, UniformDequantization
@@ -35,7 +37,6 @@ from flowbench.flows import (
     AutoregressiveFlow,
     AutoregressiveGuidance,
     InverseMethod,
-    Inversion,
     Permutation,
     SequentialInverse,
     Source,
@@ -301,9 +302,9 @@ class TARFlow(FlowModule):
         z, logdet = self.flow(tokens, label)
         return self.source.log_prob(z) + logdet
 
-    def flow_loss(self, x: Tensor, label: Tensor | None, rng: torch.Generator) -> Loss:
+    def loss(self, points: Tensor, condition: Condition, batch: Batch, generator: torch.Generator) -> Loss:
         """Negative log-likelihood in nats per dimension, plus regulariser and denoiser's loss where there are."""
-        tokens, denoiser = self._tokens(x), self.denoiser
+        tokens, label, denoiser = self._tokens(points), condition.label, self.denoiser
         matched = isinstance(denoiser, FlowScoreDenoiser)
         shared = matched and torch.is_grad_enabled()
         if shared:
@@ -311,7 +312,7 @@ class TARFlow(FlowModule):
         twice = shared and self.latent_norm > 0
         with recorded(self.flow) as record, kept_for_two_passes(twice):
             z, logdet = self.flow(not_a_leaf(tokens) if shared else tokens, label)
-        dims = x[0].numel()
+        dims = points[0].numel()
         nll = -(self.source.log_prob(z) + logdet).mean() / dims
         metrics = {"nll": nll.detach(), "logdet": logdet.detach().mean() / dims, **self._bits(nll.detach())}
         if shared:
@@ -358,33 +359,27 @@ class TARFlow(FlowModule):
 
     # ---- sampling, encoding, likelihood ---------------------------------------------------------------
 
-    def flow_log_prob(self, x: Tensor, label: Tensor | None, index: Tensor, seed: int) -> Tensor:
+    def flow_log_prob(self, x: Tensor, condition: Condition, index: Tensor, seed: int) -> Tensor:
         """Exact, by the change of variables."""
         with torch.no_grad():
-            return self._log_density(self._tokens(x), label)
+            return self._log_density(self._tokens(x), condition.label)
 
-    def flow_encode(self, z: Tensor, label: Tensor | None) -> Tensor:
+    def flow_encode(self, z: Tensor, condition: Condition) -> Tensor:
         """One parallel pass."""
-        return self._points(self.flow(self._tokens(z), label)[0])
+        return self._points(self.flow(self._tokens(z), condition.label)[0])
 
     def _guidance_for(self, scale: float | None, label: Tensor | None) -> AutoregressiveGuidance | None:
         """The guidance of one batch; without labels only a temperature guides."""
         guidance = self.guidance if scale is None else replace(self.guidance, scale=scale)
         return None if label is None and guidance.temperature == 1 else guidance
 
-    def _inverted(self, noise: Tensor, label: Tensor | None, scale: float | None) -> Inversion:
-        return self.flow.invert(self._tokens(noise), label, self._guidance_for(scale, label), self.inverse_method)
-
-    def flow_sample(
-        self, noise: Tensor, label: Tensor | None, network_evaluations: int | None, guidance: float | None
-    ) -> Drawn:
+    def flow_sample(self, noise: Tensor, condition: Condition, override: SamplerOverride) -> FlowSamples:
         """Invert the flow and denoise; see :class:`~flowbench.flows.Inversion` for what counts as an evaluation."""
-        found = self._inverted(noise, label, guidance)
-        tokens, cost = found.x, found.network_evaluations
-        if self.denoiser is not None:
-            tokens = self._denoised(self.denoiser, tokens, label)
-            cost += self.denoiser.evaluations(self._num_flow_parameters())
-        return Drawn(self._points(tokens), cost, found.iterations, found.residual)
+        drawn = self.flow_decode(noise, condition, override.guidance)
+        if self.denoiser is None:
+            return drawn
+        cost = drawn.network_evaluations + self.denoiser.evaluations(self._num_flow_parameters())
+        return replace(drawn, x=self.flow_denoise(drawn.x, condition), network_evaluations=cost)
 
     def _denoised(self, denoiser: Denoiser, tokens: Tensor, label: Tensor | None) -> Tensor:
         with frozen(self.flow):
@@ -393,19 +388,24 @@ class TARFlow(FlowModule):
     def _num_flow_parameters(self) -> int:
         return sum(p.numel() for p in self.flow.parameters())
 
-    def flow_denoise(self, z: Tensor, label: Tensor | None) -> Tensor:
+    def flow_denoise(self, z: Tensor, condition: Condition) -> Tensor:
         """What :meth:`flow_sample` does to the points (B, *flow_shape) that the inverse gives."""
-        return z if self.denoiser is None else self._points(self._denoised(self.denoiser, self._tokens(z), label))
+        if self.denoiser is None:
+            return z
+        return self._points(self._denoised(self.denoiser, self._tokens(z), condition.label))
 
-    def flow_decode(self, noise: Tensor, label: Tensor | None, guidance: float = 1.0) -> tuple[Tensor, float]:
-        """The inverse without denoising: of :meth:`flow_encode` at scale 1."""
-        found = self._inverted(noise, label, guidance)
-        return self._points(found.x), found.network_evaluations
+    def flow_decode(self, noise: Tensor, condition: Condition, guidance: float | None = 1.0) -> FlowSamples:
+        """The inverse without denoising: of :meth:`flow_encode` at scale 1; None is the sampler's own scale."""
+        label = condition.label
+        found = self.flow.invert(self._tokens(noise), label, self._guidance_for(guidance, label), self.inverse_method)
+        return FlowSamples(self._points(found.x), found.network_evaluations, found.iterations, found.residual)
 
     @torch.no_grad()
-    def trajectory(self, noise: Tensor, condition: Tensor | None = None, num_points: int = 33) -> Trajectory:
+    def trajectory(
+        self, noise: Tensor, condition: Condition | Tensor | None = None, num_points: int = 33
+    ) -> Trajectory:
         """The state after each block, from noise to data; every block takes an equal share of the time."""
-        label = self.check_condition(condition, len(noise))
+        label = self.check_condition(condition, len(noise)).label
         states = self.flow.inverse_states(self._tokens(noise), label, method=self.inverse_method)
         points = torch.stack([self._points(state) for state in states])
         times = torch.linspace(0.0, 1.0, len(points), device=noise.device, dtype=torch.float64)

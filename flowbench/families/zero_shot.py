@@ -16,6 +16,7 @@ from torch import Tensor
 from flowbench.core.checks import check_count, check_number
 from flowbench.core.seeds import indexed_normal
 from flowbench.families.base import FlowModule
+from flowbench.families.conditioning.condition import Condition
 from flowbench.families.latents.space import LatentSpace
 from flowbench.flows import GaussianSource
 from flowbench.metrics import psnr
@@ -155,11 +156,11 @@ def reconstruct(module: FlowModule, x: Tensor, label: Tensor | None = None) -> R
     noise = module.encode(x, label)
     with module.full_precision():
         points = module.space.encode_mean(x)
-        back, cost = module.flow_decode(noise, label)
-        decoded = module.space.decode(back)
+        back = module.flow_decode(noise, Condition(label))
+        decoded = module.space.decode(back.x)
         ratio = psnr(x, module.space.decode(points)) if isinstance(module.space, LatentSpace) else None
-    total = _plus(module.describe().encoding_evaluations, cost)
-    return Reconstruction(decoded, noise, _largest(back - points), _largest(decoded - x), ratio, total)
+    total = _plus(module.describe().encoding_evaluations, back.network_evaluations)
+    return Reconstruction(decoded, noise, _largest(back.x - points), _largest(decoded - x), ratio, total)
 
 
 @torch.no_grad()
@@ -188,8 +189,9 @@ def edit(module: FlowModule, x: Tensor, label: Tensor | None, targets: Tensor, g
     for target in targets.to(x.device):
         condition = module.check_condition(target.expand(len(x)), len(x))
         with module.full_precision():
-            points, cost = module.flow_decode(noise, condition, guidance)
-            versions.append(module.space.decode(points))
+            drawn = module.flow_decode(noise, condition, guidance)
+            versions.append(module.space.decode(drawn.x))
+        cost = drawn.network_evaluations
     encoding = module.describe().encoding_evaluations
     shared = None if encoding is None else encoding / len(targets)
     return Edit(torch.stack(versions, 1), noise, _plus(shared, cost))
@@ -257,11 +259,11 @@ def interpolate(module: FlowModule, first: Tensor, second: Tensor, steps: int) -
     fractions = torch.linspace(0.0, 1.0, steps, dtype=torch.float64, device=first.device)
     noise = slerp(module.encode(first), module.encode(second), fractions)
     with module.full_precision():
-        points, cost = module.flow_decode(noise.flatten(0, 1), None)
-        x = module.space.decode(points).unflatten(0, (len(first), steps))
+        drawn = module.flow_decode(noise.flatten(0, 1), Condition())
+        x = module.space.decode(drawn.x).unflatten(0, (len(first), steps))
     encoding = module.describe().encoding_evaluations
     shared = None if encoding is None else 2 * encoding / steps
-    return Interpolation(x, noise, _plus(shared, cost))
+    return Interpolation(x, noise, _plus(shared, drawn.network_evaluations))
 
 
 # ---- inpainting ---------------------------------------------------------------------------------------
@@ -322,11 +324,11 @@ def inpaint(
         return module.source.sample_indexed(index, module.flow_shape, seed, "inpaint", *names, device=x.device).to(x)
 
     with module.full_precision():
-        points, start_cost = module.flow_decode(fresh("start"), condition)
-        points = points.where(points.isfinite(), 0.0)
+        start = module.flow_decode(fresh("start"), condition)
+        points = start.x.where(start.x.isfinite(), 0.0)
         known = _noisy(module, module.space.encode_mean(torch.where(mask, module.space.decode(points), x)), index, seed)
         best, least = points, torch.full((len(x),), torch.inf, device=x.device, dtype=x.dtype)
-        points, total = torch.where(unknown, points, known), _plus(0.0, start_cost)
+        points, total = torch.where(unknown, points, known), _plus(0.0, start.network_evaluations)
         for count in range(rounds):
             points, drift, cost = _refill(module, points, known, unknown, fresh(count), condition)
             better = _moves_less(drift, least)
@@ -338,13 +340,13 @@ def inpaint(
 
 
 def _refill(
-    module: FlowModule, points: Tensor, known: Tensor, unknown: Tensor, fresh: Tensor, condition: Tensor | None
+    module: FlowModule, points: Tensor, known: Tensor, unknown: Tensor, fresh: Tensor, condition: Condition
 ) -> tuple[Tensor, Tensor, float | None]:
     """One round in the flow's space: the points with other unknown values, the drift of the known ones, the cost."""
     noise = torch.where(unknown, fresh, module.flow_encode(points, condition))
-    drawn, cost = module.flow_decode(noise, condition)
-    total = _plus(module.describe().encoding_evaluations, cost)
-    return torch.where(unknown, drawn, known), _drift(drawn, known, unknown), total
+    drawn = module.flow_decode(noise, condition)
+    total = _plus(module.describe().encoding_evaluations, drawn.network_evaluations)
+    return torch.where(unknown, drawn.x, known), _drift(drawn.x, known, unknown), total
 
 
 def _noisy(module: FlowModule, points: Tensor, index: Tensor, seed: int) -> Tensor:

@@ -139,15 +139,15 @@ def test_checkpoints_of_another_family_shape_or_size(file, capsys, tmp_path):
 
 
 def poison(monkeypatch, step: int) -> None:
-    inner = TARFlow.flow_loss
+    inner = TARFlow.loss
 
-    def poisoned(module, x, label, rng):
-        loss = inner(module, x, label, rng)
+    def poisoned(module, *given):
+        loss = inner(module, *given)
         trainer = module._trainer  # the copy that counts operations has none
         bad = trainer is not None and trainer.training and trainer.global_step == step
         return type(loss)(loss.total * float("nan")) if bad else loss
 
-    monkeypatch.setattr(TARFlow, "flow_loss", poisoned)
+    monkeypatch.setattr(TARFlow, "loss", poisoned)
 
 
 def test_a_nan_loss_is_one_line_and_the_earlier_checkpoint_is_kept(file, capsys, monkeypatch):
@@ -236,9 +236,9 @@ def test_a_diverged_sampler_costs_its_own_rows_and_no_others(experiment, monkeyp
     inner = TARFlow.flow_sample
 
     def diverged(module, noise, *given):
-        x, cost, *_ = inner(module, noise, *given)
-        x[0] = float("nan")
-        return x, cost
+        drawn = inner(module, noise, *given)
+        drawn.x[0] = float("nan")
+        return drawn
 
     monkeypatch.setattr(TARFlow, "flow_sample", diverged)
     run = experiment(DIGITS)

@@ -16,7 +16,7 @@ from flowbench.commands import runs
 from flowbench.commands.prediction.request import OPTIONS, Request
 from flowbench.commands.prediction.tasks import _cost
 from flowbench.config import Experiment
-from flowbench.families import Samples
+from flowbench.families import FlowSamples
 
 from .conftest import DIGITS, POINTS
 
@@ -446,9 +446,9 @@ def test_grey_levels_of_any_number_survive_the_way_through_a_file():
 
 def test_the_cost_is_the_mean_over_batches_of_unequal_size():
     """An inverse that chooses by batch size, or a solver that adapts, has a cost of its own for each."""
-    batches = [Samples(torch.zeros(n, 2), cost, 0.0) for n, cost in ((3, 1.0), (1, 11.0))]
+    batches = [FlowSamples(torch.zeros(n, 2), cost) for n, cost in ((3, 1.0), (1, 11.0))]
     assert _cost(batches) == 3.5
-    assert _cost([*batches, Samples(torch.zeros(1, 2), None, 0.0)]) is None
+    assert _cost([*batches, FlowSamples(torch.zeros(1, 2), None)]) is None
 
 
 def test_a_flow_without_a_null_label_does_not_fill_in_unlabelled_images(trained, tmp_path):

@@ -360,27 +360,27 @@ def mine(files, monkeypatch, family) -> Experiment:
 
 
 def test_a_family_that_looks_at_its_numbers_is_rehearsed_on_the_cpu(files, monkeypatch):
-    def loss(self, x, label, rng):
+    def loss(self, *given):
         assert self.shift.sum().item() > 0
-        return dummies.PARTS["flow_loss"](self, x, label, rng)
+        return dummies.PARTS["loss"](self, *given)
 
     def build(self, spec, **options):
         dummies.Shift.__init__(self, spec, **options)
         self.total = float(self.shift.sum())
 
-    rehearse(mine(files, monkeypatch, outside(flow_loss=loss, __init__=build)))
+    rehearse(mine(files, monkeypatch, outside(loss=loss, __init__=build)))
 
 
 def test_a_family_that_cannot_compute_is_named_before_it_trains(files, monkeypatch):
-    def loss(self, x, label, rng):
-        return dummies.PARTS["flow_loss"](self, x @ torch.zeros(3, 3), label, rng)
+    def loss(self, x, *given):
+        return dummies.PARTS["loss"](self, x @ torch.zeros(3, 3), *given)
 
     with pytest.raises(
         ValueError, match=r"^Mine cannot be trained on data of shape \(2,\): RuntimeError: mat1 and mat2"
     ):
-        rehearse(mine(files, monkeypatch, outside(flow_loss=loss)))
-    with pytest.raises(ContractError, match=r"^Mine\.flow_loss must return a Loss, got Tensor"):
-        rehearse(mine(files, monkeypatch, outside(flow_loss=lambda self, x, *_: x.sum())))
+        rehearse(mine(files, monkeypatch, outside(loss=loss)))
+    with pytest.raises(ContractError, match=r"^Mine\.loss must return a Loss, got Tensor"):
+        rehearse(mine(files, monkeypatch, outside(loss=lambda self, x, *_: x.sum())))
 
 
 def test_a_metric_of_the_users_own_may_refuse_data(files, monkeypatch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from flowbench.families import FlowModule, Trajectory
+from flowbench.families import FlowModule, FlowSamples, Trajectory
 from flowbench.training import Loss, TrainingConfig
 
 
@@ -19,10 +19,12 @@ class Shift(FlowModule):
 
 PARTS = {
     "density": "exact",
-    "flow_loss": lambda self, x, label, rng: Loss(-self.flow_log_prob(x, label, None, 0).float().mean()),
-    "flow_sample": lambda self, noise, label, network_evaluations, guidance: (noise + self.shift, 1.0),
-    "flow_encode": lambda self, z, label: z - self.shift,
-    "flow_log_prob": lambda self, x, label, index, seed: self.source.log_prob(x - self.shift),
+    "loss": lambda self, points, condition, batch, generator: Loss(
+        -self.flow_log_prob(points, condition, None, 0).float().mean()
+    ),
+    "flow_sample": lambda self, noise, condition, override: FlowSamples(noise + self.shift, 1.0),
+    "flow_encode": lambda self, z, condition: z - self.shift,
+    "flow_log_prob": lambda self, x, condition, index, seed: self.source.log_prob(x - self.shift),
     "trajectory": lambda self, noise, condition=None, num_points=33: Trajectory(
         torch.stack([noise, noise + self.shift]).detach(), torch.linspace(0.0, 1.0, 2)
     ),

@@ -16,7 +16,6 @@ from torch import nn
 
 from flowbench import families, flows, metrics
 from flowbench.commands.prediction.request import Request
-from flowbench.families.conditioning.base import NullConditioner
 from flowbench.flows import Euler, ExactDivergence, UniformWeight
 from flowbench.metrics import IdentityFeatures
 from flowbench.networks import MLP, DiT, KLAutoencoder, TinyAutoencoder
@@ -220,7 +219,6 @@ VALID: dict[str, dict[str, Any] | Callable[[Path], dict[str, Any]]] = {
         "autoencoder": autoencoder(),
     },
     "LatentSpace": lambda tmp: {"autoencoder": autoencoder()},
-    "NullConditioner": {"num_channels": 1},
     "PixelSpace": {"shape": (2,)},
     "PretrainedAutoencoder": {"spec": IMAGES, "network": kl},
     "Reflow": lambda tmp: {
@@ -275,7 +273,7 @@ ALIASES = {"BudgetLimit.amount": "budget.steps", "ExponentialMovingAverage.decay
 # Records of what was computed. NaN is a value there: it says that samples diverged, or that a ratio is not defined.
 RESULTS = {
     "flows": {"Inversion", "Likelihood", "SolverStats", "TransportDecomposition"},
-    "families": {"Description", "PairingContext", "Pairs", "Samples"},
+    "families": {"Description", "FlowSamples", "PairingContext", "Pairs"},
     "training": {"Count", "Loss"},
     "metrics": {
         "DensityCoverage", "FrechetInfinity", "InceptionScore", "Interval", "KernelEstimate", "Memorization",
@@ -297,7 +295,7 @@ ZERO: dict[str, set[str]] = {
         "FlowDataModule.num_workers", "FlowMatching.label_dropout",
         "FlowModule.label_dropout", "InpaintingConditioner.dropout", "KLAutoencoder.downsamplings",
         "LatentCFM.noise_std", "LatentSpace.noise_std", "LinearPath.sigma", "MLP.condition_channels",
-        "NullConditioner.num_channels", "PixelSpace.noise_std",
+        "PixelSpace.noise_std",
         "PretrainedAutoencoder.noise_std", "SemanticConditioner.dropout", "Space.noise_std", "StreamPairing.ahead",
         "TARFlow.checkpoint_every", "TARFlow.label_dropout", "TARFlow.latent_norm",
         "TargetConditionalPath.sigma_min",
@@ -330,7 +328,5 @@ UNBOUNDED: dict[str, set[str]] = {
 }
 
 # Public classes that a room's ``__all__`` does not list.
-EXTRA: Mapping[str, type] = {
-    cls.__name__: cls for cls in (NullConditioner, ExponentialMovingAverage, Request, families.LatentSpace)
-}
+EXTRA: Mapping[str, type] = {cls.__name__: cls for cls in (ExponentialMovingAverage, Request, families.LatentSpace)}
 MAKERS: Mapping[str, Callable[..., Any]] = {"DiffusersAutoencoder": on_meta(families.DiffusersAutoencoder)}

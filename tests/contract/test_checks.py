@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from flowbench.cli import main
+from flowbench.families import FlowSamples
 from flowbench.families.family_contract import CHECKS, Case, Inapplicable, check_family
 from flowbench.training import AdamW
 
@@ -42,21 +43,21 @@ def test_most_checks_apply_to_a_family_in_the_plane():
     assert {outcome.status for outcome in outcomes} == {"ok"}
 
 
-def random_density(self, x, label, index, seed):
+def random_density(self, x, *_):
     return self.source.log_prob(x - self.shift) + torch.rand(len(x))
 
 
-def of_the_batch(self, noise, label, network_evaluations, guidance):
-    return noise + self.shift + noise.mean(0), 1.0
+def of_the_batch(self, noise, *_):
+    return FlowSamples(noise + self.shift + noise.mean(0), 1.0)
 
 
-def counting_loss(self, x, label, rng):
+def counting_loss(self, x, *_):
     if self.training:
         self.kept = self.kept + 0.5  # a plain tensor, in no state_dict
     return dummies.Loss((x + self.shift + self.kept).square().mean())
 
 
-def of_autocast(self, x, condition=None, *, index=None, seed=0, spatial=None):
+def of_autocast(self, x, condition=None, *, index=None, seed=0):
     return (x @ torch.eye(2)).float().square().sum(1) + self.shift.sum().detach()
 
 
@@ -65,21 +66,21 @@ FAULTS = {
     "noise by index": {"draw_noise": lambda self, index, seed: torch.ones(len(index), 2)},
     "checkpoint": {
         "kept": torch.zeros(2),
-        "flow_loss": counting_loss,
+        "loss": counting_loss,
         "flow_log_prob": lambda self, x, *_: self.source.log_prob(x - self.shift - self.kept),
     },
     "precision": {"log_prob": of_autocast},
     "copies": {"__deepcopy__": lambda self, memo: self},
-    "gradients": {"flow_loss": lambda self, x, label, rng: dummies.Loss(x.sum() + 0 * self.shift.sum())},
+    "gradients": {"loss": lambda self, x, *_: dummies.Loss(x.sum() + 0 * self.shift.sum())},
     "deterministic loss": {
-        "flow_loss": lambda self, x, label, rng: dummies.Loss((self.shift * torch.rand(2)).sum()),
+        "loss": lambda self, x, *_: dummies.Loss((self.shift * torch.rand(2)).sum()),
     },
-    "samples": {"flow_sample": lambda self, noise, *_: (noise + self.shift, 0.0)},
+    "samples": {"flow_sample": lambda self, noise, *_: FlowSamples(noise + self.shift, 0.0)},
     "sample of a batch": {"flow_sample": of_the_batch},
     "density": {"flow_log_prob": random_density},
     "jacobian": {"flow_log_prob": lambda self, x, *_: self.source.log_prob(x - self.shift) + 0.5},
     "mass": {"flow_log_prob": lambda self, x, *_: self.source.log_prob(x - self.shift) - 0.3},
-    "inverse": {"flow_encode": lambda self, z, label: z - 2 * self.shift},
+    "inverse": {"flow_encode": lambda self, z, _: z - 2 * self.shift},
     "path": {
         "trajectory": lambda self, noise, condition=None, num_points=33: dummies.Trajectory(
             torch.stack([noise, noise + 2 * self.shift]).detach(), torch.linspace(0.0, 1.0, 2)

@@ -113,14 +113,14 @@ def test_a_step_reads_nothing_but_on_logging_steps(name, clip, tmp_path, acceler
 
 def test_the_count_sees_a_read(tmp_path, accelerated):
     module, data = small("cfm")
-    inner = module.batch_loss
+    inner = module.loss
 
     def reading(*given):
         loss = inner(*given)
         assert loss.total.item() == loss.total
         return loss
 
-    module.batch_loss = reading
+    module.loss = reading
     count = CountReads()
     fit(module, data, tmp_path, callbacks=[count])
     assert all(reads for reads in count.reads.values())
@@ -129,7 +129,7 @@ def test_the_count_sees_a_read(tmp_path, accelerated):
 @pytest.mark.parametrize("name", ["tarflow", "cfm", "wcfm"])
 def test_a_loss_that_diverges_between_two_readings_leaves_the_weights_alone(name, tmp_path, accelerated):
     module, data = small(name)
-    inner, kept = module.batch_loss, {}
+    inner, kept = module.loss, {}
 
     def poisoned(*given):
         loss = inner(*given)
@@ -138,7 +138,7 @@ def test_a_loss_that_diverges_between_two_readings_leaves_the_weights_alone(name
             return type(loss)(loss.total * float("inf"))
         return loss
 
-    module.batch_loss = poisoned
+    module.loss = poisoned
     with pytest.raises(NonFiniteLossError, match=r"became -?(inf|nan) at step 1 \(samples \d+") as caught:
         fit(module, data, tmp_path)
     assert "\n" not in str(caught.value)
@@ -149,8 +149,8 @@ def test_a_loss_that_diverges_between_two_readings_leaves_the_weights_alone(name
 
 def test_a_diverged_training_is_neither_kept_nor_measured(tmp_path, accelerated):
     module, data = small("cfm")
-    inner = module.batch_loss
-    module.batch_loss = lambda *given: type(inner(*given))(inner(*given).total * float("nan"))
+    inner = module.loss
+    module.loss = lambda *given: type(inner(*given))(inner(*given).total * float("nan"))
     trainer = None
 
     class Keep(L.Callback):
@@ -165,11 +165,11 @@ def test_a_diverged_training_is_neither_kept_nor_measured(tmp_path, accelerated)
 
 def test_the_next_training_of_a_module_starts_afresh(tmp_path, accelerated):
     module, data = small("cfm")
-    inner = module.batch_loss
-    module.batch_loss = lambda *given: type(inner(*given))(inner(*given).total * float("nan"))
+    inner = module.loss
+    module.loss = lambda *given: type(inner(*given))(inner(*given).total * float("nan"))
     with pytest.raises(NonFiniteLossError):
         fit(module, data, tmp_path)
-    module.batch_loss = inner
+    module.loss = inner
     before = {key: value.detach().clone() for key, value in module.named_parameters()}
     fit(module, data, tmp_path)
     assert any(not torch.equal(value, before[key]) for key, value in module.named_parameters())

@@ -18,7 +18,7 @@ from flowbench.config import Experiment
 from flowbench.core.contract import ContractError, missing_parts
 from flowbench.core.rows import read_rows
 from flowbench.data import Batch
-from flowbench.families import Autoencoder, FlowMatching, FlowModule, PixelSpace
+from flowbench.families import Autoencoder, FlowMatching, FlowModule, FlowSamples, PixelSpace
 from flowbench.flows import Coupling, FixedStepSolver, UniformWeight
 from flowbench.networks import KLAutoencoder
 from flowbench.training import TrainingModule
@@ -119,8 +119,9 @@ def test_a_density_of_no_kind_is_refused_when_the_flow_is_built(density):
 X = torch.zeros(4, 2)
 SAMPLE = {
     "a tensor": lambda self, noise, *_: noise,
+    "a pair": lambda self, noise, *_: (noise, 1.0),
     "nothing": lambda self, noise, *_: None,
-    "too many points": lambda self, noise, *_: (torch.cat([noise, noise]), 1.0),
+    "too many points": lambda self, noise, *_: FlowSamples(torch.cat([noise, noise]), 1.0),
 }
 DENSITIES = {
     "per dimension": lambda self, x, *_: x,
@@ -129,7 +130,7 @@ DENSITIES = {
     "nothing": lambda self, x, *_: None,
 }
 CALLS = {
-    "flow_loss": (
+    "loss": (
         {"a tensor": lambda self, x, *_: x.mean(), "nothing": lambda self, *_: None},
         lambda flow: flow.training_loss(Batch(X), torch.Generator()),
     ),

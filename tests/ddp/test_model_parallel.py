@@ -14,8 +14,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from flowbench.cli import main
-from flowbench.data import DataSpec
-from flowbench.families import TARFlow
+from flowbench.data import Batch, DataSpec
+from flowbench.families import Condition, TARFlow
 from flowbench.training import count_flops
 from flowbench.training.ema import ExponentialMovingAverage
 from flowbench.training.parallel import gathered, shard
@@ -73,7 +73,7 @@ def test_layers_are_units_inside_blocks_inside_the_flow(mesh):
 @pytest.mark.parametrize("every", [0, 1])
 def test_loss_and_gradients_are_those_of_whole_weights(mesh, every):
     plain, module = flow(), sharded_flow(mesh, checkpoint_every=every)
-    losses = [m.flow_loss(X, LABEL, torch.Generator()).total for m in (plain, module)]
+    losses = [m.loss(X, Condition(LABEL), Batch(X), torch.Generator()).total for m in (plain, module)]
     assert torch.equal(*losses)
     for loss in losses:
         loss.backward()
@@ -97,7 +97,7 @@ def test_samples_and_densities_are_those_of_whole_weights(mesh):
         torch.testing.assert_close(two, one)
     # Afterwards the weights are sharded again, and the flow trains.
     assert all(isinstance(parameter, DTensor) for parameter in module.parameters())
-    module.flow_loss(X, LABEL, torch.Generator()).total.backward()
+    module.loss(X, Condition(LABEL), Batch(X), torch.Generator()).total.backward()
     assert all(parameter.grad is not None for parameter in module.parameters())
 
 
@@ -139,7 +139,9 @@ def test_parameters_beside_the_called_modules_are_refused(mesh):
 
 
 def test_a_shard_is_counted_as_the_whole(mesh):
-    losses = [lambda m=m: m.flow_loss(X, LABEL, torch.Generator()).total for m in (flow(), sharded_flow(mesh))]
+    losses = [
+        lambda m=m: m.loss(X, Condition(LABEL), Batch(X), torch.Generator()).total for m in (flow(), sharded_flow(mesh))
+    ]
     assert count_flops(losses[0]) == count_flops(losses[1]) > 0
 
 

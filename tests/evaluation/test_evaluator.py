@@ -22,9 +22,9 @@ def test_conditional_flows_share_labels_drawn_by_the_evaluation_seed(tmp_path, m
     family = quick(flow("cfm", digits(), conditional=True))
     inner = family.flow_sample
 
-    def watched(noise, label, *given):
-        seen.append(label)
-        return inner(noise, label, *given)
+    def watched(noise, condition, override):
+        seen.append(condition.label)
+        return inner(noise, condition, override)
 
     monkeypatch.setattr(family, "flow_sample", watched)
     trainer(tmp_path, evaluator(num_samples=300), limit_test_batches=1).test(family, digits(), verbose=False)

@@ -12,7 +12,7 @@ import torch
 from flowbench.core.rows import read_rows
 from flowbench.data import FlowDataModule
 from flowbench.evaluation import CostReport, FrechetDistance
-from flowbench.families import Autoencoder, GaussianNoise, STARFlow, Tweedie
+from flowbench.families import Autoencoder, Condition, GaussianNoise, STARFlow, Tweedie
 from flowbench.flows import DormandPrince, RungeKutta4
 from flowbench.networks import KLAutoencoder
 from flowbench.tasks.generation import Reconstruction
@@ -132,7 +132,7 @@ def test_the_floor_of_a_latent_family(tmp_path, noise):
 
     x = data.model_values("test", slice(20))
     z = family.space.reconstruct(
-        x, index=torch.arange(20), seed=0, denoise=partial(family.flow_denoise, label=None)
+        x, index=torch.arange(20), seed=0, denoise=partial(family.flow_denoise, condition=Condition())
     ).clamp(-1, 1)
     error = (x - z).square().flatten(1).mean(1)
     row = found["reconstruction_psnr"]

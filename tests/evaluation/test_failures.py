@@ -196,10 +196,10 @@ def test_a_sampler_that_gives_up_costs_the_samples_of_that_point(tmp_path, monke
     family, _ = made("points")
     inner = family.flow_sample
 
-    def sample(noise, label, network_evaluations, guidance):
-        if network_evaluations == budget:
+    def sample(noise, condition, override):
+        if override.network_evaluations == budget:
             raise NoSolutionError("underflow in dt")
-        return inner(noise, label, network_evaluations, guidance)
+        return inner(noise, condition, override)
 
     monkeypatch.setattr(family, "flow_sample", sample)
     rows = rows_of(tmp_path, "points", family)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from flowbench.data import DataSpec
-from flowbench.families import FlowModule
+from flowbench.families import FlowModule, FlowSamples
 
 IMAGE = DataSpec("image", "1", (1, 4, 4), num_classes=3)
 
@@ -31,28 +31,30 @@ class GaussianFlow(FlowModule):
         self.lower = torch.tensor(lower)
         self.dummy = nn.Parameter(torch.zeros(()))
 
-    def _of(self, label, num):
+    def _of(self, condition, num):
+        label = condition.label
         k = torch.zeros(num, dtype=torch.long) if label is None else label % self.spec.num_classes
         return self.mean[k], self.lower[k]
 
-    def flow_encode(self, z, label):
-        mean, lower = self._of(label, len(z))
+    def flow_encode(self, z, condition):
+        mean, lower = self._of(condition, len(z))
         flat = (z.flatten(1) - mean).flip(1) if self.order < 0 else z.flatten(1) - mean
         noise = torch.linalg.solve_triangular(lower.to(flat), flat.unsqueeze(-1), upper=False).squeeze(-1)
         return (noise.flip(1) if self.order < 0 else noise).view_as(z)
 
-    def flow_sample(self, noise, label, network_evaluations, guidance):
-        mean, lower = self._of(label, len(noise))
+    def flow_sample(self, noise, condition, override):
+        mean, lower = self._of(condition, len(noise))
         flat = noise.flatten(1).flip(1) if self.order < 0 else noise.flatten(1)
         moved = (lower.to(flat) @ flat.unsqueeze(-1)).squeeze(-1)
-        return ((moved.flip(1) if self.order < 0 else moved) + mean.to(flat)).view_as(noise), 1.0
+        x = (moved.flip(1) if self.order < 0 else moved) + mean.to(flat)
+        return FlowSamples(x.view_as(noise), network_evaluations=1.0)
 
-    def flow_log_prob(self, x, label, index, seed):
-        _, lower = self._of(label, len(x))
+    def flow_log_prob(self, x, condition, index, seed):
+        _, lower = self._of(condition, len(x))
         logdet = lower.diagonal(dim1=1, dim2=2).log().sum(1)
-        return self.source.log_prob(self.flow_encode(x, label)) - logdet
+        return self.source.log_prob(self.flow_encode(x, condition)) - logdet
 
-    def flow_loss(self, x, label, rng):
+    def loss(self, points, condition, batch, generator):
         raise AssertionError("not trained")
 
     def trajectory(self, noise, condition=None, num_points=33):

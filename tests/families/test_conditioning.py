@@ -9,6 +9,7 @@ import torch
 
 from flowbench.data import Batch, DataSpec
 from flowbench.families import (
+    Condition,
     FlowMatching,
     InpaintingConditioner,
     LatentCFM,
@@ -16,7 +17,7 @@ from flowbench.families import (
     SemanticConditioner,
     SpatialCondition,
 )
-from flowbench.families.conditioning.base import NullConditioner, check_condition_channels, guided_network
+from flowbench.families.conditioning.base import check_condition_channels, guided_network
 from flowbench.families.conditioning.inpainting import draw_masks
 from flowbench.families.conditioning.semantic import derived_map
 from flowbench.families.latents.space import LatentSpace
@@ -274,9 +275,9 @@ def test_dropping_zeroes_whole_conditions_and_draws_nothing_at_a_share_of_zero()
 
 
 def test_a_network_of_other_channels_is_refused_with_the_number_that_fits():
-    network = DiT(IMAGES.shape, None, width=16, depth=1, num_heads=2, condition_channels=1)
-    check_condition_channels(network, NullConditioner(1), PIXELS)
-    with pytest.raises(ValueError, match=r"takes 1 condition channels.*set condition_channels=4"):
+    network = DiT(IMAGES.shape, None, width=16, depth=1, num_heads=2, condition_channels=2)
+    check_condition_channels(network, SemanticConditioner(2), PIXELS)
+    with pytest.raises(ValueError, match=r"takes 2 condition channels.*set condition_channels=4"):
         check_condition_channels(network, SemanticConditioner(4), PIXELS)
     with pytest.raises(ValueError, match="there is no conditioner: set condition_channels=0"):
         check_condition_channels(network, None, PIXELS)
@@ -301,8 +302,8 @@ class Recorder(torch.nn.Module):
 )
 def test_guidance_goes_away_from_the_null_branch_that_was_trained(dropout, label, null, costs):
     """Invariant 44 with conditions: scale 1 is the conditional velocity, 0 the null branch, 2 beyond."""
-    condition = SpatialCondition(torch.ones(2, 1))
-    guided, given = guided_network(Recorder(), label, condition, SemanticConditioner(dropout=dropout))
+    condition = Condition(label, SpatialCondition(torch.ones(2, 1)))
+    guided, given = guided_network(Recorder(), condition, SemanticConditioner(dropout=dropout))
     x, t = torch.zeros(2, 1), torch.zeros(2)
     branch = torch.full((2, 1), null)
     whole = 1.0 + (0 if label is None else 10 * label.view(-1, 1).float()) + torch.zeros(2, 1)
@@ -315,7 +316,7 @@ def test_guidance_goes_away_from_the_null_branch_that_was_trained(dropout, label
 
 def test_without_conditions_the_network_itself_is_guided():
     network, label = Recorder(), torch.tensor([1])
-    assert guided_network(network, label, None, None) == (network, label)
+    assert guided_network(network, Condition(label), None) == (network, label)
 
 
 # ---- a flow learns to use them ------------------------------------------------------------------------
@@ -389,7 +390,7 @@ def test_the_right_condition_gives_a_smaller_loss_than_another_samples(learned):
 def test_samples_follow_their_condition(learned):
     x, index = images(64, seed=5), torch.arange(64)
     condition = learned.conditioner.evaluation_condition(x, index, 0, learned.space)
-    drawn = learned.sample(learned.draw_noise(index, 0), spatial=condition)
+    drawn = learned.sample(learned.draw_noise(index, 0), Condition(grid=condition))
     error = (drawn.x - x).abs().mean()
     assert error < 0.5 * (drawn.x - x.roll(1, 0)).abs().mean()
     if isinstance(learned.conditioner, InpaintingConditioner):
@@ -402,23 +403,54 @@ def test_guidance_of_a_condition_costs_two_evaluations_and_needs_a_trained_null(
     x, index = images(4, seed=5), torch.arange(4)
     condition = learned.conditioner.evaluation_condition(x, index, 0, learned.space)
     noise = learned.draw_noise(index, 0)
-    plain = learned.sample(noise, spatial=condition)
+    plain = learned.sample(noise, Condition(grid=condition))
     if learned.conditioner.dropout:
-        guided = learned.sample(noise, spatial=condition, guidance=2.0)
+        guided = learned.sample(noise, Condition(grid=condition), guidance=2.0)
         assert guided.network_evaluations == 2 * plain.network_evaluations
         assert not torch.equal(guided.x, plain.x)
     else:
         with pytest.raises(ValueError, match="guidance"):
-            learned.sample(noise, spatial=condition, guidance=2.0)
+            learned.sample(noise, Condition(grid=condition), guidance=2.0)
+
+
+@torch.no_grad()
+def test_encoding_under_a_condition_undoes_decoding_under_it_and_no_other(learned):
+    x, index = images(4, seed=5), torch.arange(4)
+    condition = learned.conditioner.evaluation_condition(x, index, 0, learned.space)
+    other = learned.conditioner.evaluation_condition(x.roll(1, 0), index, 0, learned.space)
+    learned.solver, solver = RungeKutta4(40), learned.solver
+    try:
+        noise = learned.draw_noise(index, 0)
+        points = learned.flow_decode(noise, Condition(grid=condition)).x
+        back = learned.flow_encode(points, Condition(grid=condition))
+        moved = learned.flow_encode(points, Condition(grid=other))
+    finally:
+        learned.solver = solver
+    assert float((moved - noise).abs().max()) > 0.05
+    assert float((back - noise).abs().max()) < 0.05 * float((moved - noise).abs().max())
+
+
+def test_the_null_condition_is_the_null_label_and_zeros(learned):
+    given = learned.null_condition(3)
+    assert given.label is None
+    assert given.values.shape == (3, learned.conditioner.channels(learned.space), 4, 4)
+    assert not given.values.any()
+    labelled = FlowMatching(STRIPES, partial(DiT, width=16, depth=1, num_heads=2), conditional=True)
+    assert labelled.null_condition(3).label.tolist() == [2, 2, 2]
+    assert labelled.null_condition(3).grid is None
 
 
 def test_missing_and_foreign_conditions_are_refused(learned):
     noise = learned.draw_noise(torch.arange(4), 0)
     with pytest.raises(ValueError, match="condition"):
         learned.sample(noise)
+    with pytest.raises(ValueError, match="condition"):
+        learned.encode(images(4))
+    with pytest.raises(ValueError, match="expected 4 spatial conditions, got 3"):
+        learned.sample(noise, Condition(grid=SpatialCondition(torch.zeros(3, 1, 4, 4))))
     plain = FlowMatching(STRIPES, partial(DiT, width=16, depth=1, num_heads=2))
     with pytest.raises(ValueError, match="without a conditioner"):
-        plain.sample(noise, spatial=SpatialCondition(torch.zeros(4, 1, 4, 4)))
+        plain.sample(noise, Condition(grid=SpatialCondition(torch.zeros(4, 1, 4, 4))))
 
 
 @pytest.mark.parametrize("name", CONDITIONERS)
@@ -429,13 +461,13 @@ def test_likelihood_trajectory_and_samples_under_a_condition_in_latent_space(nam
     with torch.no_grad():
         condition = module.conditioner.evaluation_condition(x, index, 0, module.space)
     other = module.conditioner.evaluation_condition(-x, index, 0, module.space)
-    first = module.log_prob(x, index=index, spatial=condition)
+    first = module.log_prob(x, Condition(grid=condition), index=index)
     assert first.shape == (3,)
-    assert not torch.allclose(first, module.log_prob(x, index=index, spatial=other))
+    assert not torch.allclose(first, module.log_prob(x, Condition(grid=other), index=index))
     noise = module.draw_noise(index, 0)
-    path = module.trajectory(noise, num_points=3, spatial=condition)
+    path = module.trajectory(noise, Condition(grid=condition), num_points=3)
     assert path.states.shape == (3, 3, *module.flow_shape)
-    assert module.sample(noise, spatial=condition).x.shape == x.shape
+    assert module.sample(noise, Condition(grid=condition)).x.shape == x.shape
 
 
 def test_points_learn_the_missing_coordinate():
@@ -452,6 +484,6 @@ def test_points_learn_the_missing_coordinate():
         optimizer.step()
     x = torch.tensor([[-1.0, 9.0], [1.0, 9.0]])
     condition = module.conditioner.evaluation_condition(x, torch.arange(2), 0, module.space)
-    drawn = module.sample(torch.randn(2, 2, generator=rng(1)), spatial=condition).x
+    drawn = module.sample(torch.randn(2, 2, generator=rng(1)), Condition(grid=condition)).x
     assert drawn[:, 0].tolist() == [-1.0, 1.0]
     assert (drawn[:, 1] - torch.tensor([-1.0, 1.0])).abs().max() < 0.4

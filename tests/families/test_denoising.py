@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowbench.data import Batch, DataSpec
-from flowbench.families import DecoderDenoiser, FlowScoreDenoiser, GaussianNoise, STARFlow, TARFlow, Tweedie
+from flowbench.families import Condition, DecoderDenoiser, FlowScoreDenoiser, GaussianNoise, STARFlow, TARFlow, Tweedie
 from flowbench.families.noise.score_gradient import check_shared_backward, score, with_input_gradient
 from flowbench.training import OptimizerConfig, count_flops
 
@@ -54,7 +54,7 @@ def test_tweedie_on_gaussian_data_is_wieners_filter(strength):
     noisy = mean + math.hypot(std, NOISE) * noise
     posterior = mean + std**2 / (std**2 + NOISE**2) * (noisy - mean)
     torch.testing.assert_close(flow.sample(noise).x, noisy + strength * (posterior - noisy))
-    torch.testing.assert_close(flow.flow_decode(noise, None)[0], noisy)
+    torch.testing.assert_close(flow.flow_decode(noise, Condition()).x, noisy)
     assert flow.describe().sampler == ("sequential+tweedie" if strength == 1 else "sequential+tweedie(0.7)")
 
 
@@ -66,7 +66,7 @@ def test_the_step_is_along_the_gradient_of_the_log_density(spec, conditional):
     flow = build("tarflow", spec, conditional=conditional, **noisy_options).double()
     noise, label = points(4, spec).double(), torch.tensor([0, 2, 1, 0]) if conditional else None
     guided = {"guidance": 2.0} if conditional else {}
-    noisy = flow.flow_decode(noise, label, **guided)[0]
+    noisy = flow.flow_decode(noise, Condition(label), **guided).x
     clean = flow.sample(noise, label, **guided).x
     h = 1e-5
     for axis in range(noisy[0].numel()):
@@ -86,7 +86,7 @@ def test_the_step_does_not_depend_on_the_batch_or_its_parts(batch_size):
     drawn = flow.sample(noise, label).x
     torch.testing.assert_close(drawn, whole.sample(noise, label).x)
     torch.testing.assert_close(drawn[2:3], whole.sample(noise[2:3], label[2:3]).x)
-    assert flow.flow_denoise(noise[:0], label[:0]).shape == (0, *IMAGES.shape)
+    assert flow.flow_denoise(noise[:0], Condition(label[:0])).shape == (0, *IMAGES.shape)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -104,9 +104,9 @@ def test_tweedie_costs_two_forward_passes():
     flow = TARFlow(spec, layers=[2, 2], width=64, patch_size=2, augmentation=GaussianNoise(0.1), denoiser=Tweedie())
     noise = points(4, spec)
     with FlopCounterMode(display=False) as forward:
-        flow.flow_encode(noise, None)
+        flow.flow_encode(noise, Condition())
     with FlopCounterMode(display=False) as denoising:
-        flow.flow_denoise(noise, None)
+        flow.flow_denoise(noise, Condition())
     assert all(parameter.requires_grad for parameter in flow.parameters())
     # The backward of attention computes its scores again, a small part of the whole.
     assert denoising.get_total_flops() / forward.get_total_flops() == pytest.approx(2.0, abs=0.1)
@@ -118,7 +118,9 @@ def test_operations_of_the_shared_backward_are_counted_once():
     with_denoiser, plain = losses("tarflow", IMAGES)
     with_denoiser.latent_norm = plain.latent_norm = 0.0
     x = points(8, IMAGES)
-    counts = [count_flops(lambda f=flow: f.flow_loss(x, None, rng()).total) for flow in (with_denoiser, plain)]
+    counts = [
+        count_flops(lambda f=flow: f.loss(x, Condition(), Batch(x), rng()).total) for flow in (with_denoiser, plain)
+    ]
     tokens = plain._tokens(x)
     own = count_flops(lambda: with_denoiser.denoiser.matching_loss(tokens, None, torch.zeros_like(tokens)))
     # Beside the input gradient of the first linear layer of the first block.
@@ -168,7 +170,7 @@ def test_the_target_does_not_depend_on_batch_accumulation_or_scaling():
     module.denoiser.matching_loss = lambda x, label, target: seen.append(target) or inner(x, label, target)
     x = points(8, IMAGES)
     for part in (x, x[:4], x[4:]):
-        module.flow_loss(part, None, rng()).total.mul(7.0).backward()
+        module.loss(part, Condition(), Batch(part), rng()).total.mul(7.0).backward()
     whole, *halves = seen
     torch.testing.assert_close(torch.cat(halves), whole)
     torch.testing.assert_close(whole, score(module._log_density, module._tokens(x), None))
@@ -177,11 +179,11 @@ def test_the_target_does_not_depend_on_batch_accumulation_or_scaling():
 def test_accumulated_gradients_equal_those_of_one_batch():
     module, _ = losses("tarflow", IMAGES)
     x = points(8, IMAGES)
-    module.flow_loss(x, None, rng()).total.backward()
+    module.loss(x, Condition(), Batch(x), rng()).total.backward()
     whole = {name: parameter.grad.clone() for name, parameter in module.named_parameters()}
     module.zero_grad()
     for half in x.split(4):
-        (module.flow_loss(half, None, rng()).total / 2).backward()
+        (module.loss(half, Condition(), Batch(half), rng()).total / 2).backward()
     for name, parameter in module.named_parameters():
         torch.testing.assert_close(parameter.grad, whole[name], msg=name)
 
@@ -189,10 +191,10 @@ def test_accumulated_gradients_equal_those_of_one_batch():
 def test_validation_has_the_same_loss_without_a_backward():
     module, _ = losses("tarflow", IMAGES)
     x = points(8, IMAGES)
-    trained = module.flow_loss(x, None, rng())
+    trained = module.loss(x, Condition(), Batch(x), rng())
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
-            held_out = module.flow_loss(x.clone(), None, rng())
+            held_out = module.loss(x.clone(), Condition(), Batch(x.clone()), rng())
         assert not held_out.total.requires_grad
         for name, value in trained.metrics.items():
             torch.testing.assert_close(held_out.metrics[name], value, msg=name)
@@ -270,7 +272,7 @@ def test_clipping_keeps_the_denoisers_gradient_out_of_the_flows():
 def test_an_untrained_denoiser_leaves_samples_alone():
     flow = gaussian_flow(0.3, 0.9, denoiser=FlowScoreDenoiser(width=16, depth=1, head_dim=8))
     noise = points(5)
-    torch.testing.assert_close(flow.sample(noise).x, flow.flow_decode(noise, None)[0])
+    torch.testing.assert_close(flow.sample(noise).x, flow.flow_decode(noise, Condition()).x)
 
 
 @pytest.mark.slow
@@ -288,7 +290,8 @@ def test_at_the_optimum_the_network_is_the_score_and_the_step_is_tweedies():
     for step in range(300):
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * (1 - step / 300)
-        loss = flow.flow_loss(mean + std * torch.randn(256, 2, generator=generator), None, generator)
+        x = mean + std * torch.randn(256, 2, generator=generator)
+        loss = flow.loss(x, Condition(), Batch(x), generator)
         first = loss.metrics["score_matching"] if first is None else first
         optimizer.zero_grad()
         loss.total.backward()

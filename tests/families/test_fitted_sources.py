@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowbench.data import FlowDataModule
-from flowbench.families import FlowMatching
+from flowbench.data import Batch, FlowDataModule
+from flowbench.families import Condition, FlowMatching
 from flowbench.flows import GaussianSource
 from flowbench.flows.source.pruned import PrunedSource
 from flowbench.flows.source.radial import NormAlignedSource, RadialSource
@@ -47,7 +47,7 @@ def test_training_uses_the_fitted_source_and_its_checkpoint_brings_it_back(sourc
     x = ARCS.model_values("train")[:64]
     before = {name: p.detach().clone() for name, p in module.network.named_parameters()}
     optimizer = torch.optim.SGD(module.network.parameters(), lr=0.1)
-    module.flow_loss(x, None, torch.Generator().manual_seed(0)).total.backward()
+    module.loss(x, Condition(), Batch(x), torch.Generator().manual_seed(0)).total.backward()
     optimizer.step()
     assert any(not torch.equal(before[name], p) for name, p in module.network.named_parameters())
     assert read_checkpoint(saved(module, tmp_path / "a.ckpt"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from flowbench.families import FlowMatching, LatentSpace, PixelSpace
+from flowbench.families import Condition, FlowMatching, LatentSpace, PixelSpace
 from flowbench.flows import ClassifierFreeGuidance, RungeKutta4
 from flowbench.training import EMAConfig, TrainingConfig
 
@@ -53,8 +53,8 @@ def test_another_scale_shifts_the_latent_likelihood_by_dimensions_times_its_loga
 
     z = std * torch.randn(5, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     index = torch.arange(5)
-    raw = flow(std).flow_log_prob(z, None, index, 0)
-    scaled = flow(std / scale).flow_log_prob(z / scale, None, index, 0)
+    raw = flow(std).flow_log_prob(z, Condition(), index, 0)
+    scaled = flow(std / scale).flow_log_prob(z / scale, Condition(), index, 0)
     normal = torch.distributions.Normal(0.0, std).log_prob(z).flatten(1).sum(1)
     torch.testing.assert_close(raw, normal, atol=1e-5, rtol=0)
     torch.testing.assert_close(
@@ -93,7 +93,7 @@ def test_one_euler_step_extrapolates_by_the_scale_or_by_meta_w_plus_one():
     x, t = module.draw_noise(torch.arange(3), 0), torch.full((3,), 0.4)
     with torch.no_grad():
         with_label, without = module.network(x, t, label), module.network(x, t, None)
-        found = module.field(label, ClassifierFreeGuidance(3.5))(torch.tensor(0.4), x)
+        found = module.field(Condition(label), ClassifierFreeGuidance(3.5))(torch.tensor(0.4), x)
     torch.testing.assert_close(found, 3.5 * with_label - 2.5 * without)
 
 

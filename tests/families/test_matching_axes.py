@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flowbench.data import FlowDataModule
-from flowbench.families import FlowMatching, InpaintingConditioner, StreamPairing, TARFlow, WeightedCFM
+from flowbench.families import Condition, FlowMatching, InpaintingConditioner, StreamPairing, TARFlow, WeightedCFM
 from flowbench.families.pairing.description import OF_WEIGHT
 from flowbench.flows import (
     ClassifierFreeGuidance,
@@ -82,9 +82,9 @@ def test_a_label_that_was_never_dropped_guides_nothing():
     module = FlowMatching(IMAGES, network, conditioner=conditioner, conditional=True, label_dropout=0.0).eval()
     noise, label = noise_and_labels(module)
     condition = conditioner.evaluation_condition(batch_of(IMAGES, 3).x, torch.arange(3), 0, module.space)
-    module.sample(noise, label, spatial=condition)
+    module.sample(noise, Condition(label, condition))
     with pytest.raises(ValueError, match="needs a trained null label"):
-        module.sample(noise, label, guidance=3.0, spatial=condition)
+        module.sample(noise, Condition(label, condition), guidance=3.0)
 
 
 def test_a_pairing_is_closed_when_training_breaks_off():

@@ -17,7 +17,7 @@ from torch import Tensor
 from flowbench.core.seeds import generator
 from flowbench.data import Batch, get_density
 from flowbench.data.reference_transport import STANDARD_NORMAL, reference_transport
-from flowbench.families import OTCFM, FlowMatching
+from flowbench.families import OTCFM, Condition, FlowMatching
 from flowbench.flows import LinearPath, PointTimes, SchrodingerBridgePath
 from flowbench.flows.coupling.entropic import SchrodingerBridgeCoupling
 from flowbench.flows.path.base import PathSample
@@ -47,7 +47,7 @@ def trained_on(flow: FlowMatching, x1: Tensor, seed: int = 0) -> PathSample:
     seen = []
     sample = flow.path.sample
     flow.path.sample = lambda *given: seen.append(sample(*given)) or seen[-1]
-    loss = flow.batch_loss(Batch(x1), x1, None, generator(seed, "step"))
+    loss = flow.loss(x1, Condition(), Batch(x1), generator(seed, "step"))
     (found,) = seen
     with torch.no_grad():
         error = (flow.network(found.xt, found.t, None) - found.velocity).square().mean()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flowbench.data import Batch, DataSpec, FlowDataModule
-from flowbench.families import Autoencoder, FlowMatching, GaussianNoise, TARFlow
+from flowbench.families import Autoencoder, Condition, FlowMatching, GaussianNoise, TARFlow
 from flowbench.families.normalized_flow_matching import NormalizedFlowMatching
 from flowbench.families.pairing.teacher import TeacherPairing
 from flowbench.flows import GaussianSource
@@ -86,7 +86,7 @@ def test_a_teacher_of_noisy_data_encodes_noisy_data_and_the_student_goes_to_clea
     flow = student(teacher, IMAGES, partial(DiT, width=16, depth=1, num_heads=2, patch_size=2))
     pairs = pairs_of(flow, batch)
     noisy = batch.x + 0.3 * torch.randn(batch.x.shape, generator=rng(5))
-    torch.testing.assert_close(pairs.x0, teacher.flow_encode(noisy, None))
+    torch.testing.assert_close(pairs.x0, teacher.flow_encode(noisy, Condition()))
     assert torch.equal(pairs.x1, batch.x)
 
 
@@ -98,7 +98,7 @@ def test_a_latent_teacher_encodes_the_students_own_latents():
     assert flow.space.noise_std == teacher.space.noise_std == pytest.approx(0.3)
     batch = batch_of(IMAGES)
     pairs = pairs_of(flow, batch)
-    torch.testing.assert_close(pairs.x0, teacher.flow_encode(pairs.x1, None))
+    torch.testing.assert_close(pairs.x0, teacher.flow_encode(pairs.x1, Condition()))
 
 
 def test_nothing_of_the_teacher_belongs_to_the_student(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flowbench.families import GaussianNoise, STARFlow, Tweedie
+from flowbench.families import Condition, GaussianNoise, STARFlow, Tweedie
 from flowbench.flows import AutoregressiveGuidance
 
 from ..contract.builders import IMAGES, autoencoder, batch_of, perturb
@@ -73,9 +73,9 @@ def test_the_bound_is_that_of_the_sampler():
     mean, log_variance = (t.detach() / model.latent_std ** (1 - i) for i, t in enumerate(model.network.encode(x)))
     std = (log_variance.exp() / model.latent_std**2 + 0.4**2).sqrt()
     z = mean + std * flow.source.sample_indexed(index, flow.flow_shape, 4, "posterior")
-    torch.testing.assert_close(decoded, flow.flow_denoise(z, None))
+    torch.testing.assert_close(decoded, flow.flow_denoise(z, Condition()))
     assert not torch.allclose(decoded, z, atol=1e-3)
     likelihood = torch.distributions.Normal(inner(decoded), model.network.decoder_std.detach())
-    expected = likelihood.log_prob(x).flatten(1).sum(1) + flow.flow_log_prob(z, None, index, 4)
+    expected = likelihood.log_prob(x).flatten(1).sum(1) + flow.flow_log_prob(z, Condition(), index, 4)
     expected = expected - torch.distributions.Normal(mean, std).log_prob(z).flatten(1).sum(1)
     torch.testing.assert_close(bound, expected, rtol=1e-6, atol=0)

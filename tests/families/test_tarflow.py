@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from flowbench.data import Batch, DataSpec, FlowDataModule
-from flowbench.families import GaussianNoise, TARFlow, Tweedie, UniformDequantization
+from flowbench.families import Condition, GaussianNoise, TARFlow, Tweedie, UniformDequantization
 from flowbench.flows import AutoregressiveGuidance, JacobiInverse, SequentialInverse
 from flowbench.training import OptimizerConfig, TrainingConfig, load_checkpoint
 from tests.closeness import assert_near
@@ -52,8 +52,8 @@ VARIANTS = {
 def test_every_variant_is_inverted_and_its_determinant_is_the_jacobians(options):
     flow = oblong(**options).double()
     x = points(2, OBLONG).double()
-    noise = flow.flow_encode(x, None)
-    torch.testing.assert_close(flow.flow_decode(noise, None)[0], x, atol=1e-10, rtol=0.0)
+    noise = flow.flow_encode(x, Condition())
+    torch.testing.assert_close(flow.flow_decode(noise, Condition()).x, x, atol=1e-10, rtol=0.0)
     one = flow._tokens(x[:1])
     jacobian = torch.autograd.functional.jacobian(lambda t: flow.flow(t)[0], one).reshape(32, 32)
     torch.testing.assert_close(flow.flow(one)[1], jacobian.slogdet().logabsdet[None], rtol=1e-10, atol=1e-10)
@@ -67,7 +67,7 @@ def test_an_extent_changes_the_positions_and_checkpointing_changes_nothing():
     assert not torch.allclose(plain.log_prob(x), extent.log_prob(x))
     losses = []
     for flow in (oblong(), oblong(checkpoint_every=1)):
-        loss = flow.train().flow_loss(x, None, rng()).total
+        loss = flow.train().loss(x, Condition(), Batch(x), rng()).total
         loss.backward()
         losses.append([loss.detach(), *(p.grad for p in flow.parameters())])
     for a, b in zip(*losses, strict=True):
@@ -155,8 +155,8 @@ def test_encoding_and_decoding_know_no_denoiser():
     flow = build("tarflow_tweedie", POINTS, conditional=True).double()
     x, label = points(4).double(), torch.tensor([0, 1, 2, 3])
     noise = flow.encode(x, label)
-    torch.testing.assert_close(flow.flow_decode(noise, label)[0], x, atol=1e-10, rtol=0.0)
-    torch.testing.assert_close(flow.flow_denoise(x, label), flow.sample(noise, label).x)
+    torch.testing.assert_close(flow.flow_decode(noise, Condition(label)).x, x, atol=1e-10, rtol=0.0)
+    torch.testing.assert_close(flow.flow_denoise(x, Condition(label)), flow.sample(noise, label).x)
 
 
 # ---- conditioning -----------------------------------------------------------------------------------------
@@ -187,16 +187,16 @@ def test_a_batch_of_labels_and_nulls_is_what_separate_calls_give():
 def test_the_loss_is_nats_per_dimension_and_bits_where_they_mean_something():
     """Bits by the change of units: a density of x in [-1, 1) times the bin's width is the mass of a grey level."""
     flow, x = oblong(), points(4, OBLONG)
-    loss = flow.flow_loss(x, None, rng())
+    loss = flow.loss(x, Condition(), Batch(x), rng())
     torch.testing.assert_close(loss.total.detach(), -flow.log_prob(x).mean() / 32)
     nats = float(loss.total.detach())
     assert float(loss.metrics["bits_per_dim"]) == pytest.approx(nats / math.log(2) + 7.0, rel=1e-6)
-    noisy = oblong(augmentation=GaussianNoise(0.1)).flow_loss(x, None, rng())
+    noisy = oblong(augmentation=GaussianNoise(0.1)).loss(x, Condition(), Batch(x), rng())
     assert "bits_per_dim" not in noisy.metrics, "a density of noisy data is no code length"
     assert "bits_per_dim" not in build("starflow", IMAGES).training_loss(batch_of(IMAGES), rng()).metrics
     continuous = DataSpec("plane", "1", (2,))
     plane = TARFlow(continuous, layers=[1], width=8, head_dim=8)
-    assert "bits_per_dim" not in plane.flow_loss(points(), None, rng()).metrics
+    assert "bits_per_dim" not in plane.loss(points(), Condition(), Batch(points()), rng()).metrics
     assert isinstance(oblong().augmentation, UniformDequantization)
 
 
@@ -205,7 +205,7 @@ def test_step_zero_is_the_standard_normal():
     flow = TARFlow(OBLONG, layers=[1, 1], width=16, head_dim=8, patch_size=2)
     x = points(4, OBLONG)
     expected = 0.5 * x.double().square().mean() + 0.5 * math.log(2 * math.pi)
-    assert float(flow.flow_loss(x, None, rng()).total.detach()) == pytest.approx(float(expected), rel=1e-6)
+    assert float(flow.loss(x, Condition(), Batch(x), rng()).total.detach()) == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_the_latent_norm_is_that_of_the_states_between_the_blocks():
@@ -213,7 +213,7 @@ def test_the_latent_norm_is_that_of_the_states_between_the_blocks():
     plain, regular = oblong(), oblong(latent_norm=0.1)
     states = plain.flow.states(plain._tokens(x)).detach()
     expected = sum(float(state.square().mean()) for state in states[1:-1])
-    losses = [flow.flow_loss(x, None, rng()) for flow in (plain, regular)]
+    losses = [flow.loss(x, Condition(), Batch(x), rng()) for flow in (plain, regular)]
     assert float(losses[1].metrics["latent_norm"]) == pytest.approx(expected, rel=1e-5)
     assert float((losses[1].total - losses[0].total).detach()) == pytest.approx(0.1 * expected, rel=1e-4)
     assert torch.equal(losses[0].metrics["nll"], losses[1].metrics["nll"])
@@ -223,7 +223,7 @@ def test_the_latent_norm_is_that_of_the_states_between_the_blocks():
 
 def test_block_statistics_are_those_of_the_states_and_scales():
     flow, x = oblong(), points(4, OBLONG)
-    loss = flow.flow_loss(x, None, rng())
+    loss = flow.loss(x, Condition(), Batch(x), rng())
     found = loss.diagnostics()
     states = flow.flow.states(flow._tokens(x)).detach()
     assert len(found) == 3 * 3
@@ -292,7 +292,7 @@ def test_the_loss_decreases_and_all_parameters_move():
 @pytest.mark.parametrize("x", [0.0, 1.0, -1.0, 10.0], ids=lambda value: f"all {value:g}")
 def test_constant_saturated_and_large_inputs_stay_finite(options, x):
     flow = oblong(**options)
-    loss = flow.flow_loss(torch.full((3, *OBLONG.shape), x), None, rng())
+    loss = flow.loss(torch.full((3, *OBLONG.shape), x), Condition(), Batch(torch.full((3, *OBLONG.shape), x)), rng())
     loss.total.backward()
     assert torch.isfinite(loss.total)
     assert all(torch.isfinite(p.grad).all() for p in flow.parameters())

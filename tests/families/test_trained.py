@@ -11,6 +11,7 @@ import torch
 from flowbench.data import Batch, DataSpec, get_density
 from flowbench.families import (
     OTCFM,
+    Condition,
     DatasetSource,
     FlowMatching,
     FlowModule,
@@ -38,7 +39,8 @@ def train(module: FlowModule, draw, steps: int, batch: int = 256) -> FlowModule:
         factor = learning_rate_factor(module.optimizer_config, (step + 0.5) / steps)
         for group in optimizer.param_groups:
             group["lr"] = module.optimizer_config.lr * factor
-        loss = module.flow_loss(draw(batch, rng), None, rng).total
+        x = draw(batch, rng)
+        loss = module.loss(x, Condition(), Batch(x), rng).total
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -238,7 +240,7 @@ def test_a_fitted_flow_sends_data_to_unit_normals_and_back(gaussians):
     with gaussians.evaluating("ema"):
         z = gaussians.encode(x, label)
         noise = torch.randn(8000, 2, generator=torch.Generator().manual_seed(3))
-        back = gaussians.flow_decode(noise, label)[0]
+        back = gaussians.flow_decode(noise, Condition(label)).x
     assert float(0.5 * z.square().mean()) == pytest.approx(0.5, abs=0.02)
     torch.testing.assert_close(z.T.cov(), torch.eye(2), atol=0.06, rtol=0.0)
     for k in (0, 1):
@@ -254,8 +256,8 @@ def test_denoisers_of_a_fitted_flow_are_wieners_filter(gaussians):
     tweedie = noisy_flow(Tweedie())
     with gaussians.evaluating("ema"):
         tweedie.flow.load_state_dict(gaussians.flow.state_dict())
-        learned = gaussians.flow_denoise(x, label)
-    exact = tweedie.flow_denoise(x, label)
+        learned = gaussians.flow_denoise(x, Condition(label))
+    exact = tweedie.flow_denoise(x, Condition(label))
     step = (wiener - x).square().mean()
     assert float((exact - wiener).square().mean() / step) < 0.02
     assert float((learned - wiener).square().mean() / step) < 0.04

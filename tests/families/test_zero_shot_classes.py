@@ -54,7 +54,7 @@ def test_the_bound_of_a_latent_flow_decodes_what_its_sampler_decodes(monkeypatch
     module = build("starflow", IMAGES).eval()
     x = data(IMAGES).float() * 0.5
     plain = module.log_prob(x, seed=1)
-    monkeypatch.setattr(module, "flow_denoise", lambda z, label: 0.8 * z)
+    monkeypatch.setattr(module, "flow_denoise", lambda z, condition: 0.8 * z)
     index, width = torch.arange(5), float(module.space.autoencoder.network.decoder_std)
     with_it, without = (module.space.reconstruct(x, index=index, seed=1, denoise=f) for f in (lambda z: 0.8 * z, None))
     squares = [(y - x).flatten(1).square().sum(1) for y in (with_it, without)]

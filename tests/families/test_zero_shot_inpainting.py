@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from flowbench.core.seeds import indexed_normal
-from flowbench.families import PixelSpace, TARFlow
+from flowbench.families import Condition, FlowSamples, PixelSpace, TARFlow
 from flowbench.families.conditioning.masks import make_mask
 from flowbench.families.zero_shot import inpaint
 from tests.contract.builders import IMAGES, build, perturb
@@ -61,7 +63,7 @@ def test_a_suffix_of_one_autoregressive_block_is_sampled_token_by_token():
         def at(value, row=row, column=column):
             probe = expected.clone()
             probe[:, :, row : row + 2, column : column + 2] = value
-            return module.flow_encode(probe, None)[:, :, row : row + 2, column : column + 2]
+            return module.flow_encode(probe, Condition())[:, :, row : row + 2, column : column + 2]
 
         zero, one = at(0.0), at(1.0)
         expected[:, :, row : row + 2, column : column + 2] = (
@@ -110,10 +112,10 @@ def test_a_round_that_is_not_finite_is_forgotten(monkeypatch):
     module, mask, x = GaussianFlow(), make_mask("left", (1, 4, 4)), data()
     whole, calls = module.flow_decode, []
 
-    def broken(noise, label, guidance=1.0):
-        points, cost = whole(noise, label, guidance)
-        calls.append(cost)
-        return (torch.full_like(points, torch.nan) if len(calls) == 2 else points), cost
+    def broken(noise, condition):
+        drawn = whole(noise, condition)
+        calls.append(drawn)
+        return replace(drawn, x=torch.full_like(drawn.x, torch.nan)) if len(calls) == 2 else drawn
 
     monkeypatch.setattr(module, "flow_decode", broken)
     found = inpaint(module, x, mask, rounds=4, seed=2)
@@ -140,7 +142,7 @@ def test_a_flow_of_noisy_points_is_told_noisy_values_and_denoised_once(monkeypat
     x, mask = data(), make_mask("bottom", (1, 4, 4))
     seen = []
 
-    def denoise(z, label):
+    def denoise(z, condition):
         seen.append(z)
         return z + 5
 
@@ -163,17 +165,19 @@ def test_a_round_that_runs_away_is_not_kept(monkeypatch):
     module, x, mask = GaussianFlow(), data(), make_mask("bottom", (1, 4, 4))
     plain, seen = module.flow_decode, []
 
-    def decode(noise, label, guidance=1.0):
+    def decode(noise, condition):
         seen.append(noise)
-        points, cost = plain(noise, label, guidance)
+        drawn = plain(noise, condition)
         spoilt = {0: torch.inf, 2: torch.nan, 3: 1.0}.get(len(seen) - 1, 0.0)
-        return points + spoilt, cost
+        return replace(drawn, x=drawn.x + spoilt)
 
     monkeypatch.setattr(module, "flow_decode", decode)
     found = inpaint(module, x, mask, rounds=3)
-    torch.testing.assert_close(found.x, torch.where(mask, plain(seen[1], None)[0], x), rtol=0, atol=1e-10)
+    torch.testing.assert_close(found.x, torch.where(mask, plain(seen[1], Condition()).x, x), rtol=0, atol=1e-10)
     assert float(found.drift.max()) < 1e-12
-    monkeypatch.setattr(module, "flow_decode", lambda noise, label: (torch.full_like(noise, torch.nan), 1.0))
+    monkeypatch.setattr(
+        module, "flow_decode", lambda noise, condition: FlowSamples(torch.full_like(noise, torch.nan), 1.0)
+    )
     assert inpaint(module, x, mask, rounds=2).drift.isinf().all()
 
 

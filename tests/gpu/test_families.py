@@ -129,7 +129,7 @@ def test_a_step_of_the_trainer_never_waits_for_the_device(name, precision, tmp_p
 @pytest.mark.parametrize("name", ["tarflow", "cfm"])
 def test_a_loss_that_diverges_between_two_readings_leaves_the_weights_alone(name, tmp_path, accelerator, cuda):
     module, data = digits_module(name)
-    inner, kept = module.batch_loss, {}
+    inner, kept = module.loss, {}
 
     def poisoned(*given):
         loss = inner(*given)
@@ -138,7 +138,7 @@ def test_a_loss_that_diverges_between_two_readings_leaves_the_weights_alone(name
             return type(loss)(loss.total * float("nan"))
         return loss
 
-    module.batch_loss = poisoned
+    module.loss = poisoned
     with pytest.raises(NonFiniteLossError, match=r"became nan at step 3 \(samples \d+"):
         digits_trainer(tmp_path, accelerator, max_steps=12, log_every_n_steps=10).fit(module, data)
     for key, value in dict(module.named_parameters()).items():

@@ -9,6 +9,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from flowbench.data import Batch
+from flowbench.families import Condition
 from flowbench.training import SGD, SWAN, AdamW, SinkGD, TrainingConfig
 
 from ..contract.builders import IMAGES, build
@@ -27,7 +29,7 @@ class Training(nn.Module):
         self.module = module
 
     def forward(self, x: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        return self.module.flow_loss(x, label, torch.Generator()).total
+        return self.module.loss(x, Condition(label), Batch(x), torch.Generator()).total
 
 
 def points() -> tuple[torch.Tensor, torch.Tensor]:
@@ -96,7 +98,7 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
         ranks = [torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True) for rank in (0, 1)]
         module = build(name, IMAGES, conditional=True)
         x, label = points()
-        loss = module.flow_loss(x, label, torch.Generator()).total
+        loss = module.loss(x, Condition(label), Batch(x), torch.Generator()).total
         loss.backward()
         torch.testing.assert_close((ranks[0]["loss"] + ranks[1]["loss"]) / 2, loss.detach())
         for key, parameter in module.named_parameters():

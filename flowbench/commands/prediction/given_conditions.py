@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from flowbench.commands.prediction.request import Request
-from flowbench.data import FlowDataModule
-from flowbench.families import FlowModule, InpaintingConditioner, SpatialCondition
+from flowbench.data import Batch, FlowDataModule
+from flowbench.families import Condition, FlowModule, InpaintingConditioner
 
-__all__ = ["Given", "check_conditions", "given_images"]
-
-Given = dict[str, Any]
-"""Arguments of :meth:`~flowbench.families.FlowModule.sample`; empty for flows that take labels alone."""
+__all__ = ["check_conditions", "given_images"]
 
 # Samples of a conditioned flow are made for the first images of this split.
 SPLIT = "test"
@@ -43,24 +38,19 @@ def check_conditions(request: Request, module: FlowModule) -> None:
         )
 
 
-def given_images(module: FlowModule, data: FlowDataModule, index: Tensor, seed: int) -> tuple[Given, Tensor | None]:
-    """Conditions of held-out images, in turn, and the labels of those images.
+def given_images(module: FlowModule, data: FlowDataModule, index: Tensor, seed: int) -> Condition:
+    """Conditions of held-out images, in turn, with the labels of those images; else each class in turn.
 
     Args:
         module: the flow.
         data: its data.
         index: sample indices, shape (B,).
         seed: keys masks.
-
-    Returns:
-        The arguments of sampling, and labels (B,) on the CPU: None for a flow without labels.
     """
-    conditioner = module.conditioner
-    if conditioner is None:
-        return {}, None if module.num_classes is None else index % module.num_classes
+    if module.conditioner is None:
+        return Condition(None if module.num_classes is None else (index % module.num_classes).to(module.device))
     split = data.split(SPLIT)
     rows = index % len(split)
     x, given = data.model_values(SPLIT, rows).to(module.device), data.conditions(SPLIT, rows)
-    condition: SpatialCondition = conditioner.held_out_condition(x, given, index, seed, module.space)
-    label = None if module.num_classes is None or split.label is None else split.label[rows].to(torch.int64)
-    return {"spatial": condition}, label
+    label = None if split.label is None else split.label[rows].to(module.device, torch.int64)
+    return module.held_out_condition(Batch(x, label, given, index), seed)

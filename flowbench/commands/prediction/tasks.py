@@ -26,7 +26,7 @@ from flowbench.core.devices import wait_for
 from flowbench.core.seeds import derive_seed
 from flowbench.core.storage import write_atomic, write_text
 from flowbench.data import DataSpec, FlowDataModule
-from flowbench.families import FlowModule, LatentSpace, Samples
+from flowbench.families import FlowModule, FlowSamples, LatentSpace
 from flowbench.families.conditioning.filling import fill_in
 from flowbench.families.conditioning.masks import make_mask
 from flowbench.families.zero_shot import (
@@ -201,11 +201,10 @@ def _sample(request: Request, module: FlowModule, data: FlowDataModule, seed: in
     assert request.num_samples is not None, "set by run_task"
     parts, labels = [], []
     for chunk in torch.arange(request.num_samples).split(BATCH):
-        given, label = given_images(module, data, chunk, seed)
-        labels += [] if label is None else [label]
-        condition = None if label is None else label.to(module.device)
-        options = {"guidance": request.guidance, "network_evaluations": request.network_evaluations, **given}
-        parts.append(module.sample(module.draw_noise(chunk, seed), condition, **options))
+        condition = given_images(module, data, chunk, seed)
+        labels += [] if condition.label is None else [condition.label.cpu()]
+        noise, evaluations = module.draw_noise(chunk, seed), request.network_evaluations
+        parts.append(module.sample(noise, condition, network_evaluations=evaluations, guidance=request.guidance))
     x = torch.cat([part.x for part in parts])
     arrays = {"x": _values(x, module.spec)}
     if labels:
@@ -217,7 +216,7 @@ def _sample(request: Request, module: FlowModule, data: FlowDataModule, seed: in
     return Outcome(arrays, _cost(parts), _diverged(x), _inversion_results(parts), draw, extra)
 
 
-def _inversion_results(parts: Sequence[Samples]) -> dict[str, dict[str, Any]]:
+def _inversion_results(parts: Sequence[FlowSamples]) -> dict[str, dict[str, Any]]:
     """The certificate, and what each block took, of an inverse that has them."""
     residuals = [part.residual for part in parts if part.residual is not None]
     if not residuals:

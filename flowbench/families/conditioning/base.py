@@ -4,50 +4,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from flowbench.core.checks import check_count, check_number
+from flowbench.core.checks import check_number
 from flowbench.data import Batch, DataSpec
+from flowbench.families.conditioning.condition import Condition, SpatialCondition
 from flowbench.families.latents.space import Space
 
 __all__ = [
     "Conditioner",
-    "NullConditioner",
-    "SpatialCondition",
     "check_condition_channels",
     "check_given",
     "guided_network",
 ]
-
-
-@dataclass(frozen=True)
-class SpatialCondition:
-    """Conditions of some samples, and what they were made from.
-
-    Attributes:
-        values: the network's input on the grid of the flow's space, shape (B, K, *grid); zeros are the null condition.
-        original: the data that the condition hides a part of, in model space, shape (B, *D); None where nothing of
-            them belongs in the sample.
-        unknown: which values of the data are hidden, bool, shape (B, H, W), or (B, d) for points; None without a mask.
-        categories: a semantic map, int64, shape (B, H, W); None without one.
-
-    Example:
-        >>> condition = SpatialCondition(values=torch.zeros(3, 2, 8, 8))  # zeros: the null condition
-        >>> len(condition), condition.unknown
-        (3, None)
-    """
-
-    values: Tensor
-    original: Tensor | None = None
-    unknown: Tensor | None = None
-    categories: Tensor | None = None
-
-    def __len__(self) -> int:
-        """Number of samples."""
-        return len(self.values)
 
 
 class Conditioner(ABC):
@@ -179,39 +151,6 @@ class Conditioner(ABC):
         return () if type(self).scores is Conditioner.scores else None
 
 
-class NullConditioner(Conditioner):
-    """Null conditions in the shape of the flow's points, for uses where only shapes count.
-
-    Args:
-        num_channels: channels K, 0 to 65,536.
-    """
-
-    def __init__(self, num_channels: int) -> None:
-        super().__init__()
-        check_count("num_channels", num_channels, at_least=0, at_most=2**16)
-        self.num_channels = num_channels
-
-    @property
-    def name(self) -> str:
-        """`null`."""
-        return "null"
-
-    def channels(self, space: Space) -> int:
-        """As many as were given."""
-        return self.num_channels
-
-    def training_condition(self, batch: Batch, space: Space, generator: torch.Generator) -> SpatialCondition:
-        """Zeros."""
-        return self._zeros(len(batch), space, batch.x)
-
-    def evaluation_condition(self, x: Tensor, index: Tensor, seed: int, space: Space) -> SpatialCondition:
-        """Zeros."""
-        return self._zeros(len(x), space, x)
-
-    def _zeros(self, num: int, space: Space, like: Tensor) -> SpatialCondition:
-        return SpatialCondition(like.new_zeros((num, self.num_channels, *space.shape[1:])))
-
-
 def check_condition_channels(network: nn.Module, conditioner: Conditioner | None, space: Space) -> None:
     """Refuse a network that was built for other conditions than the flow will give it.
 
@@ -250,29 +189,25 @@ Guided = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def guided_network(
-    network: Callable[..., Tensor],
-    label: Tensor | None,
-    condition: SpatialCondition | None,
-    conditioner: Conditioner | None,
+    network: Callable[..., Tensor], condition: Condition, conditioner: Conditioner | None
 ) -> tuple[Guided, Tensor | None]:
     """What a guidance rule calls, and what it is to take for the labels.
 
-    With labels both branches keep the condition: labels and conditions are dropped independently in training, so hardly
+    With labels both branches keep the condition on the grid: the two are dropped independently in training, so hardly
     any sample had neither. Without labels the null branch has the null condition, where that was trained.
 
     Args:
-        network: ``network(x, t, label, condition)``.
-        label: class labels, shape (B,), or None.
-        condition: of the same samples, or None.
-        conditioner: that made it.
+        network: ``network(x, t, label, values)``.
+        condition: of the samples.
+        conditioner: that made the condition on the grid; None where there is none.
 
     Returns:
         ``guided(x, t, given)``, which evaluates the null branch where `given` is None; and what to hand to it: None
         where there is nothing to be guided by.
     """
-    if condition is None or conditioner is None:
+    label, values = condition.label, condition.values
+    if values is None or conditioner is None:
         return network, label
-    values = condition.values
     by_condition = label is None and conditioner.dropout > 0
     nothing = torch.zeros_like(values) if by_condition else values
 

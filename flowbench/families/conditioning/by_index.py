@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from flowbench.core.seeds import derive_seed
 from flowbench.evaluation.probe import Setup
-from flowbench.families.conditioning.base import Conditioner, SpatialCondition
+from flowbench.families.conditioning.base import Conditioner
+from flowbench.families.conditioning.condition import Condition
 from flowbench.families.latents.space import Space
 
-__all__ = ["condition_argument", "condition_at", "condition_rows", "labels_of_samples"]
+__all__ = ["condition_at", "condition_rows", "labels_of_samples"]
 
 
 class Conditioned(Protocol):
@@ -32,30 +33,24 @@ def condition_rows(setup: Setup, index: Tensor) -> Tensor:
     return index % len(setup.data.split(setup.held_out.name))
 
 
-def condition_at(flow: Conditioned, setup: Setup, index: Tensor) -> SpatialCondition | None:
-    """Conditions of the samples at some indices: sample i is given what image i (modulo their number) shows.
+def condition_at(flow: Conditioned, setup: Setup, index: Tensor) -> Condition:
+    """What the samples at some indices are conditioned on.
 
-    Masks are keyed by the sample's index, so an image that comes again has another one.
+    On the grid sample i is given what image i (modulo their number) shows. Masks are keyed by the sample's index, so an
+    image that comes again has another one.
 
     Args:
         flow: whose samples.
         setup: the data, of which the held-out split gives the images, and the evaluation seed.
-        index: sample indices, shape (B,).
-
-    Returns:
-        None for a flow without such conditions.
+        index: sample indices below ``setup.num_samples``, shape (B,).
     """
+    labels = labels_of_samples(flow, setup)
+    label = None if labels is None else labels[index].to(flow.device)
     if flow.conditioner is None:
-        return None
+        return Condition(label)
     split, rows = setup.held_out.name, condition_rows(setup, index)
     x, given = setup.data.model_values(split, rows).to(flow.device), setup.data.conditions(split, rows)
-    return flow.conditioner.held_out_condition(x, given, index, setup.seed, flow.space)
-
-
-def condition_argument(flow: Conditioned, setup: Setup, index: Tensor) -> dict[str, Any]:
-    """:func:`condition_at` as the argument `spatial` of a flow's methods; empty for flows that do not take it."""
-    condition = condition_at(flow, setup, index)
-    return {} if condition is None else {"spatial": condition}
+    return Condition(label, flow.conditioner.held_out_condition(x, given, index, setup.seed, flow.space))
 
 
 def labels_of_samples(flow: Conditioned, setup: Setup) -> Tensor | None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flowbench.families.base import FlowModule
+from flowbench.families.conditioning.condition import Condition
 from flowbench.families.conditioning.inpainting import InpaintingConditioner
 from flowbench.families.zero_shot import Inpainting
 
@@ -51,7 +52,7 @@ def fill_in(
     unknown = mask.to(x.device).expand(len(x), *mask.shape)
     condition = conditioner.masked(x, unknown, module.space)
     noise = module.draw_noise(index, seed)
-    drawn = module.sample(noise, label, spatial=replace(condition, original=None))
+    drawn = module.sample(noise, Condition(label, replace(condition, original=None)))
     hidden = unknown[:, None] if x.ndim == 4 else unknown
     square = (drawn.x - x).square().masked_fill(hidden, 0.0).flatten(1).sum(1)
     known = (~hidden).expand_as(x).flatten(1).sum(1).clamp(min=1)

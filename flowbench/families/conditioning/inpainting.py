@@ -10,7 +10,8 @@ from torch import Tensor
 
 from flowbench.data import Batch, DataSpec
 from flowbench.data.split_dataset import indexed_uniform
-from flowbench.families.conditioning.base import Conditioner, SpatialCondition
+from flowbench.families.conditioning.base import Conditioner
+from flowbench.families.conditioning.condition import SpatialCondition
 from flowbench.families.conditioning.masks import make_mask
 from flowbench.families.latents.space import Space
 from flowbench.metrics import psnr

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from flowbench.core.checks import check_count
 from flowbench.data import Batch, DataSpec
-from flowbench.families.conditioning.base import Conditioner, SpatialCondition
+from flowbench.families.conditioning.base import Conditioner
+from flowbench.families.conditioning.condition import SpatialCondition
 from flowbench.families.latents.space import Space
 
 __all__ = ["MapSource", "SemanticConditioner", "derived_map"]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families.base import FlowModule
+from flowbench.families.conditioning.condition import Condition
 from flowbench.families.latents.space import LatentSpace, PixelSpace, Space
 from flowbench.families.pairing.base import Pairing, PairingContext, Pairs, cost_ratio, true_label
 from flowbench.families.pairing.pair_store import PairStore, weights_checksum
@@ -100,7 +101,7 @@ class TeacherPairing(Pairing):
         if std and rng is not None:
             x1 = x1 + std * torch.randn(x1.shape, generator=rng, device=rng.device, dtype=x1.dtype).to(x1.device)
         with teacher.full_precision():
-            return teacher.flow_encode(x1.float(), label)
+            return teacher.flow_encode(x1.float(), Condition(label))
 
     # ---- cache ------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from flowbench.evaluation.metric import Metric
 from flowbench.evaluation.probe import Probe, Setup
 from flowbench.evaluation.prospect import Prospect
 from flowbench.families import FlowModule, LatentSpace
-from flowbench.families.conditioning.by_index import condition_at, condition_rows, labels_of_samples
+from flowbench.families.conditioning.by_index import condition_at, condition_rows
 from flowbench.tasks.generation.held_out import is_latent
 
 __all__ = ["ConditionAgreement", "ConditionScore", "ConditionScores"]
@@ -70,21 +70,17 @@ class ConditionScores(Probe[Mapping[str, ConditionScore]]):
         floor: dict[str, list[Tensor]] = {}
         units: dict[str, str] = {}
         with agreed():
-            labels = labels_of_samples(flow, setup)
             for chunk in setup.batches(setup.shard(num)):
                 condition = condition_at(flow, setup, chunk)
-                assert condition is not None, "this flow has a conditioner"
+                grid = condition.grid
+                assert grid is not None, "this flow has a conditioner"
                 # Without the original nothing is pasted: known pixels would agree however bad the flow is.
-                label, noise = (
-                    None if labels is None else labels[chunk].to(flow.device),
-                    flow.draw_noise(chunk, setup.seed),
-                )
-                given = {"spatial": replace(condition, original=None), **asdict(setup.override)}
-                x = flow.sample(noise, label, **given).x
+                unpasted = replace(condition, grid=replace(grid, original=None))
+                x = flow.sample(flow.draw_noise(chunk, setup.seed), unpasted, **asdict(setup.override)).x
                 original = setup.data.model_values(setup.held_out.name, condition_rows(setup, chunk)).to(flow.device)
                 ideal = flow.space.decode(flow.space.encode_mean(original))
                 for found, points in ((drawn, x), (floor, ideal)):
-                    for name, (values, unit) in conditioner.scores(points, condition).items():
+                    for name, (values, unit) in conditioner.scores(points, grid).items():
                         found.setdefault(name, []).append(values.cpu())
                         units[name] = unit
         index, latent = setup.shard(num), isinstance(flow.space, LatentSpace)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from torch import Tensor
-
+from flowbench.data import Batch
 from flowbench.evaluation.probe import Setup
 from flowbench.evaluation.prospect import Prospect
 from flowbench.families import FlowModule, LatentSpace
@@ -13,7 +12,7 @@ from flowbench.families import FlowModule, LatentSpace
 __all__ = ["held_out_batches", "is_latent"]
 
 
-def held_out_batches(flow: FlowModule, setup: Setup, num: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+def held_out_batches(flow: FlowModule, setup: Setup, num: int) -> Iterator[Batch]:
     """This process's share of the first `num` held-out images.
 
     Args:
@@ -22,13 +21,14 @@ def held_out_batches(flow: FlowModule, setup: Setup, num: int) -> Iterator[tuple
         num: how many over all processes.
 
     Yields:
-        Indices (B,), images in model space (B, *D), and the labels (B,) that the flow is given, or None.
+        Images in model space on the flow's device, with their labels, conditions and numbers.
     """
     data, split = setup.data, setup.held_out.name
-    labels = None if flow.num_classes is None else data.split(split).label
+    labels = data.split(split).label
     for chunk in setup.batches(setup.shard(num)):
         x = data.model_values(split, chunk).to(flow.device)
-        yield chunk, x, None if labels is None else labels[chunk].to(flow.device)
+        label = None if labels is None else labels[chunk].to(flow.device)
+        yield Batch(x, label, data.conditions(split, chunk), chunk)
 
 
 def is_latent(who: Prospect) -> bool:

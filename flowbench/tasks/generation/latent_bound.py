@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flowbench.core.checks import check_count
+from flowbench.data import Batch
 from flowbench.data.split_dataset import indexed_uniform
 from flowbench.evaluation.answers import Answers
 from flowbench.evaluation.failures import agreed
@@ -18,7 +19,7 @@ from flowbench.evaluation.measurement import Measurement, MetricInfo
 from flowbench.evaluation.metric import Metric
 from flowbench.evaluation.probe import Probe, Setup
 from flowbench.evaluation.prospect import Prospect
-from flowbench.families import FlowMatching, FlowModule, LatentSpace, SpatialCondition
+from flowbench.families import FlowMatching, FlowModule, LatentSpace
 from flowbench.flows import UniformWeight
 from flowbench.tasks.generation.held_out import held_out_batches, is_latent
 
@@ -69,21 +70,17 @@ class LatentBoundTerms(Probe[BoundTerms]):
 
     def ask(self, setup: Setup) -> BoundTerms | None:
         """Image by image of the held-out split; a collective."""
-        flow, data, split = setup.module, setup.data, setup.held_out.name
+        flow, split = setup.module, setup.held_out.name
         if not isinstance(flow, FlowModule) or not isinstance(flow.space, LatentSpace):
             return None
         num = min(self.num_samples or setup.num_samples, len(setup.held_out))
         reconstruction, losses = [torch.empty(0, dtype=torch.float64)], [torch.empty(0, dtype=torch.float64)]
         known = True
         with agreed():
-            for chunk, x, label in held_out_batches(flow, setup, num):
-                difference = (x - flow.space.reconstruct(x)).double()
+            for batch in held_out_batches(flow, setup, num):
+                difference = (batch.x - flow.space.reconstruct(batch.x)).double()
                 reconstruction.append(difference.square().flatten(1).sum(1).cpu())
-                condition = None
-                if flow.conditioner is not None:
-                    given = data.conditions(split, chunk)
-                    condition = flow.conditioner.held_out_condition(x, given, chunk, setup.seed, flow.space)
-                loss = held_out_loss(flow, x, label, chunk, setup.seed, self.num_times, condition)
+                loss = held_out_loss(flow, batch, setup.seed, self.num_times)
                 known = known and loss is not None
                 if loss is not None:
                     losses.append(loss.double().cpu())
@@ -161,25 +158,14 @@ def regresses_velocities(flow: FlowModule) -> TypeGuard[FlowMatching]:
 
 
 @torch.no_grad()
-def held_out_loss(
-    flow: FlowModule,
-    x: Tensor,
-    label: Tensor | None,
-    index: Tensor,
-    seed: int,
-    num_times: int = 8,
-    spatial: SpatialCondition | None = None,
-) -> Tensor | None:
+def held_out_loss(flow: FlowModule, batch: Batch, seed: int, num_times: int = 8) -> Tensor | None:
     """Squared error of a velocity network at held-out data, unweighted and keyed by the sample's index.
 
     Args:
         flow: any; its own draws of latents, source points and times.
-        x: data in model space, shape (B, *D).
-        label: labels, shape (B,), or None.
-        index: sample indices, shape (B,).
+        batch: numbered data in model space, with its labels and conditions.
         seed: the evaluation seed.
         num_times: times per sample, one in each of as many equal parts of the path.
-        spatial: conditions that the flow's conditioner made; None where it has none.
 
     Returns:
         The mean over times, summed over the flow's dimensions, shape (B,). None for flows that regress no velocity,
@@ -188,10 +174,10 @@ def held_out_loss(
     """
     if not regresses_velocities(flow):
         return None
-    flow.check_spatial(spatial, len(x))
-    z = flow.space.encode_indexed(x, index, seed)
+    index, condition = batch.index, flow.held_out_condition(batch, seed)
+    assert index is not None, "the images are numbered"
+    z = flow.space.encode_indexed(batch.x, index, seed)
     uniform = indexed_uniform(index.cpu(), (num_times,), seed, "held-out-time").to(z)
-    given = () if spatial is None else (spatial.values,)
     first, last = flow.path.interval
     total = z.new_zeros(len(z))
     with flow.full_precision():
@@ -199,7 +185,7 @@ def held_out_loss(
             noise = flow.source.sample_indexed(index, flow.flow_shape, seed, "held-out", part, device=z.device)
             t = first + (last - first) * (part + uniform[:, part]) / num_times
             pair = flow.path.sample(noise.to(z), z, t)
-            total += (flow.network(pair.xt, t, label, *given) - pair.velocity).square().flatten(1).sum(1)
+            total += (flow.network(pair.xt, t, *condition.arguments) - pair.velocity).square().flatten(1).sum(1)
     return total / num_times
 
 

@@ -24,7 +24,7 @@ from flowbench.evaluation.metric import Metric
 from flowbench.evaluation.probe import Probe, Setup
 from flowbench.evaluation.prospect import Prospect
 from flowbench.families import DatasetSource, FlowModule, Trajectory
-from flowbench.families.conditioning.by_index import condition_argument, labels_of_samples
+from flowbench.families.conditioning.by_index import condition_at
 from flowbench.metrics import PathGeometry, block_geometry, path_geometry, wasserstein2_squared
 
 __all__ = ["PathStraightness", "Paths", "SampledPaths", "TransportCost", "WassersteinCost", "transport_cost"]
@@ -63,14 +63,11 @@ class Paths(Probe[SampledPaths]):
             return None
         geometries, states, times = [], [], torch.empty(0)
         with agreed():
-            index, labels = setup.shard(setup.num_paths), labels_of_samples(flow, setup)
+            index = setup.shard(setup.num_paths)
             for chunk in setup.batches(index):
-                row = chunk % setup.num_samples  # paths beyond the samples take their labels and conditions again
-                label = labels[row].to(flow.device) if labels is not None else None
-                noise, given = flow.draw_noise(chunk, setup.seed), condition_argument(flow, setup, row)
-                path = returned(
-                    flow.trajectory(noise, label, setup.path_points, **given), Trajectory, flow, "trajectory"
-                )
+                row = chunk % setup.num_samples  # paths beyond the samples take their conditions again
+                noise, condition = flow.draw_noise(chunk, setup.seed), condition_at(flow, setup, row)
+                path = returned(flow.trajectory(noise, condition, setup.path_points), Trajectory, flow, "trajectory")
                 geometries.append(_geometry(path))
                 states.append(path.states.transpose(0, 1)[chunk.to(path.states.device) < num_shown].cpu())
                 times = path.times

@@ -71,12 +71,12 @@ class Reconstructions(Probe[ReconstructedImages]):
             counts = self.samples.counts(num)
             networks = {name: setup.extractors[name] for name in counts}
             collector = Collector(setup.data.spec, networks, counts, 0)
-            for chunk, x, label in held_out_batches(flow, setup, num):
-                x_hat = flow.space.reconstruct(
-                    x, index=chunk, seed=setup.seed, denoise=partial(flow.flow_denoise, label=label)
-                )
-                collector.add(chunk, x_hat)
-                values.append(psnr(x, x_hat.clamp(-1.0, 1.0)).cpu())
+            for batch in held_out_batches(flow, setup, num):
+                assert batch.index is not None, "held-out images are numbered"
+                denoise = partial(flow.flow_denoise, condition=flow.held_out_condition(batch, setup.seed))
+                x_hat = flow.space.reconstruct(batch.x, index=batch.index, seed=setup.seed, denoise=denoise)
+                collector.add(batch.index, x_hat)
+                values.append(psnr(batch.x, x_hat.clamp(-1.0, 1.0)).cpu())
         images = collector.gathered("reconstructed")
         return ReconstructedImages(images, gather_by_index(setup.shard(num), torch.cat(values)), split)
 

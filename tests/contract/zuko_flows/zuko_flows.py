@@ -6,7 +6,7 @@ import torch
 import zuko
 
 from flowbench.data import DataSpec
-from flowbench.families import FlowModule, Trajectory
+from flowbench.families import FlowModule, FlowSamples, Trajectory
 from flowbench.training import Loss, TrainingConfig
 
 
@@ -28,19 +28,19 @@ class SplineFlow(FlowModule):
         super().__init__(spec, training=training)
         self.flow = zuko.flows.NSF(spec.num_dims, transforms=transforms, hidden_features=(width, width))
 
-    def flow_loss(self, x, label, rng):
-        return Loss(-self.flow_log_prob(x, label, None, 0).mean())
+    def loss(self, points, condition, batch, generator):
+        return Loss(-self.flow().log_prob(points).mean())
 
-    def flow_sample(self, noise, label, network_evaluations, guidance):
-        return self.flow().transform.inv(noise), 1.0
+    def flow_sample(self, noise, condition, override):
+        return FlowSamples(self.flow().transform.inv(noise), network_evaluations=1.0)
 
-    def flow_encode(self, z, label):
+    def flow_encode(self, z, condition):
         return self.flow().transform(z)
 
-    def flow_log_prob(self, x, label, index, seed):
+    def flow_log_prob(self, x, condition, index, seed):
         return self.flow().log_prob(x)
 
     def trajectory(self, noise, condition=None, num_points=33):
         with torch.no_grad():
-            states = torch.stack([noise, self.flow_sample(noise, None, None, None)[0]])
+            states = torch.stack([noise, self.flow().transform.inv(noise)])
         return Trajectory(states, torch.linspace(0.0, 1.0, 2, device=noise.device))

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowbench.data import FlowDataModule
+from flowbench.data import Batch, FlowDataModule
 from flowbench.evaluation import Evaluator, Setup
 from flowbench.families import (
     OTCFM,
     Autoencoder,
+    Condition,
     FlowMatching,
     InpaintingConditioner,
     LatentCFM,
@@ -66,13 +67,15 @@ def asked(module, data, num: int = 24, **options) -> Setup:
 def test_sample_i_is_given_image_i_and_its_label(data):
     made = asked(flow(data, InpaintingConditioner()), data, num=800)
     index = torch.tensor([0, 7, 360, 367])  # digits hold out 360
-    condition = condition_at(made.module, made, index)
+    given = condition_at(made.module, made, index)
+    condition = given.grid
     assert torch.equal(condition.original, data.model_values("test", index % 360))
     assert torch.equal(condition.original[:2], condition.original[2:])
     # An image that comes again has another mask.
     assert not torch.equal(condition.unknown[:2], condition.unknown[2:])
     label = made.module.labels_of_samples(made)
     assert torch.equal(label[index], data.split("test").label[index % 360])
+    assert torch.equal(given.label, label[index])
 
 
 def test_samples_and_paths_do_not_depend_on_batches_or_processes(data):
@@ -91,7 +94,7 @@ def test_samples_and_paths_do_not_depend_on_batches_or_processes(data):
 def test_a_flow_without_conditions_is_given_none(data):
     module = build("cfm", data.spec, conditional=True)
     made = asked(module, data)
-    assert condition_at(made.module, made, torch.arange(3)) is None
+    assert condition_at(made.module, made, torch.arange(3)).grid is None
     assert ConditionScores(4).ask(made) is None
 
 
@@ -103,8 +106,8 @@ def test_scores_are_those_of_samples_that_were_not_pasted(data):
     made = asked(module, data)
     scores = ConditionScores(9).ask(made)
     index = torch.arange(9)
-    condition = condition_at(made.module, made, index)
-    raw = module.sample(module.draw_noise(index, 3), spatial=replace(condition, original=None)).x.clamp(-1, 1)
+    condition = condition_at(made.module, made, index).grid
+    raw = module.sample(module.draw_noise(index, 3), Condition(grid=replace(condition, original=None))).x.clamp(-1, 1)
     pasted = module.sample_at(index, made).x
     square = (raw - condition.original).double().square()
     for name, where in (("inpainting_psnr", condition.unknown), ("known_psnr", ~condition.unknown)):
@@ -170,12 +173,12 @@ def test_terms_do_not_depend_on_batches_or_processes(data, encoder):
 
 
 def test_other_objectives_have_no_flow_term(data, encoder):
-    x, index = data.model_values("test", slice(4)), torch.arange(4)
+    batch = Batch(data.model_values("test", slice(4)), index=torch.arange(4))
     network = partial(DiT, width=16, depth=1, num_heads=2)
-    assert held_out_loss(OTCFM(data.spec, network), x, None, index, 0) is None
-    assert held_out_loss(build("wcfm", data.spec), x, None, index, 0) is None
-    assert held_out_loss(TARFlow(IMAGES, layers=[1], width=8, head_dim=8), x, None, index, 0) is None
-    assert held_out_loss(FlowMatching(data.spec, network), x, None, index, 0).shape == (4,)
+    assert held_out_loss(OTCFM(data.spec, network), batch, 0) is None
+    assert held_out_loss(build("wcfm", data.spec), batch, 0) is None
+    assert held_out_loss(TARFlow(IMAGES, layers=[1], width=8, head_dim=8), batch, 0) is None
+    assert held_out_loss(FlowMatching(data.spec, network), batch, 0).shape == (4,)
 
 
 @pytest.mark.parametrize(
