@@ -10,10 +10,10 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt .ci/install.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
-	@# On all cores, where pip takes one, and without the packages' own tests; templates that are no Python are left.
+	@$(BIN)/python .ci/install.py
+	@# On all cores, and without the packages' own tests; templates that are no Python are left.
 	@$(BIN)/python -m compileall -q -j 0 -x '[/\\]tests?[/\\]' $(VENV)/lib >/dev/null || true
 	@touch $@
 
