@@ -55,9 +55,7 @@ def experiment(net: str, overrides: list[str], file: str = "cfm") -> Experiment:
     if net == "mlp":
         return Experiment.from_files([EXPERIMENTS / "toy" / f"{file}.yaml"], [*common, *overrides])
     images = ["data.dataset=fashion_mnist_mini", "data.batch_size=128"]
-    return Experiment.from_files(
-        [EXPERIMENTS / "fashion_mnist" / "tiny" / f"{file}.yaml"], [*images, *common, *overrides]
-    )
+    return Experiment.from_files([EXPERIMENTS / "images" / "tiny" / f"{file}.yaml"], [*images, *common, *overrides])
 
 
 def ours(net: str, overrides: list[str], file: str = "cfm") -> Callable[[int], list[float]]:
