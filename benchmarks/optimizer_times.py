@@ -2,7 +2,7 @@
 
 The optimisers take turns on copies of one TARFlow, a step of each per round, so that a machine whose speed drifts slows
 all of them alike. A step is loss, backward pass and optimiser; the optimiser's share is measured beside it.
-``torch.optim.AdamW`` (foreach, one group) is the peer of ours.
+``torch.optim.AdamW`` with its defaults (on a CPU a loop over the parameters) is the peer of ours.
 
     OMP_NUM_THREADS=1 python benchmarks/optimizer_times.py                 # the table of docs/results/optimizers.md
 """

@@ -63,6 +63,14 @@ class FlowModule(FittedModule):
 
     sampling_arguments = TrainingModule.sampling_arguments | {"sampling_source"}
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuse a class that defines a part of an earlier contract, which nothing would call."""
+        super().__init_subclass__(**options)
+        for name in ("flow_loss", "batch_loss"):
+            if name in vars(cls):
+                wanted = "define loss(points, condition, batch, generator)"
+                raise ContractError(f"{cls.__name__} defines {name}, which is never called: {wanted}")
+
     def __init__(
         self,
         spec: DataSpec,
@@ -133,7 +141,7 @@ class FlowModule(FittedModule):
 
     def flow_decode(self, noise: Tensor, condition: Condition, guidance: float | None = 1.0) -> FlowSamples:
         """Points (B, *flow_shape), never denoised: the inverse of encoding at scale 1; None is the sampler's own."""
-        return self.flow_sample(noise, condition, SamplerOverride(guidance=guidance))
+        return self.drawn(noise, condition, SamplerOverride(guidance=guidance))
 
     def flow_denoise(self, z: Tensor, condition: Condition) -> Tensor:
         """Take the noise of training out of points (B, *flow_shape) that :meth:`flow_decode` gave, as sampling does."""
@@ -151,7 +159,7 @@ class FlowModule(FittedModule):
 
         Args:
             noise: source points, shape (B, *flow_shape).
-            condition: of the samples; labels alone, shape (B,), will do.
+            condition: of the samples; labels alone, shape (B,), will do: :meth:`check_condition` makes them one.
             num_points: states to return along a continuous flow; a block flow returns one per block.
         """
 
@@ -235,14 +243,18 @@ class FlowModule(FittedModule):
             raise ValueError(f"guidance={guidance} needs labels: train with conditional=true and give a condition")
         self.check_sampling(network_evaluations, guidance)
         start = time.perf_counter()
-        found = self.flow_sample(noise, given, SamplerOverride(network_evaluations, guidance))
-        drawn = returned(found, FlowSamples, self, "flow_sample")
-        shaped(drawn.x, tuple(noise.shape), self, "flow_sample")
+        drawn = self.drawn(noise, given, SamplerOverride(network_evaluations, guidance))
         x = shaped(self.space.decode(drawn.x), (len(noise), *self.spec.shape), self.space, "decode")
         if given.grid is not None and self.conditioner is not None:
             x = self.conditioner.finish(x, given.grid)
         wait_for(x.device)
         return replace(drawn, x=x, seconds=time.perf_counter() - start)
+
+    def drawn(self, noise: Tensor, condition: Condition, override: SamplerOverride) -> FlowSamples:
+        """What :meth:`flow_sample` draws, which is checked: it may be somebody else's."""
+        found = returned(self.flow_sample(noise, condition, override), FlowSamples, self, "flow_sample")
+        shaped(found.x, tuple(noise.shape), self, "flow_sample")
+        return found
 
     def sample_at(self, index: Tensor, setup: Setup) -> FlowSamples:
         """The samples at some indices: the same for any batch and any number of processes.

@@ -127,7 +127,8 @@ class ConditionedModule(TrainingModule):
     def _check_grid(self, grid: SpatialCondition | None, num: int) -> None:
         if grid is None:
             if self.conditioner is not None:
-                raise ValueError(f"this flow is conditioned ({self.conditioner.name}): give one condition per sample")
+                name = self.conditioner.name
+                raise ValueError(f"this flow is conditioned ({name}): give one Condition(grid=...) per sample")
         elif self.conditioner is None:
             raise ValueError("spatial conditions were given to a flow without a conditioner: leave them out")
         elif len(grid) != num:

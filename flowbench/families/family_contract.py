@@ -209,10 +209,12 @@ def path(case: Case) -> None:
     """A trajectory runs from the noise to the flow's data end."""
     module, label = case.build().eval(), case.label(3)
     noise = module.draw_noise(torch.arange(3), 0)
-    found = module.trajectory(noise, label, 65)
+    found = module.trajectory(noise, Condition(label), 65)
     shape, first, last = tuple(found.states.shape), float(found.times[0]), float(found.times[-1])
     _demand(shape[1:] == (3, *module.flow_shape), f"states have shape {shape}, not (T, 3, {module.flow_shape})")
     _demand(max(abs(first), abs(last - 1)) < _SOLVED, f"times run from {first} to {last}, not from 0 to 1")
+    off = _distance(module.trajectory(noise, label, 65).states, found.states)
+    _demand(off == 0, f"a Condition and its labels alone give paths that differ by {off:.1e}: use check_condition")
     off = _distance(found.states[0], noise)
     _demand(off == 0, f"the first state differs from the noise by {off:.1e}")
     off = _distance(found.states[-1], module.flow_decode(noise, Condition(label)).x)

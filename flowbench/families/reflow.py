@@ -148,7 +148,7 @@ class ReflowPairing(Pairing):
             noise = teacher.source.sample_indexed(rows, teacher.flow_shape, self.seed, "reflow", device=device)
             label = None if labels is None else labels[rows].to(device)
             with teacher.full_precision():
-                points = teacher.flow_sample(noise, Condition(label), SamplerOverride(guidance=self.guidance)).x
+                points = teacher.drawn(noise, Condition(label), SamplerOverride(guidance=self.guidance)).x
             if not bool(points.isfinite().all()):
                 raise ValueError(
                     "the teacher's samples hold NaN or infinity: train it longer, or give another pair_solver"

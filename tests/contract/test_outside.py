@@ -18,7 +18,8 @@ from flowbench.config import Experiment
 from flowbench.core.contract import ContractError, missing_parts
 from flowbench.core.rows import read_rows
 from flowbench.data import Batch
-from flowbench.families import Autoencoder, FlowMatching, FlowModule, FlowSamples, PixelSpace
+from flowbench.families import Autoencoder, Condition, FlowMatching, FlowModule, FlowSamples, PixelSpace
+from flowbench.families.zero_shot import reconstruct
 from flowbench.flows import Coupling, FixedStepSolver, UniformWeight
 from flowbench.networks import KLAutoencoder
 from flowbench.training import TrainingModule
@@ -141,6 +142,19 @@ CALLS = {
     ),
     "flow_log_prob": (DENSITIES, lambda flow: flow.log_prob(X)),
 }
+
+
+@pytest.mark.parametrize("old", ["flow_loss", "batch_loss"])
+def test_a_part_of_an_earlier_contract_is_refused_and_not_ignored(old):
+    with pytest.raises(ContractError, match=rf"Mine defines {old}, which is never called: define loss\(points"):
+        outside(**{old: lambda self, *_: None})
+
+
+def test_pairs_of_points_and_cost_are_refused_wherever_samples_are_drawn():
+    flow = outside(flow_sample=lambda self, noise, *_: (noise, 1.0))(POINTS).eval()
+    for call in (lambda: flow.sample(X), lambda: flow.flow_decode(X, Condition()), lambda: reconstruct(flow, X)):
+        with pytest.raises(ContractError, match=r"Mine\.flow_sample must return a FlowSamples, got tuple"):
+            call()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from flowbench.families import (
     InpaintingConditioner,
     LatentCFM,
     PixelSpace,
+    Reflow,
     SemanticConditioner,
     SpatialCondition,
 )
@@ -446,6 +447,10 @@ def test_missing_and_foreign_conditions_are_refused(learned):
         learned.sample(noise)
     with pytest.raises(ValueError, match="condition"):
         learned.encode(images(4))
+    with pytest.raises(ValueError, match=r"got SpatialCondition: .* Condition\(grid=...\)"):
+        learned.sample(noise, learned.null_condition(4).grid)
+    with pytest.raises(ValueError, match="Reflow needs one without a conditioner"):
+        Reflow(STRIPES, partial(DiT, width=16, depth=1, num_heads=2), teacher=learned)
     with pytest.raises(ValueError, match="expected 4 spatial conditions, got 3"):
         learned.sample(noise, Condition(grid=SpatialCondition(torch.zeros(3, 1, 4, 4))))
     plain = FlowMatching(STRIPES, partial(DiT, width=16, depth=1, num_heads=2))

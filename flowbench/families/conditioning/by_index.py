@@ -27,6 +27,9 @@ class Conditioned(Protocol):
     def device(self) -> torch.device:
         """Where its samples are drawn."""
 
+    def labels_of_samples(self, setup: Setup) -> Tensor | None:
+        """Labels that the samples 0, 1, ... are given."""
+
 
 def condition_rows(setup: Setup, index: Tensor) -> Tensor:
     """The held-out image of each sample: they take turns."""
@@ -44,7 +47,7 @@ def condition_at(flow: Conditioned, setup: Setup, index: Tensor) -> Condition:
         setup: the data, of which the held-out split gives the images, and the evaluation seed.
         index: sample indices below ``setup.num_samples``, shape (B,).
     """
-    labels = labels_of_samples(flow, setup)
+    labels = flow.labels_of_samples(setup)
     label = None if labels is None else labels[index].to(flow.device)
     if flow.conditioner is None:
         return Condition(label)

@@ -62,8 +62,19 @@ class Condition:
 
     @classmethod
     def of(cls, given: Condition | Tensor | None) -> Condition:
-        """A condition; labels alone are one, and so is None."""
-        return given if isinstance(given, Condition) else cls(given)
+        """A condition; labels alone are one, and so is None.
+
+        Raises:
+            ValueError: for anything else.
+        """
+        if isinstance(given, Condition):
+            return given
+        if given is None or isinstance(given, Tensor):
+            return cls(given)
+        raise ValueError(
+            f"a condition is a Condition, or labels as a tensor, got {type(given).__name__}: what a conditioner made "
+            "is Condition(grid=...)"
+        )
 
     @property
     def values(self) -> Tensor | None:

@@ -179,6 +179,11 @@ def required_teacher(teacher: FlowModule | None, family: str, spec: DataSpec) ->
         )
     if not isinstance(teacher, FlowModule):
         raise ValueError(f"{family} learns from a flow, but requires.teacher names a {type(teacher).__name__}")
+    if teacher.conditioner is not None:
+        raise ValueError(
+            f"the teacher is conditioned ({teacher.conditioner.name}), and generated points have no data to make a "
+            f"condition from: {family} needs one without a conditioner"
+        )
     if tuple(teacher.spec.shape) != tuple(spec.shape):
         theirs, ours = tuple(teacher.spec.shape), tuple(spec.shape)
         raise ValueError(f"the teacher has data of shape {theirs}, the student of {ours}: they must agree")
