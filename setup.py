@@ -8,7 +8,7 @@ setup(
     packages=[*find_packages(include=["flowbench", "flowbench.*"]), *SHIPPED],
     package_dir=SHIPPED,
     package_data={
-        "flowbench": ["py.typed"],
+        "flowbench": ["py.typed", "reference_results.yaml"],
         "flowbench.shipped.experiments": ["**/*.yaml"],
         # The licence of the embedded images stands in the README.
         "flowbench.shipped.data": ["README.md", "fashion_mnist_mini.npz"],

@@ -14,6 +14,7 @@ from flowbench.bench.claims import Verdict, VerdictName, judge, parse_claim
 from flowbench.bench.notes import reading_notes
 from flowbench.bench.plots import plot_bars, plot_evaluations, plot_guidance, plot_training
 from flowbench.bench.provenance_lines import provenance_lines
+from flowbench.bench.published import published_table
 from flowbench.bench.results import UNFINISHED, Results, load_plan, load_rows
 from flowbench.bench.sample_pictures import draw_samples, draw_strips, plot_trajectories
 from flowbench.bench.tables import COST, difference_table, metric_table, seed_table
@@ -142,6 +143,7 @@ def _result_sections(plan: Mapping[str, Any], results: Results) -> list[str]:
     for problem in plan["problems"]:
         tables = [metric_table(plan, results, problem, group) for group in results.groups()]
         tables.append(difference_table(plan, results, problem))
+        tables.append(published_table(results, problem, plan["problems"][problem]))
         for table in tables:
             if table is not None:
                 parts += [f"### {table.title}", table.to_markdown()]

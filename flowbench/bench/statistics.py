@@ -14,7 +14,15 @@ from scipy.special import stdtrit
 
 from flowbench.core.rows import Goal
 
-__all__ = ["ROUNDING", "Summary", "best_and_ties", "difference", "paired_difference", "summarise"]
+__all__ = [
+    "ROUNDING",
+    "Summary",
+    "best_and_ties",
+    "difference",
+    "paired_difference",
+    "summarise",
+    "unpaired_difference",
+]
 
 ROUNDING = 1e-9
 """Numbers that differ by less than this share of the larger one are equal: sums in float64 round at 1e-16, and no
@@ -80,6 +88,32 @@ def paired_difference(left: Mapping[int, float], right: Mapping[int, float]) -> 
     """Summary of left - right, up to rounding, over the seeds that both have; None when they share no seed."""
     seeds = sorted(left.keys() & right.keys())
     return summarise([difference(left[seed], right[seed]) for seed in seeds]) if seeds else None
+
+
+def unpaired_difference(left: Sequence[float], right: Sequence[float], level: float = 0.95) -> Summary:
+    """Mean of left - right with Welch's t-interval, for values that share no seed.
+
+    Args:
+        left: at least two finite numbers.
+        right: at least two finite numbers.
+        level: coverage of the interval, in (0, 1).
+
+    Returns:
+        ``n`` is the smaller number of values, ``sd`` that of one difference of independent values.
+
+    Raises:
+        ValueError: when a side has fewer than two values.
+    """
+    sides = summarise(left, level), summarise(right, level)
+    if min(side.n for side in sides) < 2:
+        raise ValueError(f"an interval needs two values on each side, got {sides[0].n} and {sides[1].n}")
+    n, mean = min(side.n for side in sides), difference(sides[0].mean, sides[1].mean)
+    variances = [float(side.sd or 0.0) ** 2 / side.n for side in sides]
+    if not sum(variances):
+        return Summary(n, mean, 0.0, 0.0)
+    freedom = sum(variances) ** 2 / sum(v**2 / (side.n - 1) for v, side in zip(variances, sides, strict=True))
+    half = float(stdtrit(freedom, 0.5 + level / 2)) * math.sqrt(sum(variances))
+    return Summary(n, mean, math.sqrt(sum(float(side.sd or 0.0) ** 2 for side in sides)), half)
 
 
 def best_and_ties(values: Mapping[str, Mapping[int, float]], goal: Goal) -> set[str]:

@@ -25,7 +25,14 @@ def _bench_options(parser: Parser) -> None:
 
 
 def _compare_options(parser: Parser) -> None:
-    parser.add_argument("runs", nargs="+", type=path, metavar="RUN", help="run directories, two or more")
+    parser.add_argument("runs", nargs="+", type=path, metavar="RUN", help="directories of runs or benches, two or more")
+    parser.add_argument(
+        "--baseline",
+        type=path,
+        metavar="RUN",
+        help="say what moved beyond noise since this run or bench; exit status 1 where anything is worse",
+    )
+    parser.add_argument("--json", type=path, metavar="FILE", help="with --baseline: write every change to a file")
 
 
 def _report_options(parser: Parser) -> None:
@@ -51,12 +58,29 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
+    if arguments.baseline is not None:
+        return _compare_with_baseline(arguments)
+    if arguments.json is not None:
+        raise UsageError("--json goes with --baseline: without one there are no changes to write")
     if len(arguments.runs) < 2:
         raise UsageError("compare needs two run directories or more, got 1")
     from flowbench.bench import compare
 
     answer(compare(arguments.runs))
     return 0
+
+
+def _compare_with_baseline(arguments: argparse.Namespace) -> int:
+    if len(arguments.runs) != 1:
+        raise UsageError(f"compare --baseline takes one run to compare with it, got {len(arguments.runs)}")
+    from flowbench.bench.regressions import compare_with_baseline
+    from flowbench.core.storage import write_text
+
+    gate = compare_with_baseline(arguments.baseline, arguments.runs[0])
+    if arguments.json is not None:
+        write_text(arguments.json, gate.to_json())
+    answer(gate.text())
+    return int(bool(gate.regressions))
 
 
 def _report_bench(arguments: argparse.Namespace) -> int:
@@ -94,8 +118,11 @@ COMMANDS = {
         _BENCH_OVERRIDES,
     ),
     "compare": Command(
-        "put the results of several runs side by side",
-        ("flowbench compare runs/cfm runs/wcfm",),
+        "put the results of several runs side by side, or say what became worse since one of them",
+        (
+            "flowbench compare runs/cfm runs/wcfm",
+            "flowbench compare --baseline runs/families_digits runs/after_my_change --json changes.json",
+        ),
         _compare_options,
         _compare,
     ),

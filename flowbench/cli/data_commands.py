@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowbench.cli.output import answer
@@ -43,7 +44,9 @@ def _stats_options(parser: Parser) -> None:
 
 
 def _evaluate_options(parser: Parser) -> None:
-    parser.add_argument("--samples", type=path, metavar="DIR_OR_NPZ", required=True, help="images to score")
+    parser.add_argument("--samples", type=path, metavar="DIR_OR_NPZ", help="images to score")
+    parser.add_argument("--ckpt", type=path, metavar="FILE", help="released weights to score instead; with -c")
+    parser.add_argument("--format", choices=("tarflow",), help="layout of --ckpt: tarflow is that of apple/ml-tarflow")
     _dataset_options(parser, required=False)
     parser.add_argument(
         "-c",
@@ -51,7 +54,7 @@ def _evaluate_options(parser: Parser) -> None:
         dest="files",
         action="append",
         metavar="FILE",
-        help="experiment file whose data and evaluator are used, instead of --data",
+        help="experiment file whose data and evaluator (with --ckpt its model, too) are used, instead of --data",
     )
     parser.add_argument(
         "--bench", type=path, metavar="DIR", help="bench that says how to measure, and whose tables the rows join"
@@ -68,7 +71,7 @@ def _evaluate_options(parser: Parser) -> None:
         "--num-reference", type=count, metavar="N", help="the first N of the reference split; with --data"
     )
     parser.add_argument("--reference", choices=("train", "val", "test"), help="reference split (default: train)")
-    parser.add_argument("--name", metavar="NAME", help="contender's name in the rows (default: that of the samples)")
+    parser.add_argument("--name", metavar="NAME", help="contender's name in the rows (default: that of the file)")
     parser.add_argument("--output", "-o", type=path, metavar="DIR", help="folder (default: runs/NAME)")
 
 
@@ -124,6 +127,12 @@ def _stats(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
+    if (arguments.samples is None) == (arguments.ckpt is None):
+        raise UsageError(f"evaluate needs {'one' if arguments.ckpt else 'either'} of --samples and --ckpt")
+    if arguments.ckpt is not None:
+        return _evaluate_released(arguments)
+    if arguments.format is not None:
+        raise UsageError("--format goes with --ckpt: images have no layout")
     places = {"--data": arguments.data, "-c": arguments.files, "--bench": arguments.bench}
     given = [name for name, value in places.items() if value is not None]
     if len(given) != 1:
@@ -147,6 +156,26 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return report_unmeasured(folder)
 
 
+def _evaluate_released(arguments: argparse.Namespace) -> int:
+    if arguments.files is None or arguments.format is None:
+        raise UsageError("--ckpt needs -c FILE, which says what model the weights are of, and --format")
+    _refuse_unused(arguments, "-c")
+    for option in ("data", "bench", "num_samples"):
+        if getattr(arguments, option) is not None:
+            remedy = "give evaluator.num_samples=N" if option == "num_samples" else "the experiment says it"
+            raise UsageError(f"--{option.replace('_', '-')} does not go with --ckpt: {remedy}")
+    from flowbench.commands import scoring
+    from flowbench.commands.runs import evaluate_released
+    from flowbench.config import Experiment
+
+    name = scoring.contender_name(arguments.name, arguments.ckpt)
+    experiment = Experiment.from_files(arguments.files, [*arguments.overrides, f"run.name={name}"])
+    experiment = experiment.at(arguments.output or Path("runs") / name)
+    folder = evaluate_released(experiment, arguments.ckpt, arguments.format)
+    show(measured_facts(folder), folder, table=folder)
+    return report_unmeasured(folder)
+
+
 def _refuse_unused(arguments: argparse.Namespace, place: str) -> None:
     """Options that say how to measure go with --data alone: a file or a bench says it already."""
     own = ("path", "image_size", "levels", "value_range", "standardize")
@@ -161,11 +190,12 @@ def _refuse_unused(arguments: argparse.Namespace, place: str) -> None:
 
 COMMANDS = {
     "evaluate": Command(
-        "score images that any code made, with the evaluator and the rows of everybody else",
+        "score images that any code made, or weights that it released, with the rows of everybody else",
         (
             "flowbench evaluate --samples samples.npz --data cifar10 --num-reference 10000",
             "flowbench evaluate --samples folder -c flowbench:cifar10/gpu/cfm.yaml --name stranger",
             "flowbench evaluate --samples folder --bench runs/families_cifar10 --name stranger",
+            "flowbench evaluate --ckpt model.pth --format tarflow -c flowbench:large/tarflow_imagenet64.yaml",
         ),
         _evaluate_options,
         _evaluate,

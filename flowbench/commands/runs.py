@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import warnings
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from flowbench.commands.run_identity import check_folder, check_weights, own_fol
 from flowbench.commands.training_run import Run, last_checkpoint, load_weights, noting_the_end, resume_training, train
 from flowbench.config import Built, Experiment
 from flowbench.core.launch import local_rank
+from flowbench.core.packages import sha256_of
 from flowbench.core.rows import write_rows
 from flowbench.core.seeds import generator
 from flowbench.data import FlowDataModule
@@ -37,6 +39,7 @@ from flowbench.evaluation.earlier import set_aside
 from flowbench.evaluation.extractors import is_pretrained
 from flowbench.evaluation.trainer_parts import measured_module
 from flowbench.families import FlowModule
+from flowbench.families.released import load_released
 from flowbench.training import (
     AtomicCheckpointIO,
     Budget,
@@ -49,7 +52,7 @@ from flowbench.training import (
 from flowbench.training.interruption import StopOnSignal
 from flowbench.training.progress import ProgressFile, read_phase
 
-__all__ = ["fit", "predict", "prepare", "reference", "test", "validate"]
+__all__ = ["evaluate_released", "fit", "predict", "prepare", "reference", "test", "validate"]
 
 # Validations (points of the curve), checkpoints and values of the training loss over a training of known length.
 VALIDATIONS = 5
@@ -132,6 +135,45 @@ def test(experiment: Experiment, ckpt: Path | None = None) -> Path:
             run.trainer.test(run.module, datamodule=run.built.datamodule, verbose=False)
             run.progress.write(run.trainer, phase)
     return experiment.run_dir
+
+
+def evaluate_released(experiment: Experiment, weights: Path, layout: str) -> Path:
+    """Measure weights that other code trained with everything the evaluator names.
+
+    What their training cost is unknown and has no rows; averaged weights are those of the file.
+
+    Args:
+        experiment: the model with the sizes that the weights have, data, and how to measure.
+        weights: the released file.
+        layout: one of :data:`flowbench.families.released.LAYOUTS`.
+
+    Returns:
+        The folder with the rows, the experiment's.
+
+    Raises:
+        ValueError: when the file and the model do not fit, or the folder holds other results.
+    """
+    _require_evaluator(experiment)
+    folder = experiment.run_dir
+    remedy = "give another --output or --name"
+    if (folder / "config.yaml").is_file():
+        raise ValueError(f"{folder} holds a trained run, whose rows this would replace: {remedy}")
+    with working_in(folder):
+        claim(folder, "run", remedy)
+        run = _build(experiment, training=False)
+        if not isinstance(run.module, FlowModule):
+            raise ValueError(f"released weights are those of flows, but the configuration builds {run.module!r}")
+        load_released(run.module, weights, layout)
+        evaluator = run.built.evaluator
+        assert evaluator is not None, "required above"
+        # The same file measured in the same way is the same measurement; nothing was trained or averaged here.
+        content = f"{experiment.fingerprint}-{sha256_of(weights)[:16]}"
+        evaluator.identity = replace(evaluator.identity, config_hash=content)
+        evaluator.budget, evaluator.weights = None, "raw"
+        with noting_the_end(run, "done"):
+            run.trainer.test(run.module, datamodule=run.built.datamodule, verbose=False)
+            run.progress.write(run.trainer, "done")
+    return folder
 
 
 def validate(experiment: Experiment, ckpt: Path | None = None) -> dict[str, float]:

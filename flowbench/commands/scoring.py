@@ -35,7 +35,7 @@ from flowbench.evaluation.external import ExternalImages
 from flowbench.evaluation.samples import RealSet
 from flowbench.metrics import FeatureStatistics, load_statistics, save_statistics
 
-__all__ = ["evaluate", "image_evaluator", "join_bench", "open_data", "open_experiment", "stats"]
+__all__ = ["contender_name", "evaluate", "image_evaluator", "join_bench", "open_data", "open_experiment", "stats"]
 
 
 def open_data(
@@ -103,7 +103,7 @@ def join_bench(samples: Path, bench: Path, name: str | None = None, num_samples:
             f"{bench} has the problems {', '.join(plan['problems'])}; use -c with one cell.yaml of it instead"
         )
     (problem,) = plan["problems"]
-    contender = _name(name, samples)
+    contender = contender_name(name, samples)
     if contender in (*plan["contenders"], *plan["references"][problem]):
         raise ValueError(f"--name: {contender!r} is a contender of the bench already; choose another name")
     config = bench / "reference" / problem / "cell.yaml"
@@ -154,7 +154,7 @@ def evaluate(
     Raises:
         ValueError: when the folder holds what another command made, or the images themselves.
     """
-    identity = identity or Identity(contender=_name(name, samples))
+    identity = identity or Identity(contender=contender_name(name, samples))
     folder = output or Path("runs") / identity.contender
     _check_output(folder, samples)
     images = ExternalImages(samples, data.spec, num_samples)
@@ -183,8 +183,12 @@ def _check_output(folder: Path, samples: Path) -> None:
         raise ValueError(f"{folder} lies in the samples, which would hold its pictures too: give another --output")
 
 
-def _name(name: str | None, samples: Path) -> str:
-    """The contender's name: one part of a path, because it names a folder.
+def contender_name(name: str | None, samples: Path) -> str:
+    """The name of a contender that others made: one part of a path, because it names a folder.
+
+    Args:
+        name: what the user asked for; None takes that of the file or folder.
+        samples: what is scored.
 
     Raises:
         ValueError: for a name that is no such part.

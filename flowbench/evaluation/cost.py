@@ -25,9 +25,9 @@ class Cost:
 
     Attributes:
         parameters: trainable parameters of the contender.
-        train_seconds: wall time inside training steps.
-        train_flops: floating-point operations of training.
-        samples_seen: training samples, repeats included.
+        train_seconds: wall time inside training steps; None where the training was not metered.
+        train_flops: floating-point operations of training, or None.
+        samples_seen: training samples, repeats included, or None.
         peak_memory_mb: highest memory of the process (resident on a CPU, allocated on a GPU), MiB.
         steps: optimiser steps of the training; 0 where they were not counted.
         product_rate: operations a second of large float32 products on this machine, over all processes; None where
@@ -37,9 +37,9 @@ class Cost:
     """
 
     parameters: int
-    train_seconds: float
-    train_flops: float
-    samples_seen: int
+    train_seconds: float | None
+    train_flops: float | None
+    samples_seen: int | None
     peak_memory_mb: float
     steps: int = 0
     product_rate: float | None = None
@@ -64,9 +64,9 @@ def cost_of(module: TrainingModule, budget: Budget | None, world_size: int = 1) 
     """
     return Cost(
         parameters=sum(p.numel() for p in module.parameters() if p.requires_grad),
-        train_seconds=budget.train_seconds if budget else 0.0,
-        train_flops=budget.train_flops if budget else 0.0,
-        samples_seen=budget.samples_seen if budget else 0,
+        train_seconds=budget.train_seconds if budget else None,
+        train_flops=budget.train_flops if budget else None,
+        samples_seen=budget.samples_seen if budget else None,
         peak_memory_mb=peak_memory_mb(module.device),
         steps=budget.steps if budget else 0,
         product_rate=world_size * product_rate(module.device) if budget and budget.steps else None,
@@ -92,9 +92,9 @@ class CostReport(Metric):
 
     declares = (
         MetricInfo("parameters", "none", "cost"),
-        MetricInfo("train_flops", "none", "cost"),
-        MetricInfo("train_seconds", "down", "cost"),
-        MetricInfo("samples_seen", "none", "cost"),
+        MetricInfo("train_flops", "none", "cost", always=False),
+        MetricInfo("train_seconds", "down", "cost", always=False),
+        MetricInfo("samples_seen", "none", "cost", always=False),
         MetricInfo("peak_memory", "down", "cost"),
         MetricInfo("optimizer_state_bytes", "down", "cost"),
         MetricInfo("validation_loss", "none", "cost", always=False),
@@ -120,16 +120,17 @@ class CostReport(Metric):
         cost, drawn = answers[TrainingCost()], answers.get(Samples())
         if cost is None:
             return []
-        rows = [
+        known = [
             ("parameters", float(cost.parameters), ""),
             ("train_flops", cost.train_flops, "FLOP"),
             ("train_seconds", cost.train_seconds, "s"),
-            ("samples_seen", float(cost.samples_seen), ""),
+            ("samples_seen", cost.samples_seen, ""),
             ("peak_memory", cost.peak_memory_mb, "MiB"),
         ]
+        rows = [(name, float(value), unit) for name, value, unit in known if value is not None]
         if drawn is not None and drawn.per_second is not None:
             rows.append(("samples_per_second", drawn.per_second, "1/s"))
-        if cost.steps:
+        if cost.steps and cost.train_seconds is not None:
             rows.append(("step_milliseconds", 1000 * cost.train_seconds / cost.steps, "ms"))
         if cost.flop_utilisation is not None:
             rows.append(("flop_utilisation", cost.flop_utilisation, "of product rate"))

@@ -180,6 +180,8 @@ def test_bench_compare_report(monkeypatch, capsys):
         (["predict", "-c", "wcfm.yaml", "--task", "dream"], "argument --task: invalid choice: 'dream'"),
         (["predict", "-c", "wcfm.yaml", "--classes", "1,x"], "expected class numbers such as 0,3,8, got '1,x'"),
         (["compare", "runs/a"], "compare needs two run directories or more, got 1"),
+        (["compare", "runs/a", "runs/b", "--json", "c.json"], "--json goes with --baseline"),
+        (["compare", "--baseline", "runs/a", "runs/b", "runs/c"], "takes one run to compare with it, got 2"),
         (["list", "famlies"], "invalid choice: 'famlies'"),
         (["data"], "the following arguments are required: action"),
         (["bench", "-c", "b.yaml", "--jobs", "-1"], "--jobs"),

@@ -136,7 +136,15 @@ def test_a_flow_has_the_metrics_that_were_declared_and_no_others(tmp_path, name)
     declared = declare(measure, data, module)[""]
     trainer(tmp_path, measure, limit_test_batches=1).test(module, data, verbose=False)
     rows = read_rows(tmp_path / "rows.jsonl")
-    untrained = {"step_milliseconds", "flop_utilisation", "validation_loss"}  # of a training that there was none of
+    # Of a training that there was none of.
+    untrained = {
+        "step_milliseconds",
+        "flop_utilisation",
+        "validation_loss",
+        "train_flops",
+        "train_seconds",
+        "samples_seen",
+    }
     assert {r.metric for r in rows if not r.axis} == declared.main - untrained
     for axis in ("network_evaluations", "guidance"):
         assert {r.metric for r in rows if r.axis == axis} == declared.swept.get(axis, set())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,15 +60,23 @@ def identity(row: Row) -> dict[str, Any]:
     }
 
 
-def losses() -> Iterator[tuple[str, list[float]]]:
+def exact_products() -> None:
+    """Products and convolutions in true float32, which models of GPU have in common."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
+def losses(device: torch.device) -> Iterator[tuple[str, list[float]]]:
     """``family-data`` and its losses of 20 steps, from weights none of which is zero."""
     for family, spec in CASES:
-        module = build(family, spec).train()
+        module = build(family, spec).train().to(device)
         optimizer = module.optimizer_config.build(module)
         found = []
         for step in range(STEPS):
-            generator = torch.Generator().manual_seed(step)
-            loss = module.training_loss(batch_of(spec, 16, seed=step), generator).total
+            batch = batch_of(spec, 16, seed=step)
+            # Indices key generators of the host and stay there, as the datamodule leaves them.
+            batch = dataclasses.replace(batch, x=batch.x.to(device), label=batch.label.to(device))
+            generator = torch.Generator(device).manual_seed(step)
+            loss = module.training_loss(batch, generator).total
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FILE", "FIXED", "Numbers", "compute", "deviations", "load", "names_of", "save"]
+__all__ = ["DEVICES", "FIXED", "Numbers", "compute", "deviations", "file_of", "load", "names_of", "save"]
 
-FILE = Path(__file__).with_name("numbers.json")
+DEVICES = ("cpu", "cuda")
+"""Kinds of device that may have stored numbers."""
 FIXED = {"OMP_NUM_THREADS": "1", "FLOWBENCH_KERNELS": "plain"}
 """One thread and PyTorch's own kernels: with both the numbers are a function of the code and the processor."""
 
@@ -20,20 +21,25 @@ Numbers = dict[str, list[float | None]]
 """Name of a loss curve or of a row -> its values; None is a row without a number."""
 
 _MARGIN = 10.0
-# What instruction sets that the recording machine lacks may add.
-_LEAST_RELATIVE = 2e-5
+# What instruction sets, or models of GPU, that the storing machine lacks may add.
+_LEAST_RELATIVE = {"cpu": 2e-5, "cuda": 1e-3}
 # Shares of samples jump by one of them where a distance crosses another.
 _COUNTED = re.compile(r"metric=(precision|recall|density|coverage)\[.* n=(\d+) ")
 _COUNTS = 2
 
 
-def compute(folder: Path, environment: Mapping[str, str]) -> Numbers:
+def file_of(device: str) -> Path:
+    """Where the numbers of a kind of device are stored; it need not exist."""
+    return Path(__file__).with_name(f"numbers-{device}.json")
+
+
+def compute(folder: Path, environment: Mapping[str, str], device: str = "cpu") -> Numbers:
     """Compute all numbers in a process of its own, whose environment is complete."""
     output = folder / "numbers.json"
-    command = [sys.executable, "-m", "tests.golden", "compute", str(output)]
+    command = [sys.executable, "-m", "tests.golden", "compute", str(output), "--device", device]
     done = subprocess.run(
         command,
-        cwd=FILE.parents[2],
+        cwd=Path(__file__).parents[2],
         env={**environment, **FIXED},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -50,17 +56,17 @@ def names_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [" ".join(f"{key}={value}" for key, value in row.items() if key != "value") for row in rows]
 
 
-def load() -> tuple[Numbers, dict[str, list[float]]]:
-    """The stored numbers and the largest deviation allowed for each."""
-    stored = json.loads(FILE.read_text(encoding="utf-8"))
+def load(device: str = "cpu") -> tuple[Numbers, dict[str, list[float]]]:
+    """The stored numbers of a kind of device and the largest deviation allowed for each."""
+    stored = json.loads(file_of(device).read_text(encoding="utf-8"))
     return (
         {name: entry["values"] for name, entry in stored.items()},
         {name: entry["tolerances"] for name, entry in stored.items()},
     )
 
 
-def save(numbers: Numbers, others: Sequence[Numbers]) -> None:
-    """Store numbers; the tolerance is ten times the largest deviation of the other instruction sets."""
+def save(numbers: Numbers, others: Sequence[Numbers], device: str) -> None:
+    """Store numbers; the tolerance is ten times the largest deviation of the other instruction sets or runs."""
     stored = {}
     for name, values in sorted(numbers.items()):
         counted = _COUNTED.search(name)
@@ -68,15 +74,17 @@ def save(numbers: Numbers, others: Sequence[Numbers]) -> None:
         for i, value in enumerate(values):
             found = [abs(other[name][i] - value) for other in others] if value is not None else [0.0]
             # Of a curve each step inherits the deviations of the steps before.
-            tolerances.append(max(_MARGIN * max(found), _LEAST_RELATIVE * abs(value or 0.0), tolerances[-1]))
+            tolerances.append(
+                max(_MARGIN * max(found, default=0.0), _LEAST_RELATIVE[device] * abs(value or 0.0), tolerances[-1])
+            )
         tolerances = tolerances[1:]
         stored[name] = {"values": values, "tolerances": [float(f"{tolerance:.2g}") for tolerance in tolerances]}
-    FILE.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+    file_of(device).write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
 
 
-def deviations(found: Numbers, exactly: bool) -> list[str]:
+def deviations(found: Numbers, exactly: bool, device: str = "cpu") -> list[str]:
     """One line for each number that is not the stored one, worst first."""
-    values, tolerances = load()
+    values, tolerances = load(device)
     lines = [f"{name}: is not stored" for name in sorted(found.keys() - values.keys())]
     lines += [f"{name}: is missing" for name in sorted(values.keys() - found.keys())]
     worst: list[tuple[float, str]] = []
