@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flowbench.bench.claims import Claim, parse_claim
+from flowbench.bench.equality import EQUAL
 from flowbench.bench.mappings import flatten, nest
 from flowbench.config.compose import read_mapping
 from flowbench.config.errors import ConfigError
@@ -22,12 +23,12 @@ from flowbench.core.nearest import suggestion
 from flowbench.core.places import expand
 from flowbench.core.remarks import say_once
 from flowbench.core.resources import find_experiment, shipped_like
-from flowbench.core.sweep import SweepAxis, read_sweep
+from flowbench.core.sweep import BENCH_AXES, SweepAxis, read_sweep
 
 __all__ = ["BenchFile", "Contender", "Problem", "load_bench_file"]
 
 _EARLIER = "tasks"
-_KEYS = ("question", "contenders", "seeds", "budget", "sweep", "problems", "claims", "jobs", "name", "run_dir")
+_KEYS = ("question", "contenders", "seeds", "budget", "sweep", "problems", "claims", "equal", "jobs", "name", "run_dir")
 _RESERVED = ("base", "seed", "budget", "run")
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*")
 
@@ -96,6 +97,7 @@ class BenchFile:
     claims: tuple[Claim, ...]
     jobs: int | str
     run_dir: Path | None
+    equal: tuple[str, ...] = ()
 
 
 def load_bench_file(path: str | Path, overrides: Sequence[str] = ()) -> BenchFile:
@@ -123,7 +125,7 @@ def _load(path: str | Path, overrides: Sequence[str]) -> BenchFile:
     contenders = _contenders(content.get("contenders"), path.resolve().parent, where)
     names = [contender.name for contender in contenders]
     problems = _problems(content.get("problems"), contenders, where)
-    sweep = read_sweep(f"{where}: sweep", plain(content.get("sweep")))
+    sweep = read_sweep(f"{where}: sweep", plain(content.get("sweep")), BENCH_AXES)
     name = _text(content, "name", where) or path.stem
     if not _NAME.fullmatch(name):
         raise ValueError(f"{where}: name is {name!r}; use letters, digits, - and _")
@@ -140,6 +142,7 @@ def _load(path: str | Path, overrides: Sequence[str]) -> BenchFile:
         claims=_claims(content.get("claims"), names, [problem.name for problem in problems], sweep, where),
         jobs=plain(content.get("jobs", "auto")),
         run_dir=expand(run_dir) if run_dir else None,
+        equal=_equal(content.get("equal"), where),
     )
 
 
@@ -283,6 +286,14 @@ def _budget(value: Any, where: str) -> dict[str, float]:
     if len(given) != 1:
         raise ValueError(f"{where}: budget is {shown(value)}; give exactly one of {', '.join(BUDGET_KINDS)}")
     return given
+
+
+def _equal(value: Any, where: str) -> tuple[str, ...]:
+    names = [] if value is None else value if isinstance(value, list) else [value]
+    for name in names:
+        if name not in EQUAL:
+            raise ValueError(f"{where}: equal is {shown(value)}; contenders can be held equal in {', '.join(EQUAL)}")
+    return tuple(dict.fromkeys(names))
 
 
 def _problems(value: Any, contenders: tuple[Contender, ...], where: str) -> tuple[Problem, ...]:

@@ -11,12 +11,15 @@ from rich.table import Table
 from rich.text import Text
 
 from flowbench.bench.claims import Verdict, VerdictName, judge, parse_claim
+from flowbench.bench.equality import equality_notes
 from flowbench.bench.notes import reading_notes
-from flowbench.bench.plots import plot_bars, plot_evaluations, plot_guidance, plot_training
+from flowbench.bench.plots import plot_bars, plot_evaluations, plot_guidance, plot_train_sizes, plot_training
 from flowbench.bench.provenance_lines import provenance_lines
 from flowbench.bench.results import UNFINISHED, Results, load_plan, load_rows
 from flowbench.bench.sample_pictures import draw_samples, draw_strips, plot_trajectories
+from flowbench.bench.size_table import size_table
 from flowbench.bench.tables import COST, difference_table, metric_table, seed_table
+from flowbench.core.rows import Row
 from flowbench.core.storage import write_text
 
 __all__ = ["build_report", "print_summary"]
@@ -76,7 +79,7 @@ def print_summary(bench_dir: str | Path, console: Console) -> None:
         console.print(_claims_rich(verdicts))
     for row in results.failures():
         console.print(
-            f"FAILED {_where(row.problem, row.contender)} seed {row.seed}: {row.provenance['message']}",
+            f"FAILED {_where(row.problem, row.contender)}{_place(row)} seed {row.seed}: {row.provenance['message']}",
             markup=False,
         )
         console.print(f"  log: {row.provenance['log']}", markup=False, soft_wrap=True, highlight=False)
@@ -84,6 +87,11 @@ def print_summary(bench_dir: str | Path, console: Console) -> None:
 
 def _where(problem: str, contender: str) -> str:
     return f"{problem}/{contender}" if problem else contender
+
+
+def _place(row: Row) -> str:
+    """Of a cell beside the main one: where on its axis."""
+    return f" {row.axis}={row.at:g}" if row.at is not None else ""
 
 
 def _verdicts(plan: Mapping[str, Any], results: Results) -> list[Verdict]:
@@ -126,7 +134,7 @@ def _claims(plan: Mapping[str, Any], results: Results) -> str:
 def _failures(plan: Mapping[str, Any], results: Results) -> str:
     failed = results.failures()
     lines = [
-        f"- {_where(row.problem, row.contender)} seed {row.seed} ({row.provenance['attempts']} attempts): "
+        f"- {_where(row.problem, row.contender)}{_place(row)} seed {row.seed} ({row.provenance['attempts']} attempts): "
         f"{row.provenance['message']} Log: `{row.provenance['log']}`"
         for row in failed
     ]
@@ -141,7 +149,7 @@ def _result_sections(plan: Mapping[str, Any], results: Results) -> list[str]:
     parts = ["## Results", _reading_guide(plan)]
     for problem in plan["problems"]:
         tables = [metric_table(plan, results, problem, group) for group in results.groups()]
-        tables.append(difference_table(plan, results, problem))
+        tables += [difference_table(plan, results, problem), size_table(plan, results, problem)]
         for table in tables:
             if table is not None:
                 parts += [f"### {table.title}", table.to_markdown()]
@@ -152,7 +160,9 @@ def _result_sections(plan: Mapping[str, Any], results: Results) -> list[str]:
 
 
 def _notes(plan: Mapping[str, Any], results: Results) -> list[str]:
-    return [*results.notes, *(note for problem in plan["problems"] for note in reading_notes(results, problem))]
+    unequal = [note for problem in plan["problems"] for note in equality_notes(plan, results, problem)]
+    reading = [note for problem in plan["problems"] for note in reading_notes(results, problem)]
+    return [*unequal, *results.notes, *reading]
 
 
 def _reading_guide(plan: Mapping[str, Any]) -> str:
@@ -184,6 +194,10 @@ def _pictures(plan: Mapping[str, Any], results: Results, directory: Path) -> lis
         (
             f"Quality against the scale of guidance. {band}",
             plot_guidance(plan, results, folder / "guidance.png"),
+        ),
+        (
+            f"Quality against the number of training samples. {band}",
+            plot_train_sizes(plan, results, folder / "train_sizes.png"),
         ),
         (
             f"Quality against training time. {band}",
@@ -232,7 +246,7 @@ def _protocol(plan: Mapping[str, Any], results: Results) -> str:
         swept = "; ".join(f"{name.replace('_', ' ')} {_join(points)}" for name, points in plan["sweep"].items())
         lines.append(f"- swept: {swept}")
     lines += [f"- {name} measures the weights of {source} again" for name, source in plan.get("trained", {}).items()]
-    if kind == "train_seconds" and plan["jobs"] > 1:
+    if kind in ("train_seconds", "train_hours") and plan["jobs"] > 1:
         lines.append(f"- training seconds were taken under {plan['jobs']} concurrent cells")
     return "\n".join([*lines, *_protocol_lines(results), *_sampler_lines(results), *provenance_lines(plan, results)])
 

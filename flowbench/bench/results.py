@@ -40,6 +40,9 @@ EXTERNAL = "external"
 CELL = "cell"
 """Metric of the row of a failed cell."""
 
+CELL_AXES = ("train_size",)
+"""Axes whose rows are of cells beside the main one, so that they say nothing of its end."""
+
 UNFINISHED = "not finished"
 
 _SHORT = 80  # characters of a failed cell's message where it is mentioned; the report lists it in full
@@ -119,6 +122,8 @@ def cell_rows(directory: Path, cell: Mapping[str, Any], bench: str) -> list[Row]
             raise ValueError(
                 f"{path}, row {number}: belongs to {found} seed {row.seed}, expected {wanted} seed {cell['seed']}"
             )
+    if cell.get("axis"):
+        rows = [replace(row, axis=cell["axis"], at=float(cell["at"])) for row in rows if not row.axis]
     return [replace(row, **dict(zip(("bench", "problem", "contender"), names, strict=False))) for row in rows]
 
 
@@ -176,6 +181,8 @@ def _failed_row(bench: str, cell: Mapping[str, Any], folder: Path) -> Row:
         dataset="",
         seed=cell["seed"],
         metric=CELL,
+        axis=cell.get("axis", ""),
+        at=cell.get("at"),
         value=None,
         n=None,
         protocol="",
@@ -235,7 +242,8 @@ class Results:
         for row in self.rows:
             self._members[row.problem, row.family][row.contender] = None
             failed = is_failure(row)
-            self._ended[row.problem, row.contender].setdefault(row.seed, _failure(row) if failed else "")
+            if row.axis not in CELL_AXES:
+                self._ended[row.problem, row.contender].setdefault(row.seed, _failure(row) if failed else "")
             if failed:
                 continue
             self._infos[row.metric] = row.goal, row.group

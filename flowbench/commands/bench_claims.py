@@ -69,7 +69,7 @@ def _check(side: Quantity, declared: Declared | None) -> None:
         return
     if side.metric not in declared.main:
         raise ValueError(f"has no metric {side.metric!r}{suggestion(side.metric, declared.main)}")
-    if side.at is None:
+    if side.at is None or side.axis == "train_size":
         return
     if side.axis not in declared.swept:
         raise ValueError(f"has no choice of its {_CHOICES[side.axis]}; claim {side.contender}.{side.metric} without @")
