@@ -11,6 +11,7 @@ from typing import Any
 from flowbench.bench.claims import Claim, parse_claim
 from flowbench.bench.equality import EQUAL
 from flowbench.bench.mappings import flatten, nest
+from flowbench.bench.seed_axes import Seeds, read_bench_seeds
 from flowbench.config.compose import read_mapping
 from flowbench.config.errors import ConfigError
 from flowbench.config.interpolation import resolve
@@ -18,7 +19,7 @@ from flowbench.config.merge import merge, set_key, value_at
 from flowbench.config.overrides import parse_override
 from flowbench.config.text import plain, shown, text_of
 from flowbench.core.budget import BUDGET_KINDS, read_budgets
-from flowbench.core.checks import check_seed, named
+from flowbench.core.checks import named
 from flowbench.core.nearest import suggestion
 from flowbench.core.places import expand
 from flowbench.core.remarks import say_once
@@ -29,7 +30,7 @@ __all__ = ["BenchFile", "Contender", "Problem", "load_bench_file"]
 
 _EARLIER = "tasks"
 _KEYS = ("question", "contenders", "seeds", "budget", "sweep", "problems", "claims", "equal", "jobs", "name", "run_dir")
-_RESERVED = ("base", "seed", "budget", "run")
+_RESERVED = ("base", "seed", "seeds", "budget", "run")
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*")
 
 
@@ -98,6 +99,7 @@ class BenchFile:
     jobs: int | str
     run_dir: Path | None
     equal: tuple[str, ...] = ()
+    seed_axes: Seeds = field(default_factory=lambda: Seeds((0,)))
 
 
 def load_bench_file(path: str | Path, overrides: Sequence[str] = ()) -> BenchFile:
@@ -125,6 +127,7 @@ def _load(path: str | Path, overrides: Sequence[str]) -> BenchFile:
     contenders = _contenders(content.get("contenders"), path.resolve().parent, where)
     names = [contender.name for contender in contenders]
     problems = _problems(content.get("problems"), contenders, where)
+    seeds = read_bench_seeds(f"{where}: seeds", content.get("seeds", [0]))
     sweep = read_sweep(f"{where}: sweep", plain(content.get("sweep")), BENCH_AXES)
     name = _text(content, "name", where) or path.stem
     if not _NAME.fullmatch(name):
@@ -135,7 +138,8 @@ def _load(path: str | Path, overrides: Sequence[str]) -> BenchFile:
         name=name,
         question=" ".join(_text(content, "question", where).split()),
         contenders=contenders,
-        seeds=_seeds(content.get("seeds", [0]), where),
+        seeds=seeds.numbers,
+        seed_axes=seeds,
         budget=_budget(content.get("budget"), where),
         sweep=sweep,
         problems=problems,
@@ -263,21 +267,6 @@ def _retested(
     if not overrides:
         raise ValueError(f"{where}: it would repeat {trained!r}; give overrides of what is measured in another way")
     return Contender(name, source.experiment, merge(source.overrides, overrides).tree, trained)
-
-
-def _seeds(value: Any, where: str) -> tuple[int, ...]:
-    value = plain(value)
-    whole = isinstance(value, list) and all(isinstance(s, int) and not isinstance(s, bool) for s in value)
-    if not whole or not value:
-        raise ValueError(f"{where}: seeds is {shown(value)}; write a list of whole numbers, e.g. [0, 1, 2]")
-    for index, seed in enumerate(value):
-        check_seed(f"{where}: seeds[{index}]", seed)
-    if len(set(value)) < len(value):
-        twice = sorted({seed for seed in value if value.count(seed) > 1})
-        raise ValueError(
-            f"{where}: seeds {shown(value)} name {twice[0]} more than once; a repeated seed adds no evidence"
-        )
-    return tuple(value)
 
 
 def _budget(value: Any, where: str) -> dict[str, float]:

@@ -119,11 +119,13 @@ class Plan:
 
     def describe(self) -> dict[str, Any]:
         """What the report needs, as JSON values; directories relative to the bench's."""
+        axes = self.bench.seed_axes.axes
         return {
             "name": self.bench.name,
             "question": self.bench.question,
             "contenders": [c.name for c in self.bench.contenders],
             "seeds": list(self.bench.seeds),
+            **({"seed_axes": {name: list(seeds) for name, seeds in axes.items()}} if axes else {}),
             "budget": dict(self.bench.budget),
             "sweep": dict(self.bench.sweep),
             **({"equal": list(self.bench.equal)} if self.bench.equal else {}),
@@ -243,11 +245,12 @@ def _cell_config(
         Layer.of(dict(problem.overrides), f"{place}, problem '{problem.name}'"),
         Layer.of(dict(contender.overrides), f"{place}, contender '{contender.name}'"),
     )
+    seeds_layer = Layer.of(bench.seed_axes.settings(seed), place)
     set_by_bench: dict[str, Any] = {"seed": seed, "budget": dict(bench.budget)}
     swept = {name: list(points) for name, points in bench.sweep.items() if name in SWEEP_AXES}
     if swept and varied == MAIN:
         set_by_bench["evaluator"] = {"sweep": swept}
-    own = merge(own, Layer.of({**set_by_bench, **varied.overrides}, place))
+    own = merge(merge(own, seeds_layer), Layer.of({**set_by_bench, **varied.overrides}, place))
     run = {
         "dir": str(root / "cells" / problem.name / contender.name / varied.folder / f"seed-{seed}"),
         "name": "-".join(filter(None, (contender.name, varied.folder, f"seed-{seed}"))),
@@ -282,10 +285,18 @@ def _cell(config: Mapping[str, Any], content: Mapping[str, Any], varied: Variati
         directory=Path(run["dir"]),
         # With what the user's files hold, so that a cell which finds something else is refused.
         config={**config, **_part(content, "files")},
-        config_hash=fingerprint({**content, "seed": config["seed"]}),
+        config_hash=fingerprint(_with_seeds(content, config)),
         preparation=fingerprint(_part(content, "data", "evaluator", "requires", "files")),
         variation=varied,
     )
+
+
+def _with_seeds(content: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a cell is composed to, from what that of the first seed is: they differ in their seeds alone."""
+    seeded = {**content, "seed": config["seed"]}
+    if "seeds" not in config:
+        return seeded
+    return {**seeded, "seeds": config["seeds"], "data": {**content["data"], "seed": config["data"]["seed"]}}
 
 
 def _reference(first: Cell, content: Mapping[str, Any], root: Path) -> Cell:

@@ -17,8 +17,10 @@ from flowbench.bench.plots import plot_bars, plot_evaluations, plot_guidance, pl
 from flowbench.bench.provenance_lines import provenance_lines
 from flowbench.bench.results import UNFINISHED, Results, load_plan, load_rows
 from flowbench.bench.sample_pictures import draw_samples, draw_strips, plot_trajectories
+from flowbench.bench.seed_axes import TRAINING_AXES, Seeds
 from flowbench.bench.size_table import size_table
 from flowbench.bench.tables import COST, difference_table, metric_table, seed_table
+from flowbench.bench.variance import variance_table
 from flowbench.core.rows import Row
 from flowbench.core.storage import write_text
 
@@ -150,6 +152,7 @@ def _result_sections(plan: Mapping[str, Any], results: Results) -> list[str]:
     for problem in plan["problems"]:
         tables = [metric_table(plan, results, problem, group) for group in results.groups()]
         tables += [difference_table(plan, results, problem), size_table(plan, results, problem)]
+        tables.append(variance_table(plan, results, problem))
         for table in tables:
             if table is not None:
                 parts += [f"### {table.title}", table.to_markdown()]
@@ -171,6 +174,12 @@ def _reading_guide(plan: Mapping[str, Any]) -> str:
         spread = "One seed: there are no intervals, so no difference below is shown to be real."
     else:
         spread = f"Mean ± half width of the 95 % t-interval over {number} training seeds."
+    if plan.get("seed_axes"):
+        spread += (
+            " The trainings are all combinations of the seeds of several axes: those that share a seed are not "
+            "independent, so the intervals are narrower than those of as many independent trainings. The numbers are "
+            "of the first evaluation seed."
+        )
     return (
         f"{spread} Arrows point to the better value; bold: the best contender and those whose paired "
         "difference to it cannot be told from 0. `≤`: an upper bound. _floor_: held-out real data scored as "
@@ -240,6 +249,7 @@ def _protocol(plan: Mapping[str, Any], results: Results) -> str:
         "",
         f"- budget of every contender: {kind} = {amount:g}",
         f"- seeds: {', '.join(map(str, plan['seeds']))}",
+        *_seed_lines(plan),
         f"- cells ran {plan['policy']}",
     ]
     if plan["sweep"]:
@@ -249,6 +259,20 @@ def _protocol(plan: Mapping[str, Any], results: Results) -> str:
     if kind in ("train_seconds", "train_hours") and plan["jobs"] > 1:
         lines.append(f"- training seconds were taken under {plan['jobs']} concurrent cells")
     return "\n".join([*lines, *_protocol_lines(results), *_sampler_lines(results), *provenance_lines(plan, results)])
+
+
+def _seed_lines(plan: Mapping[str, Any]) -> list[str]:
+    """What the seeds of crossed axes stand for."""
+    axes = {name: tuple(seeds) for name, seeds in plan.get("seed_axes", {}).items()}
+    if not axes:
+        return []
+    combined = Seeds(tuple(plan["seeds"]), axes)
+    lines = [f"  - seed {number}: {_named(combined.of(number))}" for number in plan["seeds"]]
+    return [*lines, f"  - each measured with the evaluation seeds {_join(axes['evaluation'])}"]
+
+
+def _named(seeds: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {seed}" for name, seed in seeds.items() if name in TRAINING_AXES)
 
 
 def _join(points: Sequence[float]) -> str:

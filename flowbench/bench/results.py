@@ -40,7 +40,7 @@ EXTERNAL = "external"
 CELL = "cell"
 """Metric of the row of a failed cell."""
 
-CELL_AXES = ("train_size",)
+CELL_AXES = ("train_size", "evaluation_seed")
 """Axes whose rows are of cells beside the main one, so that they say nothing of its end."""
 
 UNFINISHED = "not finished"

@@ -50,7 +50,12 @@ def variations(bench: BenchFile) -> tuple[Variation, ...]:
     Cells beside the main one measure no sweep of the sampler: a row has one axis.
     """
     sizes = bench.sweep.get("train_size", [])
-    return (MAIN, *(Variation("train_size", int(n), _measured_once({"data": {"train_size": int(n)}})) for n in sizes))
+    sized = [Variation("train_size", int(n), _measured_once({"data": {"train_size": int(n)}})) for n in sizes]
+    again = [
+        Variation("evaluation_seed", seed, _measured_once({"evaluator": {"seed": seed}}), trains=False)
+        for seed in bench.seed_axes.evaluations
+    ]
+    return (MAIN, *sized, *again)
 
 
 def _measured_once(overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -260,7 +260,7 @@ def _build(experiment: Experiment, *, training: bool) -> Run:
     module = built.model
     if not isinstance(module, TrainingModule):
         raise ValueError(f"model.class_path must name a flowbench module, got {type(module).__name__}")
-    module.seed = experiment.seed
+    module.seed = experiment.seeds["noise"]
     if isinstance(module, FlowModule):
         module.fit_to(built.datamodule, training=training)
     budget = _budget(experiment, built, module)
@@ -299,12 +299,15 @@ def _trained(experiment: Experiment, ckpt: Path | None, but: tuple[str, ...] = (
 
 def _identify(evaluator: Evaluator, experiment: Experiment) -> None:
     run = experiment.resolved.get("run") or {}
+    order = experiment.resolved["data"].get("seed")
+    order = experiment.seed if order is None else order
     evaluator.identity = Identity(
         bench=run.get("bench") or "",
         problem=run.get("problem") or "",
         contender=run.get("contender") or run.get("name") or experiment.run_dir.name,
         seed=experiment.seed,
         config_hash=experiment.fingerprint,
+        seeds={} if experiment.resolved.get("seeds") is None else {**experiment.seeds, "order": order},
     )
 
 

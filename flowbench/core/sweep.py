@@ -9,14 +9,15 @@ from flowbench.core.checks import LARGEST, check_numbers
 
 __all__ = ["BENCH_AXES", "MOST_EVALUATIONS", "SWEEP_AXES", "SweepAxis", "read_sweep"]
 
-SweepAxis = Literal["network_evaluations", "guidance", "train_size"]
-"""Network evaluations per sample, the scale of the guidance, 1 = none, or the number of training samples."""
+SweepAxis = Literal["network_evaluations", "guidance", "train_size", "evaluation_seed"]
+"""Network evaluations per sample, the scale of the guidance, 1 = none, the number of training samples, or the seed of
+the evaluation."""
 
 SWEEP_AXES: tuple[SweepAxis, ...] = ("network_evaluations", "guidance")
 """Those along which one trained model is measured again."""
 
 BENCH_AXES: tuple[SweepAxis, ...] = (*SWEEP_AXES, "train_size")
-"""Those of a bench, which trains a model for each training size."""
+"""Those that a bench sweeps: it trains a model for each training size."""
 
 MOST_EVALUATIONS = 10**6
 

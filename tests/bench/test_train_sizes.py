@@ -11,6 +11,7 @@ from flowbench.bench.equality import equality_notes
 from flowbench.bench.plan import make_plan
 from flowbench.bench.report import _verdicts
 from flowbench.bench.results import Results, load_plan, load_rows
+from flowbench.config import Experiment
 
 SIZES = {"train_size": [50, 100], "network_evaluations": [2]}
 
@@ -39,6 +40,14 @@ def test_the_main_cells_are_those_of_the_bench_without_sizes(workshop):
     without = make_plan(workshop.bench(contenders={"cfm": "cfm.yaml"}, sweep={"network_evaluations": [2]}))
     mains = [c for c in with_sizes.cells if not c.variation.axis]
     assert [(c.config_hash, c.directory) for c in mains] == [(c.config_hash, c.directory) for c in without.cells]
+
+
+def test_a_cell_is_planned_under_the_fingerprint_that_its_process_finds(workshop):
+    workshop.real_experiment("cfm")
+    for cell in make_plan(workshop.bench(contenders={"cfm": "cfm.yaml"}, sweep=SIZES)).cells:
+        cell.directory.mkdir(parents=True)
+        cell.config_path.write_text(cell.config_text())
+        assert Experiment.from_files([cell.config_path]).fingerprint == cell.config_hash
 
 
 def test_another_measurement_of_a_size_takes_the_weights_of_that_size(workshop):
