@@ -12,6 +12,7 @@ from flowbench.bench.claims import Claim, parse_claim
 from flowbench.bench.equality import EQUAL
 from flowbench.bench.mappings import flatten, nest
 from flowbench.bench.seed_axes import Seeds, read_bench_seeds
+from flowbench.bench.tuned import check_best
 from flowbench.config.compose import read_mapping
 from flowbench.config.errors import ConfigError
 from flowbench.config.interpolation import resolve
@@ -29,7 +30,20 @@ from flowbench.core.sweep import BENCH_AXES, SweepAxis, read_sweep
 __all__ = ["BenchFile", "Contender", "Problem", "load_bench_file"]
 
 _EARLIER = "tasks"
-_KEYS = ("question", "contenders", "seeds", "budget", "sweep", "problems", "claims", "equal", "jobs", "name", "run_dir")
+_KEYS = (
+    "question",
+    "contenders",
+    "seeds",
+    "budget",
+    "sweep",
+    "best_by",
+    "problems",
+    "claims",
+    "equal",
+    "jobs",
+    "name",
+    "run_dir",
+)
 _RESERVED = ("base", "seed", "seeds", "budget", "run")
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*")
 
@@ -99,6 +113,7 @@ class BenchFile:
     jobs: int | str
     run_dir: Path | None
     equal: tuple[str, ...] = ()
+    best_by: str = ""
     seed_axes: Seeds = field(default_factory=lambda: Seeds((0,)))
 
 
@@ -129,6 +144,7 @@ def _load(path: str | Path, overrides: Sequence[str]) -> BenchFile:
     problems = _problems(content.get("problems"), contenders, where)
     seeds = read_bench_seeds(f"{where}: seeds", content.get("seeds", [0]))
     sweep = read_sweep(f"{where}: sweep", plain(content.get("sweep")), BENCH_AXES)
+    best_by = _text(content, "best_by", where)
     name = _text(content, "name", where) or path.stem
     if not _NAME.fullmatch(name):
         raise ValueError(f"{where}: name is {name!r}; use letters, digits, - and _")
@@ -140,10 +156,11 @@ def _load(path: str | Path, overrides: Sequence[str]) -> BenchFile:
         contenders=contenders,
         seeds=seeds.numbers,
         seed_axes=seeds,
+        best_by=best_by,
         budget=_budget(content.get("budget"), where),
         sweep=sweep,
         problems=problems,
-        claims=_claims(content.get("claims"), names, [problem.name for problem in problems], sweep, where),
+        claims=_claims(content.get("claims"), names, [problem.name for problem in problems], sweep, best_by, where),
         jobs=plain(content.get("jobs", "auto")),
         run_dir=expand(run_dir) if run_dir else None,
         equal=_equal(content.get("equal"), where),
@@ -332,7 +349,12 @@ def _problem(name: str, entry: Any, contenders: tuple[Contender, ...], where: st
 
 
 def _claims(
-    value: Any, contenders: list[str], problems: list[str], sweep: Mapping[SweepAxis, list[float]], where: str
+    value: Any,
+    contenders: list[str],
+    problems: list[str],
+    sweep: Mapping[SweepAxis, list[float]],
+    best_by: str,
+    where: str,
 ) -> tuple[Claim, ...]:
     if value is None:
         return ()
@@ -342,6 +364,8 @@ def _claims(
     for claim in claims:
         for side in claim.quantities:
             name = f"{where}: claim {claim.text!r}"
+            with named(name):
+                check_best(side.axis, sweep, best_by)
             if side.problem is not None and side.problem not in problems:
                 known = [known for known in problems if known]
                 hint = suggestion(side.problem, known) if known else "; the bench file has no problems"

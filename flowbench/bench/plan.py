@@ -128,6 +128,7 @@ class Plan:
             **({"seed_axes": {name: list(seeds) for name, seeds in axes.items()}} if axes else {}),
             "budget": dict(self.bench.budget),
             "sweep": dict(self.bench.sweep),
+            **({"best_by": self.bench.best_by} if self.bench.best_by else {}),
             **({"equal": list(self.bench.equal)} if self.bench.equal else {}),
             "claims": [claim.text for claim in self.bench.claims],
             "problems": self.problems,
@@ -249,7 +250,7 @@ def _cell_config(
     set_by_bench: dict[str, Any] = {"seed": seed, "budget": dict(bench.budget)}
     swept = {name: list(points) for name, points in bench.sweep.items() if name in SWEEP_AXES}
     if swept and varied == MAIN:
-        set_by_bench["evaluator"] = {"sweep": swept}
+        set_by_bench["evaluator"] = {"sweep": swept, **({"best_by": bench.best_by} if bench.best_by else {})}
     own = merge(merge(own, seeds_layer), Layer.of({**set_by_bench, **varied.overrides}, place))
     run = {
         "dir": str(root / "cells" / problem.name / contender.name / varied.folder / f"seed-{seed}"),

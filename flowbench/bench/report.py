@@ -20,6 +20,7 @@ from flowbench.bench.sample_pictures import draw_samples, draw_strips, plot_traj
 from flowbench.bench.seed_axes import TRAINING_AXES, Seeds
 from flowbench.bench.size_table import size_table
 from flowbench.bench.tables import COST, difference_table, metric_table, seed_table
+from flowbench.bench.tuned import tuned_table
 from flowbench.bench.variance import variance_table
 from flowbench.core.rows import Row
 from flowbench.core.storage import write_text
@@ -152,7 +153,7 @@ def _result_sections(plan: Mapping[str, Any], results: Results) -> list[str]:
     for problem in plan["problems"]:
         tables = [metric_table(plan, results, problem, group) for group in results.groups()]
         tables += [difference_table(plan, results, problem), size_table(plan, results, problem)]
-        tables.append(variance_table(plan, results, problem))
+        tables += [variance_table(plan, results, problem), tuned_table(plan, results, problem)]
         for table in tables:
             if table is not None:
                 parts += [f"### {table.title}", table.to_markdown()]

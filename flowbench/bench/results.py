@@ -15,7 +15,7 @@ from flowbench.bench.status import read_status
 from flowbench.config.references import DEFAULT_REFERENCES
 from flowbench.core.rows import FLOOR_FILE, Goal, Row, read_rows, write_rows
 from flowbench.core.storage import write_text
-from flowbench.core.sweep import SweepAxis
+from flowbench.core.sweep import BEST, SweepAxis
 
 __all__ = [
     "EXTERNAL",
@@ -340,6 +340,12 @@ class Results:
             at: None for the main rows, else the point of the sweep.
             axis: what the sweep imposes.
         """
+        if axis.startswith(BEST):  # of every seed at its own point
+            return {
+                s: value
+                for found in self.sweep(problem, contender, metric, axis).values()
+                for s, value in found.items()
+            }
         if at is not None:
             return self.sweep(problem, contender, metric, axis).get(float(at), {})
         rows = self.main_rows(problem, contender, metric)
@@ -433,6 +439,8 @@ class Results:
 
 def _is_at(row: Row, at: float | None, axis: SweepAxis) -> bool:
     """Whether a row was measured at a point of a sweep; None: outside any sweep."""
+    if axis.startswith(BEST):
+        return row.axis == axis
     return (row.axis, row.at) == ("", None) if at is None else (row.axis, row.at) == (axis, at)
 
 

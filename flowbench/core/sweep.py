@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from flowbench.core.checks import LARGEST, check_numbers
 
-__all__ = ["BENCH_AXES", "MOST_EVALUATIONS", "SWEEP_AXES", "SweepAxis", "read_sweep"]
+__all__ = ["BENCH_AXES", "BEST", "MOST_EVALUATIONS", "SWEEP_AXES", "SweepAxis", "best_axis", "read_sweep"]
 
-SweepAxis = Literal["network_evaluations", "guidance", "train_size", "evaluation_seed"]
-"""Network evaluations per sample, the scale of the guidance, 1 = none, the number of training samples, or the seed of
-the evaluation."""
+SweepAxis = Literal[
+    "network_evaluations", "guidance", "train_size", "evaluation_seed", "best_network_evaluations", "best_guidance"
+]
+"""Network evaluations per sample, the scale of the guidance, 1 = none, the number of training samples, the seed of the
+evaluation, or the best of the first two, which was chosen for each cell."""
+
+BEST = "best_"
 
 SWEEP_AXES: tuple[SweepAxis, ...] = ("network_evaluations", "guidance")
 """Those along which one trained model is measured again."""
@@ -20,6 +24,11 @@ BENCH_AXES: tuple[SweepAxis, ...] = (*SWEEP_AXES, "train_size")
 """Those that a bench sweeps: it trains a model for each training size."""
 
 MOST_EVALUATIONS = 10**6
+
+
+def best_axis(axis: str) -> SweepAxis:
+    """The axis of the rows at the best point of another axis, whose place on it is the choice."""
+    return cast(SweepAxis, f"{BEST}{axis}")
 
 
 def read_sweep(name: str, value: object, axes: Sequence[SweepAxis] = SWEEP_AXES) -> dict[SweepAxis, list[float]]:
