@@ -38,6 +38,8 @@ class Identity:
 
     def __post_init__(self) -> None:
         check_seed("seed", self.seed)
+        for name, seed in self.seeds.items():
+            check_seed(f"seeds.{name}", seed)
 
 
 def make_row(
