@@ -24,7 +24,7 @@ from flowbench.commands.counting import count
 from flowbench.config import Experiment
 from flowbench.core.rows import read_rows
 from flowbench.data.catalogue import list_datasets
-from flowbench.evaluation import cache_dir
+from flowbench.evaluation import CostReport, cache_dir
 from flowbench.training import read_checkpoint
 
 ROOT = Path(__file__).parent.parent / "experiments"
@@ -344,6 +344,15 @@ def test_a_bench_is_planned(file, tmp_path, monkeypatch, capsys):
     for name in content(file)["contenders"]:
         assert name in plan
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("file", named(BENCHES, *SLOW_BENCHES))
+def test_every_cost_table_has_the_share_of_the_product_rate(file):
+    """It is a column of the table of cost wherever the cost is reported, which every contender of a bench does."""
+    assert "flop_utilisation" in {info.name for info in CostReport.declares}
+    for (problem, contender), resolved in make_plan(ROOT / file).experiments.items():
+        classes = {(metric or {}).get("class_path") for metric in resolved["evaluator"]["metrics"].values()}
+        assert "flowbench.evaluation.CostReport" in classes, (problem, contender)
 
 
 @pytest.mark.slow

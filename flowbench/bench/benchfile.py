@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from flowbench.bench.claims import Claim, parse_claim
+from flowbench.bench.equality import EQUAL
 from flowbench.bench.mappings import flatten, nest
+from flowbench.bench.seed_axes import Seeds, read_bench_seeds
+from flowbench.bench.tuned import check_best
 from flowbench.config.compose import read_mapping
 from flowbench.config.errors import ConfigError
 from flowbench.config.interpolation import resolve
@@ -17,18 +20,31 @@ from flowbench.config.merge import merge, set_key, value_at
 from flowbench.config.overrides import parse_override
 from flowbench.config.text import plain, shown, text_of
 from flowbench.core.budget import BUDGET_KINDS, read_budgets
-from flowbench.core.checks import check_seed, named
+from flowbench.core.checks import named
 from flowbench.core.nearest import suggestion
 from flowbench.core.places import expand
 from flowbench.core.remarks import say_once
 from flowbench.core.resources import find_experiment, shipped_like
-from flowbench.core.sweep import SweepAxis, read_sweep
+from flowbench.core.sweep import BENCH_AXES, SweepAxis, read_sweep
 
 __all__ = ["BenchFile", "Contender", "Problem", "load_bench_file"]
 
 _EARLIER = "tasks"
-_KEYS = ("question", "contenders", "seeds", "budget", "sweep", "problems", "claims", "jobs", "name", "run_dir")
-_RESERVED = ("base", "seed", "budget", "run")
+_KEYS = (
+    "question",
+    "contenders",
+    "seeds",
+    "budget",
+    "sweep",
+    "best_by",
+    "problems",
+    "claims",
+    "equal",
+    "jobs",
+    "name",
+    "run_dir",
+)
+_RESERVED = ("base", "seed", "seeds", "budget", "run")
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*")
 
 
@@ -96,6 +112,9 @@ class BenchFile:
     claims: tuple[Claim, ...]
     jobs: int | str
     run_dir: Path | None
+    equal: tuple[str, ...] = ()
+    best_by: str = ""
+    seed_axes: Seeds = field(default_factory=lambda: Seeds((0,)))
 
 
 def load_bench_file(path: str | Path, overrides: Sequence[str] = ()) -> BenchFile:
@@ -123,7 +142,9 @@ def _load(path: str | Path, overrides: Sequence[str]) -> BenchFile:
     contenders = _contenders(content.get("contenders"), path.resolve().parent, where)
     names = [contender.name for contender in contenders]
     problems = _problems(content.get("problems"), contenders, where)
-    sweep = read_sweep(f"{where}: sweep", plain(content.get("sweep")))
+    seeds = read_bench_seeds(f"{where}: seeds", content.get("seeds", [0]))
+    sweep = read_sweep(f"{where}: sweep", plain(content.get("sweep")), BENCH_AXES)
+    best_by = _text(content, "best_by", where)
     name = _text(content, "name", where) or path.stem
     if not _NAME.fullmatch(name):
         raise ValueError(f"{where}: name is {name!r}; use letters, digits, - and _")
@@ -133,13 +154,16 @@ def _load(path: str | Path, overrides: Sequence[str]) -> BenchFile:
         name=name,
         question=" ".join(_text(content, "question", where).split()),
         contenders=contenders,
-        seeds=_seeds(content.get("seeds", [0]), where),
+        seeds=seeds.numbers,
+        seed_axes=seeds,
+        best_by=best_by,
         budget=_budget(content.get("budget"), where),
         sweep=sweep,
         problems=problems,
-        claims=_claims(content.get("claims"), names, [problem.name for problem in problems], sweep, where),
+        claims=_claims(content.get("claims"), names, [problem.name for problem in problems], sweep, best_by, where),
         jobs=plain(content.get("jobs", "auto")),
         run_dir=expand(run_dir) if run_dir else None,
+        equal=_equal(content.get("equal"), where),
     )
 
 
@@ -262,27 +286,20 @@ def _retested(
     return Contender(name, source.experiment, merge(source.overrides, overrides).tree, trained)
 
 
-def _seeds(value: Any, where: str) -> tuple[int, ...]:
-    value = plain(value)
-    whole = isinstance(value, list) and all(isinstance(s, int) and not isinstance(s, bool) for s in value)
-    if not whole or not value:
-        raise ValueError(f"{where}: seeds is {shown(value)}; write a list of whole numbers, e.g. [0, 1, 2]")
-    for index, seed in enumerate(value):
-        check_seed(f"{where}: seeds[{index}]", seed)
-    if len(set(value)) < len(value):
-        twice = sorted({seed for seed in value if value.count(seed) > 1})
-        raise ValueError(
-            f"{where}: seeds {shown(value)} name {twice[0]} more than once; a repeated seed adds no evidence"
-        )
-    return tuple(value)
-
-
 def _budget(value: Any, where: str) -> dict[str, float]:
     with named(where):
         given = read_budgets(plain(value)) if isinstance(value, Mapping) else {}
     if len(given) != 1:
         raise ValueError(f"{where}: budget is {shown(value)}; give exactly one of {', '.join(BUDGET_KINDS)}")
     return given
+
+
+def _equal(value: Any, where: str) -> tuple[str, ...]:
+    names = [] if value is None else value if isinstance(value, list) else [value]
+    for name in names:
+        if name not in EQUAL:
+            raise ValueError(f"{where}: equal is {shown(value)}; contenders can be held equal in {', '.join(EQUAL)}")
+    return tuple(dict.fromkeys(names))
 
 
 def _problems(value: Any, contenders: tuple[Contender, ...], where: str) -> tuple[Problem, ...]:
@@ -332,7 +349,12 @@ def _problem(name: str, entry: Any, contenders: tuple[Contender, ...], where: st
 
 
 def _claims(
-    value: Any, contenders: list[str], problems: list[str], sweep: Mapping[SweepAxis, list[float]], where: str
+    value: Any,
+    contenders: list[str],
+    problems: list[str],
+    sweep: Mapping[SweepAxis, list[float]],
+    best_by: str,
+    where: str,
 ) -> tuple[Claim, ...]:
     if value is None:
         return ()
@@ -342,6 +364,8 @@ def _claims(
     for claim in claims:
         for side in claim.quantities:
             name = f"{where}: claim {claim.text!r}"
+            with named(name):
+                check_best(side.axis, sweep, best_by)
             if side.problem is not None and side.problem not in problems:
                 known = [known for known in problems if known]
                 hint = suggestion(side.problem, known) if known else "; the bench file has no problems"

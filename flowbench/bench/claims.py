@@ -4,12 +4,15 @@ Grammar::
 
     claim    := side ("<" | ">") side
     side     := NUMBER | [NUMBER "*"] quantity [("+" | "-") NUMBER]
-    quantity := [PROBLEM "/"] CONTENDER "." METRIC ["@" (NETWORK_EVALUATIONS | "guidance=" SCALE)]
+    quantity := [PROBLEM "/"] CONTENDER "." METRIC ["@" PLACE]
+    place    := NETWORK_EVALUATIONS | "guidance=" SCALE | "train_size=" SAMPLES
+                | ("guidance" | "network_evaluations") "=best"
 
 Examples: ``wcfm.straightness < cfm.straightness``, ``wcfm.fd[digits-cnn]@4 < 0.5 * noise.fd[digits-cnn]``,
 ``moons/otcfm.npe < moons/cfm.npe``, ``tarflow.nll < 2.6``, ``swan.nll < adamw.nll + 0.02``. A claim that names no
 problem is judged once in every problem where its contenders take part. ``@8`` reads the rows of the sweep at 8 network
-evaluations, ``@guidance=3`` those at guidance scale 3.
+evaluations, ``@guidance=3`` those at guidance scale 3, ``@train_size=500`` those of a training on 500 samples,
+``@guidance=best`` those at the scale that each cell was found to do best at on the validation split.
 
 Verdict: the difference left - right is formed seed by seed. The claim **holds** when the 95 % t-interval of the
 mean difference lies wholly on the claimed side of 0, **fails** when it lies wholly on the other side, and is
@@ -24,12 +27,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
 from flowbench.bench.results import Results
 from flowbench.bench.statistics import ROUNDING, Summary, difference, paired_difference, summarise
 from flowbench.core.nearest import suggestion
-from flowbench.core.sweep import SweepAxis
+from flowbench.core.sweep import BEST, SweepAxis, best_axis
 
 __all__ = ["Claim", "Quantity", "Verdict", "VerdictName", "judge", "parse_claim"]
 
@@ -39,7 +42,7 @@ _SIZE = r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _NUMBER = rf"[-+]?{_SIZE}"
 _SIDE = re.compile(
     rf"(?:(?P<factor>{_NUMBER})\s*\*\s*)?(?:(?P<problem>[\w-]+)/)?"
-    r"(?P<contender>[\w-]+)\.(?P<metric>\w+(?:\[[^\]]+\])?)(?:@(?P<axis>guidance=)?(?P<at>\d+(?:\.\d+)?))?"
+    r"(?P<contender>[\w-]+)\.(?P<metric>\w+(?:\[[^\]]+\])?)(?:@(?:(?P<axis>guidance|train_size)=)?(?P<at>\d+(?:\.\d+)?)|@(?P<best>guidance|network_evaluations)=best)?"
     rf"(?:\s*(?P<sign>[-+])\s*(?P<margin>{_SIZE}))?"
 )
 
@@ -73,7 +76,9 @@ class Quantity:
     @property
     def name(self) -> str:
         """``contender.metric@at``."""
-        axis = "guidance=" if self.axis == "guidance" else ""
+        if self.axis.startswith(BEST):
+            return f"{self.contender}.{self.metric}@{self.axis.removeprefix(BEST)}=best"
+        axis = "" if self.axis == "network_evaluations" else f"{self.axis}="
         at = f"@{axis}{self.at:g}" if self.at is not None else ""
         return f"{self.contender}.{self.metric}{at}"
 
@@ -147,7 +152,8 @@ def _parse_side(part: str, text: str) -> Quantity | float:
     if match is None:
         raise ValueError(
             f"claim {text!r}: {part!r} is neither a number nor "
-            "[NUMBER *] [PROBLEM/]CONTENDER.METRIC[@NFE or @guidance=SCALE] [+ or - NUMBER]"
+            "[NUMBER *] [PROBLEM/]CONTENDER.METRIC[@NFE, @guidance=SCALE, @train_size=SAMPLES or @guidance=best] "
+            "[+ or - NUMBER]"
         )
     if match["at"] and not match["axis"] and not match["at"].isdigit():
         raise ValueError(f"claim {text!r}: @{match['at']} is no whole number of evaluations; a scale is @guidance=...")
@@ -156,7 +162,7 @@ def _parse_side(part: str, text: str) -> Quantity | float:
         metric=match["metric"],
         problem=match["problem"],
         at=float(match["at"]) if match["at"] else None,
-        axis="guidance" if match["axis"] else "network_evaluations",
+        axis=best_axis(match["best"]) if match["best"] else cast(SweepAxis, match["axis"] or "network_evaluations"),
         factor=float(match["factor"]) if match["factor"] else 1.0,
         margin=float(match["sign"] + match["margin"]) if match["margin"] else 0.0,
     )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from flowbench.bench.benchfile import BenchFile, Contender, Problem, load_bench_file
 from flowbench.bench.machine import Policy, choose_policy
+from flowbench.bench.variations import MAIN, Variation, variations
 from flowbench.config import ConfigError, compose_tree, fingerprint
 from flowbench.config.merge import Layer, merge
 from flowbench.config.references import reference_names
@@ -17,13 +18,14 @@ from flowbench.config.text import write_yaml
 from flowbench.core.nearest import suggestion
 from flowbench.core.places import expand
 from flowbench.core.resources import portable_name
+from flowbench.core.sweep import SWEEP_AXES
 
 __all__ = ["Cell", "Plan", "make_plan", "pair_name"]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One process of the bench: a contender with one seed, or the reference rows of a problem.
+    """One process of the bench: a contender with one seed and variation, or the reference rows of a problem.
 
     Attributes:
         kind: the subcommand the process runs: ``fit`` (then test), ``test`` of another cell's weights, ``reference``.
@@ -36,6 +38,7 @@ class Cell:
         preparation: cells with the same value share one ``prepare`` (same data, evaluator and prerequisites);
             empty where none is needed.
         trained: directory of the cell whose weights a ``test`` cell measures.
+        variation: what it differs in from the main cell of its contender and seed.
 
     Example:
         >>> cell = make_plan("flowbench:nfm.yaml").cells[0]
@@ -52,12 +55,14 @@ class Cell:
     config_hash: str
     preparation: str
     trained: Path | None = None
+    variation: Variation = MAIN
 
     @property
     def label(self) -> str:
         """Name for people: ``problem/contender seed 0``."""
         prefix = f"{self.problem}/" if self.problem else ""
-        return f"{prefix}{self.contender}" + (" rows" if self.kind == "reference" else f" seed {self.seed}")
+        varied = f" {self.variation.folder}" if self.variation.folder else ""
+        return f"{prefix}{self.contender}" + (" rows" if self.kind == "reference" else f"{varied} seed {self.seed}")
 
     @property
     def config_path(self) -> Path:
@@ -79,7 +84,8 @@ class Plan:
         cells: the cells, in the order in which they start.
         references: the reference rows of each problem.
         policy: how many cells run at once.
-        experiments: by problem and contender what its cells are composed to, with the first seed.
+        experiments: by problem and contender what its main cells are composed to, with the first seed.
+        varied: the same of the cells on the largest part of the training split; empty where no sizes are swept.
         cpu_only: whether all of them ask for ``trainer.accelerator: cpu``.
 
     Example:
@@ -95,6 +101,7 @@ class Plan:
     policy: Policy
     experiments: Mapping[tuple[str, str], Mapping[str, Any]]
     cpu_only: bool
+    varied: Mapping[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def everything(self) -> tuple[Cell, ...]:
@@ -112,13 +119,17 @@ class Plan:
 
     def describe(self) -> dict[str, Any]:
         """What the report needs, as JSON values; directories relative to the bench's."""
+        axes = self.bench.seed_axes.axes
         return {
             "name": self.bench.name,
             "question": self.bench.question,
             "contenders": [c.name for c in self.bench.contenders],
             "seeds": list(self.bench.seeds),
+            **({"seed_axes": {name: list(seeds) for name, seeds in axes.items()}} if axes else {}),
             "budget": dict(self.bench.budget),
             "sweep": dict(self.bench.sweep),
+            **({"best_by": self.bench.best_by} if self.bench.best_by else {}),
+            **({"equal": list(self.bench.equal)} if self.bench.equal else {}),
             "claims": [claim.text for claim in self.bench.claims],
             "problems": self.problems,
             "references": {name: list(self.reference_names(name)) for name in self.problems},
@@ -134,6 +145,7 @@ class Plan:
                     "contender": cell.contender,
                     "seed": cell.seed,
                     "directory": str(cell.directory.relative_to(self.directory)),
+                    **({"axis": cell.variation.axis, "at": cell.variation.at} if cell.variation.axis else {}),
                 }
                 for cell in self.everything
             ],
@@ -155,16 +167,21 @@ def make_plan(path: str | Path, overrides: Sequence[str] = (), jobs: int | None 
     root = expand(os.environ.get("FLOWBENCH_RUNS") or "runs")
     directory = (bench.run_dir or root / bench.name).absolute()
     pairs = [(problem, c) for problem in bench.problems for c in bench.contenders if problem.has(c.name)]
-    configs = {(t.name, c.name): _cell_config(bench, c, t, bench.seeds[0], directory) for t, c in pairs}
-    contents = {pair: _compose(config, bench.path) for pair, config in configs.items()}
-    cells = _cells(bench, pairs, contents, directory)
+    composed = {
+        varied.folder: {(t.name, c.name): _content(bench, c, t, varied, directory) for t, c in pairs}
+        for varied in variations(bench)
+    }
+    contents = composed[MAIN.folder]
+    cells = _cells(bench, pairs, composed, directory)
     firsts = {cell.problem: cell for cell in reversed(cells)}
     references = tuple(
         _reference(firsts[t.name], contents[t.name, firsts[t.name].contender], directory) for t in bench.problems
     )
     cpu_only = all((content.get("trainer") or {}).get("accelerator") == "cpu" for content in contents.values())
     policy = choose_policy(bench.jobs if jobs is None else jobs, len(cells), cpu_only=cpu_only)
-    plan = Plan(bench, directory, cells, references, policy, contents, cpu_only)
+    largest = max(bench.sweep.get("train_size", []), default=None)
+    varied = {} if largest is None else composed[f"train_size-{largest}"]
+    plan = Plan(bench, directory, cells, references, policy, contents, cpu_only, varied)
     _check_names(plan)
     return plan
 
@@ -188,38 +205,56 @@ def _check_names(plan: Plan) -> None:
 def _cells(
     bench: BenchFile,
     pairs: Sequence[tuple[Problem, Contender]],
-    contents: Mapping[tuple[str, str], Mapping[str, Any]],
+    composed: Mapping[str, Mapping[tuple[str, str], Mapping[str, Any]]],
     directory: Path,
 ) -> tuple[Cell, ...]:
     """The cells, seed by seed; one that measures another one's weights comes after it and holds its directory."""
-    cells: dict[tuple[int, str, str], Cell] = {}
+    cells: dict[tuple[int, str, str, str], Cell] = {}
     for seed in bench.seeds:
         for problem, contender in pairs:
-            cell = _cell(
-                _cell_config(bench, contender, problem, seed, directory), contents[problem.name, contender.name]
-            )
-            if contender.trained:
-                source = cells[seed, problem.name, contender.trained]
-                own_hash = fingerprint({"own": cell.config_hash, "trained": source.config_hash})
-                cell = replace(cell, kind="test", trained=source.directory, config_hash=own_hash)
-            cells[seed, problem.name, contender.name] = cell
+            for varied in variations(bench):
+                config = _cell_config(bench, contender, problem, seed, varied, directory)
+                cell = _cell(config, composed[varied.folder][problem.name, contender.name], varied)
+                source = _source(cells, seed, problem.name, contender, varied)
+                if source is not None:
+                    own_hash = fingerprint({"own": cell.config_hash, "trained": source.config_hash})
+                    cell = replace(cell, kind="test", trained=source.directory, config_hash=own_hash)
+                cells[seed, problem.name, contender.name, varied.folder] = cell
     return tuple(cells.values())
 
 
-def _cell_config(bench: BenchFile, contender: Contender, problem: Problem, seed: int, root: Path) -> dict[str, Any]:
+def _source(
+    cells: Mapping[tuple[int, str, str, str], Cell], seed: int, problem: str, contender: Contender, varied: Variation
+) -> Cell | None:
+    """The cell whose weights another one measures; None of one that is trained itself."""
+    if not contender.trained and varied.trains:
+        return None
+    return cells[seed, problem, contender.trained or contender.name, varied.folder if varied.trains else MAIN.folder]
+
+
+def _content(bench: BenchFile, contender: Contender, problem: Problem, varied: Variation, root: Path) -> dict[str, Any]:
+    """What a contender's cells of one variation are composed to, with the first seed."""
+    return _compose(_cell_config(bench, contender, problem, bench.seeds[0], varied, root), bench.path)
+
+
+def _cell_config(
+    bench: BenchFile, contender: Contender, problem: Problem, seed: int, varied: Variation, root: Path
+) -> dict[str, Any]:
     """Content of a cell.yaml: the experiment, the problem, and what the bench sets."""
     place = str(bench.path)
     own = merge(
         Layer.of(dict(problem.overrides), f"{place}, problem '{problem.name}'"),
         Layer.of(dict(contender.overrides), f"{place}, contender '{contender.name}'"),
     )
+    seeds_layer = Layer.of(bench.seed_axes.settings(seed), place)
     set_by_bench: dict[str, Any] = {"seed": seed, "budget": dict(bench.budget)}
-    if bench.sweep:
-        set_by_bench["evaluator"] = {"sweep": {name: list(points) for name, points in bench.sweep.items()}}
-    own = merge(own, Layer.of(set_by_bench, place))
+    swept = {name: list(points) for name, points in bench.sweep.items() if name in SWEEP_AXES}
+    if swept and varied == MAIN:
+        set_by_bench["evaluator"] = {"sweep": swept, **({"best_by": bench.best_by} if bench.best_by else {})}
+    own = merge(merge(own, seeds_layer), Layer.of({**set_by_bench, **varied.overrides}, place))
     run = {
-        "dir": str(root / "cells" / problem.name / contender.name / f"seed-{seed}"),
-        "name": f"{contender.name}-seed-{seed}",
+        "dir": str(root / "cells" / problem.name / contender.name / varied.folder / f"seed-{seed}"),
+        "name": "-".join(filter(None, (contender.name, varied.folder, f"seed-{seed}"))),
         "bench": bench.name,
         "problem": problem.name,
         "contender": contender.name,
@@ -241,7 +276,7 @@ def pair_name(problem: str, contender: str) -> str:
     return f"problem '{problem}', contender '{contender}'" if problem else f"contender '{contender}'"
 
 
-def _cell(config: Mapping[str, Any], content: Mapping[str, Any]) -> Cell:
+def _cell(config: Mapping[str, Any], content: Mapping[str, Any], varied: Variation) -> Cell:
     run = config["run"]
     return Cell(
         kind="fit",
@@ -251,9 +286,18 @@ def _cell(config: Mapping[str, Any], content: Mapping[str, Any]) -> Cell:
         directory=Path(run["dir"]),
         # With what the user's files hold, so that a cell which finds something else is refused.
         config={**config, **_part(content, "files")},
-        config_hash=fingerprint({**content, "seed": config["seed"]}),
+        config_hash=fingerprint(_with_seeds(content, config)),
         preparation=fingerprint(_part(content, "data", "evaluator", "requires", "files")),
+        variation=varied,
     )
+
+
+def _with_seeds(content: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a cell is composed to, from what that of the first seed is: they differ in their seeds alone."""
+    seeded = {**content, "seed": config["seed"]}
+    if "seeds" not in config:
+        return seeded
+    return {**seeded, "seeds": config["seeds"], "data": {**content["data"], "seed": config["data"]["seed"]}}
 
 
 def _reference(first: Cell, content: Mapping[str, Any], root: Path) -> Cell:

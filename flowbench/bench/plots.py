@@ -24,6 +24,7 @@ __all__ = [
     "plot_bars",
     "plot_evaluations",
     "plot_guidance",
+    "plot_train_sizes",
     "plot_training",
     "save_figure",
     "swept_metric",
@@ -118,6 +119,11 @@ def plot_guidance(plan: Mapping[str, Any], results: Results, path: Path) -> Path
     return _plot_sweep(plan, results, path, "guidance", "guidance scale (1 = none)")
 
 
+def plot_train_sizes(plan: Mapping[str, Any], results: Results, path: Path) -> Path | None:
+    """Quality against the number of training samples, one panel per problem; None when it was not swept."""
+    return _plot_sweep(plan, results, path, "train_size", "training samples")
+
+
 def _plot_sweep(plan: Mapping[str, Any], results: Results, path: Path, axis: SweepAxis, x_label: str) -> Path | None:
     panels = {problem: metric for problem in plan["problems"] if (metric := swept_metric(plan, results, problem, axis))}
     if not panels:
@@ -128,7 +134,7 @@ def _plot_sweep(plan: Mapping[str, Any], results: Results, path: Path, axis: Swe
             _draw_sweep(panel, plan, results, problem, name, metric, axis)
         _draw_references(panel, results, problem, metric)
         low, high = panel.dataLim.intervalx
-        if axis == "network_evaluations" or (low > 0 and high / low > WIDE):
+        if axis != "guidance" or (low > 0 and high / low > WIDE):
             panel.set_xscale("log", base=2)
         panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         _finish(panel, problem, x_label, metric, results.unit(problem, metric))
@@ -178,7 +184,7 @@ def _fixed_point(
     results: Results, problem: str, name: str, metric: str, axis: SweepAxis
 ) -> tuple[float, dict[int, float]]:
     rows = results.main_rows(problem, name, metric)
-    points = [float(point) for row in rows if (point := getattr(row, axis))]
+    points = [float(point) for row in rows if axis != "train_size" and (point := getattr(row, axis))]
     return (sum(points) / len(points) if points else 0.0), results.values(problem, name, metric)
 
 
@@ -207,7 +213,7 @@ def plot_training(plan: Mapping[str, Any], results: Results, directory: Path, pa
 def _problem_curves(
     plan: Mapping[str, Any], results: Results, directory: Path, problem: str
 ) -> tuple[str, dict[str, list[Curve]]]:
-    cells = [c for c in plan["cells"] if c["problem"] == problem and c["kind"] == "fit"]
+    cells = [c for c in plan["cells"] if c["problem"] == problem and c["kind"] == "fit" and not c.get("axis")]
     metric = results.headline(_curve_metrics(directory, cells)) or ""
     by_name: dict[str, list[Curve]] = defaultdict(list)
     for cell in cells:

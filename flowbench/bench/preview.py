@@ -55,7 +55,7 @@ def plan_lines(plan: Plan) -> str:
         f"cells run {plan.policy.describe()}",
         f"results in {_short(plan.directory)}",
     ]
-    if kind == "train_seconds" and plan.policy.jobs > 1:
+    if kind in ("train_seconds", "train_hours") and plan.policy.jobs > 1:
         lines.append(f"training seconds are taken under {plan.policy.jobs} concurrent cells")
     if (beside := other_home(plan)) is not None:
         lines.append(

@@ -11,13 +11,19 @@ from rich.table import Table
 from rich.text import Text
 
 from flowbench.bench.claims import Verdict, VerdictName, judge, parse_claim
+from flowbench.bench.equality import equality_notes
 from flowbench.bench.notes import reading_notes
-from flowbench.bench.plots import plot_bars, plot_evaluations, plot_guidance, plot_training
+from flowbench.bench.plots import plot_bars, plot_evaluations, plot_guidance, plot_train_sizes, plot_training
 from flowbench.bench.provenance_lines import provenance_lines
 from flowbench.bench.published import published_table
 from flowbench.bench.results import UNFINISHED, Results, load_plan, load_rows
 from flowbench.bench.sample_pictures import draw_samples, draw_strips, plot_trajectories
+from flowbench.bench.seed_axes import TRAINING_AXES, Seeds
+from flowbench.bench.size_table import size_table
 from flowbench.bench.tables import COST, difference_table, metric_table, seed_table
+from flowbench.bench.tuned import tuned_table
+from flowbench.bench.variance import variance_table
+from flowbench.core.rows import Row
 from flowbench.core.storage import write_text
 
 __all__ = ["build_report", "print_summary"]
@@ -77,7 +83,7 @@ def print_summary(bench_dir: str | Path, console: Console) -> None:
         console.print(_claims_rich(verdicts))
     for row in results.failures():
         console.print(
-            f"FAILED {_where(row.problem, row.contender)} seed {row.seed}: {row.provenance['message']}",
+            f"FAILED {_where(row.problem, row.contender)}{_place(row)} seed {row.seed}: {row.provenance['message']}",
             markup=False,
         )
         console.print(f"  log: {row.provenance['log']}", markup=False, soft_wrap=True, highlight=False)
@@ -85,6 +91,11 @@ def print_summary(bench_dir: str | Path, console: Console) -> None:
 
 def _where(problem: str, contender: str) -> str:
     return f"{problem}/{contender}" if problem else contender
+
+
+def _place(row: Row) -> str:
+    """Of a cell beside the main one: where on its axis."""
+    return f" {row.axis}={row.at:g}" if row.at is not None else ""
 
 
 def _verdicts(plan: Mapping[str, Any], results: Results) -> list[Verdict]:
@@ -127,7 +138,7 @@ def _claims(plan: Mapping[str, Any], results: Results) -> str:
 def _failures(plan: Mapping[str, Any], results: Results) -> str:
     failed = results.failures()
     lines = [
-        f"- {_where(row.problem, row.contender)} seed {row.seed} ({row.provenance['attempts']} attempts): "
+        f"- {_where(row.problem, row.contender)}{_place(row)} seed {row.seed} ({row.provenance['attempts']} attempts): "
         f"{row.provenance['message']} Log: `{row.provenance['log']}`"
         for row in failed
     ]
@@ -142,7 +153,8 @@ def _result_sections(plan: Mapping[str, Any], results: Results) -> list[str]:
     parts = ["## Results", _reading_guide(plan)]
     for problem in plan["problems"]:
         tables = [metric_table(plan, results, problem, group) for group in results.groups()]
-        tables.append(difference_table(plan, results, problem))
+        tables += [difference_table(plan, results, problem), size_table(plan, results, problem)]
+        tables += [variance_table(plan, results, problem), tuned_table(plan, results, problem)]
         tables.append(published_table(results, problem, plan["problems"][problem]))
         for table in tables:
             if table is not None:
@@ -154,7 +166,9 @@ def _result_sections(plan: Mapping[str, Any], results: Results) -> list[str]:
 
 
 def _notes(plan: Mapping[str, Any], results: Results) -> list[str]:
-    return [*results.notes, *(note for problem in plan["problems"] for note in reading_notes(results, problem))]
+    unequal = [note for problem in plan["problems"] for note in equality_notes(plan, results, problem)]
+    reading = [note for problem in plan["problems"] for note in reading_notes(results, problem)]
+    return [*unequal, *results.notes, *reading]
 
 
 def _reading_guide(plan: Mapping[str, Any]) -> str:
@@ -163,6 +177,12 @@ def _reading_guide(plan: Mapping[str, Any]) -> str:
         spread = "One seed: there are no intervals, so no difference below is shown to be real."
     else:
         spread = f"Mean ± half width of the 95 % t-interval over {number} training seeds."
+    if plan.get("seed_axes"):
+        spread += (
+            " The trainings are all combinations of the seeds of several axes: those that share a seed are not "
+            "independent, so the intervals are narrower than those of as many independent trainings. The numbers are "
+            "of the first evaluation seed."
+        )
     return (
         f"{spread} Arrows point to the better value; bold: the best contender and those whose paired "
         "difference to it cannot be told from 0. `≤`: an upper bound. _floor_: held-out real data scored as "
@@ -186,6 +206,10 @@ def _pictures(plan: Mapping[str, Any], results: Results, directory: Path) -> lis
         (
             f"Quality against the scale of guidance. {band}",
             plot_guidance(plan, results, folder / "guidance.png"),
+        ),
+        (
+            f"Quality against the number of training samples. {band}",
+            plot_train_sizes(plan, results, folder / "train_sizes.png"),
         ),
         (
             f"Quality against training time. {band}",
@@ -228,15 +252,30 @@ def _protocol(plan: Mapping[str, Any], results: Results) -> str:
         "",
         f"- budget of every contender: {kind} = {amount:g}",
         f"- seeds: {', '.join(map(str, plan['seeds']))}",
+        *_seed_lines(plan),
         f"- cells ran {plan['policy']}",
     ]
     if plan["sweep"]:
         swept = "; ".join(f"{name.replace('_', ' ')} {_join(points)}" for name, points in plan["sweep"].items())
         lines.append(f"- swept: {swept}")
     lines += [f"- {name} measures the weights of {source} again" for name, source in plan.get("trained", {}).items()]
-    if kind == "train_seconds" and plan["jobs"] > 1:
+    if kind in ("train_seconds", "train_hours") and plan["jobs"] > 1:
         lines.append(f"- training seconds were taken under {plan['jobs']} concurrent cells")
     return "\n".join([*lines, *_protocol_lines(results), *_sampler_lines(results), *provenance_lines(plan, results)])
+
+
+def _seed_lines(plan: Mapping[str, Any]) -> list[str]:
+    """What the seeds of crossed axes stand for."""
+    axes = {name: tuple(seeds) for name, seeds in plan.get("seed_axes", {}).items()}
+    if not axes:
+        return []
+    combined = Seeds(tuple(plan["seeds"]), axes)
+    lines = [f"  - seed {number}: {_named(combined.of(number))}" for number in plan["seeds"]]
+    return [*lines, f"  - each measured with the evaluation seeds {_join(axes['evaluation'])}"]
+
+
+def _named(seeds: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {seed}" for name, seed in seeds.items() if name in TRAINING_AXES)
 
 
 def _join(points: Sequence[float]) -> str:

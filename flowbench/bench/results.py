@@ -15,7 +15,7 @@ from flowbench.bench.status import read_status
 from flowbench.config.references import DEFAULT_REFERENCES
 from flowbench.core.rows import FLOOR_FILE, Goal, Row, read_rows, write_rows
 from flowbench.core.storage import write_text
-from flowbench.core.sweep import SweepAxis
+from flowbench.core.sweep import BEST, SweepAxis
 
 __all__ = [
     "EXTERNAL",
@@ -39,6 +39,9 @@ EXTERNAL = "external"
 
 CELL = "cell"
 """Metric of the row of a failed cell."""
+
+CELL_AXES = ("train_size", "evaluation_seed")
+"""Axes whose rows are of cells beside the main one, so that they say nothing of its end."""
 
 UNFINISHED = "not finished"
 
@@ -119,6 +122,8 @@ def cell_rows(directory: Path, cell: Mapping[str, Any], bench: str) -> list[Row]
             raise ValueError(
                 f"{path}, row {number}: belongs to {found} seed {row.seed}, expected {wanted} seed {cell['seed']}"
             )
+    if cell.get("axis"):
+        rows = [replace(row, axis=cell["axis"], at=float(cell["at"])) for row in rows if not row.axis]
     return [replace(row, **dict(zip(("bench", "problem", "contender"), names, strict=False))) for row in rows]
 
 
@@ -176,6 +181,8 @@ def _failed_row(bench: str, cell: Mapping[str, Any], folder: Path) -> Row:
         dataset="",
         seed=cell["seed"],
         metric=CELL,
+        axis=cell.get("axis", ""),
+        at=cell.get("at"),
         value=None,
         n=None,
         protocol="",
@@ -235,7 +242,8 @@ class Results:
         for row in self.rows:
             self._members[row.problem, row.family][row.contender] = None
             failed = is_failure(row)
-            self._ended[row.problem, row.contender].setdefault(row.seed, _failure(row) if failed else "")
+            if row.axis not in CELL_AXES:
+                self._ended[row.problem, row.contender].setdefault(row.seed, _failure(row) if failed else "")
             if failed:
                 continue
             self._infos[row.metric] = row.goal, row.group
@@ -332,6 +340,12 @@ class Results:
             at: None for the main rows, else the point of the sweep.
             axis: what the sweep imposes.
         """
+        if axis.startswith(BEST):  # of every seed at its own point
+            return {
+                s: value
+                for found in self.sweep(problem, contender, metric, axis).values()
+                for s, value in found.items()
+            }
         if at is not None:
             return self.sweep(problem, contender, metric, axis).get(float(at), {})
         rows = self.main_rows(problem, contender, metric)
@@ -425,6 +439,8 @@ class Results:
 
 def _is_at(row: Row, at: float | None, axis: SweepAxis) -> bool:
     """Whether a row was measured at a point of a sweep; None: outside any sweep."""
+    if axis.startswith(BEST):
+        return row.axis == axis
     return (row.axis, row.at) == ("", None) if at is None else (row.axis, row.at) == (axis, at)
 
 

@@ -138,7 +138,7 @@ def draw_strips(plan: Mapping[str, Any], directory: Path, path: Path, frames: in
 def _sources(plan: Mapping[str, Any], directory: Path, problem: str, file: str, key: str) -> dict[str, Array]:
     """Array per panel: held-out data first, then every contender's first seed that has one."""
     found: dict[str, Array] = {}
-    for cell in plan["cells"]:
+    for cell in (cell for cell in plan["cells"] if not cell.get("axis")):
         name = _DATA if cell["kind"] == "reference" else cell["contender"]
         if cell["problem"] != problem or name in found:
             continue

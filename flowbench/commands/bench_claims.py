@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from flowbench.bench.claims import Claim, Quantity
 from flowbench.bench.plan import Plan
 from flowbench.core.nearest import suggestion
+from flowbench.core.sweep import BEST, SweepAxis
 
 if TYPE_CHECKING:
     from flowbench.evaluation.declared import Declared
@@ -69,11 +70,12 @@ def _check(side: Quantity, declared: Declared | None) -> None:
         return
     if side.metric not in declared.main:
         raise ValueError(f"has no metric {side.metric!r}{suggestion(side.metric, declared.main)}")
-    if side.at is None:
+    axis = side.axis.removeprefix(BEST)
+    if (side.at is None and axis == side.axis) or axis == "train_size":
         return
-    if side.axis not in declared.swept:
-        raise ValueError(f"has no choice of its {_CHOICES[side.axis]}; claim {side.contender}.{side.metric} without @")
-    swept = declared.swept[side.axis]
+    if axis not in declared.swept:
+        raise ValueError(f"has no choice of its {_CHOICES[axis]}; claim {side.contender}.{side.metric} without @")
+    swept = declared.swept[cast(SweepAxis, axis)]
     if swept is not None and side.metric not in swept:
         raise ValueError(f"has no metric {side.metric!r} at the points of a sweep{suggestion(side.metric, swept)}")
 

@@ -33,7 +33,7 @@ def check_experiments(plan: Plan) -> None:
 
     valid: dict[str, Experiment] = {}
     rehearsal, rehearsed = Rehearsal(here=False), set()
-    for (problem, contender), content in plan.experiments.items():
+    for (problem, contender), content in (*plan.experiments.items(), *plan.varied.items()):
         parts = _parts(content)
         if (names := frozenset(parts)) in rehearsed:
             continue

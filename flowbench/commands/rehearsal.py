@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from flowbench.commands.lightning_trainer import make_trainer
 from flowbench.config import fingerprint
 from flowbench.core.checks import named
+from flowbench.data.datamodule import check_train_size
 from flowbench.evaluation.measurable import check_measurable
 from flowbench.training import BudgetLimit, TrainingModule, check_precision, check_strategy, count_flops
 
@@ -85,6 +86,7 @@ class Rehearsal:
             with named(f"requires.{name}"):
                 self._required(needed)
         data = self._data_of(experiment)
+        check_train_size(data.train_size, self._split_size(data), data.dataset)
         module = _built_somewhere(lambda: self._untrained(experiment))
         trainer = self._trainer(experiment)
         data.check_trainer(trainer)
@@ -135,7 +137,8 @@ class Rehearsal:
         if experiment.budget is None:
             return
         limit, data = BudgetLimit.from_mapping(experiment.budget), self._data_of(experiment)
-        per_step, flops, num_train = data.batch_size * trainer.accumulate_grad_batches, 1, self._num_train(data)
+        per_step, flops = data.batch_size * trainer.accumulate_grad_batches, 1
+        num_train = data.train_size or self._split_size(data)
         if limit.kind == "train_flops":
             parameters = list(module.parameters())
             most = MOST_PER_PARAMETER * sum(p.numel() for p in parameters) * module.spec.num_dims * per_step
@@ -144,7 +147,7 @@ class Rehearsal:
         if limit.kind != "epochs" or num_train:
             limit.max_steps(flops, per_step, num_train or 1)
 
-    def _num_train(self, data: FlowDataModule) -> int | None:
+    def _split_size(self, data: FlowDataModule) -> int | None:
         """Size of the training split; None where it is not known unread."""
         if data.declared is not None and not self.here:
             return None

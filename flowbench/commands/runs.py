@@ -302,7 +302,7 @@ def _build(experiment: Experiment, *, training: bool) -> Run:
     module = built.model
     if not isinstance(module, TrainingModule):
         raise ValueError(f"model.class_path must name a flowbench module, got {type(module).__name__}")
-    module.seed = experiment.seed
+    module.seed = experiment.seeds["noise"]
     if isinstance(module, FlowModule):
         module.fit_to(built.datamodule, training=training)
     budget = _budget(experiment, built, module)
@@ -341,12 +341,15 @@ def _trained(experiment: Experiment, ckpt: Path | None, but: tuple[str, ...] = (
 
 def _identify(evaluator: Evaluator, experiment: Experiment) -> None:
     run = experiment.resolved.get("run") or {}
+    order = experiment.resolved["data"].get("seed")
+    order = experiment.seed if order is None else order
     evaluator.identity = Identity(
         bench=run.get("bench") or "",
         problem=run.get("problem") or "",
         contender=run.get("contender") or run.get("name") or experiment.run_dir.name,
         seed=experiment.seed,
         config_hash=experiment.fingerprint,
+        seeds={} if experiment.resolved.get("seeds") is None else {**experiment.seeds, "order": order},
     )
 
 
@@ -374,7 +377,7 @@ def _budget(experiment: Experiment, built: Built, module: TrainingModule) -> Bud
         flops = count_flops(lambda: probe.training_loss(batch, rng).total)
         flops_per_step = round(flops * per_step / len(batch))
     limit = BudgetLimit.from_mapping(mapping)
-    max_steps = limit.max_steps(flops_per_step, per_step, len(data.split("train")))
+    max_steps = limit.max_steps(flops_per_step, per_step, data.num_train)
     return Budget(limit, flops_per_step=flops_per_step, samples_per_step=per_step, max_steps=max_steps)
 
 

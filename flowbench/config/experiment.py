@@ -16,6 +16,7 @@ from flowbench.config.files import check_files
 from flowbench.config.fitting import fit_experiment
 from flowbench.config.imports import import_class
 from flowbench.config.references import given_references
+from flowbench.config.seed_section import read_seeds
 from flowbench.config.text import shown
 from flowbench.config.trainer import check_trainer, check_trainer_numbers
 from flowbench.core.checks import check_seed
@@ -35,6 +36,7 @@ __all__ = ["Built", "Experiment"]
 
 SECTIONS = (
     "seed",
+    "seeds",
     "data",
     "model",
     "trainer",
@@ -166,6 +168,11 @@ class Experiment:
         parts = replace(self._parts, **{name: getattr(other._parts, name) for name, other in sections.items()})
         resolved = fit_experiment(resolved)
         return replace(self, resolved=resolved, fingerprint=fingerprint(resolved), _parts=parts)
+
+    @property
+    def seeds(self) -> dict[str, int]:
+        """The seeds of the initialisation (``init``) and of the training noise (``noise``); see ``seed_section``."""
+        return read_seeds(self.resolved.get("seeds"), self.seed)
 
     @property
     def budget(self) -> dict[str, float] | None:
@@ -302,7 +309,7 @@ class _Checkpoint:
 class _Parts:
     """The validated sections, ready to build."""
 
-    seed: int
+    init_seed: int
     model: Object
     data: Arguments
     trainer: Arguments
@@ -330,7 +337,7 @@ class _Parts:
         trainer_arguments = Arguments("trainer", Trainer, trainer)
         check_trainer_numbers(trainer_arguments.parsed)
         return cls(
-            seed=seed,
+            init_seed=read_seeds(resolved.get("seeds"), seed)["init"],
             model=model,
             data=data_arguments,
             trainer=trainer_arguments,
@@ -379,7 +386,7 @@ class _Parts:
 
         from flowbench.core.seeds import derive_seed
 
-        seed_everything(derive_seed(self.seed, "init") % 2**32, verbose=False)  # Lightning takes 32 bits
+        seed_everything(derive_seed(self.init_seed, "init") % 2**32, verbose=False)  # Lightning takes 32 bits
 
 
 def _check_sections(resolved: Mapping[str, Any]) -> None:

@@ -29,14 +29,22 @@ def with_data_of(own: Any, data: Any) -> Any:
         data: the section of the experiment that requires it.
 
     Returns:
-        ``own`` where both name the same data set, so that its flips or its noise of labels stay as the file has them;
-        else ``data`` with the batch sizes, workers and seed of ``own``.
+        ``own`` where both name the same data set, so that its flips or its noise of labels stay as the file has them,
+        but on as many training samples; else ``data`` with the batch sizes, workers and seed of ``own``.
     """
     own, data = ({} if section is None else section for section in (own, data))
-    if not isinstance(own, Mapping) or not isinstance(data, Mapping) or _identity(own) == _identity(data):
+    if not isinstance(own, Mapping) or not isinstance(data, Mapping):
         return own
+    if _identity(own) == _identity(data):
+        return {**own, **_size(data)}
     kept = {key: value for key, value in own.items() if key in _SERVING}
     return {**{key: value for key, value in data.items() if key not in _SERVING}, **kept}
+
+
+def _size(data: Mapping[str, Any]) -> dict[str, Any]:
+    """How many training samples there are, where not all: an encoder that saw the others would bring them in."""
+    size = data.get("train_size")
+    return {} if size is None else {"train_size": size}
 
 
 def _identity(data: Mapping[str, Any]) -> dict[str, Any]:

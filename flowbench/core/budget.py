@@ -11,8 +11,9 @@ from flowbench.core.nearest import suggestion
 
 __all__ = ["BUDGET_KINDS", "BudgetKind", "BudgetLimit", "read_budgets"]
 
-BudgetKind = Literal["train_flops", "train_seconds", "steps", "samples_seen", "epochs"]
+BudgetKind = Literal["train_flops", "train_seconds", "train_hours", "steps", "samples_seen", "epochs"]
 BUDGET_KINDS: tuple[BudgetKind, ...] = get_args(BudgetKind)
+_SECONDS: dict[str, float] = {"train_seconds": 1.0, "train_hours": 3600.0}
 
 _WHOLE = frozenset({"steps", "samples_seen"})
 
@@ -52,8 +53,8 @@ class BudgetLimit:
     """One limit on training, the same for all contenders of a bench.
 
     Attributes:
-        kind: floating-point operations, seconds inside training steps, optimiser steps, samples or passes over the
-            training split.
+        kind: floating-point operations, seconds inside training steps, hours of them in a number of steps that is
+            planned from the first ones, optimiser steps, samples or passes over the training split.
         amount: how much, in (0, 1e30]; a whole number of steps and samples.
 
     Raises:
@@ -91,8 +92,18 @@ class BudgetLimit:
         ((kind, amount),) = given.items()
         return cls(cast(BudgetKind, kind), amount)
 
+    @property
+    def seconds(self) -> float | None:
+        """The limit in seconds; None where it is not one of time."""
+        return self.amount * _SECONDS[self.kind] if self.kind in _SECONDS else None
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether the first steps decide how many there are, and not the clock which is the last."""
+        return self.kind == "train_hours"
+
     def max_steps(self, flops_per_step: int, batch_size: int, num_train: int) -> int | None:
-        """The limit in optimiser steps; None for a limit in seconds.
+        """The limit in optimiser steps; None for a limit of time.
 
         Args:
             flops_per_step: operations of one step over the global batch.
@@ -108,7 +119,7 @@ class BudgetLimit:
             "samples_seen": float(batch_size),
             "epochs": batch_size / num_train,
         }
-        if self.kind == "train_seconds":
+        if self.seconds is not None:
             return None
         steps = round(self.amount / per_step[self.kind], 9)
         if steps < 1:

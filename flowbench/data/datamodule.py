@@ -23,7 +23,7 @@ from flowbench.data.dataset_entry import DatasetEntry
 from flowbench.data.declaration import Declaration
 from flowbench.data.samplers import BatchIndex, EndlessSampler, ShardedSampler
 from flowbench.data.spec import DataSpec
-from flowbench.data.split import SPLITS, Split
+from flowbench.data.split import SPLITS, Split, stratified_order
 from flowbench.data.split_dataset import SplitDataset
 
 __all__ = ["FlowDataModule"]
@@ -59,6 +59,9 @@ class FlowDataModule(LightningDataModule):
         train_on_val: train on the training and the validation split together, as published recipes do: the whole
             canonical training set of MNIST or CIFAR-10. ``val`` stays, but is then a part of the training data and
             only a look.
+        train_size: train on this many samples of the training split, >= 1; None is all. The samples are keyed by the
+            seed, hold the classes in proportion, and those of a smaller size are among those of a larger one. All that
+            is compared with the training split, references and metrics, still takes the whole of it.
         random_flip: mirror each training image left to right with probability 1/2, keyed by (seed, position in the
             stream). Evaluation never does. Refused for catalogue datasets whose mirror images are no samples.
         dequantize: ``uniform``: grey levels get uniform noise within their bin, as likelihoods in bits/dim
@@ -98,6 +101,7 @@ class FlowDataModule(LightningDataModule):
         eval_batch_size: int = 512,
         num_workers: int = 0,
         train_on_val: bool = False,
+        train_size: int | None = None,
         random_flip: bool = False,
         dequantize: Literal["uniform", "none"] = "uniform",
         label_noise: float = 0.0,
@@ -111,6 +115,7 @@ class FlowDataModule(LightningDataModule):
         check_count("batch_size", batch_size)
         check_count("eval_batch_size", eval_batch_size)
         check_count("num_workers", num_workers, at_least=0, at_most=1000)
+        check_count("train_size", train_size, or_none=True, hint="null is the whole training split")
         check_number("label_noise", label_noise, at_least=0, at_most=1, hint="0.3 replaces 30 % of the labels")
         check_seed("seed", seed, or_none=True)
         if dequantize not in ("uniform", "none"):
@@ -124,6 +129,7 @@ class FlowDataModule(LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.train_on_val = train_on_val
+        self.train_size = train_size
         self.random_flip = random_flip
         self.dequantize = dequantize
         self.label_noise = label_noise
@@ -177,6 +183,25 @@ class FlowDataModule(LightningDataModule):
         if name not in SPLITS:
             raise ValueError(f"split: must be one of {', '.join(SPLITS)}, got {name!r}")
         return self._splits[name]
+
+    @cached_property
+    def train_indices(self) -> Tensor | None:
+        """Places in the training split of the samples that are trained on, ascending, int64; None is all of it.
+
+        Raises:
+            ValueError: the split has fewer than ``train_size``.
+        """
+        if self.train_size is None:
+            return None
+        split = self.split("train")
+        check_train_size(self.train_size, len(split), self.dataset)
+        order = stratified_order(len(split), f"train_size/{self.seed}", split.label)
+        return order[: self.train_size].sort().values
+
+    @property
+    def num_train(self) -> int:
+        """Number of samples that are trained on: of one epoch."""
+        return len(self.split("train")) if self.train_indices is None else len(self.train_indices)
 
     def model_values(self, name: str, indices: Tensor | slice | None = None) -> Tensor:
         """Samples of a split in model space: exactly what evaluation batches hold.
@@ -319,11 +344,12 @@ class FlowDataModule(LightningDataModule):
 
     def _stream(self) -> EndlessSampler:
         return EndlessSampler(
-            len(self.split("train")),
+            self.num_train,
             self.batch_size,
             self.seed,
             *self._shard(),
             start=lambda: self.samples_seen,
+            members=self.train_indices,
         )
 
     def _dataset(self, name: str, batch_size: int = 0, rows: slice = slice(None)) -> SplitDataset:
@@ -363,6 +389,21 @@ def _taken(values: Tensor, indices: Tensor | slice | None) -> Tensor:
     if isinstance(indices, Tensor):
         return values.index_select(0, indices)
     return values if indices is None else values[indices]
+
+
+def check_train_size(size: int | None, num_train: int | None, dataset: str) -> None:
+    """Refuse more training samples than there are.
+
+    Args:
+        size: ``data.train_size``; None is the whole split.
+        num_train: samples of the training split; None where that is not known.
+        dataset: its name, for the message.
+
+    Raises:
+        ValueError: the split is smaller.
+    """
+    if size is not None and num_train is not None and size > num_train:
+        raise ValueError(f"data.train_size: {dataset} has {num_train} training samples, got {size}; null takes all")
 
 
 def _no_labels(dataset: str) -> str:

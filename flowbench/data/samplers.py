@@ -66,9 +66,10 @@ class EndlessSampler(Sampler[BatchIndex]):
         rank: this process, >= 0.
         world_size: number of processes, >= 1.
         start: gives the position (samples drawn by all processes so far) when an iteration begins.
+        members: the samples' places in a larger split, int64 (num_samples,); None is 0..num_samples - 1.
 
     Raises:
-        ValueError: for an empty split, or a batch that the processes cannot share evenly.
+        ValueError: for an empty split, a batch that the processes cannot share evenly, or another number of members.
 
     Example:
         >>> sampler = EndlessSampler(num_samples=6, batch_size=4, seed=0)
@@ -87,6 +88,7 @@ class EndlessSampler(Sampler[BatchIndex]):
         rank: int = 0,
         world_size: int = 1,
         start: Callable[[], int] = int,
+        members: Tensor | None = None,
     ) -> None:
         _check_rank(rank, world_size)
         check_count("num_samples", num_samples, hint="the size of the training split")
@@ -97,7 +99,10 @@ class EndlessSampler(Sampler[BatchIndex]):
                 f"batch_size: {batch_size} (over all processes) must be a positive multiple of the "
                 f"{world_size} processes; change batch_size or trainer.devices"
             )
+        if members is not None and len(members) != num_samples:
+            raise ValueError(f"members: must be the places of {num_samples} samples, got {len(members)}")
         self.num_samples = num_samples
+        self.members = members
         self.batch_size = batch_size
         self.seed = seed
         self.start = start
@@ -111,7 +116,8 @@ class EndlessSampler(Sampler[BatchIndex]):
             epoch, offset = divmod(position, self.num_samples)
             parts.append(_epoch_order(self.num_samples, self.seed, epoch)[offset : offset + num])
             position, num = position + len(parts[-1]), num - len(parts[-1])
-        return torch.cat(parts)
+        drawn = torch.cat(parts)
+        return drawn if self.members is None else self.members[drawn]
 
     def batch_at(self, position: int) -> BatchIndex:
         """This process's share of the global batch that begins at ``position``."""

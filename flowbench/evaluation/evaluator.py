@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -31,6 +31,7 @@ from flowbench.evaluation.sampling import Samples, log_generated
 from flowbench.evaluation.score import score
 from flowbench.evaluation.stages import Stages, silent
 from flowbench.evaluation.trainer_parts import data_of, measured_module
+from flowbench.evaluation.tuning import best_rows, choose, choosing, is_declared
 from flowbench.training import Budget, TrainingModule
 
 __all__ = ["Evaluator"]
@@ -57,6 +58,9 @@ class Evaluator(Measurer, L.Callback):
         weights: `ema` for the averaged weights, `raw` for the live ones; a flow without an average is measured `raw`.
         sweep: `{network_evaluations: [1, 2, ...]}`, budgets from 1 to 1e6, and `{guidance: [1, 2, ...]}`, scales from 1
             to 1e12, to sample with from the same weights, one at a time, for families that can choose.
+        best_by: name of a number, e.g. `fd[digits-cnn]`, by which the best point of every axis of the sweep is chosen
+            on the validation split; the rows of that point are then told once more, on the axes `best_guidance` and
+            `best_network_evaluations`. None chooses none.
         curve: names of metrics to measure at every validation during training, with the same weights.
         num_trajectories: paths for the geometry metrics, >= 1.
         trajectory_points: states along each path of a continuous flow, 2 to 1e6.
@@ -64,7 +68,7 @@ class Evaluator(Measurer, L.Callback):
         num_likelihood: test samples whose likelihood is measured, >= 1, counted from the first; None takes all.
 
     Raises:
-        ValueError: for a number out of range, or a curve of a metric that is not there.
+        ValueError: for a number out of range, or a curve of, or a choice by, a metric that is not there.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class Evaluator(Measurer, L.Callback):
         seed: int = 0,
         weights: Literal["ema", "raw"] = "ema",
         sweep: dict[str, list[float]] | None = None,
+        best_by: str | None = None,
         curve: list[str] | None = None,
         num_trajectories: int = 256,
         trajectory_points: int = 33,
@@ -99,6 +104,11 @@ class Evaluator(Measurer, L.Callback):
             num_likelihood=num_likelihood,
         )
         self.sweep = sweep_points(sweep)
+        self.best_by = best_by
+        if best_by is not None and not is_declared(best_by, self.metrics):
+            raise ValueError(f"evaluator.best_by names {best_by}, but no metric in a sweep is called that")
+        if best_by is not None and held_out == "val":
+            raise ValueError("evaluator.best_by chooses on the validation split, which is held_out: take test there")
         self.curve = list(curve or [])
         for name in self.curve:
             if name not in self.metrics:
@@ -139,6 +149,8 @@ class Evaluator(Measurer, L.Callback):
         """Refuse before the training, not after it, what cannot be measured; a sampler is tried at each budget."""
         measured = measured_module(module)
         check_measurable(self, module, data_of(trainer), trainer.world_size)
+        if self.best_by is not None:
+            choosing(self.best_by, self.metrics)
         if isinstance(measured, CanSample):
             with torch.no_grad(), measured.evaluating(self.weights):
                 setup = self._setup(trainer, measured)
@@ -197,8 +209,9 @@ class Evaluator(Measurer, L.Callback):
             for stage, override in points.items():
                 at = replace(setup, override=override, report=self._stages.of(stage))
                 found.append(self._ask(at, in_sweep, self._failures))
+            choices = self._choices(setup, points.values())
             if trainer.is_global_zero:
-                self._measure(trainer, setup, probes, found)
+                self._measure(trainer, setup, probes, found, choices)
             # When everything else is written.
             self._failures.raise_bug()
 
@@ -219,6 +232,16 @@ class Evaluator(Measurer, L.Callback):
         facts = module.describe()
         can = {"network_evaluations": facts.can_choose_evaluations, "guidance": facts.guidance_scale is not None}
         return [point for point in self.sweep if can[point.axis]]
+
+    def _choices(self, setup: Setup, points: Iterable[SamplerOverride]) -> dict[str, float]:
+        """The best point of every axis of the sweep; nothing where no number is named to choose by."""
+        if self.best_by is None or not (points := list(points)):
+            return {}
+
+        def ask(at: Setup, metrics: Mapping[str, Metric]) -> Answers:
+            return self._ask(at, self._probes(metrics.values()), self._failures)
+
+        return choose(self.best_by, self.metrics, setup, points, ask, self._failures)
 
     def _begin_stages(
         self, trainer: L.Trainer, module: TrainingModule, probes: Sequence[Probe[Any]]
@@ -254,7 +277,12 @@ class Evaluator(Measurer, L.Callback):
         return found
 
     def _measure(
-        self, trainer: L.Trainer, setup: Setup, probes: Sequence[Probe[Any]], found: Sequence[Answers]
+        self,
+        trainer: L.Trainer,
+        setup: Setup,
+        probes: Sequence[Probe[Any]],
+        found: Sequence[Answers],
+        choices: Mapping[str, float],
     ) -> None:
         """Score the answers, on process 0, and leave the rows."""
         main, module = found[0], measured_module(trainer.lightning_module)
@@ -262,6 +290,7 @@ class Evaluator(Measurer, L.Callback):
         weights = self.weights if module.ema else "raw"
         provenance = {**self._provenance(trainer), **_costs(main)}
         self.rows = self._rows(self.identity.contender, type(module).__name__, found, weights, provenance, SCORES)
+        self.rows += best_rows(self.best_by or "", self.rows[:], choices)
         set_aside(run_dir, self.rows)
         if not self.identity.bench and (floor := self.floor_rows(data)):  # a bench has its own
             write_rows(run_dir / FLOOR_FILE, floor)

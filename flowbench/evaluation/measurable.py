@@ -45,6 +45,7 @@ class Settings(Compared, Protocol):
 
     num_samples: int
     num_trajectories: int
+    best_by: str | None
 
     def overrides(self, module: L.LightningModule) -> Sequence[SamplerOverride]:
         """The points of the sweep that a module can choose."""
@@ -69,6 +70,8 @@ def check_measurable(evaluator: Settings, module: L.LightningModule, data: FlowD
     """
     measured_module(module)
     check_data(evaluator, data)
+    if data.train_on_val and evaluator.best_by is not None:
+        raise ValueError("evaluator.best_by chooses on the validation split, but data.train_on_val trains on it")
     if isinstance(module, CanSample):
         for point in evaluator.overrides(module):
             with named("evaluator.sweep"):

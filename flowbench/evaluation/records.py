@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from flowbench.core.checks import check_seed
@@ -25,6 +25,8 @@ class Identity:
         contender: name of the contender.
         seed: training seed, >= 0.
         config_hash: fingerprint of the resolved configuration.
+        seeds: those of initialisation, data order and training noise, where they are not all ``seed``; the evaluation
+            has its own.
     """
 
     bench: str = ""
@@ -32,9 +34,12 @@ class Identity:
     contender: str = ""
     seed: int = 0
     config_hash: str = ""
+    seeds: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_seed("seed", self.seed)
+        for name, seed in self.seeds.items():
+            check_seed(f"seeds.{name}", seed)
 
 
 def make_row(
@@ -59,6 +64,7 @@ def make_row(
         provenance: where the number comes from.
     """
     drawn, override = answers.get(Samples()), answers.override
+    seeds = {"seeds": dict(identity.seeds)} if identity.seeds and weights != "none" else {}
     return Row(
         bench=identity.bench,
         problem=identity.problem,
@@ -80,5 +86,5 @@ def make_row(
         sampler=answers.sampler,
         weights=weights,
         status="failed" if measurement.reason else "ok",
-        provenance={**provenance, **({"message": measurement.reason} if measurement.reason else {})},
+        provenance={**provenance, **seeds, **({"message": measurement.reason} if measurement.reason else {})},
     )

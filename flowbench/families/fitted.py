@@ -83,8 +83,13 @@ class FittedModule(ConditionedModule):
 
     @torch.no_grad()
     def fit_points(self, data: FlowDataModule, num: int = FIT_POINTS) -> Tensor:
-        """The first training points where the flow lives, without noise, (N, *flow_shape), on the module's device."""
-        values = data.model_values("train", slice(num))
+        """The first of the points that are trained on, where the flow lives, without noise.
+
+        Returns:
+            Points of shape (N, *flow_shape) on the module's device.
+        """
+        chosen = slice(num) if data.train_indices is None else data.train_indices[:num]
+        values = data.model_values("train", chosen)
         return torch.cat([self.space.encode_mean(part.to(self.device)) for part in values.split(FIT_CHUNK)])
 
     def on_fit_start(self) -> None:

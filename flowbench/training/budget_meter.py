@@ -10,6 +10,7 @@ import lightning as L
 
 from flowbench.core.budget import BudgetLimit
 from flowbench.core.checks import LARGEST_BUDGET, check_count
+from flowbench.training.step_plan import StepPlan
 from flowbench.training.step_timer import StepTimer
 
 __all__ = ["Budget"]
@@ -23,13 +24,15 @@ class Budget(L.Callback):
 
     Attributes:
         ended_early: a callback of the experiment ended the training before the limit, as early stopping does.
+        plan: how many steps a limit in hours gives; None of other limits.
         changed_from: the limit that a loaded checkpoint was trained under, where it was another one.
 
     Args:
         limit: what may be spent.
         flops_per_step: operations of one optimiser step over the global batch, >= 0.
         samples_per_step: samples of one optimiser step over all processes, >= 1.
-        max_steps: the limit in steps, >= 1, or None when it is one of time.
+        max_steps: the limit in steps, >= 1, or None when it is one of time. That of a limit in hours becomes known
+            during the training.
         clock: seconds, monotonic; tests pass their own.
 
     Raises:
@@ -61,6 +64,7 @@ class Budget(L.Callback):
         self.max_steps = max_steps
         self.steps = 0
         self.train_seconds = 0.0
+        self.plan = StepPlan(limit.seconds) if limit.is_planned and limit.seconds is not None else None
         self._timer = StepTimer(clock)
         self.ended_early = False
         self.changed_from: BudgetLimit | None = None
@@ -80,14 +84,14 @@ class Budget(L.Callback):
         """Share of the limit that is used up, in [0, 1]."""
         if self.max_steps is not None:
             return min(1.0, self.steps / self.max_steps)
-        return min(1.0, self.train_seconds / self.limit.amount)
+        return min(1.0, self.train_seconds / (self.limit.seconds or 1.0))
 
     def progress_within(self, step: int) -> float:
         """Progress in the middle of step number `step`, counted from 0, as the learning-rate schedule wants it."""
         if self.max_steps is not None:
             return min(1.0, (step + 0.5) / self.max_steps)
         per_step = self.train_seconds / self.steps if self.steps else 0.0
-        return min(1.0, (self.train_seconds + 0.5 * per_step) / self.limit.amount)
+        return min(1.0, (self.train_seconds + 0.5 * per_step) / (self.limit.seconds or 1.0))
 
     @property
     def exhausted(self) -> bool:
@@ -99,7 +103,7 @@ class Budget(L.Callback):
         """Whether more is spent than the limit gives, because it was lowered afterwards."""
         if self.max_steps is not None:
             return self.steps > self.max_steps
-        return self.changed_from is not None and self.train_seconds > self.limit.amount
+        return self.changed_from is not None and self.train_seconds > (self.limit.seconds or 0.0)
 
     @property
     def finished(self) -> bool:
@@ -128,8 +132,18 @@ class Budget(L.Callback):
         if self.max_steps is None:
             # The schedule follows the clock: with clocks of their own, replicas would step at different rates.
             self.train_seconds = trainer.strategy.broadcast(self.train_seconds)
-        if self.max_steps is None and trainer.strategy.reduce_boolean_decision(self.exhausted, all=False):
+            if self.plan is not None and self.steps:
+                self.plan.note(self.steps, self.train_seconds)
+                self.max_steps = self.plan.steps
+        # The trainer ends after a number of steps by itself only where it was known before.
+        if self.limit.seconds is not None and self._is_over(trainer):
             trainer.should_stop = True
+
+    def _is_over(self, trainer: L.Trainer) -> bool:
+        """Whether a limit of time is reached on any process; a planned number of steps is reached on all at once."""
+        if self.max_steps is not None:
+            return self.exhausted
+        return bool(trainer.strategy.reduce_boolean_decision(self.exhausted, all=False))
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Wait for the last steps."""
@@ -144,7 +158,14 @@ class Budget(L.Callback):
             "kind": self.limit.kind,
             "amount": self.limit.amount,
             "ended_early": self.ended_early,
+            **self._planned(),
         }
+
+    def _planned(self) -> dict[str, Any]:
+        """The plan of a limit in hours, once it is made."""
+        if self.plan is None or self.plan.steps is None:
+            return {}
+        return {"planned_steps": self.plan.steps, "seconds_per_step": self.plan.seconds_per_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint; what ended training early under another limit does not end it under this one."""
@@ -153,3 +174,10 @@ class Budget(L.Callback):
         before = BudgetLimit(state_dict["kind"], state_dict["amount"])
         self.changed_from = None if before == self.limit else before
         self.ended_early = before == self.limit and bool(state_dict.get("ended_early", False))
+        if self.plan is not None:
+            measured = state_dict.get("seconds_per_step")
+            if measured and before == self.limit:
+                self.plan.keep(int(state_dict["planned_steps"]), float(measured))
+            else:
+                self.plan.go_on(self.steps, self.train_seconds, measured)
+            self.max_steps = self.plan.steps

@@ -137,9 +137,13 @@ def fit() -> None:
             print("RuntimeError: loss is nan at step 7", file=sys.stderr)
             sys.exit(1)
         value = FAKE.get("value", 1.0) + 0.1 * CONFIG["seed"]
+        size = CONFIG.get("data", {}).get("train_size")
+        if size and size == FAKE.get("crash_at_size"):
+            sys.exit("RuntimeError: too few")
+        value += 100 / size if size else 0.0
         row = record(value=value)
         row["provenance"]["resumed_from"] = resumed
-        counts = CONFIG.get("evaluator", {}).get("sweep", {}).get("network_evaluations", [])
+        counts = (CONFIG.get("evaluator", {}).get("sweep") or {}).get("network_evaluations", [])
         sweep = [record(value=value / k, axis="network_evaluations", at=float(k)) for k in counts]
         if not FAKE.get("no_rows"):
             write_rows([row, *sweep])

@@ -146,7 +146,7 @@ def test_a_bench_takes_the_budgets_that_an_experiment_takes(workshop, budget):
         ({"budget": {"train_flop": 1}}, "did you mean 'train_flops'"),
         ({"budget": {"steps": -1}}, "budget.steps must be a number in (0, 1e+30], got -1"),
         ({"budget": {"steps": 1.5}}, "whole number"),
-        ({"sweep": {"nfe": [1]}}, "sweep goes over network_evaluations and guidance, got nfe"),
+        ({"sweep": {"nfe": [1]}}, "sweep goes over network_evaluations, guidance and train_size, got nfe"),
         ({"sweep": {"network_evaluations": [1, 1]}}, "sweep.network_evaluations must be distinct numbers, got 1 twice"),
         ({"sweep": {"guidance": [0.5, 2]}}, "sweep.guidance[0] must be a number in [1, 1e+12], got 0.5"),
         ({"claims": ["cfm.nll@guidance=3 < 1"]}, "3 is not swept; sweep.guidance is []"),

@@ -196,6 +196,7 @@ VALID: dict[str, dict[str, Any] | Callable[[Path], dict[str, Any]]] = {
         "load": dict,
         "num_samples": {"train": 2},
     },
+    "Identity": {"seeds": {"init": 0}},
     "EndlessSampler": {"num_samples": 4, "batch_size": 2, "seed": 0},
     "ShardedSampler": {"num_samples": 4, "batch_size": 2},
     "get": lambda tmp: {"name": "image_folder", "path": own_data(tmp)["folder"]},
@@ -311,6 +312,7 @@ ZERO: dict[str, set[str]] = {
     "the first time, process, place, class or seed": {
         "Batch.position", "BatchIndex.position", "ClassifierFreeGuidance.interval", "EndlessSampler.rank",
         "EndlessSampler.seed", "EulerMaruyama.seed", "Evaluator.seed", "FlowDataModule.seed", "Identity.seed",
+        "Identity.seeds",
         "PointTimes.t", "Reflow.pair_seed", "Request.classes", "ShardedSampler.rank", "log_likelihood.interval",
         "sample_with_log_prob.interval",
         "train_classifier.learning_rate", "train_classifier.seed",

@@ -1,0 +1,131 @@
+"""Seeds of a bench that are taken apart: what cells are given, what rows carry, how the spread is split."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from flowbench.bench import build_report
+from flowbench.bench.plan import make_plan
+from flowbench.bench.results import Results, load_plan, load_rows
+from flowbench.bench.seed_axes import read_bench_seeds
+from flowbench.bench.variance import variance_components
+from flowbench.config import Experiment
+
+AXES = {"axes": {"init": [0, 1], "order": [0, 4], "noise": [2], "evaluation": [0, 7]}}
+
+
+def test_every_combination_is_a_training_and_every_further_evaluation_another_measurement_of_it(workshop):
+    workshop.experiment("cfm")
+    plan = make_plan(workshop.bench(contenders={"cfm": "cfm.yaml"}, seeds=AXES))
+    found = [
+        (c.kind, c.config["seeds"]["init"], c.config["data"]["seed"], c.config["evaluator"]["seed"]) for c in plan.cells
+    ]
+    assert found == [
+        (kind, init, order, evaluation)
+        for init in (0, 1)
+        for order in (0, 4)
+        for kind, evaluation in (("fit", 0), ("test", 7))
+    ]
+    assert {c.config["seeds"]["noise"] for c in plan.cells} == {2}
+    assert [c.seed for c in plan.cells] == [0, 0, 1, 1, 2, 2, 3, 3]
+    for fit, again in zip(plan.cells[::2], plan.cells[1::2], strict=True):
+        assert again.trained == fit.directory
+    assert len({c.config_hash for c in plan.cells}) == 8
+
+
+def test_a_cell_is_planned_under_the_fingerprint_that_its_process_finds(workshop):
+    workshop.real_experiment("cfm")
+    plan = make_plan(workshop.bench(contenders={"cfm": "cfm.yaml"}, seeds=AXES))
+    for cell in plan.cells:
+        if cell.kind == "fit":
+            cell.directory.mkdir(parents=True)
+            cell.config_path.write_text(cell.config_text())
+            assert Experiment.from_files([cell.config_path]).fingerprint == cell.config_hash
+
+
+def test_one_seed_for_everything_means_what_it_did(workshop):
+    workshop.experiment("cfm")
+    plain, named = (
+        make_plan(workshop.bench(contenders={"cfm": "cfm.yaml"}, seeds=s)) for s in ([0, 3], {"all": [0, 3]})
+    )
+    assert plain.cells == named.cells
+    assert plain.describe() == named.describe()
+    assert "seed_axes" not in plain.describe()
+    assert "seeds" not in plain.cells[0].config
+
+
+def test_the_report_takes_the_spread_apart(workshop):
+    workshop.experiment("cfm", value=2.0)
+    assert workshop.run(workshop.bench(contenders={"cfm": "cfm.yaml"}, seeds=AXES)) == 0
+    directory = workshop.runs / "mini"
+    results = Results.of_bench(load_plan(directory), load_rows(directory))
+    main = results.values("", "cfm", "fd[fake]")
+    again = results.sweep("", "cfm", "fd[fake]", "evaluation_seed")
+    assert list(main) == [0, 1, 2, 3]
+    assert {at: list(values) for at, values in again.items()} == {7.0: [0, 1, 2, 3]}
+    text = build_report(directory).read_text()
+    assert "### Spread of training and of sampling" in text
+    # The fake program's values are 2, 2.1, 2.2, 2.3, whatever the seed of the evaluation.
+    assert f"| cfm | fd[fake] | {np.std([2, 2.1, 2.2, 2.3], ddof=1):.3g} | 0 | 100% | 4 | 8 |" in text
+    assert "- seed 3: init 1, order 4, noise 2" in text
+    assert "are not independent" in text
+
+
+@pytest.mark.parametrize(
+    ("seeds", "message"),
+    [
+        ({"axes": {"inits": [0]}}, "seeds.axes: unknown key 'inits'; did you mean 'init'"),
+        ({"axes": {"init": [0, 0]}}, "seeds.axes.init [0, 0] name 0 more than once"),
+        ({"axes": {"init": 3}}, "seeds.axes.init is 3; write a list of whole numbers"),
+        ({"axes": {}}, "seeds.axes is {}"),
+        ({"axes": {"init": [0]}, "all": [0]}, "give either all or axes"),
+        ({"every": [0]}, "seeds: unknown key 'every'"),
+        ({}, "give either all or axes"),
+        ([0, -1], "seeds[1]"),
+    ],
+)
+def test_mistakes_in_the_seeds_cost_one_line(seeds, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_bench_seeds("seeds", seeds)
+
+
+def test_contenders_may_not_set_what_the_axes_set(workshop):
+    workshop.experiment("cfm")
+    contenders = {"cfm": {"experiment": "cfm.yaml", "overrides": {"seeds.init": 3}}}
+    with pytest.raises(ValueError, match="overrides may not set 'seeds'"):
+        make_plan(workshop.bench(contenders=contenders))
+
+
+# ---- the decomposition ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("training", "sampling"), [(1.0, 0.5), (0.3, 2.0), (2.0, 0.1), (0.0, 1.0)])
+@pytest.mark.parametrize("sizes", [[3] * 5, [2, 5, 3, 1, 4]], ids=["balanced", "unbalanced"])
+def test_the_components_of_a_simulation_are_recovered_on_average(training, sampling, sizes):
+    rng, runs = np.random.default_rng(0), 4000
+    found = []
+    for _ in range(runs):
+        centres = rng.normal(5.0, training, len(sizes))
+        groups = [list(rng.normal(c, sampling, n)) for c, n in zip(centres, sizes, strict=True)]
+        found.append(variance_components(groups))
+    within = np.array([f.sampling for f in found])
+    assert within.mean() == pytest.approx(sampling**2, abs=5 * within.std() / runs**0.5)
+    # The estimate is unbiased before it is cut at 0, so with a clear training variance after it too.
+    between = np.array([f.training for f in found])
+    if training > 2 * sampling:
+        assert between.mean() == pytest.approx(training**2, abs=5 * between.std() / runs**0.5)
+    assert all(f.training == 0 for f in found if f.negative)
+    if training == 0:
+        assert np.mean([f.negative for f in found]) > 0.4
+
+
+def test_the_components_of_a_table_worked_by_hand():
+    # Means 2 and 6, grand mean 4; MSW = (1 + 1 + 1 + 1) / 2 = 2, MSB = 2 (4 + 4) / 1 = 16, (16 - 2) / 2 = 7.
+    found = variance_components([[1.0, 3.0], [5.0, 7.0]])
+    assert (found.sampling, found.training, found.trainings, found.measurements) == (2.0, 7.0, 2, 4)
+    assert found.share == pytest.approx(7 / 9)
+    assert variance_components([[1.0], [2.0]]) is None
+    assert variance_components([[1.0, 3.0]]).training is None
