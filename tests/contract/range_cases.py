@@ -167,6 +167,13 @@ VALID: dict[str, dict[str, Any] | Callable[[Path], dict[str, Any]]] = {
     "failure_rate": lambda tmp: {**pairs(), "radius": 1.0},
     "frechet_infinity": lambda tmp: {**pairs(), "generator": torch.Generator(), "min_size": 30},
     "frechet_interval": lambda tmp: {**pairs(), "generator": torch.Generator()},
+    "frechet_ratio_interval": lambda tmp: {
+        **pairs(),
+        "held_out": torch.randn(60, 2, generator=torch.Generator().manual_seed(1)),
+        "generator": torch.Generator(),
+    },
+    "classifier_two_sample": lambda tmp: xy(),
+    "mind": lambda tmp: {**xy(), "generator": torch.Generator()},
     "inception_score": lambda tmp: {"logits": xy()["x"]},
     "jackknife_interval": lambda tmp: {"count": 40, "statistic": lambda keep: 0.0, "generator": torch.Generator()},
     "kernel_distance": lambda tmp: {**xy(), "generator": torch.Generator()},
@@ -238,6 +245,8 @@ VALID: dict[str, dict[str, Any] | Callable[[Path], dict[str, Any]]] = {
     "evaluation.DensityCoverage": {"features": "identity"},
     "FrechetDistance": {"features": "identity"},
     "evaluation.FrechetInfinity": {"features": "identity"},
+    "FrechetRatio": {"features": ["identity"]},
+    "MIND": {"features": "identity"},
     "KernelDistance": {"features": "identity"},
     "evaluation.PrecisionRecall": {"features": "identity"},
     "evaluation.Memorization": {"features": "identity"},
@@ -277,7 +286,7 @@ RESULTS = {
     "training": {"Count", "Loss"},
     "metrics": {
         "DensityCoverage", "FrechetInfinity", "InceptionScore", "Interval", "KernelEstimate", "Memorization",
-        "PathEnergySplit", "PrecisionRecall",
+        "PathEnergySplit", "PrecisionRecall", "TwoSampleAccuracy",
     },
     "evaluation": {"Answers", "Cost", "Generated", "Measurement", "Samples", "Setup"},
     "config": {"Built", "Experiment"},  # made from files, whose seed and budget are checked
@@ -311,7 +320,8 @@ ZERO: dict[str, set[str]] = {
     "the first time, process, place, class or seed": {
         "Batch.position", "BatchIndex.position", "ClassifierFreeGuidance.interval", "EndlessSampler.rank",
         "EndlessSampler.seed", "EulerMaruyama.seed", "Evaluator.seed", "FlowDataModule.seed", "Identity.seed",
-        "PointTimes.t", "Reflow.pair_seed", "Request.classes", "ShardedSampler.rank", "log_likelihood.interval",
+        "PointTimes.t", "Reflow.pair_seed", "Request.classes", "ShardedSampler.rank", "classifier_two_sample.seed",
+        "log_likelihood.interval",
         "sample_with_log_prob.interval",
         "train_classifier.learning_rate", "train_classifier.seed",
     },
