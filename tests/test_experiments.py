@@ -257,7 +257,9 @@ def test_an_experiment_is_parsed_built_and_trained_for_a_step(file, tmp_path, im
         # A point of the curve costs thousands of samples; tests/evaluation measures in earnest.
         # What the benches ask of its sampler is checked when training begins.
         overrides += ["evaluator.curve=[]", f"evaluator.sweep.network_evaluations={sweep_of(file)}"]
-        overrides += [f"evaluator.metrics.{name}=null" for name, metric in evaluator.metrics.items() if metric.features]
+        overrides += [
+            f"evaluator.metrics.{name}=null" for name, metric in evaluator.metrics.items() if metric.extractors
+        ]
     experiment = Experiment.from_files([ROOT / file], overrides)
     prepare(experiment, tmp_path)
     runs.fit(experiment)

@@ -111,8 +111,8 @@ def preparation_facts(checkpoints: Mapping[str, Path], evaluator: Mapping[str, A
         evaluator: the section of the configuration.
     """
     metrics = ((evaluator or {}).get("metrics") or {}).values()
-    features = dict.fromkeys((metric.get("init_args") or {}).get("features") for metric in metrics)
-    named = ", ".join(str(name) for name in features if name)
+    given = [(metric.get("init_args") or {}).get("features") or [] for metric in metrics]
+    named = ", ".join(dict.fromkeys(str(name) for one in given for name in ([one] if isinstance(one, str) else one)))
     facts = [(name, str(path)) for name, path in checkpoints.items()]
     facts += [("features", named)] if named else []
     return facts or [("prepared", "nothing: this experiment requires no other and no feature network")]

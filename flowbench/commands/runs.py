@@ -269,8 +269,8 @@ def _prepared(experiment: Experiment, data: FlowDataModule) -> dict[str, Path]:
     and the long one is not to wait until another has trained it.
     """
     evaluator, device = experiment.build_evaluator(), _features_device(experiment)
-    names = {metric.features for metric in evaluator.metrics.values()} if evaluator is not None else set()
-    fetched = any(name is not None and is_pretrained(name, data) for name in names)
+    metrics = evaluator.metrics.values() if evaluator is not None else ()
+    fetched = any(is_pretrained(name, data) for metric in metrics for name in metric.extractors)
     if evaluator is not None and fetched:
         evaluator.prepare(data, device)
     found = required_checkpoints(experiment)

@@ -15,9 +15,11 @@ from flowbench.evaluation.feature_metrics import (
     PrecisionRecall,
 )
 from flowbench.evaluation.frechet_metrics import FrechetDistance, FrechetInfinity
+from flowbench.evaluation.frechet_ratio import FrechetRatio
 from flowbench.evaluation.measurement import Measurement
 from flowbench.evaluation.memorization import Memorization
 from flowbench.evaluation.metric import Metric
+from flowbench.evaluation.mind import MIND
 from flowbench.evaluation.mode_metrics import ModeRecovery, NearestData
 from flowbench.evaluation.point_metrics import (
     MaximumMeanDiscrepancy,
@@ -29,16 +31,20 @@ from flowbench.evaluation.records import Identity
 from flowbench.evaluation.reference import Reference
 from flowbench.evaluation.samples import SampleSet
 from flowbench.evaluation.sampling import Generated, Samples
+from flowbench.evaluation.two_sample import ClassifierTwoSample
 
 __all__ = [
+    "MIND",
     "Answers",
     "ClassAccuracy",
+    "ClassifierTwoSample",
     "Cost",
     "CostReport",
     "DensityCoverage",
     "Evaluator",
     "FrechetDistance",
     "FrechetInfinity",
+    "FrechetRatio",
     "Generated",
     "Identity",
     "InceptionScore",

@@ -55,11 +55,13 @@ def declare(evaluator: Evaluator, data: FlowDataModule, module: L.LightningModul
 
 
 def _named(metric: Metric, data: FlowDataModule) -> Metric | None:
-    """A metric under the name of its extractor; None where that depends on weights which were not looked for yet."""
-    if metric.features is None:
-        return metric
-    features = known_features(metric.features, data.dataset, data.spec)
-    return None if features is None else metric.with_features({metric.features: features})
+    """A metric under the names of its extractors; None where one depends on weights that were not looked for yet."""
+    names: dict[str, str] = {}
+    for given in metric.extractors:
+        if (found := known_features(given, data.dataset, data.spec)) is None:
+            return None
+        names[given] = found
+    return metric.with_features(names)
 
 
 def _names(metrics: Sequence[Metric | None], who: Prospect) -> frozenset[str] | None:

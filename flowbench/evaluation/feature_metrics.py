@@ -81,6 +81,11 @@ class FeatureMetric(SampleMetric):
         """Name of the feature extractor."""
         return self._features
 
+    @property
+    def extractors(self) -> tuple[str, ...]:
+        """See :attr:`Metric.extractors`."""
+        return (self.features,)
+
     def with_features(self, names: Mapping[str, str]) -> Self:
         """See :meth:`Metric.with_features`."""
         found = names.get(self._features, self._features)

@@ -84,7 +84,7 @@ class Measurer:
 
     def _resolved(self, data: FlowDataModule) -> dict[str, str]:
         """What the names of the metrics' extractors stand for."""
-        names = sorted({metric.features for metric in self._given.values() if metric.features is not None})
+        names = sorted({name for metric in self._given.values() for name in metric.extractors})
         return {name: resolve_features(name, data.dataset, data.spec) for name in names}
 
     def _name_features(self, data: FlowDataModule, names: Mapping[str, str]) -> None:

@@ -83,12 +83,12 @@ class Metric(ABC):
         return self.names or None
 
     @property
-    def features(self) -> str | None:
-        """Name of the feature extractor it needs, if any."""
-        return None
+    def extractors(self) -> tuple[str, ...]:
+        """Names of the feature extractors it needs; most metrics need one or none."""
+        return ()
 
     def with_features(self, names: Mapping[str, str]) -> Self:
-        """The same metric with another extractor, where `names` has one for the name that it was given."""
+        """The same metric with other extractors, where `names` has one for a name that it was given."""
         return self
 
     @property

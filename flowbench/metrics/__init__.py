@@ -23,6 +23,7 @@ from flowbench.metrics.frechet import (
     frechet_distance_of_features,
     gaussian_frechet_distance,
 )
+from flowbench.metrics.frechet_ratio import frechet_ratio, frechet_ratio_interval
 from flowbench.metrics.inception import InceptionFeatures, InceptionLogits
 from flowbench.metrics.inception_score import InceptionScore, inception_score
 from flowbench.metrics.kernel import KernelEstimate, kernel_distance, median_bandwidths, mmd_rbf
@@ -33,6 +34,7 @@ from flowbench.metrics.memorization import (
     memorization,
     nearest_neighbours,
 )
+from flowbench.metrics.mind import mind
 from flowbench.metrics.modes import (
     average_minimum_distance,
     failure_rate,
@@ -60,6 +62,7 @@ from flowbench.metrics.straightness import (
     path_geometry,
 )
 from flowbench.metrics.transport import sliced_wasserstein2, wasserstein2, wasserstein2_squared
+from flowbench.metrics.two_sample import TwoSampleAccuracy, classifier_two_sample
 
 __all__ = [
     "FIDELITY_DIMENSIONS",
@@ -87,11 +90,13 @@ __all__ = [
     "PerceptualDistance",
     "PerceptualNetwork",
     "PrecisionRecall",
+    "TwoSampleAccuracy",
     "authenticity",
     "average_minimum_distance",
     "block_geometry",
     "classification_accuracy",
     "classifier_settings",
+    "classifier_two_sample",
     "data_copying",
     "density_coverage",
     "extract",
@@ -101,6 +106,8 @@ __all__ = [
     "frechet_distance_of_features",
     "frechet_infinity",
     "frechet_interval",
+    "frechet_ratio",
+    "frechet_ratio_interval",
     "gaussian_frechet_distance",
     "inception_score",
     "jackknife_interval",
@@ -110,6 +117,7 @@ __all__ = [
     "load_statistics",
     "median_bandwidths",
     "memorization",
+    "mind",
     "mmd_rbf",
     "mode_discrepancy",
     "mode_matched_w2",

@@ -158,6 +158,8 @@ def test_what_was_prepared_is_named():
         ("features", "digits-cnn"),
     ]
     assert preparation_facts({}, {"metrics": {"w2": {"class_path": "x"}}})[0][0] == "prepared"
+    several = {"metrics": {"fdr": {"init_args": {"features": ["inception", "digits-cnn"]}}, **evaluator["metrics"]}}
+    assert preparation_facts({}, several) == [("features", "inception, digits-cnn")]
     assert statistics_facts({"dataset": "x", "count": 1200, "extractor": "e", "protocol": "p"}, 2048)[1] == (
         "images",
         "1,200 of x",

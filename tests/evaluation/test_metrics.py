@@ -134,6 +134,7 @@ def test_every_exported_metric_is_tested_here():
     # In files of their own.
     tested |= {FrechetInfinity, InceptionScore, Memorization, MeanNorm, ClassAccuracy}
     tested |= {evaluation.ModeRecovery, evaluation.NearestData}
+    tested |= {evaluation.ClassifierTwoSample, evaluation.FrechetRatio, evaluation.MIND}
     assert exported == tested
 
 
