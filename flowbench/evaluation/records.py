@@ -59,6 +59,7 @@ def make_row(
         provenance: where the number comes from.
     """
     drawn, override = answers.get(Samples()), answers.override
+    message = measurement.reason or measurement.unconverged
     return Row(
         bench=identity.bench,
         problem=identity.problem,
@@ -79,6 +80,6 @@ def make_row(
         guidance=answers.guidance,
         sampler=answers.sampler,
         weights=weights,
-        status="failed" if measurement.reason else "ok",
-        provenance={**provenance, **({"message": measurement.reason} if measurement.reason else {})},
+        status="failed" if measurement.reason else "unconverged" if measurement.unconverged else "ok",
+        provenance={**provenance, **measurement.details, **({"message": message} if message else {})},
     )
