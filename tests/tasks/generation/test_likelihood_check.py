@@ -15,7 +15,16 @@ from flowbench.evaluation.override import SamplerOverride
 from flowbench.evaluation.probe import Setup, merged
 from flowbench.evaluation.prospect import Prospect
 from flowbench.families import FlowMatching
-from flowbench.flows import DormandPrince, Euler, HutchinsonDivergence, LinearPath, Midpoint, RungeKutta4, Solver
+from flowbench.flows import (
+    DormandPrince,
+    Euler,
+    HutchinsonDivergence,
+    LinearPath,
+    Midpoint,
+    Refinement,
+    RungeKutta4,
+    Solver,
+)
 from flowbench.networks import MLP
 from flowbench.tasks.generation import NegativeLogLikelihood
 from flowbench.tasks.generation.likelihood_check import RefinedDensities, RefinedLogDensities
@@ -152,7 +161,12 @@ def test_at_most_the_points_that_are_measured_are_checked(cfm, tmp_path):
 
 def test_a_check_that_fails_leaves_the_number_but_not_as_converged(cfm, tmp_path):
     """The stricter solve needs more steps than it may take."""
-    cfm.likelihood_solver = DormandPrince(1e-2, 1e-2, max_steps=12)
+
+    class Hopeless(RungeKutta4):
+        def refined(self) -> Refinement:
+            return Refinement(DormandPrince(1e-9, 1e-9, max_steps=1), 0.1, "one step")
+
+    cfm.likelihood_solver = Hopeless(32)
     rows = measured(tmp_path, cfm, data=moons())
     assert (rows["nll", None].status, rows["nll_error", None].status) == ("unconverged", "failed")
     assert "max_num_steps exceeded" in rows["nll", None].provenance["message"]
@@ -203,7 +217,7 @@ def test_a_sweep_of_network_evaluations_is_one_of_the_likelihood_too(cfm, tmp_pa
 
 
 def test_evaluations_that_the_solver_cannot_spend_are_refused_before_training(tmp_path):
-    flow = build("cfm", SPEC, likelihood_solver=Midpoint(4))
+    flow = build("cfm", points().spec, likelihood_solver=Midpoint(4))
     measure = evaluator(
         {"nll": NegativeLogLikelihood(in_sweep=True)}, references={}, sweep={"network_evaluations": [3]}
     )
