@@ -138,7 +138,8 @@ def _sample_sizes(results: Results, problem: str, names: Sequence[str]) -> Itera
 def _by_count(rows: Iterable[Row]) -> list[tuple[int, list[str]]]:
     found: dict[int, dict[str, None]] = {}
     for row in rows:
-        if row.group == "quality" and row.metric != "fid" and row.n is not None:
+        # FID has a note of its own, and the points of a check are as few as they need be.
+        if row.group == "quality" and row.metric not in ("fid", "nll_error") and row.n is not None:
             found.setdefault(row.n, {})[row.metric] = None
     return [(count, list(metrics)) for count, metrics in sorted(found.items())]
 

@@ -181,15 +181,15 @@ def _draw_sweep(
 def _draw_unconverged(
     panel: Axes, results: Results, problem: str, name: str, metric: str, axis: SweepAxis, style: Mapping[str, Any]
 ) -> bool:
-    """Hollow points in grey where no seed's number has converged; whether there are any."""
+    """Hollow, pale points where no seed's number has converged; whether there are any."""
     means: dict[float, float] = {}
     for at in results.swept_points(problem, name, metric, axis):
         found = results.unconverged(problem, name, metric, at, axis)
         if found and not results.values(problem, name, metric, at, axis):
             means[at] = sum(value for value, _ in found.values()) / len(found)
     if means:
-        hollow = {"marker": style["marker"], "markerfacecolor": "none", "color": "#999999"}
-        panel.plot(list(means), list(means.values()), linestyle=":", label="‡ not converged", **hollow)
+        label = f"{name} ‡ not converged"
+        panel.plot(list(means), list(means.values()), ":", markerfacecolor="none", alpha=0.5, label=label, **style)
     return bool(means)
 
 

@@ -106,8 +106,8 @@ def test_a_picture_of_a_sweep_has_its_points(make_row, tmp_path):
     found = Results.of_bench(PLAN, [*main, *(r for r in points if r.contender != "c")])
     assert swept_metric(PLAN, found, "", "network_evaluations") == "nll"
     drawn = _drawn(found, tmp_path)
-    assert {"‡ not converged", "a", "b", "c (exact)"} <= drawn.keys()
-    assert list(drawn["‡ not converged"].get_xdata()) == [8.0]
+    assert {"b ‡ not converged", "a", "b", "c (exact)"} <= drawn.keys()
+    assert list(drawn["b ‡ not converged"].get_xdata()) == [8.0]
     assert list(drawn["b"].get_xdata()) == [64.0, 128.0]
     assert list(drawn["c (exact)"].get_ydata()) == pytest.approx([3.1, 3.1])
     nothing = Results.of_bench(PLAN, [r for r in points if r.at == 8.0 and r.contender == "b"])
