@@ -17,9 +17,9 @@ evaluations, ``@guidance=3`` those at guidance scale 3, ``@train_size=500`` thos
 Verdict: the difference left - right is formed seed by seed. The claim **holds** when the 95 % t-interval of the
 mean difference lies wholly on the claimed side of 0, **fails** when it lies wholly on the other side, and is
 **undecided** when it contains 0, when there is one seed only, when a number of any planned seed is missing (a seed that
-failed, diverged or is not finished) or when the sides have different units. The sides are **equal** when they differ
-on no seed by more than rounding. Against a constant, the interval is that of the mean. Reference rows (floor,
-noise, ...) are computed once and count as constants.
+failed, diverged or is not finished, or whose number has not converged) or when the sides have different units. The
+sides are **equal** when they differ on no seed by more than rounding. Against a constant, the interval is that of the
+mean. Reference rows (floor, noise, ...) are computed once and count as constants.
 """
 
 from __future__ import annotations
@@ -288,6 +288,8 @@ def _missing(side: Quantity, results: Results, problem: str) -> str:
         return f"{side.contender} has no rows{where}{': ' * bool(lost)}{lost}"
     if side.metric not in known:
         return f"{side.contender} has no metric {side.metric}{where}{suggestion(side.metric, known, otherwise='')}"
+    for _, reason in results.unconverged(problem, side.contender, side.metric, side.at, side.axis).values():
+        return f"{side.name} takes part in no claim{where}: {reason}"
     if side.at is None:
         return f"no finite value of {side.name}{where}"
     points = sorted(results.sweep(problem, side.contender, side.metric, side.axis))

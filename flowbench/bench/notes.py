@@ -33,7 +33,11 @@ def reading_notes(results: Results, problem: str) -> list[str]:
     lines = [
         line for name in names for line in (*_copies(results, problem, name), *_off_the_data(results, problem, name))
     ]
-    lines += [*_duplicates(results, problem), *_sample_sizes(results, problem, names)]
+    lines += [
+        *_probes(results, problem, names),
+        *_duplicates(results, problem),
+        *_sample_sizes(results, problem, names),
+    ]
     return [f"{where}{line}." for line in lines]
 
 
@@ -87,6 +91,18 @@ def _off_the_data(results: Results, problem: str, name: str) -> Iterator[str]:
         yield f"{name} is off the data: {', '.join(found)}"
 
 
+def _probes(results: Results, problem: str, names: Sequence[str]) -> Iterator[str]:
+    """What the random probes of estimated divergences leave open in likelihoods."""
+    found = []
+    for name in names:
+        rows = results.main_rows(problem, name, "nll")
+        errors = [row.provenance["probe_standard_error"] for row in rows if "probe_standard_error" in row.provenance]
+        if errors:
+            found.append(f"{name} {max(errors):.1g} {rows[0].unit}")
+    if found:
+        yield f"nll: standard error over the probes of Hutchinson's estimate, of the seed with most: {', '.join(found)}"
+
+
 def _duplicates(results: Results, problem: str) -> Iterator[str]:
     """Whether held-out data repeat the training data."""
     for features in _features(results, problem, "floor", "authenticity"):
@@ -122,7 +138,8 @@ def _sample_sizes(results: Results, problem: str, names: Sequence[str]) -> Itera
 def _by_count(rows: Iterable[Row]) -> list[tuple[int, list[str]]]:
     found: dict[int, dict[str, None]] = {}
     for row in rows:
-        if row.group == "quality" and row.metric != "fid" and row.n is not None:
+        # FID has a note of its own, and the points of a check are as few as they need be.
+        if row.group == "quality" and row.metric not in ("fid", "nll_error") and row.n is not None:
             found.setdefault(row.n, {})[row.metric] = None
     return [(count, list(metrics)) for count, metrics in sorted(found.items())]
 

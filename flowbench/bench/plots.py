@@ -146,19 +146,28 @@ def swept_metric(plan: Mapping[str, Any], results: Results, problem: str, axis: 
     """The metric of a problem that a picture of a sweep shows; None when nothing was swept along the axis."""
     names = plan["problems"][problem]
     return results.headline(
-        m for m in results.metrics(problem) if any(results.sweep(problem, n, m, axis) for n in names)
+        m for m in results.metrics(problem) if any(results.swept_points(problem, n, m, axis) for n in names)
     )
 
 
 def _draw_sweep(
     panel: Axes, plan: Mapping[str, Any], results: Results, problem: str, name: str, metric: str, axis: SweepAxis
 ) -> None:
-    """A line where the contender was swept; else one point where it always is."""
+    """A line where the contender was swept; else one point where it always is, or the level of what nothing changes."""
     style, label = _style(plan, name), _label(results, problem, name, metric)
     sweep = results.sweep(problem, name, metric, axis)
+    grey = _draw_unconverged(panel, results, problem, name, metric, axis, style)
     if len(sweep) > 1:
         x = list(sweep)
         _line_and_band(panel, x, [list(sweep[point].values()) for point in x], label, style)
+        return
+    if grey and not sweep:
+        return
+    exact = results.values(problem, name, metric)
+    if not sweep and exact and results.protocol(problem, name, metric).startswith("exact"):
+        panel.axhline(
+            summarise(list(exact.values())).mean, color=style["color"], linewidth=1.8, label=f"{label} (exact)"
+        )
         return
     (point, values), *_ = [*sweep.items()] or [_fixed_point(results, problem, name, metric, axis)]
     if values and point:
@@ -173,6 +182,21 @@ def _draw_sweep(
             capsize=3,
             **style,
         )
+
+
+def _draw_unconverged(
+    panel: Axes, results: Results, problem: str, name: str, metric: str, axis: SweepAxis, style: Mapping[str, Any]
+) -> bool:
+    """Hollow, pale points where no seed's number has converged; whether there are any."""
+    means: dict[float, float] = {}
+    for at in results.swept_points(problem, name, metric, axis):
+        found = results.unconverged(problem, name, metric, at, axis)
+        if found and not results.values(problem, name, metric, at, axis):
+            means[at] = sum(value for value, _ in found.values()) / len(found)
+    if means:
+        label = f"{name} ‡ not converged"
+        panel.plot(list(means), list(means.values()), ":", markerfacecolor="none", alpha=0.5, label=label, **style)
+    return bool(means)
 
 
 def _label(results: Results, problem: str, name: str, metric: str) -> str:

@@ -331,7 +331,7 @@ class Results:
         at: float | None = None,
         axis: SweepAxis = "network_evaluations",
     ) -> dict[int, float]:
-        """Finite values per seed.
+        """Finite values per seed that have converged.
 
         Args:
             problem: problem name, empty for the unnamed one.
@@ -340,16 +340,26 @@ class Results:
             at: None for the main rows, else the point of the sweep.
             axis: what the sweep imposes.
         """
-        if axis.startswith(BEST):  # of every seed at its own point
-            return {
-                s: value
-                for found in self.sweep(problem, contender, metric, axis).values()
-                for s, value in found.items()
-            }
-        if at is not None:
-            return self.sweep(problem, contender, metric, axis).get(float(at), {})
-        rows = self.main_rows(problem, contender, metric)
-        return {row.seed: row.value for row in rows if row.value is not None}
+        return _converged(self._rows_at(problem, contender, metric, at, axis))
+
+    def unconverged(
+        self,
+        problem: str,
+        contender: str,
+        metric: str,
+        at: float | None = None,
+        axis: SweepAxis = "network_evaluations",
+    ) -> dict[int, tuple[float, str]]:
+        """Values per seed that have not converged, and why; the arguments are those of :meth:`values`."""
+        rows = self._rows_at(problem, contender, metric, at, axis)
+        found = [row for row in rows if row.status == "unconverged"]
+        return {row.seed: (row.value, _message(row)) for row in found if row.value is not None}
+
+    def _rows_at(self, problem: str, contender: str, metric: str, at: float | None, axis: SweepAxis) -> list[Row]:
+        if at is None and not axis.startswith(BEST):
+            return self.main_rows(problem, contender, metric)
+        swept = _preferred_weights(self._swept.get((problem, contender, metric), []))
+        return [row for row in swept if _is_at(row, at, axis)]
 
     def mean(self, problem: str, contender: str, metric: str) -> float | None:
         """Mean of the finite values outside any sweep; None where there are none."""
@@ -359,12 +369,17 @@ class Results:
     def sweep(
         self, problem: str, contender: str, metric: str, axis: SweepAxis = "network_evaluations"
     ) -> dict[float, dict[int, float]]:
-        """Point of the sweep -> seed -> value, from the rows of one axis."""
-        out: dict[float, dict[int, float]] = defaultdict(dict)
-        for row in _preferred_weights(self._swept.get((problem, contender, metric), [])):
-            if row.value is not None and row.at is not None and row.axis == axis:
-                out[float(row.at)][row.seed] = row.value
-        return dict(sorted(out.items()))
+        """Point of the sweep -> seed -> value that has converged, from the rows of one axis."""
+        points = self.swept_points(problem, contender, metric, axis)
+        found = {at: self.values(problem, contender, metric, at, axis) for at in points}
+        return {at: values for at, values in found.items() if values}
+
+    def swept_points(
+        self, problem: str, contender: str, metric: str, axis: SweepAxis = "network_evaluations"
+    ) -> list[float]:
+        """The points of a sweep, in order, at which there is a value, converged or not."""
+        rows = _preferred_weights(self._swept.get((problem, contender, metric), []))
+        return sorted({float(r.at) for r in rows if r.value is not None and r.at is not None and r.axis == axis})
 
     def gaps(
         self,
@@ -401,6 +416,9 @@ class Results:
         """Why a finished cell has no number of a metric."""
         named = (problem, contender, metric, seed)
         found = [r for r in self.rows if (r.problem, r.contender, r.metric, r.seed) == named and _is_at(r, at, axis)]
+        unconverged = [row for row in found if row.status == "unconverged"]
+        if unconverged:
+            return _message(unconverged[0])
         empty = [row for row in found if row.value is None]
         if empty:
             message = empty[0].provenance.get("message")
@@ -447,6 +465,14 @@ def _is_at(row: Row, at: float | None, axis: SweepAxis) -> bool:
 def _measured(rows: Iterable[Row]) -> list[Row]:
     """Rows that are of a measurement, and do not stand for one that could not be made."""
     return [row for row in rows if row.status != "failed"]
+
+
+def _converged(rows: Iterable[Row]) -> dict[int, float]:
+    return {row.seed: row.value for row in rows if row.value is not None and row.status != "unconverged"}
+
+
+def _message(row: Row) -> str:
+    return str(row.provenance.get("message") or row.status)
 
 
 def is_failure(row: Row) -> bool:

@@ -34,6 +34,8 @@ _ARROWS: dict[Goal, str] = {"down": " ↓", "up": " ↑", "zero": " → 0", "non
 _NOTHING = "–"
 _MARK = " †"
 """Marks a number that lacks a planned seed; a note below the table names the seed and the reason."""
+_UNCONVERGED = " ‡"
+"""Marks a number in grey that has not converged; a note below the table says so."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +45,21 @@ class Entry:
     text: str
     bold: bool = False
     italic: bool = False
+    grey: bool = False
 
     @property
     def markdown(self) -> str:
-        """The text with its emphasis in Markdown."""
+        """The text with its emphasis in Markdown; grey in HTML."""
+        if self.grey:
+            return f'<span style="color:grey">{self.text}</span>'
         mark = "**" if self.bold else "_" if self.italic else ""
         return f"{mark}{self.text}{mark}"
 
     @property
     def rich(self) -> Text:
         """The text with its emphasis for Rich."""
+        if self.grey:
+            return Text(self.text, style="bright_black")
         return Text(self.text, style="bold" if self.bold else "italic" if self.italic else "")
 
 
@@ -164,8 +171,24 @@ def metric_table(plan: Mapping[str, Any], results: Results, problem: str, group:
             table.rows.append([Entry(name + mark, italic=not planned), *cells])
     table.notes = [note for metric in metrics if (note := _unit_note(results, problem, metric))]
     table.notes += _gap_notes(results, problem, entered, metrics)
+    table.notes += _unconverged_notes(results, problem, metrics)
     table.notes += _failure_notes(results, problem, metrics)
     return table
+
+
+def _unconverged_notes(results: Results, problem: str, metrics: Sequence[str]) -> list[str]:
+    """A line for numbers that have not converged on any seed, each with the reason of its first one."""
+    parts = []
+    for name in results.contenders(problem):
+        for metric in metrics:
+            if _is_grey(results, problem, name, metric):
+                found = results.unconverged(problem, name, metric)
+                parts.append(f"{name} {metric} {found[min(found)][1]}")
+    if not parts:
+        return []
+    return [
+        f"{_UNCONVERGED.strip()}, in grey: in no claim, and never marked as best or as different: {'; '.join(parts)}."
+    ]
 
 
 def _failure_notes(results: Results, problem: str, metrics: Sequence[str]) -> list[str]:
@@ -184,6 +207,8 @@ def _gap_notes(results: Results, problem: str, entered: Sequence[str], metrics: 
         parts += [f"{name} {_seeds(numbers)} {reason}" for reason, numbers in _by_reason(lost).items()]
         for metric in metrics:
             if not _has_rows(results, problem, name, metric):
+                continue
+            if _is_grey(results, problem, name, metric):
                 continue
             gaps = {s: reason for s, reason in results.gaps(problem, name, metric).items() if s not in lost}
             parts += [f"{name} {_seeds(numbers)} {metric} {reason}" for reason, numbers in _by_reason(gaps).items()]
@@ -206,6 +231,11 @@ def _seeds(numbers: Sequence[int]) -> str:
 def _has_rows(results: Results, problem: str, name: str, metric: str) -> bool:
     """Whether a contender was measured by a metric, be it without success."""
     return bool(results.main_rows(problem, name, metric))
+
+
+def _is_grey(results: Results, problem: str, name: str, metric: str) -> bool:
+    """Whether all that was computed of a number has not converged."""
+    return not results.values(problem, name, metric) and bool(results.unconverged(problem, name, metric))
 
 
 def _is_complete(results: Results, problem: str, name: str, metric: str) -> bool:
@@ -250,6 +280,9 @@ def _winners(results: Results, problem: str, entered: Sequence[str], metric: str
 def _entry(results: Results, problem: str, name: str, metric: str, bold: bool, seeds: int | None) -> Entry:
     rows = results.main_rows(problem, name, metric)
     values = results.values(problem, name, metric)
+    if _is_grey(results, problem, name, metric):
+        computed = [value for value, _ in results.unconverged(problem, name, metric).values()]
+        return Entry(format_summary(summarise(computed), seeds) + _UNCONVERGED, grey=True)
     if not values:
         statuses = {row.status for row in rows}
         words = {"nonfinite": "not finite", "failed": "failed"}
@@ -300,11 +333,22 @@ def seed_table(plan: Mapping[str, Any], results: Results, problem: str) -> TextT
     table = TextTable(f"Per seed{f': {problem}' if problem else ''}", ["contender", "seed", *metrics])
     for name in results.lines(problem, plan["problems"].get(problem, [])):
         values = {metric: results.values(problem, name, metric) for metric in metrics}
+        greys = {metric: results.unconverged(problem, name, metric) for metric in metrics}
         gaps = {m: results.gaps(problem, name, m) if _has_rows(results, problem, name, m) else {} for m in metrics}
         lost = results.lost_seeds(problem, name)
-        seeds = {seed for m in metrics for seed in (*values[m], *gaps[m])}
+        seeds = {seed for m in metrics for seed in (*values[m], *greys[m], *gaps[m])}
         for seed in sorted(seeds | lost.keys()):
-            reasons = {m: gaps[m].get(seed, _NOTHING).partition(" (")[0] for m in metrics}
-            cells = [Entry(f"{values[m][seed]:.6g}" if seed in values[m] else reasons[m]) for m in metrics]
+            cells = [_seed_entry(seed, values[m], greys[m], gaps[m]) for m in metrics]
             table.rows.append([Entry(name), Entry(str(seed)), *cells])
     return table
+
+
+def _seed_entry(
+    seed: int, values: Mapping[int, float], greys: Mapping[int, tuple[float, str]], gaps: Mapping[int, str]
+) -> Entry:
+    """A number of one seed, in grey where it has not converged, or what became of it."""
+    if seed in values:
+        return Entry(f"{values[seed]:.6g}")
+    if seed in greys:
+        return Entry(f"{greys[seed][0]:.6g}{_UNCONVERGED}", grey=True)
+    return Entry(gaps.get(seed, _NOTHING).partition(" (")[0])

@@ -27,6 +27,7 @@ __all__ = [
     "Goal",
     "Row",
     "read_rows",
+    "unconverged_text",
     "unmeasured_text",
     "write_rows",
 ]
@@ -37,7 +38,8 @@ FLOOR_FILE = "floor.jsonl"
 Goal = Literal["up", "down", "zero", "none"]
 """Which value of a metric is better: a higher one, a lower one, one nearer to 0, or neither."""
 GOALS: tuple[Goal, ...] = get_args(Goal)
-STATUSES = ("ok", "failed", "nonfinite", "skipped")
+STATUSES = ("ok", "failed", "nonfinite", "skipped", "unconverged")
+"""How a measurement ended. A value that is `unconverged` was computed, to an error above its metric's tolerance."""
 WEIGHTS = ("ema", "raw", "none")
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -95,7 +97,8 @@ class Row:
         sampler: what the samples depend on beside the weights, e.g. ``jacobi(1e-03)+tweedie``; empty where there is
             nothing to add.
         weights: ``ema``, ``raw`` or ``none``.
-        status: ``ok``, ``failed``, ``nonfinite`` or ``skipped``.
+        status: ``ok``, ``failed``, ``nonfinite``, ``skipped`` or ``unconverged``. The last has a value, which stands in
+            no claim and no comparison; the provenance's ``message`` says why.
         provenance: git sha, config hash, versions, hardware, counts and costs of the cell; JSON values only.
 
     Raises:
@@ -122,7 +125,7 @@ class Row:
     guidance: float | None = None
     sampler: str = ""
     weights: str
-    status: Literal["ok", "failed", "nonfinite", "skipped"] = "ok"
+    status: Literal["ok", "failed", "nonfinite", "skipped", "unconverged"] = "ok"
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -181,9 +184,18 @@ class Row:
 
 def unmeasured_text(rows: Iterable[Row]) -> str:
     """Metrics without a number, with the reasons in their rows; empty where there are none."""
+    return _reasons(rows, "failed")
+
+
+def unconverged_text(rows: Iterable[Row]) -> str:
+    """Metrics whose number has not converged, with its error; empty where there are none."""
+    return _reasons(rows, "unconverged")
+
+
+def _reasons(rows: Iterable[Row], status: str) -> str:
     found: dict[str, dict[str, None]] = {}
     for row in rows:
-        if row.status == "failed":
+        if row.status == status:
             reason = " ".join(str(row.provenance.get("message", "no reason is known")).split())
             swept = " in the sweep" if row.axis else ""
             who = f"{row.contender}." if row.family in ("reference", "external") else ""

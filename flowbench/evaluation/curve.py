@@ -61,7 +61,7 @@ class Curve:
 
 
 def write_point(trainer: L.Trainer, step: int, budget: Budget | None, measured: Sequence[Measurement]) -> None:
-    """Add a point to the run's curve; training goes on without the numbers that could not be measured.
+    """Add a point to the run's curve; training goes on without what could not be measured or has not converged.
 
     Args:
         trainer: whose run and loggers.
@@ -69,10 +69,10 @@ def write_point(trainer: L.Trainer, step: int, budget: Budget | None, measured: 
         budget: what the training spent; None where it was not metered.
         measured: at that step.
     """
-    known = [m for m in measured if not m.reason]
+    known = [m for m in measured if not (m.reason or m.unconverged)]
     for m in measured:
-        if m.reason:
-            print(f"no point of {m.metric} at step {step}: {m.reason}", file=sys.stderr, flush=True)
+        if reason := m.reason or m.unconverged:
+            print(f"no point of {m.metric} at step {step}: {reason}", file=sys.stderr, flush=True)
     Curve.of(trainer).append(step, budget, known)
     if trainer.logger is not None and known:
         values: Mapping[str, float] = {f"val/{m.metric}": m.value for m in known}

@@ -87,6 +87,8 @@ def check_measurable(evaluator: Settings, module: L.LightningModule, data: FlowD
                         f"is measured at every point of a sweep, but {type(probe).__name__} does not follow the "
                         "sampler: set follows_sampler there, or in_sweep of the metric to False"
                     )
+                for point in evaluator.overrides(module) if metric.in_sweep else ():
+                    probe.check_sampling(module, point)
             probes = merged([*probes, *metric.probes()])
     for name in ("num_samples", "num_trajectories"):
         if getattr(evaluator, name) < world_size:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from flowbench.core.rows import Goal
 from flowbench.core.sweep import SweepAxis
@@ -44,6 +44,9 @@ class Measurement:
         protocol: extractor, split, N and whatever else the number depends on.
         unit: e.g. `bits/dim`; empty for pure numbers.
         reason: why it could not be measured, one line; empty for a number.
+        unconverged: why it is no value of what it is named after, one line with its error; empty where it is. The
+            number stands in its row, and in no comparison.
+        details: what belongs to the number and is none of its own, for the provenance of its row; JSON values.
         goal: which value is better, see :class:`MetricInfo`; the evaluator fills it in from what the metric declares.
         group: the table that it belongs to; filled in likewise.
     """
@@ -54,6 +57,8 @@ class Measurement:
     protocol: str
     unit: str = ""
     reason: str = ""
+    unconverged: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
     goal: Goal = "none"
     group: str = "quality"
 

@@ -78,6 +78,7 @@ def log_hyperparameters(trainer: L.Trainer, rows: Sequence[Row], identity: dict[
     logger = _writer(trainer)
     if logger is None:
         return
-    metrics = {f"test/{row.metric}": row.value for row in rows if row.value is not None and not row.axis}
+    known = [row for row in rows if row.value is not None and row.status == "ok" and not row.axis]
+    metrics = {f"test/{row.metric}": row.value for row in known}
     family = rows[0].family if rows else ""
     logger.log_hyperparams({**identity, "family": family}, metrics)

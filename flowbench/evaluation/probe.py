@@ -138,6 +138,17 @@ class Probe(ABC, Generic[A]):
             ValueError: one line with what to change.
         """
 
+    def check_sampling(self, module: L.LightningModule, override: SamplerOverride) -> None:
+        """Refuse, before any training, a point of a sweep at which :meth:`ask` has no answer; by default nothing.
+
+        Args:
+            module: perhaps untrained, or on the meta device.
+            override: what the sweep imposes.
+
+        Raises:
+            ValueError: one line with what to change.
+        """
+
     @abstractmethod
     def ask(self, setup: Setup) -> A | None:
         """The answer; None when this module has none.

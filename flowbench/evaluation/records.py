@@ -65,6 +65,7 @@ def make_row(
     """
     drawn, override = answers.get(Samples()), answers.override
     seeds = {"seeds": dict(identity.seeds)} if identity.seeds and weights != "none" else {}
+    message = measurement.reason or measurement.unconverged
     return Row(
         bench=identity.bench,
         problem=identity.problem,
@@ -85,6 +86,6 @@ def make_row(
         guidance=answers.guidance,
         sampler=answers.sampler,
         weights=weights,
-        status="failed" if measurement.reason else "ok",
-        provenance={**provenance, **seeds, **({"message": measurement.reason} if measurement.reason else {})},
+        status="failed" if measurement.reason else "unconverged" if measurement.unconverged else "ok",
+        provenance={**provenance, **seeds, **measurement.details, **({"message": message} if message else {})},
     )

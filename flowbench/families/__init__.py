@@ -1,5 +1,6 @@
 """One LightningModule per family."""
 
+from flowbench.families.answers import SolvedDensity
 from flowbench.families.base import FlowModule, FlowSamples, NetworkFactory, Trajectory
 from flowbench.families.conditioning.base import Conditioner
 from flowbench.families.conditioning.condition import Condition, SpatialCondition
@@ -64,6 +65,7 @@ __all__ = [
     "Reflow",
     "STARFlow",
     "SemanticConditioner",
+    "SolvedDensity",
     "Space",
     "SpatialCondition",
     "StreamPairing",

@@ -1,12 +1,17 @@
-"""What a flow gives: samples with their cost, and paths."""
+"""What a flow gives: samples with their cost, paths, and its log-density by other solves."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["FlowSamples", "Trajectory"]
+from flowbench.core.checks import check_number
+from flowbench.families.conditioning.condition import Condition
+from flowbench.flows import Likelihood
+
+__all__ = ["FlowSamples", "SolvedDensity", "Trajectory"]
 
 
 @dataclass(frozen=True)
@@ -58,3 +63,25 @@ class Trajectory:
     states: Tensor
     times: Tensor
     velocities: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class SolvedDensity:
+    """The log-density of a flow by a solve that is not the one of its own likelihoods.
+
+    Attributes:
+        solve: from points (B, *flow_shape), their condition, their indices (B,) and the evaluation seed to the
+            likelihood; random numbers are those of :meth:`FlowModule.flow_log_prob`.
+        method: solver and divergence, or how a refined solve differs, for protocols.
+        remaining: share of the error that a refined solve keeps, in [0, 1); see :class:`~flowbench.flows.Refinement`.
+
+    Raises:
+        ValueError: for a share out of range.
+    """
+
+    solve: Callable[[Tensor, Condition, Tensor, int], Likelihood]
+    method: str
+    remaining: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_number("remaining", self.remaining, at_least=0, below=1, hint="1 would be no refinement")

@@ -19,13 +19,13 @@ from flowbench.core.devices import wait_for
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.evaluation.override import SamplerOverride
 from flowbench.evaluation.probe import Setup
-from flowbench.families.answers import FlowSamples, Trajectory
+from flowbench.families.answers import FlowSamples, SolvedDensity, Trajectory
 from flowbench.families.conditioning.by_index import condition_at
 from flowbench.families.conditioning.condition import Condition
 from flowbench.families.description import Description, LikelihoodKind
 from flowbench.families.fitted import FittedModule
-from flowbench.families.latents.space import LatentSpace, PixelSpace, Space
-from flowbench.flows import Source
+from flowbench.families.latents.space import Density, LatentSpace, PixelSpace, Space
+from flowbench.flows import Likelihood, Source
 from flowbench.training.config import TrainingConfig
 from flowbench.training.count import Count
 from flowbench.training.module import Loss, TrainingModule
@@ -150,6 +150,21 @@ class FlowModule(FittedModule):
     @abstractmethod
     def flow_log_prob(self, x: Tensor, condition: Condition, index: Tensor, seed: int) -> Tensor:
         """Log-density of points `x` (B, *flow_shape) in nats, shape (B,); called with autocast off."""
+
+    def solved_density(self, network_evaluations: int | None = None, *, refined: bool = False) -> SolvedDensity | None:
+        """The log-density by another solve of the same flow, for families of density `ode`.
+
+        Args:
+            network_evaluations: evaluations of the solve; None takes those of :meth:`flow_log_prob`.
+            refined: a stricter solve than that, by which its error is estimated.
+
+        Returns:
+            None where there is none: nothing is solved, or the solver has no stricter one.
+
+        Raises:
+            ValueError: when the solver cannot spend exactly those evaluations.
+        """
+        return None
 
     @abstractmethod
     def trajectory(
@@ -314,9 +329,32 @@ class FlowModule(FittedModule):
         def flow_density(z: Tensor) -> Tensor:
             return shaped(self.flow_log_prob(z, given, index, seed), (len(z),), self, "flow_log_prob")
 
+        return self._log_prob_in_space(x, given, index, seed, flow_density)
+
+    def _log_prob_in_space(
+        self, x: Tensor, given: Condition, index: Tensor, seed: int, flow_density: Density
+    ) -> Tensor:
         with self.full_precision():
             value = self.space.log_prob(x, flow_density, index, seed, lambda z: self.flow_denoise(z, given))
         return shaped(value, (len(x),), self.space, "log_prob")
+
+    def solved_likelihood(self, density: SolvedDensity, batch: Batch) -> Likelihood:
+        """As :meth:`batch_log_prob` by another solve, with what it cost and its error over the probes.
+
+        Args:
+            density: one of :meth:`solved_density`.
+            batch: numbered held-out data.
+        """
+        index, given = batch.index, self.check_condition(self.held_out_condition(batch), len(batch))
+        assert index is not None, "the samples are numbered"
+        solved: list[Likelihood] = []
+
+        def flow_density(z: Tensor) -> Tensor:
+            solved.append(returned(density.solve(z, given, index, 0), Likelihood, self, "solved_density"))
+            return shaped(solved[-1].log_prob, (len(z),), self, "solved_density")
+
+        log_prob = self._log_prob_in_space(batch.x, given, index, 0, flow_density)
+        return replace(solved[-1], log_prob=log_prob)
 
     def batch_log_prob(self, batch: Batch) -> Tensor:
         """Log-densities of a numbered batch of held-out data under its own labels and conditions, shape (B,)."""

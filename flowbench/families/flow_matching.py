@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -15,6 +16,7 @@ from flowbench.core.contract import returned, shaped
 from flowbench.core.seeds import generator
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.evaluation.override import SamplerOverride
+from flowbench.families.answers import SolvedDensity
 from flowbench.families.base import FlowModule, FlowSamples, NetworkFactory, Trajectory
 from flowbench.families.conditioning.base import Conditioner, check_condition_channels, guided_network
 from flowbench.families.conditioning.condition import Condition, SpatialCondition
@@ -217,11 +219,10 @@ class FlowMatching(FlowModule):
             parts.append(repr(self.guidance))
         if self.conditioner is not None:
             parts.append(self.conditioner.sampler_name)
-        given = "" if self.conditioner is None else f"/given-{self.conditioner.name}"
         guidable = self.num_classes is not None or self.drops_conditions
         return replace(
             super().describe(),
-            likelihood_method=f"{self.likelihood_solver!r}/{self.divergence!r}{given}",
+            likelihood_method=self._likelihood_method(self.likelihood_solver),
             likelihood_evaluations=fixed_cost(self.likelihood_solver),
             sampler="+".join(parts),
             encoding_evaluations=fixed_cost(self.solver),
@@ -447,13 +448,26 @@ class FlowMatching(FlowModule):
 
     def flow_log_prob(self, x: Tensor, condition: Condition, index: Tensor, seed: int) -> Tensor:
         """Instantaneous change of variables along the backward solution (Chen et al., 2018, arXiv 1806.07366)."""
+        return self._likelihood(self.likelihood_solver, x, condition, index, seed).log_prob
+
+    def solved_density(self, network_evaluations: int | None = None, *, refined: bool = False) -> SolvedDensity | None:
+        """By the likelihood's solver with so many evaluations, or by its refinement, with the same probes."""
+        solver = self.likelihood_solver
+        if network_evaluations is not None:
+            solver = solver.with_evaluations(network_evaluations)
+        if not refined:
+            return SolvedDensity(partial(self._likelihood, solver), self._likelihood_method(solver))
+        stricter = solver.refined()
+        if stricter is None:
+            return None
+        return SolvedDensity(partial(self._likelihood, stricter.solver), stricter.description, stricter.remaining)
+
+    def _likelihood(self, solver: Solver, x: Tensor, condition: Condition, index: Tensor, seed: int) -> Likelihood:
         probes = [generator(seed, "probes", int(i)) for i in index]
         return log_likelihood(
-            self.field(condition),
-            x,
-            self.source.log_prob,
-            self.likelihood_solver,
-            self.divergence,
-            probes,
-            self.path.interval,
-        ).log_prob
+            self.field(condition), x, self.source.log_prob, solver, self.divergence, probes, self.path.interval
+        )
+
+    def _likelihood_method(self, solver: Solver) -> str:
+        given = "" if self.conditioner is None else f"/given-{self.conditioner.name}"
+        return f"{solver!r}/{self.divergence!r}{given}"

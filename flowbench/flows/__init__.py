@@ -35,7 +35,7 @@ from flowbench.flows.path.bridge import SchrodingerBridgePath
 from flowbench.flows.path.diffusion import VariancePreservingPath
 from flowbench.flows.path.reschedule import RescheduledField
 from flowbench.flows.solver.adaptive import DormandPrince
-from flowbench.flows.solver.base import ConditionedField, Field, Solution, Solver, SolverStats
+from flowbench.flows.solver.base import ConditionedField, Field, Refinement, Solution, Solver, SolverStats
 from flowbench.flows.solver.diffusion import DDIM, DPMSolverPlusPlus2M, EulerMaruyama
 from flowbench.flows.solver.fixed_step import ButcherTableau, Euler, FixedStepSolver, Heun, Midpoint, RungeKutta4
 from flowbench.flows.solver.time_grid import CosineGrid, EDMGrid, LogitNormalGrid, TimeGrid, UniformGrid
@@ -105,6 +105,7 @@ __all__ = [
     "RadialSource",
     "RatioAwareGuidance",
     "RatioProfile",
+    "Refinement",
     "RescheduledField",
     "RungeKutta4",
     "SchrodingerBridgeCoupling",

@@ -58,7 +58,7 @@ def test_digits_end_to_end(tmp_path, name):
     assert set(main) == {
         "fd[identity]", "nll", "straightness", "path_energy", "displacement", "path_length_ratio",
         "parameters", "peak_memory", "samples_per_second", "network_evaluations", "optimizer_state_bytes",
-        *(("curvature", "one_step_error") if continuous else ()),
+        *(("curvature", "one_step_error", "nll_error") if continuous else ()),
     }  # fmt: skip
     assert (main["fd[identity]"].n, main["fd[identity]"].protocol) == (20, "identity/train-1077/20")
     assert (main["nll"].n, main["nll"].unit) == (360, "bits/dim")

@@ -125,7 +125,7 @@ def test_a_computation_without_an_answer_costs_its_own_rows(tmp_path, monkeypatc
     family, _ = made("points")
     break_method(monkeypatch, family, "flow_log_prob", error)
     rows = rows_of(tmp_path, "points", family)
-    check_lost(rows, whole["points"], {"nll"}, str(error) or type(error).__name__)
+    check_lost(rows, whole["points"], {"nll"}, str(error) or type(error).__name__, {"nll_error"})
 
 
 @pytest.mark.parametrize("error", MISTAKES, ids=lambda error: type(error).__name__)
@@ -133,7 +133,7 @@ def test_a_mistake_of_the_code_is_seen_when_all_other_rows_are_written(tmp_path,
     family, _ = made("points")
     break_method(monkeypatch, family, "flow_log_prob", error)
     rows = rows_of(tmp_path, "points", family, raises=error)
-    check_lost(rows, whole["points"], {"nll"}, type(error).__name__)
+    check_lost(rows, whole["points"], {"nll"}, type(error).__name__, {"nll_error"})
 
 
 def check_lost(rows: list[Row], expected: list[Row], lost: set[str], reason: str, also: set[str] = frozenset()) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,15 @@ from torch import Tensor
 
 from flowbench.core.checks import check_count, check_number
 from flowbench.core.no_solution import NoSolutionError
-from flowbench.flows.solver.base import Field, Solution, Solver, SolverStats, checked_times, checked_velocity
+from flowbench.flows.solver.base import (
+    Field,
+    Refinement,
+    Solution,
+    Solver,
+    SolverStats,
+    checked_times,
+    checked_velocity,
+)
 from flowbench.flows.solver.per_sample import AdaptiveFailure, PerSampleSolve, Tolerance
 
 __all__ = ["DormandPrince"]
@@ -107,6 +116,12 @@ class DormandPrince(Solver):
             f"{self!r} chooses its own number of evaluations and cannot use exactly {num_evaluations}: use a"
             " fixed-step solver"
         )
+
+    def refined(self) -> Refinement:
+        """A tenth of both tolerances, to which the error is in proportion while rounding does not limit it."""
+        stricter = copy.copy(self)
+        stricter.rtol, stricter.atol = self.rtol / 10, self.atol / 10
+        return Refinement(stricter, 0.1, "a tenth of the tolerances")
 
     def __repr__(self) -> str:
         flags = [f", {name}=True" for name in ("per_sample", "separate_divergence") if getattr(self, name)]

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from flowbench.core.checks import check_number
+
 if TYPE_CHECKING:
     from flowbench.flows.path.base import Path
 
 __all__ = [
     "ConditionedField",
     "Field",
+    "Refinement",
     "Solution",
     "Solver",
     "SolverStats",
@@ -100,6 +103,31 @@ class Solution:
     stats: SolverStats
 
 
+@dataclass(frozen=True)
+class Refinement:
+    """A stricter solve of the same equation, by which the error of a solver is estimated.
+
+    Attributes:
+        solver: the stricter one.
+        remaining: share of the error that it keeps once the method converges at its order, in [0, 1).
+        description: how it differs, for protocols, e.g. `twice the steps`.
+
+    Raises:
+        ValueError: for a share out of range.
+
+    Example:
+        >>> Heun(num_steps=4).refined()
+        Refinement(solver=Heun(num_steps=8), remaining=0.25, description='twice the steps')
+    """
+
+    solver: Solver
+    remaining: float
+    description: str
+
+    def __post_init__(self) -> None:
+        check_number("remaining", self.remaining, at_least=0, below=1, hint="1 would be no refinement")
+
+
 class Solver(ABC):
     """Integrates a field through given times, forward or backward.
 
@@ -148,6 +176,10 @@ class Solver(ABC):
         Raises:
             ValueError: if the method cannot spend exactly that many.
         """
+
+    def refined(self) -> Refinement | None:
+        """A stricter solve by the same method; None where it has none."""
+        return None
 
     def for_path(self, path: Path) -> Solver:
         """The solver for velocities of a path: itself, unless the method needs the path's schedule.

@@ -19,6 +19,7 @@ from torch import Tensor
 from flowbench.core.checks import check_count, check_numbers
 from flowbench.flows.solver.base import (
     Field,
+    Refinement,
     Solution,
     Solver,
     SolverStats,
@@ -172,6 +173,13 @@ class FixedStepSolver(Solver):
             )
         return self._with_steps(steps)
 
+    def refined(self) -> Refinement:
+        """Twice the steps: every step of the grid is halved, so that any grid becomes finer everywhere."""
+        finer = self._with_steps(2 * self.num_steps)
+        if not isinstance(self.grid, UniformGrid):
+            finer.grid = _HalvedGrid(self.grid)
+        return Refinement(finer, 0.5**self.order, "twice the steps")
+
     def _with_steps(self, num_steps: int) -> FixedStepSolver:
         changed = copy.copy(self)
         changed.num_steps = num_steps
@@ -272,6 +280,23 @@ class RungeKutta4(FixedStepSolver):
         if num_evaluations in (1, 2):
             return Midpoint(1, self.grid).with_evaluations(num_evaluations)
         return super().with_evaluations(num_evaluations)
+
+
+class _HalvedGrid(TimeGrid):
+    """The points of a grid of half as many steps, and those midway between them."""
+
+    def __init__(self, grid: TimeGrid) -> None:
+        self.grid = grid
+
+    def points(self, num_steps: int) -> Tensor:
+        coarse = self.grid.points(num_steps // 2)
+        points = coarse.new_empty(2 * len(coarse) - 1)
+        points[::2] = coarse
+        points[1::2] = (coarse[:-1] + coarse[1:]) / 2
+        return points
+
+    def __repr__(self) -> str:
+        return f"halved {self.grid!r}"
 
 
 def _spread(shares: list[float], start: float, stop: float, uniform: bool) -> list[Step]:

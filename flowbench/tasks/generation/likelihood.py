@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
 from torch import Tensor
 
-from flowbench.data import FlowDataModule
+from flowbench.core.checks import check_count, check_number
+from flowbench.data import DataSpec, FlowDataModule
 from flowbench.evaluation.answers import Answers
 from flowbench.evaluation.densities import log_densities
-from flowbench.evaluation.measurement import Measurement, MetricInfo
+from flowbench.evaluation.measurement import Measurement, MetricInfo, unmeasured
 from flowbench.evaluation.metric import Metric
+from flowbench.evaluation.override import SamplerOverride
 from flowbench.evaluation.probe import Probe, Setup
 from flowbench.evaluation.prospect import Prospect
 from flowbench.families import FlowModule
 from flowbench.flows import bits_per_dim
+from flowbench.tasks.generation.likelihood_check import (
+    RefinedDensities,
+    RefinedLogDensities,
+    solved_at,
+    solved_values,
+)
 
 __all__ = ["Densities", "LogDensities", "NegativeLogLikelihood"]
 
@@ -44,27 +54,38 @@ class Densities:
 
 @dataclass(frozen=True)
 class LogDensities(Probe[Densities]):
-    """The log-density of every test sample."""
+    """The log-density of every test sample; in a sweep of network evaluations by a solver that spends so many."""
 
     stage = "likelihood"
+    follows_sampler = True
 
     def check(self, module: L.LightningModule, data: FlowDataModule) -> None:
         """Refuse a density that does not exist in the module's space."""
         if isinstance(module, FlowModule):
             module.check_density()
 
+    def check_sampling(self, module: L.LightningModule, override: SamplerOverride) -> None:
+        """Refuse evaluations that the likelihood's solver cannot spend."""
+        solved_at(module, override)
+
     def ask(self, setup: Setup) -> Densities | None:
         """Batch by batch of the test split; a collective."""
         flow = setup.module
         if not isinstance(flow, FlowModule):
             return None
-        log_prob = log_densities(setup)
-        assert log_prob is not None, "every flow has a density"
         facts = flow.describe()
+        method = facts.likelihood_method
+        if not setup.override.axis:
+            log_prob = log_densities(setup)
+            assert log_prob is not None, "every flow has a density"
+        elif (density := solved_at(flow, setup.override)) is not None:
+            log_prob, method = solved_values(setup, density)[:, 0], density.method
+        else:
+            return None
         return Densities(
             log_prob,
             facts.likelihood,
-            facts.likelihood_method,
+            method,
             facts.reports_bits_per_dim,
             flow.num_classes is not None,
             setup.data.dequantize,
@@ -74,22 +95,45 @@ class LogDensities(Probe[Densities]):
 class NegativeLogLikelihood(Metric):
     """Mean negative log-likelihood of the test split, with its kind in the protocol.
 
+    A likelihood of the kind `ode` is worth what its solver is: one of a few steps is the density of no flow, and can
+    lie far below every code length. So the first test points are solved again, with twice the steps or a tenth of the
+    tolerances; from the differences follows `nll_error`, the mean error of a point that the solver made, in the unit of
+    `nll`. Above `tolerance` the row of `nll` is `unconverged`: it stands in no claim and in no comparison. Exact
+    likelihoods and bounds have no `nll_error`.
+
+    Args:
+        num_checked: test points that are solved again, >= 0, counted from the first; 0 checks none.
+        tolerance: largest `nll_error` of a likelihood that has converged, in (0, 1e12], in the unit of `nll`.
+        in_sweep: measured at every point of a sweep of network evaluations too, which the likelihood's solver spends.
+
+    Raises:
+        ValueError: for a number out of range.
+
     Example:
         >>> from flowbench.evaluation import Evaluator
         >>> Evaluator({"nll": NegativeLogLikelihood()}, num_likelihood=1000).metrics["nll"].names
         ('nll',)
     """
 
-    declares = (MetricInfo("nll", "down"),)
+    declares = (MetricInfo("nll", "down"), MetricInfo("nll_error", always=False))
+
+    def __init__(self, num_checked: int = 16, tolerance: float = 0.01, in_sweep: bool = False) -> None:
+        check_count("num_checked", num_checked, at_least=0, hint="0 checks none")
+        check_number("tolerance", tolerance, above=0)
+        self.num_checked, self.tolerance, self.in_sweep = num_checked, tolerance, in_sweep
 
     def probes(self) -> tuple[Probe[Any], ...]:
-        """The log-densities."""
-        return (LogDensities(),)
+        """The log-densities, and those of the first points by a stricter solve."""
+        return (LogDensities(), RefinedLogDensities(self.num_checked)) if self.num_checked else (LogDensities(),)
 
     def expected(self, who: Prospect) -> tuple[str, ...]:
-        """See :meth:`Metric.expected`; held-out data and noise have none."""
+        """See :meth:`Metric.expected`; held-out data and noise have none, nor has anybody at a scale of guidance."""
         has_density = isinstance(who.module, FlowModule) or (who.reference is not None and who.reference.has_density)
-        return self.names if has_density else ()
+        solved = who.swept != "guidance" and solved_at(who.module, SamplerOverride()) is not None
+        if not has_density or (who.swept and not solved):
+            return ()
+        refined = solved and solved_at(who.module, SamplerOverride(), refined=True) is not None
+        return (*self.names, "nll_error") if refined and self.num_checked else self.names
 
     def measure(self, answers: Answers) -> list[Measurement]:
         """`nll`: bits/dim of uniformly dequantised data (an upper bound on the discrete one), else nats.
@@ -103,11 +147,33 @@ class NegativeLogLikelihood(Metric):
         log_prob, n = found.log_prob.double(), len(found.log_prob)
         protocol = self._protocol(found, spec.levels, spec.units is not None)
         if spec.levels is None:
-            return [Measurement("nll", float(-log_prob.mean()) + spec.log_volume, n, protocol, "nats")]
-        if not found.reports_bits_per_dim:
-            return [Measurement("nll", float(-log_prob.mean()) / spec.num_dims, n, protocol, "nats/dim")]
-        value = bits_per_dim(log_prob.mean(), spec.num_dims, spec.bin_width)
-        return [Measurement("nll", float(value), n, protocol, "bits/dim")]
+            value, unit = float(-log_prob.mean()) + spec.log_volume, "nats"
+        elif not found.reports_bits_per_dim:
+            value, unit = float(-log_prob.mean()) / spec.num_dims, "nats/dim"
+        else:
+            value, unit = float(bits_per_dim(log_prob.mean(), spec.num_dims, spec.bin_width)), "bits/dim"
+        error, unconverged, details = self._checked(answers, found, unit)
+        return [Measurement("nll", value, n, protocol, unit, unconverged=unconverged, details=details), *error]
+
+    def _checked(
+        self, answers: Answers, found: Densities, unit: str
+    ) -> tuple[list[Measurement], str, Mapping[str, Any]]:
+        """The row of the error, why the likelihood has not converged, and its standard error over the probes."""
+        probe = RefinedLogDensities(self.num_checked)
+        if not self.num_checked:
+            return [], "", {}
+        if reason := answers.failure(probe):
+            return unmeasured(["nll_error"], reason), f"not converged (its error is not known: {reason})", {}
+        if (refined := answers.get(probe)) is None:
+            return [], "", {}
+        refined, scale = refined.first(self.num_checked), _scale(answers.spec, unit)
+        error, num = scale * refined.error_of(found.log_prob), len(refined.log_prob)
+        protocol = "/".join([found.kind, "test", f"first-{num}", f"against {refined.method}", found.method])
+        details = _over_probes(refined, scale, len(found.log_prob))
+        row = Measurement("nll_error", error, num, protocol, unit)
+        if error <= self.tolerance:
+            return [row], "", details
+        return [row], f"not converged (error {error:.2g} {unit}, tolerance {self.tolerance:g})", details
 
     @staticmethod
     def _protocol(found: Densities, levels: int | None, has_units: bool) -> str:
@@ -121,3 +187,16 @@ class NegativeLogLikelihood(Metric):
         if has_units:
             parts.append("data-units")
         return "/".join([*parts, found.method] if found.method else parts)
+
+
+def _scale(spec: DataSpec, unit: str) -> float:
+    """A nat of log-density in a unit of the metric."""
+    return {"nats": 1.0, "nats/dim": 1 / spec.num_dims, "bits/dim": 1 / (spec.num_dims * math.log(2))}[unit]
+
+
+def _over_probes(refined: RefinedDensities, scale: float, num: int) -> dict[str, float]:
+    """The standard error of a mean over `num` points, each with probes of its own, by those that were solved again."""
+    if refined.standard_error is None:
+        return {}
+    each = float(refined.standard_error.square().mean().sqrt())
+    return {"probe_standard_error": scale * each / math.sqrt(num)}
