@@ -8,6 +8,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +244,14 @@ class Results:
             table[row.problem, row.contender, row.metric].append(row)
         self._main = {key: self._prefer(key, group) for key, group in self._main.items()}
 
+    @cached_property
+    def deciding(self) -> Results:
+        """The same results for claims: a number that may not decide one is a gap with the status of its row."""
+        if all(row.value is None or may_decide(row) for row in self.rows):
+            return self
+        rows = (row if may_decide(row) else replace(row, value=None) for row in self.rows)
+        return Results(rows, self.seeds)
+
     @classmethod
     def of_bench(cls, plan: Mapping[str, Any], rows: Iterable[Row]) -> Results:
         """The results of a bench directory; its plan lists the seeds."""
@@ -431,6 +440,11 @@ def _is_at(row: Row, at: float | None, axis: SweepAxis) -> bool:
 def _measured(rows: Iterable[Row]) -> list[Row]:
     """Rows that are of a measurement, and do not stand for one that could not be made."""
     return [row for row in rows if row.status != "failed"]
+
+
+def may_decide(row: Row) -> bool:
+    """Whether a row's number takes part in claims: the only place that decides it."""
+    return row.status == "ok" and row.value is not None
 
 
 def is_failure(row: Row) -> bool:
