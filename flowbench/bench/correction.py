@@ -30,6 +30,7 @@ class Corrected:
     Example:
         >>> from flowbench.bench.claims import parse_claim
         >>> from flowbench.bench.hypotheses import Outcome
+        >>> from flowbench.bench.verdicts import Verdict
         >>> claims = [parse_claim(f"a.nll < {bound}") for bound in (1, 2)]
         >>> outcomes = [Outcome("holds", 0.01), Outcome("holds", 0.06)]
         >>> alone = [Verdict(c, "", "holds", "", outcome=o) for c, o in zip(claims, outcomes, strict=True)]

@@ -30,6 +30,7 @@ class Averages:
     """Means over the range of the matched metric that both sides reach, and that range.
 
     Example:
+        >>> import numpy as np
         >>> line = np.array([0.0, 1.0])
         >>> average_at_equal((line, line), (line, line + 2), "down")
         Averages(left=0.5, right=2.5, low=0.0, high=1.0)

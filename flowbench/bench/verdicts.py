@@ -57,6 +57,7 @@ class Verdict:
 
     Example:
         >>> from flowbench.bench.claims import parse_claim
+        >>> from flowbench.bench.results import Results
         >>> (verdict,) = judge(parse_claim("cfm.fd < 2"), Results([]), {"digits": ["cfm"]})
         >>> verdict.problem, verdict.verdict
         ('digits', 'undecided')

@@ -91,7 +91,7 @@ def bench(workshop, claims, **content):
         ("cfm.nll@4 < 1", "cfm has no metric 'nll' at the points of a sweep"),
         ("cfm.w2 < again.w2 at nll", "cfm has no metric 'nll' at the points of a sweep"),
         ("cfm.w2 < again.w2 at w22", "cfm has no metric 'w22'; did you mean 'w2'?"),
-        ("cfm.w2 < tarflow.w2 at mmd2", "has no choice of its number of network evaluations"),
+        ("tarflow.w2 < cfm.w2 at mode_discrepancy", "tarflow has no choice of its number of network evaluations"),
     ],
 )
 def test_a_claim_on_what_nobody_will_have_is_refused(workshop, claim, message):
