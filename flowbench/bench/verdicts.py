@@ -105,7 +105,7 @@ def _judge_in(claim: Claim, results: Results, problem: str) -> Verdict:
     sides = read_sides(claim, results, problem)
     if sides.obstacle:
         return Verdict(claim, problem, "undecided", sides.obstacle)
-    between = _between(sides)
+    between = summarise(_differences(sides))
     if sides.is_exact:
         reason = "; ".join([_describe_exact(between), *sides.notes])
         return Verdict(claim, problem, _exact(claim, sides, between), reason, between, is_exact=True)
@@ -147,15 +147,11 @@ def _tested(claim: Claim, problem: str, sides: Sides, between: Summary, describe
     )
 
 
-def _between(sides: Sides) -> Summary:
-    return summarise([difference(left, right) for left, right in zip(sides.left, sides.right, strict=True)])
-
-
 def _test(claim: Claim, sides: Sides, between: Summary) -> Order | Equivalence:
     if claim.operator != "~":
         return Order(between, claim.operator)
     assert claim.margin is not None
-    pairs = [(difference(a, b), claim.margin.of(b)) for a, b in zip(sides.left, sides.right, strict=True)]
+    pairs = list(zip(_differences(sides), map(claim.margin.of, sides.right), strict=True))
     return Equivalence(summarise([gap - margin for gap, margin in pairs]), summarise([gap + m for gap, m in pairs]))
 
 
