@@ -17,7 +17,8 @@ import torch
 
 ROOMS = (
     "flows", "networks", "metrics", "training", "families", "data", "config", "bench.benchfile", "bench.claims",
-    "bench.machine", "bench.plan", "bench.results", "bench.statistics", "bench.status",
+    "bench.correction", "bench.hypotheses", "bench.machine", "bench.matched", "bench.plan", "bench.results",
+    "bench.sides", "bench.statistics", "bench.status", "bench.verdicts",
 )  # fmt: skip
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 

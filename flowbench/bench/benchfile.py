@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flowbench.bench.claims import Claim, parse_claim
+from flowbench.bench.claims import Claim, Matched, parse_claim
 from flowbench.bench.equality import EQUAL
 from flowbench.bench.mappings import flatten, nest
 from flowbench.bench.seed_axes import Seeds, read_bench_seeds
@@ -372,4 +372,18 @@ def _claims(
                 raise ValueError(f"{name}: unknown problem {side.problem!r}{hint}")
             if side.at is not None and side.at not in sweep.get(side.axis, []):
                 raise ValueError(f"{name}: {side.at:g} is not swept; sweep.{side.axis} is {sweep.get(side.axis, [])}")
+        if claim.matched is not None:
+            _check_matched(claim.matched, sweep, f"{where}: claim {claim.text!r}")
     return claims
+
+
+def _check_matched(matched: Matched, sweep: Mapping[SweepAxis, list[float]], where: str) -> None:
+    """Check that there is one sweep along which two contenders can have one value of a metric."""
+    axes = [matched.axis] if matched.axis is not None else list(sweep)
+    if len(axes) > 1:
+        forms = " or ".join(f"'at {matched.metric} along {axis}'" for axis in axes)
+        raise ValueError(f"{where}: the bench sweeps {' and '.join(axes)}; write {forms}")
+    points = sweep.get(axes[0], []) if axes else []
+    if len(points) < 2:
+        swept = f"sweep.{axes[0]} is {points}" if axes else "the bench sweeps nothing"
+        raise ValueError(f"{where}: at {matched.metric} needs a sweep of two points or more; {swept}")

@@ -1,50 +1,64 @@
-"""Claims: falsifiable lines of a bench file, judged on paired intervals over seeds.
+"""Claims: falsifiable lines of a bench file.
 
 Grammar::
 
-    claim    := side ("<" | ">") side
+    claim    := side ("<" | ">") side [matched]
+              | side "~" side "within" NUMBER ["%"] [matched]
     side     := NUMBER | [NUMBER "*"] quantity [("+" | "-") NUMBER]
     quantity := [PROBLEM "/"] CONTENDER "." METRIC ["@" PLACE]
     place    := NETWORK_EVALUATIONS | "guidance=" SCALE | "train_size=" SAMPLES
                 | ("guidance" | "network_evaluations") "=best"
+    matched  := "at" METRIC ["along" ("network_evaluations" | "guidance")]
 
 Examples: ``wcfm.straightness < cfm.straightness``, ``wcfm.fd[digits-cnn]@4 < 0.5 * noise.fd[digits-cnn]``,
-``moons/otcfm.npe < moons/cfm.npe``, ``tarflow.nll < 2.6``, ``swan.nll < adamw.nll + 0.02``. A claim that names no
-problem is judged once in every problem where its contenders take part. ``@8`` reads the rows of the sweep at 8 network
-evaluations, ``@guidance=3`` those at guidance scale 3, ``@train_size=500`` those of a training on 500 samples,
-``@guidance=best`` those at the scale that each cell was found to do best at on the validation split.
+``moons/otcfm.npe < moons/cfm.npe``, ``tarflow.nll < 2.6``, ``swan.nll < adamw.nll + 0.02``,
+``a.train_seconds < 0.5 * b.train_seconds``, ``a.fd ~ b.fd within 5%``, ``a.nll ~ b.nll within 0.02``,
+``raag.fd < cfg.fd at class_accuracy``. A claim that names no problem is judged once in every problem where its
+contenders take part. ``@8`` reads the rows of the sweep at 8 network evaluations, ``@guidance=3`` those at guidance
+scale 3, ``@train_size=500`` those of a training on 500 samples, ``@guidance=best`` those at the scale that each cell
+was found to do best at on the validation split. ``~`` claims that the sides are as good as equal: within a share of the
+right side, or within a number in the metric's unit. ``at METRIC`` compares along the sweep, where both contenders have
+the same value of that metric.
 
-Verdict: the difference left - right is formed seed by seed. The claim **holds** when the 95 % t-interval of the
-mean difference lies wholly on the claimed side of 0, **fails** when it lies wholly on the other side, and is
-**undecided** when it contains 0, when there is one seed only, when a number of any planned seed is missing (a seed that
-failed, diverged or is not finished, or whose number has not converged) or when the sides have different units. The
-sides are **equal** when they differ on no seed by more than rounding. Against a constant, the interval is that of the
-mean. Reference rows (floor, noise, ...) are computed once and count as constants.
+:mod:`flowbench.bench.verdicts` judges claims, :mod:`flowbench.bench.correction` corrects the verdicts of a file for
+their number.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 from flowbench.bench.results import Results
-from flowbench.bench.statistics import ROUNDING, Summary, difference, paired_difference, summarise
 from flowbench.core.nearest import suggestion
-from flowbench.core.sweep import BEST, SweepAxis, best_axis
+from flowbench.core.sweep import BEST, SWEEP_AXES, SweepAxis, best_axis
 
-__all__ = ["Claim", "Quantity", "Verdict", "VerdictName", "judge", "parse_claim"]
-
-VerdictName = Literal["holds", "fails", "equal", "undecided"]
+__all__ = ["Claim", "Margin", "Matched", "Quantity", "parse_claim"]
 
 _SIZE = r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _NUMBER = rf"[-+]?{_SIZE}"
 _SIDE = re.compile(
     rf"(?:(?P<factor>{_NUMBER})\s*\*\s*)?(?:(?P<problem>[\w-]+)/)?"
-    r"(?P<contender>[\w-]+)\.(?P<metric>\w+(?:\[[^\]]+\])?)(?:@(?:(?P<axis>guidance|train_size)=)?(?P<at>\d+(?:\.\d+)?)|@(?P<best>guidance|network_evaluations)=best)?"
+    r"(?P<contender>[\w-]+)\.(?P<metric>\w+(?:\[[^\]]+\])?)"
+    r"(?:@(?:(?P<axis>guidance|train_size)=)?(?P<at>\d+(?:\.\d+)?)|@(?P<best>guidance|network_evaluations)=best)?"
     rf"(?:\s*(?P<sign>[-+])\s*(?P<margin>{_SIZE}))?"
 )
+_CONDITIONS = re.compile(
+    rf"(?P<side>.*?)(?:\s+within\s+(?P<size>{_SIZE})\s*(?P<percent>%?))?"
+    r"(?:\s+at\s+(?P<metric>\w+(?:\[[^\]]+\])?)(?:\s+along\s+(?P<axis>\w+))?)?"
+)
+_REPAIRS = (
+    (r"\s*(?:<=|=<|≤)\s*", " < "),
+    (r"\s*(?:>=|=>|≥)\s*", " > "),
+    (r"\s*(?:==|~=|=~|~~|≈|\s=\s)\s*", " ~ "),
+    (r"(\d)\s*(?:percent|per cent|pct)\b", r"\1%"),
+    (r"\bwithin\s*(?:±|\+-|\+/-)\s*", "within "),
+    (r"(\s+at\s.+?)(\s+within\s.+)", r"\2\1"),
+    (r"\s+(?:@|given|for|with)\s+(?=\w+)", " at "),
+    (r"\s+(?:on|over|by)\s+(?=\w+$)", " along "),
+)
+"""What people write, and what it probably means here."""
 
 
 @dataclass(frozen=True)
@@ -84,19 +98,61 @@ class Quantity:
 
 
 @dataclass(frozen=True)
+class Margin:
+    """How far apart sides may lie that are as good as equal.
+
+    Attributes:
+        size: a number > 0: a share of the right side below 1 where ``relative``, else in the metric's unit.
+        relative: whether it is a share.
+
+    Example:
+        >>> Margin(0.05, relative=True).of(-2.0), Margin(0.05, relative=False).of(-2.0)
+        (0.1, 0.05)
+    """
+
+    size: float
+    relative: bool
+
+    def of(self, right: float) -> float:
+        """The distance allowed beside this value of the right side."""
+        return self.size * abs(right) if self.relative else self.size
+
+
+@dataclass(frozen=True)
+class Matched:
+    """The sides are compared where both contenders have one value of another metric, along a sweep.
+
+    Attributes:
+        metric: the metric that is held equal.
+        axis: what is swept; None where the bench sweeps one axis.
+
+    Example:
+        >>> parse_claim("raag.fd < cfg.fd at class_accuracy along guidance").matched
+        Matched(metric='class_accuracy', axis='guidance')
+    """
+
+    metric: str
+    axis: SweepAxis | None = None
+
+
+@dataclass(frozen=True)
 class Claim:
-    """``left`` is claimed to be below (``<``) or above (``>``) ``right``.
+    """``left`` is claimed to be below (``<``), above (``>``), or as good as equal to (``~``) ``right``.
 
     Example:
         >>> claim = parse_claim("wcfm.straightness < 0.5 * cfm.straightness")
         >>> claim.left.contender, claim.operator, claim.right.factor
         ('wcfm', '<', 0.5)
+        >>> parse_claim("a.fd ~ b.fd within 5%").margin
+        Margin(size=0.05, relative=True)
     """
 
     text: str
     left: Quantity | float
     right: Quantity | float
-    operator: Literal["<", ">"]
+    operator: Literal["<", ">", "~"]
+    margin: Margin | None = None
+    matched: Matched | None = None
 
     @property
     def quantities(self) -> list[Quantity]:
@@ -104,59 +160,113 @@ class Claim:
         return [side for side in (self.left, self.right) if isinstance(side, Quantity)]
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Whether a claim holds in one problem, by the rows.
-
-    Example:
-        >>> from flowbench.bench.results import Results
-        >>> (verdict,) = judge(parse_claim("cfm.fd < 2"), Results([]), {"digits": ["cfm"]})
-        >>> verdict.problem, verdict.verdict
-        ('digits', 'undecided')
-    """
-
-    claim: Claim
-    problem: str
-    verdict: VerdictName
-    reason: str
-    difference: Summary | None = None
-
-
 def parse_claim(text: str) -> Claim:
     """Parse one claim.
 
     Raises:
-        ValueError: when the text does not follow the grammar of this module.
+        ValueError: one line that names the claim, what is wrong with it and the nearest right form, when the text does
+            not follow the grammar of this module.
     """
-    parts = re.split(r"([<>])", str(text))
-    if len(parts) != 3:
-        raise ValueError(f"claim {text!r}: write exactly one < or >, e.g. wcfm.straightness < cfm.straightness")
-    left, right = (_parse_side(part.strip(), text) for part in (parts[0], parts[2]))
-    claim = Claim(str(text).strip(), left, right, "<" if parts[1] == "<" else ">")
-    if not claim.quantities:
-        raise ValueError(f"claim {text!r} compares two numbers; name a contender's metric on one side")
-    problems = {side.problem for side in claim.quantities if side.problem is not None}
-    if len(problems) == 1:
-        problem = problems.pop()
-        left, right = (replace(s, problem=problem) if isinstance(s, Quantity) else s for s in (left, right))
-        return replace(claim, left=left, right=right)
-    if problems and any(side.problem is None for side in claim.quantities):
-        raise ValueError(f"claim {text!r} names a problem on one side only")
+    text = " ".join(str(text).split())
+    try:
+        return _parse(text)
+    except ValueError as error:
+        raise ValueError(f"claim {text!r}: {error}; {_nearest_form(text)}") from None
+
+
+def _parse(text: str) -> Claim:
+    parts = re.split(r"([<>~])", text)
+    if len(parts) != 3 or not parts[2]:
+        raise ValueError("write exactly one of <, > and ~ between two sides")
+    operator = cast(Literal["<", ">", "~"], parts[1])
+    conditions = _CONDITIONS.fullmatch(parts[2])
+    assert conditions is not None  # every part of the pattern may be empty
+    left, right = _parse_side(parts[0].strip()), _parse_side(conditions["side"].strip())
+    margin = _margin(operator, conditions["size"], bool(conditions["percent"]))
+    matched = _matched(conditions["metric"], conditions["axis"])
+    claim = _in_one_problem(Claim(text, left, right, operator, margin, matched))
+    if matched is not None:
+        _check_matched(claim, matched)
     return claim
 
 
-def _parse_side(part: str, text: str) -> Quantity | float:
+def _in_one_problem(claim: Claim) -> Claim:
+    """The claim with the one problem that it names on both of its sides."""
+    if not claim.quantities:
+        raise ValueError("it compares two numbers; name a contender's metric on one side")
+    problems = {side.problem for side in claim.quantities if side.problem is not None}
+    if len(problems) != 1:
+        return claim
+    problem = problems.pop()
+    left, right = (replace(s, problem=problem) if isinstance(s, Quantity) else s for s in (claim.left, claim.right))
+    return replace(claim, left=left, right=right)
+
+
+def _margin(operator: str, size: str | None, is_percent: bool) -> Margin | None:
+    if operator != "~":
+        if size is not None:
+            raise ValueError("within belongs to ~, equal but for so much; < and > take a factor or + NUMBER")
+        return None
+    if size is None:
+        raise ValueError("~ needs how close the sides must be, within NUMBER or within NUMBER%")
+    number = float(size) / 100 if is_percent else float(size)
+    if not 0 < number < (1 if is_percent else float("inf")):
+        raise ValueError(f"within {size}{'%' * is_percent} is no margin; write a number > 0, as a share below 100%")
+    return Margin(number, is_percent)
+
+
+def _matched(metric: str | None, axis: str | None) -> Matched | None:
+    if metric is None:
+        return None
+    if axis is not None and axis not in SWEEP_AXES:
+        raise ValueError(f"nothing is swept along {axis!r}{suggestion(axis, SWEEP_AXES)}")
+    return Matched(metric, cast(SweepAxis | None, axis))
+
+
+def _check_matched(claim: Claim, matched: Matched) -> None:
+    if len(claim.quantities) < 2:
+        raise ValueError(f"at {matched.metric} compares two contenders along a sweep, and one side is a number")
+    for side in claim.quantities:
+        if side.at is not None or side.axis.startswith(BEST):
+            place = side.name.partition("@")[2]
+            raise ValueError(f"at {matched.metric} compares along the whole sweep; leave @{place} out")
+        if side.metric == matched.metric:
+            raise ValueError(f"{matched.metric} is both compared and held equal")
+
+
+def _nearest_form(text: str) -> str:
+    """The user's line with likely mistakes mended where that can be parsed, else an example of its kind."""
+    candidate = text
+    for pattern, replacement in _REPAIRS:
+        candidate = re.sub(pattern, replacement, candidate)
+    if " within " in candidate:
+        candidate = re.sub("[<>]", "~", candidate)
+    elif "~" in candidate:
+        candidate = re.sub(r"(?=\s+at\s)|$", " within 5%", candidate, count=1)
+    candidate = " ".join(candidate.split())
+    try:
+        _parse(candidate)
+    except ValueError:
+        pass
+    else:
+        return f"did you mean {candidate!r}?"
+    if "~" in candidate:
+        return "write e.g. 'a.fd ~ b.fd within 5%'"
+    return f"write e.g. 'a.fd < b.fd{' at class_accuracy' * (' at ' in text)}'"
+
+
+def _parse_side(part: str) -> Quantity | float:
     if re.fullmatch(_NUMBER, part):
         return float(part)
     match = _SIDE.fullmatch(part)
     if match is None:
         raise ValueError(
-            f"claim {text!r}: {part!r} is neither a number nor "
+            f"{part!r} is neither a number nor "
             "[NUMBER *] [PROBLEM/]CONTENDER.METRIC[@NFE, @guidance=SCALE, @train_size=SAMPLES or @guidance=best] "
             "[+ or - NUMBER]"
         )
     if match["at"] and not match["axis"] and not match["at"].isdigit():
-        raise ValueError(f"claim {text!r}: @{match['at']} is no whole number of evaluations; a scale is @guidance=...")
+        raise ValueError(f"@{match['at']} is no whole number of evaluations; a scale is @guidance=...")
     return Quantity(
         contender=match["contender"],
         metric=match["metric"],
@@ -166,146 +276,3 @@ def _parse_side(part: str, text: str) -> Quantity | float:
         factor=float(match["factor"]) if match["factor"] else 1.0,
         margin=float(match["sign"] + match["margin"]) if match["margin"] else 0.0,
     )
-
-
-def judge(claim: Claim, results: Results, problems: Mapping[str, Sequence[str]]) -> list[Verdict]:
-    """Judge a claim on the rows.
-
-    Args:
-        claim: the parsed claim.
-        results: the rows of the bench.
-        problems: problem name -> contenders and references that stand in it.
-
-    Returns:
-        One verdict per problem in which every contender of the claim takes part; one undecided verdict when
-        there is none.
-    """
-    named = {side.problem for side in claim.quantities}
-    if named != {None}:
-        label = " vs ".join(sorted(str(problem) for problem in named))
-        return [_judge_in(claim, results, label)]
-    verdicts = [
-        _judge_in(claim, results, problem)
-        for problem, names in problems.items()
-        if all(side.contender in names for side in claim.quantities)
-    ]
-    return verdicts or [Verdict(claim, "", "undecided", "no problem holds all of its contenders")]
-
-
-def _judge_in(claim: Claim, results: Results, problem: str) -> Verdict:
-    for side in claim.quantities:
-        if not side.values(results, _problem_of(side, problem)):
-            return Verdict(claim, problem, "undecided", _missing(side, results, problem))
-    if (units := _units(claim, results, problem)) is not None:
-        return Verdict(claim, problem, "undecided", f"not comparable: {units[0]} against {units[1]}")
-    gaps = [gap for side in claim.quantities for gap in _gaps(side, results, problem)]
-    between, exact = _difference(claim, results, problem)
-    if between is None:
-        return Verdict(claim, problem, "undecided", "; ".join([*gaps, "the two sides share no seed"]))
-    described = _describe(between, exact)
-    if gaps:
-        return Verdict(claim, problem, "undecided", f"{'; '.join(gaps)}; otherwise {described}", between)
-    verdict = _verdict(claim, between, exact)
-    return Verdict(claim, problem, verdict, "; ".join([described, *_notes(claim, results, problem)]), between)
-
-
-def _verdict(claim: Claim, between: Summary, exact: bool) -> VerdictName:
-    """The verdict from the interval of left - right, where no number is missing."""
-    if between.is_zero:
-        return "equal"
-    if between.half is None and not exact:
-        return "undecided"
-    sign = 1.0 if claim.operator == "<" else -1.0
-    half = between.half or 0.0
-    low, high = sorted((sign * (between.mean - half), sign * (between.mean + half)))
-    if high < 0:
-        return "holds"
-    return "fails" if low > 0 else "undecided"
-
-
-def _gaps(side: Quantity, results: Results, problem: str) -> Iterable[str]:
-    """A line for each reason why planned seeds of a side have no number."""
-    by_reason: dict[str, list[str]] = {}
-    for seed, reason in side.gaps(results, _problem_of(side, problem)).items():
-        by_reason.setdefault(reason, []).append(str(seed))
-    for reason, seeds in by_reason.items():
-        yield f"{side.name} has no number of seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}: {reason}"
-
-
-def _problem_of(side: Quantity, problem: str) -> str:
-    return side.problem if side.problem is not None else problem
-
-
-def _units(claim: Claim, results: Results, problem: str) -> tuple[str, str] | None:
-    """The two units of one metric on both sides where they differ, e.g. data units and latent units."""
-    if len(claim.quantities) < 2 or claim.quantities[0].metric != claim.quantities[1].metric:
-        return None
-    left, right = (
-        results.unit_of(_problem_of(side, problem), side.contender, side.metric) for side in claim.quantities
-    )
-    return (left or "no unit", right or "no unit") if left != right else None
-
-
-def _difference(claim: Claim, results: Results, problem: str) -> tuple[Summary | None, bool]:
-    """Summary of left - right over shared seeds, and whether both sides are constants."""
-    sides: list[dict[int, float] | float] = []
-    for side in (claim.left, claim.right):
-        if isinstance(side, float):
-            sides.append(side)
-            continue
-        values = side.values(results, _problem_of(side, problem))
-        constant = results.is_reference(_problem_of(side, problem), side.contender) and len(values) == 1
-        sides.append(next(iter(values.values())) if constant else values)
-    left, right = sides
-    if isinstance(left, float) and isinstance(right, float):
-        return summarise([difference(left, right)]), True
-    if isinstance(left, float):
-        assert not isinstance(right, float)
-        return summarise([difference(left, value) for value in right.values()]), False
-    if isinstance(right, float):
-        return summarise([difference(value, right) for value in left.values()]), False
-    return paired_difference(left, right), False
-
-
-def _describe(between: Summary, exact: bool) -> str:
-    if between.is_zero:
-        seeds = "" if exact else f" on {between.n} seed{'s' * (between.n > 1)}"
-        return f"equal to a relative {ROUNDING:g}{seeds}"
-    if exact:
-        return f"difference {between.mean:.4g} between two constants"
-    if between.half is None:
-        return f"one seed, difference {between.mean:.4g}, no interval"
-    low, high = between.mean - between.half, between.mean + between.half
-    return f"difference {between.mean:.4g}, 95% interval [{low:.4g}, {high:.4g}], {between.n} seeds"
-
-
-def _missing(side: Quantity, results: Results, problem: str) -> str:
-    where = f" in {problem}" if problem else ""
-    problem = _problem_of(side, problem)
-    known = results.metrics(problem, side.contender)
-    if not known:
-        lost = "; ".join(dict.fromkeys(results.lost_seeds(problem, side.contender).values()))
-        return f"{side.contender} has no rows{where}{': ' * bool(lost)}{lost}"
-    if side.metric not in known:
-        return f"{side.contender} has no metric {side.metric}{where}{suggestion(side.metric, known, otherwise='')}"
-    for _, reason in results.unconverged(problem, side.contender, side.metric, side.at, side.axis).values():
-        return f"{side.name} takes part in no claim{where}: {reason}"
-    if side.at is None:
-        return f"no finite value of {side.name}{where}"
-    points = sorted(results.sweep(problem, side.contender, side.metric, side.axis))
-    return f"no finite value of {side.name}{where}; measured at {_join(points) or 'no swept points'}"
-
-
-def _notes(claim: Claim, results: Results, problem: str) -> Iterable[str]:
-    """Reservations about a verdict: different protocols, likelihood bounds."""
-    sides = claim.quantities
-    protocols = [results.protocol(_problem_of(s, problem), s.contender, s.metric) for s in sides]
-    for side, protocol in zip(sides, protocols, strict=True):
-        if protocol.startswith("bound"):
-            yield f"{side.name} is an upper bound"
-    if len(sides) == 2 and sides[0].metric == sides[1].metric and protocols[0] != protocols[1]:
-        yield f"protocols differ ({protocols[0]} | {protocols[1]})"
-
-
-def _join(numbers: Iterable[float]) -> str:
-    return ", ".join(f"{number:g}" for number in numbers)

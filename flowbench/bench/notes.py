@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from flowbench.bench.frechet import is_frechet
 from flowbench.bench.results import Results
 from flowbench.core.rows import Row
 from flowbench.core.sample_size import sample_size_warning
@@ -59,7 +60,7 @@ def _copies(results: Results, problem: str, name: str) -> Iterator[str]:
         ]
         known = [f"{base}{features} {x:.3g} (fresh samples: {fresh})" for base, x, fresh in numbers if x is not None]
         yield f"{name} {what} training data: {', '.join(known)}"
-    for metric in filter(_is_frechet, results.metrics(problem, name)):
+    for metric in filter(is_frechet, results.metrics(problem, name)):
         value, floor = (results.mean(problem, who, metric) for who in (name, "floor"))
         alike = results.protocol(problem, name, metric) == results.protocol(problem, "floor", metric)
         if alike and value is not None and floor is not None and value < BELOW_FLOOR * floor:
@@ -128,7 +129,7 @@ def _sample_sizes(results: Results, problem: str, names: Sequence[str]) -> Itera
     for metric in results.metrics(problem):
         floor = {row.n for row in results.main_rows(problem, "floor", metric)}
         others = {row.n for name in names for row in results.main_rows(problem, name, metric)} - floor
-        if floor and others and _is_frechet(metric):
+        if floor and others and is_frechet(metric):
             yield (
                 f"{metric}: the floor stands at N={_join(floor)}, others at N={_join(others)}, and the distance "
                 "depends on N"
@@ -148,11 +149,6 @@ def _features(results: Results, problem: str, name: str, *bases: str) -> list[st
     """The extractors of metrics of these names, as they stand in brackets in the table's heading."""
     found = (metric.partition("[") for metric in results.metrics(problem, name))
     return list(dict.fromkeys(f"[{rest}" if bracket else "" for base, bracket, rest in found if base in bases))
-
-
-def _is_frechet(metric: str) -> bool:
-    """Whether a metric is a distance whose bias depends on N."""
-    return metric.partition("[")[0] in ("fd", "fid")
 
 
 def _join(counts: Iterable[int | None]) -> str:

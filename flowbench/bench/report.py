@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from flowbench.bench.claims import Verdict, VerdictName, judge, parse_claim
+from flowbench.bench.claim_tables import claim_notes, claims_json, claims_markdown, claims_rich
+from flowbench.bench.claims import parse_claim
+from flowbench.bench.correction import Corrected, judge_file
 from flowbench.bench.equality import equality_notes
 from flowbench.bench.notes import reading_notes
 from flowbench.bench.plots import plot_bars, plot_evaluations, plot_guidance, plot_train_sizes, plot_training
@@ -37,7 +37,7 @@ _BARS = {
 
 
 def build_report(bench_dir: str | Path) -> Path:
-    """Write report.md and its pictures from what the bench directory holds; nothing is trained or measured.
+    """Write report.md, its pictures and claims.json from what the bench directory holds; nothing is trained.
 
     Args:
         bench_dir: directory of a bench, finished or not.
@@ -51,16 +51,19 @@ def build_report(bench_dir: str | Path) -> Path:
     directory = Path(bench_dir)
     plan = load_plan(directory)
     results = Results.of_bench(plan, load_rows(directory))
+    verdicts = _verdicts(plan, results)
     parts = [
         f"# {plan['name']}",
         plan["question"],
         _failures(plan, results),
-        _claims(plan, results),
+        claims_markdown(verdicts, claim_notes(verdicts, len(plan["seeds"]))),
         *_result_sections(plan, results),
         *_pictures(plan, results, directory),
         _per_seed(plan, results),
         _protocol(plan, results),
     ]
+    if verdicts:
+        write_text(directory / "claims.json", claims_json(verdicts))
     report = directory / "report.md"
     write_text(report, "\n\n".join(part for part in parts if part) + "\n")
     return report
@@ -80,7 +83,9 @@ def print_summary(bench_dir: str | Path, console: Console) -> None:
         console.print(note, markup=False, highlight=False)
     verdicts = _verdicts(plan, results)
     if verdicts:
-        console.print(_claims_rich(verdicts))
+        console.print(claims_rich(verdicts))
+        for note in claim_notes(verdicts, len(plan["seeds"])):
+            console.print(note, markup=False, highlight=False)
     for row in results.failures():
         console.print(
             f"FAILED {_where(row.problem, row.contender)}{_place(row)} seed {row.seed}: {row.provenance['message']}",
@@ -98,41 +103,9 @@ def _place(row: Row) -> str:
     return f" {row.axis}={row.at:g}" if row.at is not None else ""
 
 
-def _verdicts(plan: Mapping[str, Any], results: Results) -> list[Verdict]:
+def _verdicts(plan: Mapping[str, Any], results: Results) -> list[Corrected]:
     names = {problem: [*contenders, *plan["references"][problem]] for problem, contenders in plan["problems"].items()}
-    return [verdict for text in plan["claims"] for verdict in judge(parse_claim(text), results, names)]
-
-
-def _claims_rich(verdicts: list[Verdict]) -> Table:
-    table = Table(title="Claims", title_justify="left")
-    for name in ("claim", "problem", "verdict", "why"):
-        table.add_column(name, overflow="fold")
-    styles: dict[VerdictName, str] = {"holds": "green", "fails": "red", "equal": "cyan", "undecided": "yellow"}
-    for v in verdicts:
-        table.add_row(Text(v.claim.text), Text(v.problem), Text(v.verdict, style=styles[v.verdict]), Text(v.reason))
-    return table
-
-
-def _claims(plan: Mapping[str, Any], results: Results) -> str:
-    verdicts = _verdicts(plan, results)
-    if not verdicts:
-        return ""
-    named = any(v.problem for v in verdicts)
-    lines = [
-        "## Claims",
-        "",
-        f"| claim |{' problem |' if named else ''} verdict | why |",
-        "|:---|" + ":---|" * (2 + named),
-    ]
-    for v in verdicts:
-        cells = [
-            f"`{v.claim.text}`",
-            *([v.problem] if named else []),
-            f"**{v.verdict}**",
-            v.reason.replace("|", "\\|"),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return judge_file([parse_claim(text) for text in plan["claims"]], results, names)
 
 
 def _failures(plan: Mapping[str, Any], results: Results) -> str:

@@ -331,7 +331,7 @@ class Results:
         at: float | None = None,
         axis: SweepAxis = "network_evaluations",
     ) -> dict[int, float]:
-        """Finite values per seed that have converged.
+        """Values per seed that are finite and have converged.
 
         Args:
             problem: problem name, empty for the unnamed one.
@@ -340,7 +340,8 @@ class Results:
             at: None for the main rows, else the point of the sweep.
             axis: what the sweep imposes.
         """
-        return _converged(self._rows_at(problem, contender, metric, at, axis))
+        rows = self._rows_at(problem, contender, metric, at, axis)
+        return {row.seed: row.value for row in rows if may_decide(row) and row.value is not None}
 
     def unconverged(
         self,
@@ -467,8 +468,9 @@ def _measured(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row.status != "failed"]
 
 
-def _converged(rows: Iterable[Row]) -> dict[int, float]:
-    return {row.seed: row.value for row in rows if row.value is not None and row.status != "unconverged"}
+def may_decide(row: Row) -> bool:
+    """Whether a row's number takes part in means and claims: the only place that decides it."""
+    return row.status == "ok" and row.value is not None
 
 
 def _message(row: Row) -> str:

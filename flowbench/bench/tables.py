@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from flowbench.bench.frechet import LOTTERY, LOTTERY_SOURCE, is_inside_lottery
 from flowbench.bench.results import Results
 from flowbench.bench.statistics import ROUNDING, Summary, best_and_ties, paired_difference, summarise
 from flowbench.core.rows import Goal, unmeasured_text
@@ -32,6 +33,8 @@ COST = "cost"
 _TITLES = {"transport": "Sampling paths"}
 _ARROWS: dict[Goal, str] = {"down": " ↓", "up": " ↑", "zero": " → 0", "none": ""}
 _NOTHING = "–"
+_LUCK = " ≈"
+"""Marks a gap between two Frechet distances that another training seed may turn."""
 _MARK = " †"
 """Marks a number that lacks a planned seed; a note below the table names the seed and the reason."""
 _UNCONVERGED = " ‡"
@@ -309,19 +312,24 @@ def difference_table(plan: Mapping[str, Any], results: Results, problem: str) ->
         if any(cell.text != _NOTHING for cell in cells):
             table.rows.append([Entry(_heading(results, problem, metric)), *cells])
     table.notes = _gap_notes(results, problem, entered, metrics)
+    if any(cell.text.rstrip(_MARK).endswith(_LUCK) for row in table.rows for cell in row):
+        table.notes.append(f"≈: a gap below {LOTTERY:.1%}, inside the training lottery ({LOTTERY_SOURCE}).")
     return table if table.rows else None
 
 
 def _difference_entry(results: Results, problem: str, pair: tuple[str, str], metric: str, seeds: int) -> Entry:
     """The difference of a pair of contenders; what lacks a planned seed is marked, and never bold."""
-    paired = paired_difference(*(results.values(problem, name, metric) for name in pair))
+    left, right = (results.values(problem, name, metric) for name in pair)
+    paired = paired_difference(left, right)
     if paired is None:
         return Entry(_NOTHING)
     sign = "+" if paired.mean > 0 else ""
     complete = all(_is_complete(results, problem, name, metric) for name in pair)
     word = " (equal)" if paired.is_zero else " (tie)" if paired.is_tie else ""
     count = " (n=1)" if paired.is_tie is None and seeds == 1 else ""  # else format_summary has written it
-    text = f"{sign}{format_summary(paired, seeds)}{word}{count}"
+    means = (summarise([side[seed] for seed in left.keys() & right.keys()]).mean for side in (left, right))
+    luck = _LUCK if is_inside_lottery(metric, *means) else ""
+    text = f"{sign}{format_summary(paired, seeds)}{word}{count}{luck}"
     return Entry(text if complete else text + _MARK, bold=complete and paired.is_tie is False)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from flowbench.bench.claims import Claim, Quantity
@@ -52,10 +53,19 @@ def _sides(plan: Plan) -> Iterator[tuple[Claim, Quantity, str]]:
             for problem, contenders in plan.problems.items()
             if all(side.contender in (*contenders, *plan.reference_names(problem)) for side in claim.quantities)
         ]
-        for side in claim.quantities:
+        for side in (number for named in claim.quantities for number in _numbers(claim, named, plan)):
             for problem in everywhere if side.problem is None else [side.problem]:
                 if side.contender in (*plan.problems[problem], *plan.reference_names(problem)):
                     yield claim, side, problem
+
+
+def _numbers(claim: Claim, side: Quantity, plan: Plan) -> list[Quantity]:
+    """What a side of a claim reads: itself, or at equal value of another metric both metrics along the sweep."""
+    if claim.matched is None:
+        return [side]
+    axis = next(iter(plan.bench.sweep)) if claim.matched.axis is None else claim.matched.axis
+    swept = replace(side, axis=axis, at=plan.bench.sweep[axis][0])
+    return [swept, replace(swept, metric=claim.matched.metric)]
 
 
 def _check(side: Quantity, declared: Declared | None) -> None:

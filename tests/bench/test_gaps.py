@@ -11,12 +11,13 @@ import pytest
 from rich.console import Console
 
 from flowbench.bench import build_report, compare
-from flowbench.bench.claims import judge, parse_claim
+from flowbench.bench.claims import parse_claim
 from flowbench.bench.plan import make_plan
 from flowbench.bench.report import print_summary
 from flowbench.bench.results import Results, collect, load_rows
 from flowbench.bench.status import read_status, write_status
 from flowbench.bench.tables import difference_table, metric_table, seed_table
+from flowbench.bench.verdicts import judge
 from flowbench.core.rows import read_rows, write_rows
 
 from .synthetic import write_synthetic_bench

@@ -89,6 +89,9 @@ def bench(workshop, claims, **content):
         ),
         ("noise.w2@4 > cfm.w2@4", "noise has no choice of its number of network evaluations"),
         ("cfm.nll@4 < 1", "cfm has no metric 'nll' at the points of a sweep"),
+        ("cfm.w2 < again.w2 at nll", "cfm has no metric 'nll' at the points of a sweep"),
+        ("cfm.w2 < again.w2 at w22", "cfm has no metric 'w22'; did you mean 'w2'?"),
+        ("tarflow.w2 < cfm.w2 at mode_discrepancy", "tarflow has no choice of its number of network evaluations"),
     ],
 )
 def test_a_claim_on_what_nobody_will_have_is_refused(workshop, claim, message):
@@ -118,6 +121,7 @@ def test_claims_on_what_will_be_there_pass(workshop):
         "weighted.ess > 0.1",
         "weighted.tilt_share < 1",
         "cfm.w2@2 < again.w2@4",
+        "cfm.w2 ~ again.w2 within 5%",
         "tarflow.step_milliseconds < cfm.train_seconds",
     ]
     check_claims(make_plan(bench(workshop, claims)))
