@@ -190,7 +190,7 @@ def _draw_unconverged(
     """Hollow, pale points where no seed's number has converged; whether there are any."""
     means: dict[float, float] = {}
     for at in results.swept_points(problem, name, metric, axis):
-        found = results.unconverged(problem, name, metric, at, axis)
+        found = results.doubtful(problem, name, metric, at, axis)
         if found and not results.values(problem, name, metric, at, axis):
             means[at] = sum(value for value, _ in found.values()) / len(found)
     if means:

@@ -343,7 +343,7 @@ class Results:
         rows = self._rows_at(problem, contender, metric, at, axis)
         return {row.seed: row.value for row in rows if may_decide(row) and row.value is not None}
 
-    def unconverged(
+    def doubtful(
         self,
         problem: str,
         contender: str,
@@ -351,10 +351,9 @@ class Results:
         at: float | None = None,
         axis: SweepAxis = "network_evaluations",
     ) -> dict[int, tuple[float, str]]:
-        """Values per seed that have not converged, and why; the arguments are those of :meth:`values`."""
+        """Values per seed that do not count, and why (not converged); the arguments are those of :meth:`values`."""
         rows = self._rows_at(problem, contender, metric, at, axis)
-        found = [row for row in rows if row.status == "unconverged"]
-        return {row.seed: (row.value, _message(row)) for row in found if row.value is not None}
+        return {row.seed: (row.value, _message(row)) for row in rows if row.value is not None and not may_decide(row)}
 
     def _rows_at(self, problem: str, contender: str, metric: str, at: float | None, axis: SweepAxis) -> list[Row]:
         if at is None and not axis.startswith(BEST):
@@ -417,9 +416,9 @@ class Results:
         """Why a finished cell has no number of a metric."""
         named = (problem, contender, metric, seed)
         found = [r for r in self.rows if (r.problem, r.contender, r.metric, r.seed) == named and _is_at(r, at, axis)]
-        unconverged = [row for row in found if row.status == "unconverged"]
-        if unconverged:
-            return _message(unconverged[0])
+        doubtful = [row for row in found if row.value is not None and not may_decide(row)]
+        if doubtful:
+            return _message(doubtful[0])
         empty = [row for row in found if row.value is None]
         if empty:
             message = empty[0].provenance.get("message")

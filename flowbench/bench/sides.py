@@ -139,7 +139,7 @@ def _missing(side: Quantity, results: Results, problem: str) -> str:
         return f"{side.contender} has no rows{where}{': ' * bool(lost)}{lost}"
     if side.metric not in known:
         return f"{side.contender} has no metric {side.metric}{where}{suggestion(side.metric, known, otherwise='')}"
-    for _, reason in results.unconverged(problem, side.contender, side.metric, side.at, side.axis).values():
+    for _, reason in results.doubtful(problem, side.contender, side.metric, side.at, side.axis).values():
         return f"{side.name} takes part in no claim{where}: {reason}"
     if side.at is None:
         return f"no finite value of {side.name}{where}"

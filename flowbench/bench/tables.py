@@ -185,7 +185,7 @@ def _unconverged_notes(results: Results, problem: str, metrics: Sequence[str]) -
     for name in results.contenders(problem):
         for metric in metrics:
             if _is_grey(results, problem, name, metric):
-                found = results.unconverged(problem, name, metric)
+                found = results.doubtful(problem, name, metric)
                 parts.append(f"{name} {metric} {found[min(found)][1]}")
     if not parts:
         return []
@@ -238,7 +238,7 @@ def _has_rows(results: Results, problem: str, name: str, metric: str) -> bool:
 
 def _is_grey(results: Results, problem: str, name: str, metric: str) -> bool:
     """Whether all that was computed of a number has not converged."""
-    return not results.values(problem, name, metric) and bool(results.unconverged(problem, name, metric))
+    return not results.values(problem, name, metric) and bool(results.doubtful(problem, name, metric))
 
 
 def _is_complete(results: Results, problem: str, name: str, metric: str) -> bool:
@@ -284,7 +284,7 @@ def _entry(results: Results, problem: str, name: str, metric: str, bold: bool, s
     rows = results.main_rows(problem, name, metric)
     values = results.values(problem, name, metric)
     if _is_grey(results, problem, name, metric):
-        computed = [value for value, _ in results.unconverged(problem, name, metric).values()]
+        computed = [value for value, _ in results.doubtful(problem, name, metric).values()]
         return Entry(format_summary(summarise(computed), seeds) + _UNCONVERGED, grey=True)
     if not values:
         statuses = {row.status for row in rows}
@@ -341,7 +341,7 @@ def seed_table(plan: Mapping[str, Any], results: Results, problem: str) -> TextT
     table = TextTable(f"Per seed{f': {problem}' if problem else ''}", ["contender", "seed", *metrics])
     for name in results.lines(problem, plan["problems"].get(problem, [])):
         values = {metric: results.values(problem, name, metric) for metric in metrics}
-        greys = {metric: results.unconverged(problem, name, metric) for metric in metrics}
+        greys = {metric: results.doubtful(problem, name, metric) for metric in metrics}
         gaps = {m: results.gaps(problem, name, m) if _has_rows(results, problem, name, m) else {} for m in metrics}
         lost = results.lost_seeds(problem, name)
         seeds = {seed for m in metrics for seed in (*values[m], *greys[m], *gaps[m])}

@@ -71,8 +71,8 @@ def test_rows_carry_the_size_and_claims_select_it(workshop):
     )
     plan = load_plan(directory) | {"claims": ["cfm.fd[fake]@train_size=50 > cfm.fd[fake]@train_size=100"]}
     (verdict,) = _verdicts(plan, Results.of_bench(plan, rows))
-    assert verdict.difference is not None
-    assert verdict.difference.mean == pytest.approx(1.0)
+    assert verdict.alone.difference is not None
+    assert verdict.alone.difference.mean == pytest.approx(1.0)
     text = build_report(directory).read_text()
     table = text[text.index("### Quality against training samples") :]
     assert "| contender | metric | 50 | 100 | as trained |" in table

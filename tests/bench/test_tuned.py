@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from flowbench.bench.claims import judge, parse_claim
+from flowbench.bench.claims import parse_claim
 from flowbench.bench.plan import make_plan
 from flowbench.bench.results import Results
 from flowbench.bench.tuned import tuned_table
+from flowbench.bench.verdicts import judge
 
 SWEEP = {"guidance": [1, 2, 3]}
 

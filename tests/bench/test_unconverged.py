@@ -9,12 +9,13 @@ import pytest
 from rich.console import Console
 
 from flowbench.bench import build_report, compare
-from flowbench.bench.claims import judge, parse_claim
+from flowbench.bench.claims import parse_claim
 from flowbench.bench.notes import reading_notes
 from flowbench.bench.plan import make_plan
 from flowbench.bench.plots import plot_evaluations, swept_metric
 from flowbench.bench.results import Results, load_rows
 from flowbench.bench.tables import difference_table, metric_table, seed_table
+from flowbench.bench.verdicts import judge
 from flowbench.cli.unmeasured import report_unmeasured
 from flowbench.core.rows import Row, read_rows, unconverged_text, write_rows
 

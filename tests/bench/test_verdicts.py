@@ -152,7 +152,8 @@ def test_rows_that_were_measured_and_do_not_count_decide_nothing(make_row):
         got = verdict(Results(rows), text)
         assert got.verdict == "undecided"
         assert f"{side} has no number of seed 1: unsure" in got.reason
-    assert Results(rows).values("", "b", "nll")[1] == 5.1  # it stands in tables
+    assert Results(rows).values("", "b", "nll").keys() == {0, 2}
+    assert Results(rows).doubtful("", "b", "nll") == {1: (5.1, "unsure")}  # it stands in tables, in grey
 
 
 # Power

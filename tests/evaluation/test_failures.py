@@ -231,7 +231,8 @@ def own_metrics() -> list[type[Metric]]:
 
 
 def instance(cls: type[Metric]) -> Metric:
-    arguments = {"radius": 1.0} if cls is evaluation.NearestData else {}
+    own = {evaluation.NearestData: {"radius": 1.0}, evaluation.FrechetRatio: {"features": ["identity"]}}
+    arguments = own.get(cls, {})
     named = cls in (evaluation.InceptionScore, evaluation.MeanNorm) or not issubclass(cls, FeatureMetric)
     return cls(**arguments) if named else cls("identity")
 

@@ -15,12 +15,15 @@ from flowbench.core.rows import read_rows
 from flowbench.data import FlowDataModule
 from flowbench.data.densities import EightGaussians
 from flowbench.evaluation import (
+    MIND,
     ClassAccuracy,
+    ClassifierTwoSample,
     CostReport,
     DensityCoverage,
     Evaluator,
     FrechetDistance,
     FrechetInfinity,
+    FrechetRatio,
     KernelDistance,
     MaximumMeanDiscrepancy,
     MeanNorm,
@@ -65,11 +68,14 @@ def everything(modality: str) -> dict[str, Metric]:
     both += [
         FrechetInfinity(FEATURES),
         FrechetDistance(FEATURES, interval=True),
+        FrechetRatio([FEATURES]),
+        MIND(FEATURES),
         ConditionAgreement(8),
         LatentBound(8, 1),
     ]
     if modality == "vector":
         both += [Wasserstein2(), SlicedWasserstein2(), MaximumMeanDiscrepancy(), NearestData(0.1), ModeRecovery()]
+        both += [ClassifierTwoSample()]
     else:
         both += [Reconstruction(FEATURES)]
     return {type(metric).__name__: metric for metric in both}
