@@ -238,7 +238,8 @@ SLOW_BENCHES = [
     for name in (
         "wcfm_2d", "sources_2d", "wcfm_images", "wcfm_epsilon", "pruned_sampling", "ot_batch", "families_mnist",
         "families_mnist_gpu", "families_fashion_mnist_gpu", "families_cifar10", "families_cifar10_minutes",
-        "denoisers_mnist", "likelihood_images", "likelihood_steps",
+        "denoisers_mnist", "likelihood_images", "likelihood_steps", "anomaly_digits", "families_cifar10_gpu",
+        "optimizers_digits",
     )
 ]  # fmt: skip
 

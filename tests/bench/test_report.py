@@ -236,7 +236,7 @@ def test_wide_tables_are_printed_in_parts(make_row, width):
         assert f"{1.25 + k:g}" in text
 
 
-@pytest.mark.parametrize("name", ["digits", "toys"])
+@pytest.mark.parametrize("name", ["digits", pytest.param("toys", marks=pytest.mark.slow)])
 def test_a_bench_of_an_earlier_version_is_reported_with_the_same_numbers(name, request):
     directory = request.getfixturevalue(name)
     expected = build_report(directory).read_text()

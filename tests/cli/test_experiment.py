@@ -306,7 +306,7 @@ def test_saving_leaves_the_old_file_when_the_disk_is_full(experiment_file, tmp_p
         ),
         (["model.init_args=3"], "model.init_args must hold 'name: value' lines, got 3 (int)"),
         (["callbacks=[1]"], "callbacks must be named: callbacks: {my_name: {class_path: ...}}, got a list"),
-        (["budget=fast"], "budget must be one of train_flops, train_seconds, steps, samples_seen, epochs"),
+        (["budget=fast"], "budget must be one of train_flops, train_seconds, train_hours, steps, samples_seen, epochs"),
         # classes
         (
             ["model.class_path=cli_dumies.Family"],

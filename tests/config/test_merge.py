@@ -124,7 +124,7 @@ def test_files_that_clash_are_one_line_with_both_names(tmp_path, monkeypatch, lo
     [
         ("problems=[]", "problems is []; write {name: {overrides:"),
         ("contenders=[a]", "contenders is ['a']; name at least one"),
-        ("seeds={a: 1}", "seeds is {'a': 1}; write a list of whole numbers"),
+        ("seeds={a: 1}", "seeds: unknown key 'a'; known: all, axes"),
         ("seeds=[0,1", "override 'seeds=[0,1': '[0,1' is not a YAML value: expected ',' or ']'"),
         ("budget=[1]", "budget is [1]; give exactly one of"),
         ("claims={a: 1}", "claims is {'a': 1}; write a list of lines"),

@@ -75,6 +75,7 @@ def flowbench(site: Path, folder: Path, *arguments: str) -> subprocess.Completed
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_its_contract_is_kept(installed, tmp_path):
     done = flowbench(installed, tmp_path, "check", "zuko_flows.SplineFlow")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -118,6 +118,7 @@ def test_cfm_between_gaussians_learns_the_closed_form_field_and_its_loss_floor()
     assert loss < floor * 1.1
 
 
+@pytest.mark.slow
 def test_straightness_of_a_trained_cfm_is_the_closed_form():
     """S = d a b (2 - pi / 2) for independent pairs of isotropic Gaussians."""
     shift, std = 2.0, 1.0

@@ -43,6 +43,7 @@ def test_is_that_of_scikit_learn_in_any_units():
     assert found.accuracy == pytest.approx(scores.mean())
 
 
+@pytest.mark.slow
 def test_equal_numbers_are_taken_and_a_constant_column_is_no_clue():
     x, y = normal(60, "x"), normal(45, "y")
     found = classifier_two_sample(x, y)
@@ -53,6 +54,7 @@ def test_equal_numbers_are_taken_and_a_constant_column_is_no_clue():
     assert beside.accuracy < 0.8
 
 
+@pytest.mark.slow
 def test_a_condition_beside_the_samples_is_judged_with_them():
     """Samples of the right law whose condition says the opposite: alone they cannot be told, with it they can."""
     x, y = normal(150, "x"), normal(150, "y")

@@ -300,6 +300,7 @@ def test_every_parameter_gets_a_gradient_and_training_lowers_the_loss(scale, sta
     assert [name for name, p in flow.named_parameters() if p.equal(before[name])] == []
 
 
+@pytest.mark.slow
 def test_training_recovers_the_entropy_of_a_gaussian():
     torch.manual_seed(0)
     flow = AutoregressiveFlow(

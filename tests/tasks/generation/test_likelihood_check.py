@@ -111,22 +111,28 @@ def per_point(flow: FlowMatching, solver: Solver) -> Tensor:
         flow.likelihood_solver = own
 
 
+@pytest.fixture(scope="module")
+def solved(cfm) -> Tensor:
+    """Log-densities by 256 steps, which are within 1e-6 of 1,024."""
+    return per_point(cfm, RungeKutta4(256))
+
+
 @pytest.mark.parametrize(
     ("solver", "status"),
     [
         (Euler(8), "unconverged"),
-        (Midpoint(4), "unconverged"),
+        pytest.param(Midpoint(4), "unconverged", marks=pytest.mark.slow),
         (RungeKutta4(32), "ok"),
-        (DormandPrince(1e-5, 1e-5), "ok"),
+        pytest.param(DormandPrince(1e-5, 1e-5), "ok", marks=pytest.mark.slow),
     ],
 )
-def test_a_trained_cfm_has_converged_with_enough_steps_only(cfm, tmp_path, solver, status):
-    """The estimates are compared with solves of 1,024 steps."""
+def test_a_trained_cfm_has_converged_with_enough_steps_only(cfm, solved, tmp_path, solver, status):
+    """The estimates are compared with a long solve."""
     cfm.likelihood_solver = solver
     rows = measured(tmp_path, cfm, data=moons())
     nll, error = rows["nll", None], rows["nll_error", None]
     assert (nll.status, error.status) == (status, "ok")
-    actual = float((per_point(cfm, solver) - per_point(cfm, RungeKutta4(1024))).abs().mean())
+    actual = float((per_point(cfm, solver) - solved).abs().mean())
     assert (actual > 0.01) == (status == "unconverged")
     if status == "unconverged":
         assert error.value == pytest.approx(actual, rel=0.7)
@@ -203,14 +209,14 @@ def test_the_probes_standard_error_is_in_the_row(tmp_path):
 
 
 def test_a_sweep_of_network_evaluations_is_one_of_the_likelihood_too(cfm, tmp_path):
-    cfm.likelihood_solver = Euler(512)
+    cfm.likelihood_solver = Euler(128)
     metric = NegativeLogLikelihood(in_sweep=True)
-    rows = measured(tmp_path, cfm, metric, moons(), sweep={"network_evaluations": [2, 8, 512]})
-    found = [rows["nll", at] for at in (2.0, 8.0, 512.0)]
+    rows = measured(tmp_path, cfm, metric, moons(), sweep={"network_evaluations": [2, 8, 128]})
+    found = [rows["nll", at] for at in (2.0, 8.0, 128.0)]
     assert [row.status for row in found[:2]] == ["unconverged", "unconverged"]
-    assert [row.protocol.split("/")[3] for row in found] == [f"Euler(num_steps={n})" for n in (2, 8, 512)]
-    assert found[2].value == rows["nll", None].value
-    assert rows["nll_error", 2.0].value > rows["nll_error", 8.0].value > rows["nll_error", 512.0].value
+    assert [row.protocol.split("/")[3] for row in found] == [f"Euler(num_steps={n})" for n in (2, 8, 128)]
+    assert found[2].value == pytest.approx(rows["nll", None].value, rel=1e-9)
+    assert rows["nll_error", 2.0].value > rows["nll_error", 8.0].value > rows["nll_error", 128.0].value
     who = Prospect(SPEC, cfm, swept="network_evaluations")
     assert metric.expected(who) == ("nll", "nll_error")
     assert metric.expected(Prospect(SPEC, cfm, swept="guidance")) == ()
