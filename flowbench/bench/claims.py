@@ -32,7 +32,7 @@ from typing import Literal, cast
 
 from flowbench.bench.results import Results
 from flowbench.core.nearest import suggestion
-from flowbench.core.sweep import BEST, SWEEP_AXES, SweepAxis, best_axis
+from flowbench.core.sweep import BEST, SWEEP_AXES, SweepAxis, best_axis, place_name
 
 __all__ = ["Claim", "Margin", "Matched", "Quantity", "parse_claim"]
 
@@ -90,11 +90,7 @@ class Quantity:
     @property
     def name(self) -> str:
         """``contender.metric@at``."""
-        if self.axis.startswith(BEST):
-            return f"{self.contender}.{self.metric}@{self.axis.removeprefix(BEST)}=best"
-        axis = "" if self.axis == "network_evaluations" else f"{self.axis}="
-        at = f"@{axis}{self.at:g}" if self.at is not None else ""
-        return f"{self.contender}.{self.metric}{at}"
+        return f"{self.contender}.{self.metric}{place_name(self.axis, self.at)}"
 
 
 @dataclass(frozen=True)
@@ -228,8 +224,8 @@ def _check_matched(claim: Claim, matched: Matched) -> None:
         raise ValueError(f"at {matched.metric} compares two contenders along a sweep, and one side is a number")
     for side in claim.quantities:
         if side.at is not None or side.axis.startswith(BEST):
-            place = side.name.partition("@")[2]
-            raise ValueError(f"at {matched.metric} compares along the whole sweep; leave @{place} out")
+            place = place_name(side.axis, side.at)
+            raise ValueError(f"at {matched.metric} compares along the whole sweep; leave {place} out")
         if side.metric == matched.metric:
             raise ValueError(f"{matched.metric} is both compared and held equal")
 

@@ -22,7 +22,8 @@ FILE = Path(__file__).parents[1] / "reference_results.yaml"
 """What ships: every value in it was read."""
 
 NOT_STATED = "not stated"
-SEEN_IN = ("paper", "repository", "transcription")
+SEEN_IN = {"paper": "", "repository": ", read in its repository", "transcription": ", read in a transcription"}
+"""Where a value was read, and how that is told."""
 _SOURCE = ("arxiv", "table", "line", "seen_in")
 _ARXIV = re.compile(r"\d{4}\.\d{4,5}")
 
@@ -108,9 +109,8 @@ class PublishedResult:
     def cited(self) -> str:
         """The source in words."""
         s = self.source
-        place = {"paper": "", "repository": ", read in its repository", "transcription": ", read in a transcription"}
         table = f"Table {s['table']}" if s["table"].isdigit() else f"table {s['table']}"
-        return f"arXiv {s['arxiv']}, {table} ({s['line']}){place[s['seen_in']]}"
+        return f"arXiv {s['arxiv']}, {table} ({s['line']}){SEEN_IN[s['seen_in']]}"
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def _beside(results: Results, problem: str, contender: str, entry: PublishedResu
     """At most one comparison: with the point of a sweep of as many evaluations, where the row itself had others."""
     metric, wanted = entry.metric, entry.network_evaluations
     rows = [row for row in results.main_rows(problem, contender, metric) if _is_about(row, entry)]
-    values = {row.seed: row.value for row in rows if row.value is not None}
+    values = results.values(problem, contender, metric) if rows else {}
     swept = results.sweep(problem, contender, metric).get(float(wanted), {}) if wanted is not None else {}
     if swept and all(row.network_evaluations != wanted for row in rows):
         at_point = (problem, contender, metric, "network_evaluations", wanted)

@@ -7,15 +7,15 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from rich.console import Console
 
-from flowbench.bench.results import REFERENCE, Results, is_failure, load_plan, load_rows
+from flowbench.bench.results import REFERENCE, Results, is_failure, load_plan, load_rows, may_decide
 from flowbench.bench.statistics import Summary, paired_difference, summarise, unpaired_difference
 from flowbench.bench.tables import COST, Entry, TextTable, format_summary
 from flowbench.core.rows import Goal, Row
-from flowbench.core.sweep import SweepAxis
+from flowbench.core.sweep import BEST, SweepAxis, place_name
 
 __all__ = ["TOLERANCES", "Change", "Gate", "compare_with_baseline"]
 
@@ -44,9 +44,7 @@ class _Key:
     @property
     def name(self) -> str:
         """The metric, and where it was swept."""
-        if self.at is None:
-            return self.metric
-        return f"{self.metric}@{'' if self.axis == 'network_evaluations' else f'{self.axis}='}{self.at:g}"
+        return f"{self.metric}{place_name(self.axis, self.at)}"
 
 
 @dataclass(frozen=True)
@@ -84,10 +82,13 @@ class Change:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values only."""
-        part = lambda s: None if s is None else {"mean": s.mean, "half": s.half, "seeds": s.n}  # noqa: E731
         names = ("problem", "contender", "metric", "group", "goal", "how", "verdict")
-        numbers = {name: part(getattr(self, name)) for name in ("baseline", "now", "difference")}
+        numbers = {name: _json(getattr(self, name)) for name in ("baseline", "now", "difference")}
         return {name: getattr(self, name) for name in names} | numbers | {"is_regression": self.is_regression}
+
+
+def _json(summary: Summary | None) -> dict[str, Any] | None:
+    return None if summary is None else {"mean": summary.mean, "half": summary.half, "seeds": summary.n}
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ def compare_with_baseline(baseline: str | Path, run: str | Path) -> Gate:
     paths = Path(baseline), Path(run)
     before, now = (_results(path) for path in paths)
     names = _matched(before, now)
-    keys = dict.fromkeys(key for row in before.rows if (key := _key(row)) is not None and row.value is not None)
+    keys = dict.fromkeys(key for row in before.rows if (key := _key(row)) is not None and may_decide(row))
     changes = [_change(before, now, key, names[key.contender]) for key in keys if key.contender in names]
     if all(change.now is None for change in changes):
         raise ValueError(f"{paths[1]} has no number in common with {paths[0]}: give runs of one problem and data set")
@@ -205,7 +206,8 @@ def _matched(before: Results, now: Results) -> dict[str, str]:
 
 
 def _key(row: Row) -> _Key | None:
-    return None if is_failure(row) else _Key(row.problem, row.contender, row.metric, row.axis, row.at)
+    at = None if row.axis.startswith(BEST) else row.at  # each seed has its own best point
+    return None if is_failure(row) else _Key(row.problem, row.contender, row.metric, row.axis, at)
 
 
 def _change(before: Results, now: Results, key: _Key, name: str) -> Change:
@@ -237,7 +239,7 @@ def _values(results: Results, key: _Key, name: str) -> dict[int, float]:
 
 def _point(key: _Key) -> tuple[float | None, SweepAxis]:
     """The point and axis as lookups take them."""
-    return key.at, "guidance" if key.axis == "guidance" else "network_evaluations"
+    return key.at, cast(SweepAxis, key.axis or "network_evaluations")
 
 
 def _gaps(now: Results, key: _Key, name: str, old: Mapping[int, float]) -> str:
@@ -248,12 +250,12 @@ def _gaps(now: Results, key: _Key, name: str, old: Mapping[int, float]) -> str:
 
 def _row(results: Results, key: _Key, name: str) -> Row | None:
     """A row that the numbers come from."""
-    if key.at is None:
+    if not key.axis:
         rows = results.main_rows(key.problem, name, key.metric)
     else:
         wanted = _Key(key.problem, name, key.metric, key.axis, key.at)
         rows = [row for row in results.rows if _key(row) == wanted]
-    return next((row for row in rows if row.value is not None), None)
+    return next((row for row in rows if may_decide(row)), None)
 
 
 def _unlike(old: Row | None, new: Row | None) -> str:

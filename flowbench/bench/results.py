@@ -457,7 +457,7 @@ class Results:
 
 def _is_at(row: Row, at: float | None, axis: SweepAxis) -> bool:
     """Whether a row was measured at a point of a sweep; None: outside any sweep."""
-    if axis.startswith(BEST):
+    if axis.startswith(BEST) and at is None:  # each seed at its own point
         return row.axis == axis
     return (row.axis, row.at) == ("", None) if at is None else (row.axis, row.at) == (axis, at)
 

@@ -43,7 +43,7 @@ def tuned_table(plan: Mapping[str, Any], results: Results, problem: str) -> Text
         for axis in SWEEP_AXES:
             found = [results.values(problem, name, metric, axis=best_axis(axis)) for metric in metrics]
             if any(found):
-                points = {at for m in metrics for at in results.sweep(problem, name, m, best_axis(axis))}
+                points = {at for m in metrics for at in results.swept_points(problem, name, m, best_axis(axis))}
                 chosen = ", ".join(f"{at:g}" for at in sorted(points))
                 cells = [_entry(values, len(plan["seeds"])) for values in found]
                 table.rows.append([Entry(name), Entry(axis.replace("_", " ")), Entry(chosen), *cells])

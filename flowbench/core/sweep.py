@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 
 from flowbench.core.checks import LARGEST, check_numbers
 
-__all__ = ["BENCH_AXES", "BEST", "MOST_EVALUATIONS", "SWEEP_AXES", "SweepAxis", "best_axis", "read_sweep"]
+__all__ = ["BENCH_AXES", "BEST", "MOST_EVALUATIONS", "SWEEP_AXES", "SweepAxis", "best_axis", "place_name", "read_sweep"]
 
 SweepAxis = Literal[
     "network_evaluations", "guidance", "train_size", "evaluation_seed", "best_network_evaluations", "best_guidance"
@@ -29,6 +29,20 @@ MOST_EVALUATIONS = 10**6
 def best_axis(axis: str) -> SweepAxis:
     """The axis of the rows at the best point of another axis, whose place on it is the choice."""
     return cast(SweepAxis, f"{BEST}{axis}")
+
+
+def place_name(axis: str, at: float | None) -> str:
+    """A point of a sweep as claims write it: `@8`, `@guidance=3`, `@guidance=best`; empty outside of any.
+
+    Args:
+        axis: one of :data:`SweepAxis`, or empty.
+        at: the point; of no account where the best one was chosen.
+    """
+    if axis.startswith(BEST):
+        return f"@{axis.removeprefix(BEST)}=best"
+    if at is None:
+        return ""
+    return f"@{'' if axis == 'network_evaluations' else f'{axis}='}{at:g}"
 
 
 def read_sweep(name: str, value: object, axes: Sequence[SweepAxis] = SWEEP_AXES) -> dict[SweepAxis, list[float]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
 import lightning as L
 from torch import Tensor
@@ -41,6 +41,7 @@ class Setup:
         num_paths: paths from source to data over all processes.
         path_points: states along each path of a continuous flow.
         num_likelihood: test samples whose likelihood is measured, counted from the first; None takes all.
+        likelihood_split: the split of those samples; `val` where a point of a sweep is chosen.
         test_batches: batches of test samples at most for this process; None takes all.
         rank: this process.
         world_size: number of processes.
@@ -61,6 +62,7 @@ class Setup:
     num_paths: int = 256
     path_points: int = 33
     num_likelihood: int | None = None
+    likelihood_split: Literal["val", "test"] = "test"
     test_batches: int | None = None
     rank: int = 0
     world_size: int = 1
@@ -81,8 +83,8 @@ class Setup:
             self.report(done, len(index))
 
     def likelihood_batches(self) -> Iterator[Batch]:
-        """This process's batches of the test split, in the order of their indices, and a report after each."""
-        loader = self.data.evaluation_loader("test", self.num_likelihood)
+        """This process's batches of the likelihood's split, in the order of their indices, and a report after each."""
+        loader = self.data.evaluation_loader(self.likelihood_split, self.num_likelihood)
         total = len(loader) if self.test_batches is None else min(len(loader), self.test_batches)
         for number, batch in enumerate(loader, start=1):
             if number > total:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from flowbench.core.rows import Row
 from flowbench.core.seeds import derive_seed
@@ -21,7 +21,7 @@ from flowbench.evaluation.score import score
 
 __all__ = ["best_rows", "choose", "choosing", "is_declared"]
 
-_SPLIT = "val"
+_SPLIT: Literal["val"] = "val"
 
 
 def is_declared(by: str, metrics: Mapping[str, Metric]) -> bool:
@@ -72,12 +72,15 @@ def choose(
         finite value is absent.
     """
     chosen, validation = choosing(by, metrics), RealSet(setup.data, _SPLIT)
-    tuning = replace(setup, reference=validation, held_out=validation, seed=derive_seed(setup.seed, "tuning") % 2**31)
+    seed = derive_seed(setup.seed, "tuning") % 2**31
+    tuning = replace(setup, reference=validation, held_out=validation, likelihood_split=_SPLIT, seed=seed)
     costs: dict[str, dict[float, float]] = {}
     for point in points:
         answers = ask(replace(tuning, override=point), chosen)
         for measured in score(answers, chosen, failures) if setup.rank == 0 else ():
-            if measured.metric == by and math.isfinite(measured.value) and point.at is not None:
+            # A likelihood that has not converged is no number: the cruder the solver, the better it may look.
+            counts = math.isfinite(measured.value) and not measured.unconverged
+            if measured.metric == by and counts and point.at is not None:
                 costs.setdefault(point.axis, {})[point.at] = _cost(measured)
     return {axis: min(found, key=lambda at: found[at]) for axis, found in costs.items()}
 

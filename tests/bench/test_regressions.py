@@ -182,6 +182,32 @@ def test_a_point_of_a_sweep_is_a_number_of_its_own(tmp_path):
     assert [(c.metric, c.verdict) for c in found.changes] == [("fd", "same"), ("fd@guidance=3", "worse")]
 
 
+@pytest.mark.parametrize("axis", ["network_evaluations", "train_size", "evaluation_seed"])
+def test_points_of_every_axis_are_compared(tmp_path, axis):
+    before, now = ([row("fd", 1.0), row("fd", value, axis=axis, at=50.0)] for value in (1.0, 2.0))
+    found = gate(tmp_path, before, now)
+    assert [change.verdict for change in found.changes] == ["same", "worse"]
+    assert found.changes[1].metric.endswith("50")
+
+
+def test_the_best_points_of_all_seeds_are_one_number(tmp_path):
+    before, now = (
+        [row("fd", value + 0.01 * seed, seed, axis="best_guidance", at=float(at)) for seed, at in enumerate(chosen)]
+        for value, chosen in ((1.0, (1, 3, 3)), (2.0, (3, 1, 2)))
+    )
+    (change,) = gate(tmp_path, before, now).changes
+    assert (change.metric, change.verdict, change.baseline.n) == ("fd@guidance=best", "worse", 3)
+
+
+def test_a_number_that_has_not_converged_is_no_baseline_and_is_lost_where_it_was_one(tmp_path):
+    doubtful = {"status": "unconverged", "provenance": {"message": "not converged (error 1)"}}
+    good, bad = [row("nll", 2.0), row("fd", 1.0)], [row("nll", 1.0, **doubtful), row("fd", 1.0)]
+    (lost, same) = gate(tmp_path, good, bad).changes
+    assert (lost.verdict, lost.how, same.verdict) == ("lost", "seed 0: not converged (error 1)", "same")
+    (tmp_path / "turned").mkdir()
+    assert [change.metric for change in gate(tmp_path / "turned", bad, good).changes] == ["fd"]
+
+
 # ---- costs, table, file, status
 
 
