@@ -52,7 +52,7 @@ class PublishedResult:
         protocol: words by name, as in our rows' protocols; ``not stated`` where the source is silent.
         sampler: as our rows write it; None for numbers of no samples.
         network_evaluations: per sample; None where there are none, or where they were not stated.
-        guidance: scale, 1 = none; None for a flow without labels.
+        guidance: scale, 1 = none; None for a flow without labels; ``not stated`` where the source is silent.
         source: ``arxiv``, ``table``, ``line`` of the table, and ``seen_in``: where the value was read.
         read: always true: a value that nobody read is refused.
 
@@ -73,7 +73,7 @@ class PublishedResult:
     protocol: Mapping[str, str]
     sampler: str | None
     network_evaluations: float | None
-    guidance: float | None
+    guidance: float | str | None
     source: Mapping[str, str]
     read: bool
 
@@ -86,7 +86,8 @@ class PublishedResult:
         if not _is_number(self.value):
             raise ValueError(f"value is {self.value!r}; it must be a finite number")
         for name in ("network_evaluations", "guidance"):
-            if getattr(self, name) is not None and not _is_number(getattr(self, name)):
+            silent = name == "guidance" and self.guidance == NOT_STATED
+            if not (silent or getattr(self, name) is None or _is_number(getattr(self, name))):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a finite number or null")
         if not (self.sampler is None or isinstance(self.sampler, str)):
             raise ValueError(f"sampler is {self.sampler!r}; it must be text or null")
@@ -243,7 +244,9 @@ def _rule(sampler: str) -> str:
     return _STEPS.sub("", sampler)
 
 
-def _scale(guidance: float | None) -> str:
+def _scale(guidance: float | str | None) -> str:
+    if isinstance(guidance, str):
+        return guidance
     return "without labels" if guidance is None else f"{guidance:g} with labels"
 
 

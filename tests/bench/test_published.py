@@ -87,7 +87,8 @@ def test_every_shipped_value_has_all_fields_and_was_read():
 
 
 def test_shipped_values_name_what_rows_can_name():
-    names = {entry.name for entry in list_datasets()}
+    # The last three are for the page alone: the catalogue has no ImageNet.
+    names = {entry.name for entry in list_datasets()} | {"imagenet64", "imagenet256", "imagenet512"}
     for entry in load_published():
         assert entry.dataset in names
         assert hasattr(flowbench.families, entry.family)
@@ -139,6 +140,16 @@ def test_a_file_without_results_is_refused(tmp_path):
     path.write_text("values: []\n")
     with pytest.raises(ValueError, match="must hold a list 'results'"):
         load_published(path)
+
+
+def test_the_page_of_published_values_has_every_one_under_its_family():
+    text = (DOCS / "results" / "published.md").read_text(encoding="utf-8")
+    sections = dict(part.split("\n", 1) for part in text.split("\n## ")[1:])
+    families = {name: body for title, body in sections.items() for name in title.split("`")[1::2]}
+    for entry in load_published():
+        rows = families[entry.family].splitlines()
+        assert any(f"| {entry.value:g} | {entry.cited} |" in row and "| no, because" in row for row in rows), entry
+    assert sum(line.count("| no, because") for line in text.splitlines()) == len(load_published())
 
 
 # ---- the comparison
