@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import lightning as L
@@ -16,12 +15,11 @@ from flowbench.core.contract import returned, shaped
 from flowbench.core.seeds import generator
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.evaluation.override import SamplerOverride
-from flowbench.families.answers import SolvedDensity
-from flowbench.families.base import FlowModule, FlowSamples, NetworkFactory, Trajectory
+from flowbench.families.base import FlowSamples, NetworkFactory, Trajectory
 from flowbench.families.conditioning.base import Conditioner, check_condition_channels, guided_network
 from flowbench.families.conditioning.condition import Condition, SpatialCondition
 from flowbench.families.description import Description
-from flowbench.families.latents.space import LatentSpace, Space
+from flowbench.families.latents.space import Space
 from flowbench.families.matching_combinations import check_combination
 from flowbench.families.network_evaluations import (
     CountedNetwork,
@@ -33,6 +31,7 @@ from flowbench.families.network_evaluations import (
 from flowbench.families.pairing.base import ClosePairing, Pairing, PairingContext
 from flowbench.families.pairing.batch_pairing import BatchPairing
 from flowbench.families.pairing.description import describe_pairs, names_of_pairs
+from flowbench.families.velocity_flow import VelocityFlow
 from flowbench.flows import (
     ClassifierFreeGuidance,
     ConditionedField,
@@ -44,7 +43,6 @@ from flowbench.flows import (
     Guidance,
     HutchinsonDivergence,
     IndependentCoupling,
-    Likelihood,
     LinearPath,
     Midpoint,
     NormAlignedSource,
@@ -58,8 +56,6 @@ from flowbench.flows import (
     UniformWeight,
     Weight,
     WeightResult,
-    log_likelihood,
-    sample_with_log_prob,
 )
 from flowbench.training.config import TrainingConfig
 from flowbench.training.count import Count, forward_flops
@@ -71,7 +67,7 @@ __all__ = ["FlowMatching"]
 EXACT_TRACE_DIMS = 8
 
 
-class FlowMatching(FlowModule):
+class FlowMatching(VelocityFlow):
     """Flow matching by regression on conditional velocities (CFM).
 
     The network regresses the velocity of a path between a source point and a data point; the marginal field carries
@@ -120,8 +116,7 @@ class FlowMatching(FlowModule):
         tensor([-1.8379], dtype=torch.float64)
     """
 
-    density = "ode"
-    sampling_arguments = FlowModule.sampling_arguments | {
+    sampling_arguments = VelocityFlow.sampling_arguments | {
         "divergence",
         "guidance",
         "likelihood_solver",
@@ -411,63 +406,3 @@ class FlowMatching(FlowModule):
         states = Midpoint(num_steps=2 * (num_points - 1)).solve(field, noise, times).states
         velocities = torch.stack([field(t, x) for t, x in zip(times, states, strict=True)])
         return Trajectory(states, times, velocities)
-
-    @torch.no_grad()
-    def sample_with_log_prob(
-        self, noise: Tensor, condition: Condition | Tensor | None = None, *, index: Tensor | None = None, seed: int = 0
-    ) -> tuple[Tensor, Likelihood]:
-        """Unguided samples and their log-density from one pass of the likelihood's solver.
-
-        Args:
-            noise: source points, shape (B, *flow_shape).
-            condition: of the samples; labels alone, shape (B,), will do.
-            index: sample indices that key the probes; 0..B-1 when None.
-            seed: the evaluation seed.
-
-        Returns:
-            Samples, shape (B, *D), and their likelihood in nats.
-
-        Raises:
-            ValueError: in a latent space, where a sample's density is not known, or of a flow with a conditioner.
-        """
-        if isinstance(self.space, LatentSpace) or self.conditioner is not None:
-            raise ValueError("densities of samples are those of unconditioned flows in data space: use sample()")
-        given = self.check_condition(condition, len(noise))
-        index = torch.arange(len(noise)) if index is None else index
-        probes = [generator(seed, "probes", int(i)) for i in index]
-        with self.full_precision():
-            return sample_with_log_prob(
-                self.field(given),
-                noise,
-                self.source.log_prob,
-                self.likelihood_solver,
-                self.divergence,
-                probes,
-                self.path.interval,
-            )
-
-    def flow_log_prob(self, x: Tensor, condition: Condition, index: Tensor, seed: int) -> Tensor:
-        """Instantaneous change of variables along the backward solution (Chen et al., 2018, arXiv 1806.07366)."""
-        return self._likelihood(self.likelihood_solver, x, condition, index, seed).log_prob
-
-    def solved_density(self, network_evaluations: int | None = None, *, refined: bool = False) -> SolvedDensity | None:
-        """By the likelihood's solver with so many evaluations, or by its refinement, with the same probes."""
-        solver = self.likelihood_solver
-        if network_evaluations is not None:
-            solver = solver.with_evaluations(network_evaluations)
-        if not refined:
-            return SolvedDensity(partial(self._likelihood, solver), self._likelihood_method(solver))
-        stricter = solver.refined()
-        if stricter is None:
-            return None
-        return SolvedDensity(partial(self._likelihood, stricter.solver), stricter.description, stricter.remaining)
-
-    def _likelihood(self, solver: Solver, x: Tensor, condition: Condition, index: Tensor, seed: int) -> Likelihood:
-        probes = [generator(seed, "probes", int(i)) for i in index]
-        return log_likelihood(
-            self.field(condition), x, self.source.log_prob, solver, self.divergence, probes, self.path.interval
-        )
-
-    def _likelihood_method(self, solver: Solver) -> str:
-        given = "" if self.conditioner is None else f"/given-{self.conditioner.name}"
-        return f"{solver!r}/{self.divergence!r}{given}"
