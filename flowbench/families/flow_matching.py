@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +28,7 @@ from flowbench.families.network_evaluations import (
     single_evaluation,
     with_evaluations,
 )
-from flowbench.families.pairing.base import ClosePairing, Pairing, PairingContext
+from flowbench.families.pairing.base import ClosePairing, Pairing, PairingContext, Pairs
 from flowbench.families.pairing.batch_pairing import BatchPairing
 from flowbench.families.pairing.description import describe_pairs, names_of_pairs
 from flowbench.families.velocity_flow import VelocityFlow
@@ -46,7 +46,9 @@ from flowbench.flows import (
     LinearPath,
     Midpoint,
     NormAlignedSource,
+    Objective,
     Path,
+    PathSample,
     RescheduledField,
     RungeKutta4,
     Solver,
@@ -54,6 +56,7 @@ from flowbench.flows import (
     TimeDistribution,
     UniformTimes,
     UniformWeight,
+    VelocityObjective,
     Weight,
     WeightResult,
 )
@@ -70,8 +73,9 @@ EXACT_TRACE_DIMS = 8
 class FlowMatching(VelocityFlow):
     """Flow matching by regression on conditional velocities (CFM).
 
-    The network regresses the velocity of a path between a source point and a data point; the marginal field carries
-    the source to the data. Coupling, weight, path, source, guidance and solver are independent choices.
+    The network regresses the velocity of a path between a source point and a data point, or another prediction that
+    gives it; the marginal field carries the source to the data. Objective, coupling, weight, path, source, guidance and
+    solver are independent choices.
 
     References:
         Lipman et al. (2023), Flow Matching for Generative Modeling, arXiv 2210.02747, eq. 9.
@@ -89,6 +93,7 @@ class FlowMatching(VelocityFlow):
         coupling: pairs source with data inside a batch; None draws pairs independently.
         pairing: the rule that makes pairs, in place of the one that applies `coupling` to each batch; not both.
         weight: how much a pair counts; None counts all alike.
+        objective: what the network predicts, and how its errors count over time; None is the velocity, alike at all.
         times: distribution of the training times; None is the uniform one.
         guidance: guidance of the sampler; None is classifier-free guidance of scale 1, which is none.
         solver: integrates samples; None is the midpoint rule with 20 steps.
@@ -136,6 +141,7 @@ class FlowMatching(VelocityFlow):
         coupling: Coupling | None = None,
         pairing: Pairing | None = None,
         weight: Weight | None = None,
+        objective: Objective | None = None,
         times: TimeDistribution | None = None,
         guidance: Guidance | None = None,
         solver: Solver | None = None,
@@ -167,6 +173,7 @@ class FlowMatching(VelocityFlow):
             )
         self.pairing = pairing or BatchPairing(coupling)
         self.weight = weight or UniformWeight()
+        self.objective = objective or VelocityObjective()
         self.times = times or UniformTimes()
         self.guidance = guidance or ClassifierFreeGuidance()
         self.check_guidance(self.guidance.scale)
@@ -175,6 +182,12 @@ class FlowMatching(VelocityFlow):
         few = torch.Size(self.flow_shape).numel() <= EXACT_TRACE_DIMS
         self.divergence = divergence or (ExactDivergence() if few else HutchinsonDivergence(num_probes=2))
         self.check_axes()
+        self.objective = self.objective.for_path(self.path, self.source_std or 1.0)
+
+    @property
+    def source_std(self) -> float | None:
+        """Standard deviation of each coordinate of a Gaussian source; None for any other."""
+        return self.source.std if isinstance(self.source, GaussianSource) else None
 
     def check_axes(self) -> None:
         """Refuse combinations that would train or sample something else than they state."""
@@ -185,6 +198,7 @@ class FlowMatching(VelocityFlow):
             sampling_source=self.sampling_source,
             pairing=self.pairing,
             weight=self.weight,
+            objective=self.objective,
             solver=self.solver,
             likelihood_solver=self.likelihood_solver,
         )
@@ -210,6 +224,8 @@ class FlowMatching(VelocityFlow):
         A likelihood's method is its solver and divergence; each evaluation also costs one backward pass per probe.
         """
         parts = [repr(part) for part in (self.solver, self.sampling_path, self.sampling_source) if part is not None]
+        if self.objective.sampler_name is not None:
+            parts.append(self.objective.sampler_name)
         if repr(self.guidance) != repr(ClassifierFreeGuidance(self.guidance.scale)):
             parts.append(repr(self.guidance))
         if self.conditioner is not None:
@@ -224,6 +240,17 @@ class FlowMatching(VelocityFlow):
             can_choose_evaluations=True,
             guidance_scale=self.guidance.scale if guidable else None,
         )
+
+    @property
+    def checkpoint_identity(self) -> dict[str, Any]:
+        """Adds what the network predicts: read as another prediction, weights make another flow."""
+        return {**super().checkpoint_identity, "prediction": self.objective.prediction}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also refuse a network of another prediction; files of earlier versions hold velocities."""
+        if found := checkpoint.get("flowbench"):
+            checkpoint["flowbench"] = {"prediction": VelocityObjective.prediction, **found}
+        super().on_load_checkpoint(checkpoint)
 
     def compiled_modules(self) -> list[nn.Module]:
         """The network: the other modules hold no weights."""
@@ -280,17 +307,25 @@ class FlowMatching(VelocityFlow):
         """Shut the pairing down after an exception too, which Lightning reports to callbacks only."""
         return [ClosePairing(self.pairing)]
 
-    def loss(self, points: Tensor, condition: Condition, batch: Batch, generator: torch.Generator) -> Loss:
-        """Weighted mean squared error of the velocity, averaged over dimensions and batch."""
+    def draw_path_sample(
+        self, points: Tensor, condition: Condition, batch: Batch, generator: torch.Generator
+    ) -> tuple[Pairs, PathSample]:
+        """Pairs of a batch, and a point between each of them at a time of its own; arguments as of :meth:`loss`."""
         pairs = self.pairing.pairs(self.pairing_context, points, condition.label, batch, generator)
         first, last = self.path.interval
-        t = first + (last - first) * self.times.sample(len(points), generator, points.device)
-        point = self.path.sample(pairs.x0, pairs.x1, t, generator)
-        found = self.network(point.xt, t, *replace(condition, label=pairs.label).arguments)
-        velocity = shaped(found, tuple(point.velocity.shape), self.network, "forward")
-        error = (velocity - point.velocity).float().square().flatten(1).mean(1)
+        t = self.objective.clock(first + (last - first) * self.times.sample(len(points), generator, points.device))
+        return pairs, self.path.sample(pairs.x0, pairs.x1, t, generator)
+
+    def loss(self, points: Tensor, condition: Condition, batch: Batch, generator: torch.Generator) -> Loss:
+        """Weighted mean squared error of the prediction, averaged over dimensions and batch."""
+        pairs, point = self.draw_path_sample(points, condition, batch, generator)
+        found = self.network(point.xt, point.t, *replace(condition, label=pairs.label).arguments)
+        output = shaped(found, tuple(point.velocity.shape), self.network, "forward")
+        return self.weighted_loss(self.objective.error(output, point), pairs, self.objective.metrics(output, point))
+
+    def weighted_loss(self, error: Tensor, pairs: Pairs, metrics: Mapping[str, Tensor]) -> Loss:
+        """The mean over a batch of errors (B,), each times the weight of its pair, with more scalars to log."""
         weighted = returned(self.weight(pairs.x0, pairs.x1), WeightResult, self.weight, "forward")
-        metrics = {"unweighted_loss": error.detach().mean(), **pairs.metrics}
 
         def diagnostics() -> dict[str, Any]:
             cost = (pairs.x0 - pairs.x1).detach().flatten(1).square().sum(1).mean()
@@ -298,7 +333,8 @@ class FlowMatching(VelocityFlow):
             found = weighted.diagnostics
             return {"coupling_cost": cost, **of_pairs, **(found() if callable(found) else found)}
 
-        return Loss((weighted.weight * error).mean(), metrics, diagnostics)
+        logged = {"unweighted_loss": error.detach().mean(), **metrics, **pairs.metrics}
+        return Loss((weighted.weight * error).mean(), logged, diagnostics)
 
     def training_pairs(self, data: FlowDataModule, num: int, seed: int) -> dict[str, float]:
         """See :func:`~flowbench.families.pairing.description.describe_pairs`."""
@@ -342,9 +378,11 @@ class FlowMatching(VelocityFlow):
         return self._field(guidance or ClassifierFreeGuidance(), condition, self.network)
 
     def _field(self, guide: Guidance, condition: Condition, network: Callable[..., Tensor]) -> ConditionedField:
+        velocities = self.objective.field(network)  # guidance acts on velocities, whatever is predicted
+
         def velocity(t: Tensor, x: Tensor, label: Tensor | None, values: Tensor | None) -> Tensor:
             rows = Condition(label, None if values is None else SpatialCondition(values))
-            guided, given = guided_network(network, rows, self.conditioner)
+            guided, given = guided_network(velocities, rows, self.conditioner)
             return guide.velocity(guided, x, t.to(x).expand(len(x)), given)
 
         return ConditionedField(velocity, condition.label, condition.values)

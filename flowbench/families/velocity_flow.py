@@ -18,6 +18,7 @@ from flowbench.flows import (
     Field,
     Guidance,
     Likelihood,
+    Objective,
     Path,
     Solver,
     Source,
@@ -38,6 +39,7 @@ class VelocityFlow(FlowModule):
         source: where the flow starts.
         likelihood_solver: integrates log-densities.
         divergence: trace of the field's Jacobian.
+        objective: what the network predicts.
     """
 
     density = "ode"
@@ -45,6 +47,7 @@ class VelocityFlow(FlowModule):
     source: Source
     likelihood_solver: Solver
     divergence: Divergence
+    objective: Objective
 
     @abstractmethod
     def field(self, condition: Condition, guidance: Guidance | None = None) -> Field:
@@ -108,4 +111,5 @@ class VelocityFlow(FlowModule):
 
     def _likelihood_method(self, solver: Solver) -> str:
         given = "" if self.conditioner is None else f"/given-{self.conditioner.name}"
-        return f"{solver!r}/{self.divergence!r}{given}"
+        predicted = "" if self.objective.sampler_name is None else f"/{self.objective.sampler_name}"
+        return f"{solver!r}/{self.divergence!r}{predicted}{given}"
