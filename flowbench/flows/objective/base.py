@@ -40,7 +40,7 @@ class Objective(ABC):
     - ``velocity``: a^2, so that the loss is the squared error of the velocity;
     - ``elbo``: half the rate of the signal-to-noise ratio SNR = alpha^2 / (sigma source_std)^2 on the error of the
       data point, SNR'(t) / 2. The loss under uniform times is then the diffusion term of the variational bound, in
-      nats and divided by the number of dimensions.
+      nats and divided by the number of dimensions, but for the last ``clip`` before an end.
 
     **The ends.** A data point gives no velocity where sigma = 0 (t = 1), a source point or a score none where
     alpha = 0 (t = 0). Such a network is trained and asked at times at least ``clip`` away from that end, and the
@@ -53,7 +53,7 @@ class Objective(ABC):
     data points is another than one of velocities. Taken from velocities it means the same whatever is predicted.
 
     A zero-initialised network predicts the data point, the source point or the score 0, not a flow at rest: until it is
-    trained, a data prediction contracts to the origin and the others expand by 1 / clip.
+    trained, a data prediction contracts to the origin and the others expand, on the linear path by e / clip.
 
     Args:
         weight: ``natural``, ``velocity`` or ``elbo``.
