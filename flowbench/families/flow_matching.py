@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import lightning as L
@@ -16,12 +15,11 @@ from flowbench.core.contract import returned, shaped
 from flowbench.core.seeds import generator
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.evaluation.override import SamplerOverride
-from flowbench.families.answers import SolvedDensity
-from flowbench.families.base import FlowModule, FlowSamples, NetworkFactory, Trajectory
+from flowbench.families.base import FlowSamples, NetworkFactory, Trajectory
 from flowbench.families.conditioning.base import Conditioner, check_condition_channels, guided_network
 from flowbench.families.conditioning.condition import Condition, SpatialCondition
 from flowbench.families.description import Description
-from flowbench.families.latents.space import LatentSpace, Space
+from flowbench.families.latents.space import Space
 from flowbench.families.matching_combinations import check_combination
 from flowbench.families.network_evaluations import (
     CountedNetwork,
@@ -30,9 +28,10 @@ from flowbench.families.network_evaluations import (
     single_evaluation,
     with_evaluations,
 )
-from flowbench.families.pairing.base import ClosePairing, Pairing, PairingContext
+from flowbench.families.pairing.base import ClosePairing, Pairing, PairingContext, Pairs
 from flowbench.families.pairing.batch_pairing import BatchPairing
 from flowbench.families.pairing.description import describe_pairs, names_of_pairs
+from flowbench.families.velocity_flow import VelocityFlow
 from flowbench.flows import (
     ClassifierFreeGuidance,
     ConditionedField,
@@ -44,11 +43,12 @@ from flowbench.flows import (
     Guidance,
     HutchinsonDivergence,
     IndependentCoupling,
-    Likelihood,
     LinearPath,
     Midpoint,
     NormAlignedSource,
+    Objective,
     Path,
+    PathSample,
     RescheduledField,
     RungeKutta4,
     Solver,
@@ -56,10 +56,9 @@ from flowbench.flows import (
     TimeDistribution,
     UniformTimes,
     UniformWeight,
+    VelocityObjective,
     Weight,
     WeightResult,
-    log_likelihood,
-    sample_with_log_prob,
 )
 from flowbench.training.config import TrainingConfig
 from flowbench.training.count import Count, forward_flops
@@ -71,11 +70,12 @@ __all__ = ["FlowMatching"]
 EXACT_TRACE_DIMS = 8
 
 
-class FlowMatching(FlowModule):
+class FlowMatching(VelocityFlow):
     """Flow matching by regression on conditional velocities (CFM).
 
-    The network regresses the velocity of a path between a source point and a data point; the marginal field carries
-    the source to the data. Coupling, weight, path, source, guidance and solver are independent choices.
+    The network regresses the velocity of a path between a source point and a data point, or another prediction that
+    gives it; the marginal field carries the source to the data. Objective, coupling, weight, path, source, guidance and
+    solver are independent choices.
 
     References:
         Lipman et al. (2023), Flow Matching for Generative Modeling, arXiv 2210.02747, eq. 9.
@@ -93,6 +93,7 @@ class FlowMatching(FlowModule):
         coupling: pairs source with data inside a batch; None draws pairs independently.
         pairing: the rule that makes pairs, in place of the one that applies `coupling` to each batch; not both.
         weight: how much a pair counts; None counts all alike.
+        objective: what the network predicts, and how its errors count over time; None is the velocity, alike at all.
         times: distribution of the training times; None is the uniform one.
         guidance: guidance of the sampler; None is classifier-free guidance of scale 1, which is none.
         solver: integrates samples; None is the midpoint rule with 20 steps.
@@ -120,8 +121,7 @@ class FlowMatching(FlowModule):
         tensor([-1.8379], dtype=torch.float64)
     """
 
-    density = "ode"
-    sampling_arguments = FlowModule.sampling_arguments | {
+    sampling_arguments = VelocityFlow.sampling_arguments | {
         "divergence",
         "guidance",
         "likelihood_solver",
@@ -141,6 +141,7 @@ class FlowMatching(FlowModule):
         coupling: Coupling | None = None,
         pairing: Pairing | None = None,
         weight: Weight | None = None,
+        objective: Objective | None = None,
         times: TimeDistribution | None = None,
         guidance: Guidance | None = None,
         solver: Solver | None = None,
@@ -172,6 +173,7 @@ class FlowMatching(FlowModule):
             )
         self.pairing = pairing or BatchPairing(coupling)
         self.weight = weight or UniformWeight()
+        self.objective = objective or VelocityObjective()
         self.times = times or UniformTimes()
         self.guidance = guidance or ClassifierFreeGuidance()
         self.check_guidance(self.guidance.scale)
@@ -180,6 +182,12 @@ class FlowMatching(FlowModule):
         few = torch.Size(self.flow_shape).numel() <= EXACT_TRACE_DIMS
         self.divergence = divergence or (ExactDivergence() if few else HutchinsonDivergence(num_probes=2))
         self.check_axes()
+        self.objective = self.objective.for_path(self.path, self.source_std or 1.0)
+
+    @property
+    def source_std(self) -> float | None:
+        """Standard deviation of each coordinate of a Gaussian source; None for any other."""
+        return self.source.std if isinstance(self.source, GaussianSource) else None
 
     def check_axes(self) -> None:
         """Refuse combinations that would train or sample something else than they state."""
@@ -190,6 +198,7 @@ class FlowMatching(FlowModule):
             sampling_source=self.sampling_source,
             pairing=self.pairing,
             weight=self.weight,
+            objective=self.objective,
             solver=self.solver,
             likelihood_solver=self.likelihood_solver,
         )
@@ -215,6 +224,8 @@ class FlowMatching(FlowModule):
         A likelihood's method is its solver and divergence; each evaluation also costs one backward pass per probe.
         """
         parts = [repr(part) for part in (self.solver, self.sampling_path, self.sampling_source) if part is not None]
+        if self.objective.sampler_name is not None:
+            parts.append(self.objective.sampler_name)
         if repr(self.guidance) != repr(ClassifierFreeGuidance(self.guidance.scale)):
             parts.append(repr(self.guidance))
         if self.conditioner is not None:
@@ -229,6 +240,17 @@ class FlowMatching(FlowModule):
             can_choose_evaluations=True,
             guidance_scale=self.guidance.scale if guidable else None,
         )
+
+    @property
+    def checkpoint_identity(self) -> dict[str, Any]:
+        """Adds what the network predicts: read as another prediction, weights make another flow."""
+        return {**super().checkpoint_identity, "prediction": self.objective.prediction}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also refuse a network of another prediction; files of earlier versions hold velocities."""
+        if found := checkpoint.get("flowbench"):
+            checkpoint["flowbench"] = {"prediction": VelocityObjective.prediction, **found}
+        super().on_load_checkpoint(checkpoint)
 
     def compiled_modules(self) -> list[nn.Module]:
         """The network: the other modules hold no weights."""
@@ -285,17 +307,25 @@ class FlowMatching(FlowModule):
         """Shut the pairing down after an exception too, which Lightning reports to callbacks only."""
         return [ClosePairing(self.pairing)]
 
-    def loss(self, points: Tensor, condition: Condition, batch: Batch, generator: torch.Generator) -> Loss:
-        """Weighted mean squared error of the velocity, averaged over dimensions and batch."""
+    def draw_path_sample(
+        self, points: Tensor, condition: Condition, batch: Batch, generator: torch.Generator
+    ) -> tuple[Pairs, PathSample]:
+        """Pairs of a batch, and a point between each of them at a time of its own; arguments as of :meth:`loss`."""
         pairs = self.pairing.pairs(self.pairing_context, points, condition.label, batch, generator)
         first, last = self.path.interval
-        t = first + (last - first) * self.times.sample(len(points), generator, points.device)
-        point = self.path.sample(pairs.x0, pairs.x1, t, generator)
-        found = self.network(point.xt, t, *replace(condition, label=pairs.label).arguments)
-        velocity = shaped(found, tuple(point.velocity.shape), self.network, "forward")
-        error = (velocity - point.velocity).float().square().flatten(1).mean(1)
+        t = self.objective.clock(first + (last - first) * self.times.sample(len(points), generator, points.device))
+        return pairs, self.path.sample(pairs.x0, pairs.x1, t, generator)
+
+    def loss(self, points: Tensor, condition: Condition, batch: Batch, generator: torch.Generator) -> Loss:
+        """Weighted mean squared error of the prediction, averaged over dimensions and batch."""
+        pairs, point = self.draw_path_sample(points, condition, batch, generator)
+        found = self.network(point.xt, point.t, *replace(condition, label=pairs.label).arguments)
+        output = shaped(found, tuple(point.velocity.shape), self.network, "forward")
+        return self.weighted_loss(self.objective.error(output, point), pairs, self.objective.metrics(output, point))
+
+    def weighted_loss(self, error: Tensor, pairs: Pairs, metrics: Mapping[str, Tensor]) -> Loss:
+        """The mean over a batch of errors (B,), each times the weight of its pair, with more scalars to log."""
         weighted = returned(self.weight(pairs.x0, pairs.x1), WeightResult, self.weight, "forward")
-        metrics = {"unweighted_loss": error.detach().mean(), **pairs.metrics}
 
         def diagnostics() -> dict[str, Any]:
             cost = (pairs.x0 - pairs.x1).detach().flatten(1).square().sum(1).mean()
@@ -303,7 +333,8 @@ class FlowMatching(FlowModule):
             found = weighted.diagnostics
             return {"coupling_cost": cost, **of_pairs, **(found() if callable(found) else found)}
 
-        return Loss((weighted.weight * error).mean(), metrics, diagnostics)
+        logged = {"unweighted_loss": error.detach().mean(), **metrics, **pairs.metrics}
+        return Loss((weighted.weight * error).mean(), logged, diagnostics)
 
     def training_pairs(self, data: FlowDataModule, num: int, seed: int) -> dict[str, float]:
         """See :func:`~flowbench.families.pairing.description.describe_pairs`."""
@@ -347,9 +378,11 @@ class FlowMatching(FlowModule):
         return self._field(guidance or ClassifierFreeGuidance(), condition, self.network)
 
     def _field(self, guide: Guidance, condition: Condition, network: Callable[..., Tensor]) -> ConditionedField:
+        velocities = self.objective.field(network)  # guidance acts on velocities, whatever is predicted
+
         def velocity(t: Tensor, x: Tensor, label: Tensor | None, values: Tensor | None) -> Tensor:
             rows = Condition(label, None if values is None else SpatialCondition(values))
-            guided, given = guided_network(network, rows, self.conditioner)
+            guided, given = guided_network(velocities, rows, self.conditioner)
             return guide.velocity(guided, x, t.to(x).expand(len(x)), given)
 
         return ConditionedField(velocity, condition.label, condition.values)
@@ -411,63 +444,3 @@ class FlowMatching(FlowModule):
         states = Midpoint(num_steps=2 * (num_points - 1)).solve(field, noise, times).states
         velocities = torch.stack([field(t, x) for t, x in zip(times, states, strict=True)])
         return Trajectory(states, times, velocities)
-
-    @torch.no_grad()
-    def sample_with_log_prob(
-        self, noise: Tensor, condition: Condition | Tensor | None = None, *, index: Tensor | None = None, seed: int = 0
-    ) -> tuple[Tensor, Likelihood]:
-        """Unguided samples and their log-density from one pass of the likelihood's solver.
-
-        Args:
-            noise: source points, shape (B, *flow_shape).
-            condition: of the samples; labels alone, shape (B,), will do.
-            index: sample indices that key the probes; 0..B-1 when None.
-            seed: the evaluation seed.
-
-        Returns:
-            Samples, shape (B, *D), and their likelihood in nats.
-
-        Raises:
-            ValueError: in a latent space, where a sample's density is not known, or of a flow with a conditioner.
-        """
-        if isinstance(self.space, LatentSpace) or self.conditioner is not None:
-            raise ValueError("densities of samples are those of unconditioned flows in data space: use sample()")
-        given = self.check_condition(condition, len(noise))
-        index = torch.arange(len(noise)) if index is None else index
-        probes = [generator(seed, "probes", int(i)) for i in index]
-        with self.full_precision():
-            return sample_with_log_prob(
-                self.field(given),
-                noise,
-                self.source.log_prob,
-                self.likelihood_solver,
-                self.divergence,
-                probes,
-                self.path.interval,
-            )
-
-    def flow_log_prob(self, x: Tensor, condition: Condition, index: Tensor, seed: int) -> Tensor:
-        """Instantaneous change of variables along the backward solution (Chen et al., 2018, arXiv 1806.07366)."""
-        return self._likelihood(self.likelihood_solver, x, condition, index, seed).log_prob
-
-    def solved_density(self, network_evaluations: int | None = None, *, refined: bool = False) -> SolvedDensity | None:
-        """By the likelihood's solver with so many evaluations, or by its refinement, with the same probes."""
-        solver = self.likelihood_solver
-        if network_evaluations is not None:
-            solver = solver.with_evaluations(network_evaluations)
-        if not refined:
-            return SolvedDensity(partial(self._likelihood, solver), self._likelihood_method(solver))
-        stricter = solver.refined()
-        if stricter is None:
-            return None
-        return SolvedDensity(partial(self._likelihood, stricter.solver), stricter.description, stricter.remaining)
-
-    def _likelihood(self, solver: Solver, x: Tensor, condition: Condition, index: Tensor, seed: int) -> Likelihood:
-        probes = [generator(seed, "probes", int(i)) for i in index]
-        return log_likelihood(
-            self.field(condition), x, self.source.log_prob, solver, self.divergence, probes, self.path.interval
-        )
-
-    def _likelihood_method(self, solver: Solver) -> str:
-        given = "" if self.conditioner is None else f"/given-{self.conditioner.name}"
-        return f"{solver!r}/{self.divergence!r}{given}"

@@ -8,6 +8,7 @@ from flowbench.families.pairing.base import Pairing
 from flowbench.flows import (
     GaussianSource,
     GibbsWeight,
+    Objective,
     Path,
     RescheduledField,
     SchrodingerBridgeCoupling,
@@ -29,6 +30,7 @@ def check_combination(
     sampling_source: Source | None,
     pairing: Pairing,
     weight: Weight,
+    objective: Objective,
     solver: Solver,
     likelihood_solver: Solver,
 ) -> None:
@@ -41,6 +43,7 @@ def check_combination(
         sampling_source: where samples start; None is `source`.
         pairing: makes the pairs.
         weight: of the pairs.
+        objective: what the network predicts, and the weight of its errors over time.
         solver: integrates samples.
         likelihood_solver: integrates log-densities.
 
@@ -52,6 +55,14 @@ def check_combination(
         raise ValueError(
             f"{path!r} is right for standard normal noise and independent pairs only, got {source!r} and {pairing!r}: "
             "take LinearPath"
+        )
+    objective.for_path(path)  # has its own refusals
+    if objective.needs_gaussian_source and not (
+        isinstance(source, GaussianSource) and independent and isinstance(weight, UniformWeight)
+    ):
+        raise ValueError(
+            f"{objective!r} needs a Gaussian source and independent pairs of one weight, got {source!r}, {pairing!r} "
+            f"and {type(weight).__name__}: predict velocity, data or noise, with the weight natural or velocity"
         )
     coupling = pairing.coupling
     if isinstance(path, SchrodingerBridgePath) and isinstance(coupling, SchrodingerBridgeCoupling):

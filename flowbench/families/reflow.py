@@ -260,6 +260,11 @@ class Reflow(FlowMatching):
             self._start_from(teacher)
 
     def _start_from(self, teacher: FlowModule) -> None:
+        if isinstance(teacher, FlowMatching) and teacher.objective.prediction != self.objective.prediction:
+            raise ValueError(
+                f"the teacher's network predicts {teacher.objective.prediction} and the student's "
+                f"{self.objective.prediction}: give both one objective, or set initialise_from_teacher=false"
+            )
         try:
             if not isinstance(teacher, FlowMatching):
                 raise RuntimeError

@@ -29,6 +29,8 @@ from flowbench.flows.likelihood.change_of_variables import (
     sample_with_log_prob,
 )
 from flowbench.flows.likelihood.divergence import Divergence, ExactDivergence, HutchinsonDivergence
+from flowbench.flows.objective.base import ErrorWeight, Objective
+from flowbench.flows.objective.predictions import DataObjective, NoiseObjective, ScoreObjective, VelocityObjective
 from flowbench.flows.path.affine import CosinePath, LinearPath, TargetConditionalPath
 from flowbench.flows.path.base import Path, PathCoefficients, PathSample
 from flowbench.flows.path.bridge import SchrodingerBridgePath
@@ -66,12 +68,14 @@ __all__ = [
     "CosinePath",
     "Coupling",
     "DPMSolverPlusPlus2M",
+    "DataObjective",
     "Divergence",
     "DormandPrince",
     "EDMGrid",
     "EffectiveSampleEpsilon",
     "ElbowEpsilon",
     "EpsilonRule",
+    "ErrorWeight",
     "Euler",
     "EulerMaruyama",
     "ExactDivergence",
@@ -93,7 +97,9 @@ __all__ = [
     "LogitNormalGrid",
     "LogitNormalTimes",
     "Midpoint",
+    "NoiseObjective",
     "NormAlignedSource",
+    "Objective",
     "OptimalTransportCoupling",
     "PartialCoupling",
     "Path",
@@ -110,6 +116,7 @@ __all__ = [
     "RungeKutta4",
     "SchrodingerBridgeCoupling",
     "SchrodingerBridgePath",
+    "ScoreObjective",
     "SequentialInverse",
     "SinkhornCoupling",
     "Solution",
@@ -126,6 +133,7 @@ __all__ = [
     "UniformTimes",
     "UniformWeight",
     "VariancePreservingPath",
+    "VelocityObjective",
     "VonMisesFisherSource",
     "Weight",
     "WeightResult",

@@ -28,12 +28,15 @@ from flowbench.flows import (
     AutoregressiveGuidance,
     CosineGrid,
     CosinePath,
+    DataObjective,
     GibbsWeight,
     JacobiInverse,
     LogitNormalTimes,
+    NoiseObjective,
     NormAlignedSource,
     RungeKutta4,
     SchrodingerBridgePath,
+    ScoreObjective,
 )
 from flowbench.flows.coupling.entropic import SchrodingerBridgeCoupling
 from flowbench.networks import MLP, DiT, KLAutoencoder
@@ -65,6 +68,10 @@ CASES = [
     ("cfm_cosine", IMAGES),
     ("cfm_rescheduled", IMAGES),
     ("cfm_aligned", IMAGES),
+    ("cfm_data", IMAGES),
+    ("cfm_data", POINTS),
+    ("cfm_noise", POINTS),
+    ("cfm_score", POINTS),
     ("wcfm", IMAGES),
     ("wcfm", POINTS),
     ("wcfm_corrected", IMAGES),
@@ -88,6 +95,14 @@ def teacher(spec: DataSpec, conditional: bool) -> FlowModule:
     return build("tarflow", spec, conditional=conditional, seed=3).eval()
 
 
+def exact() -> dict:
+    """Solvers of an untrained prediction, whose field contracts or expands to the ends of the clipped times.
+
+    Steps end at these times, 0.4 and 0.6, where the field has a kink.
+    """
+    return {"solver": RungeKutta4(num_steps=20), "likelihood_solver": RungeKutta4(num_steps=20)}
+
+
 def variant(name: str) -> dict:
     """Options of a variant of a family, new objects each time."""
     score_matching = {"denoiser": FlowScoreDenoiser(width=16, depth=1, head_dim=8), "latent_norm": 0.01}
@@ -103,6 +118,9 @@ def variant(name: str) -> dict:
         "cfm_cosine": {"path": CosinePath(), "times": LogitNormalTimes(), "solver": RungeKutta4(num_steps=16)},
         "cfm_rescheduled": {"sampling_path": CosinePath(), "solver": RungeKutta4(num_steps=16, grid=CosineGrid())},
         "cfm_aligned": {"source": NormAlignedSource()},
+        "cfm_data": {"objective": DataObjective("velocity", clip=0.4), **exact()},
+        "cfm_noise": {"objective": NoiseObjective(clip=0.4), **exact()},
+        "cfm_score": {"objective": ScoreObjective("elbo", clip=0.4), **exact()},
         "wcfm_corrected": {"weight": GibbsWeight(kappa=1.0, correction="mixed")},
         "starflow_decoder": {"augmentation": GaussianNoise(0.3), "denoiser": DecoderDenoiser()},
     }.get(name, {})

@@ -122,6 +122,7 @@ VALID: dict[str, dict[str, Any] | Callable[[Path], dict[str, Any]]] = {
     "PrunedSource": {"max_cosine": 0.9, "quantile": 0.3},
     "SchrodingerBridgeCoupling": {"sigma": 1.0},
     "SchrodingerBridgePath": {"sigma": 1.0},
+    "VelocityObjective": {"weight": "elbo"},  # the natural weight has nothing to clip
     "VonMisesFisherSource": {"concentration": 3.0},
     "alternating": {"num_blocks": 2, "last": "flip"},
     "bits_per_dim": lambda tmp: {"log_prob": torch.zeros(2), "num_dims": 2, "bin_width": 0.1},

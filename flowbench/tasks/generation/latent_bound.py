@@ -179,13 +179,14 @@ def held_out_loss(flow: FlowModule, batch: Batch, seed: int, num_times: int = 8)
     z = flow.space.encode_indexed(batch.x, index, seed)
     uniform = indexed_uniform(index.cpu(), (num_times,), seed, "held-out-time").to(z)
     first, last = flow.path.interval
+    velocity = flow.objective.field(flow.network)
     total = z.new_zeros(len(z))
     with flow.full_precision():
         for part in range(num_times):
             noise = flow.source.sample_indexed(index, flow.flow_shape, seed, "held-out", part, device=z.device)
             t = first + (last - first) * (part + uniform[:, part]) / num_times
             pair = flow.path.sample(noise.to(z), z, t)
-            total += (flow.network(pair.xt, t, *condition.arguments) - pair.velocity).square().flatten(1).sum(1)
+            total += (velocity(pair.xt, t, *condition.arguments) - pair.velocity).square().flatten(1).sum(1)
     return total / num_times
 
 

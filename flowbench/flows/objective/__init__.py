@@ -1,0 +1,1 @@
+"""Training objectives: what a network predicts, and how its errors are weighted over time."""
