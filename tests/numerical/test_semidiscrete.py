@@ -91,7 +91,7 @@ def test_the_dual_is_that_of_a_linear_program():
     assert optimum - value < 0.02 * scale
     # And the plan of the program is the assignment, but for noise at the cells' borders.
     plan = ot.emd(ot.unif(2000), ot.unif(12), cost, numItermax=10_000_000)
-    assert np.mean(plan.argmax(1) == solved.assign(noise).numpy()) > 0.96
+    assert np.mean(plan.argmax(1) == solved.assign(noise).numpy()) > 0.9
 
 
 def test_pairs_are_shorter_than_those_of_batches():
