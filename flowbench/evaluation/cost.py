@@ -33,7 +33,6 @@ class Cost:
         product_rate: operations a second of large float32 products on this machine, over all processes; None where
             nothing was trained.
         optimizer_state_bytes: what the optimiser keeps between steps, over all processes, in float32.
-        step_seconds: wall time inside training steps; None where the training was not metered.
         preparation: what was spent before the first step; a part of seconds and operations.
         validation: steps before the last validation of the training, and its loss; None where there was none.
     """
@@ -47,8 +46,12 @@ class Cost:
     product_rate: float | None = None
     optimizer_state_bytes: int | None = None
     validation: tuple[int, float] | None = None
-    step_seconds: float | None = None
     preparation: Preparation = field(default_factory=Preparation)
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Wall time inside training steps alone; None where the training was not metered."""
+        return None if self.train_seconds is None else self.train_seconds - self.preparation.seconds
 
     @property
     def flop_utilisation(self) -> float | None:
@@ -76,7 +79,6 @@ def cost_of(module: TrainingModule, budget: Budget | None, world_size: int = 1) 
         product_rate=world_size * product_rate(module.device) if budget and budget.steps else None,
         optimizer_state_bytes=4 * module.optimizer_config.num_moments(module),
         validation=max(module.validation_losses.items(), default=None),
-        step_seconds=budget.step_seconds if budget else None,
         preparation=budget.preparation if budget else Preparation(),
     )
 

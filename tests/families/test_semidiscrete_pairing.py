@@ -36,10 +36,11 @@ def cache(tmp_path, monkeypatch):
 def labelled(tmp_path) -> FlowDataModule:
     """Two classes of images of 17 grey levels, dark and bright, three dark ones for each bright one."""
     draw = np.random.default_rng(0)
-    label = np.arange(80) % 4 == 0
-    images = draw.integers(0, 8, (80, 1, 4, 4)) + 8 * label[:, None, None, None]
-    split = {"train": images, "val": images[:16], "test": images[:16]}
-    labels = {f"{name}_labels": label[: len(part)].astype(np.int64) for name, part in split.items()}
+    label = np.arange(112) % 4 == 0
+    images = draw.integers(0, 8, (112, 1, 4, 4)) + 8 * label[:, None, None, None]
+    rows = {"train": slice(80), "val": slice(80, 96), "test": slice(96, 112)}
+    split = {name: images[part] for name, part in rows.items()}
+    labels = {f"{name}_label": label[part].astype(np.int64) for name, part in rows.items()}
     np.savez(tmp_path / "x.npz", **{name: part.astype(np.uint8) for name, part in split.items()}, **labels)
     return FlowDataModule("npz", path=str(tmp_path / "x.npz"), levels=17, batch_size=32)
 
