@@ -102,13 +102,14 @@ class BudgetLimit:
         """Whether the first steps decide how many there are, and not the clock which is the last."""
         return self.kind == "train_hours"
 
-    def max_steps(self, flops_per_step: int, batch_size: int, num_train: int) -> int | None:
+    def max_steps(self, flops_per_step: int, batch_size: int, num_train: int, spent_flops: float = 0.0) -> int | None:
         """The limit in optimiser steps; None for a limit of time.
 
         Args:
             flops_per_step: operations of one step over the global batch.
             batch_size: samples per optimiser step over all processes.
             num_train: size of the training split.
+            spent_flops: operations before the first step, which a limit on operations pays too.
 
         Raises:
             ValueError: when the budget does not pay for a single step.
@@ -121,10 +122,12 @@ class BudgetLimit:
         }
         if self.seconds is not None:
             return None
-        steps = round(self.amount / per_step[self.kind], 9)
+        spent = spent_flops if self.kind == "train_flops" else 0.0
+        steps = round((self.amount - spent) / per_step[self.kind], 9)
         if steps < 1:
+            before = f" after {spent:g} before the first one" if spent else ""
             raise ValueError(
                 f"budget.{self.kind}={self.amount:g} does not pay for one step, which costs "
-                f"{per_step[self.kind]:g}: raise the budget or lower data.batch_size"
+                f"{per_step[self.kind]:g}{before}: raise the budget or lower data.batch_size"
             )
         return int(steps)

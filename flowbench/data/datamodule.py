@@ -274,6 +274,22 @@ class FlowDataModule(LightningDataModule):
         sampler = self._stream()
         return self._train_dataset(sampler)[sampler.batch_at(position)]
 
+    def train_batch_of(self, indices: Tensor, position: int) -> Batch:
+        """This process's part of the training batch at ``position`` with other samples in it than the stream's.
+
+        What a place in the stream keys, mirroring and dequantisation, is as for the stream's own.
+
+        Args:
+            indices: places in the training split, as many as the stream gives this process, int64 (B,) on the CPU.
+            position: of the global batch.
+        """
+        return self._train_dataset(self._stream())[BatchIndex(indices, position)]
+
+    @property
+    def train_label(self) -> Tensor | None:
+        """Labels of the whole training split as training batches have them, ``label_noise`` included."""
+        return self._noisy_labels if self.label_noise else self.split("train").label
+
     def setup(self, stage: str) -> None:
         """Load the data and refuse trainer settings that would break the promises above.
 

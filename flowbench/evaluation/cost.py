@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from flowbench.evaluation.answers import Answers
@@ -14,7 +14,7 @@ from flowbench.evaluation.product_rate import product_rate
 from flowbench.evaluation.prospect import Prospect
 from flowbench.evaluation.provenance import peak_memory_mb
 from flowbench.evaluation.sampling import Samples
-from flowbench.training import Budget, TrainingModule
+from flowbench.training import Budget, Preparation, TrainingModule
 
 __all__ = ["Cost", "CostReport", "TrainingCost", "cost_of"]
 
@@ -25,7 +25,7 @@ class Cost:
 
     Attributes:
         parameters: trainable parameters of the contender.
-        train_seconds: wall time inside training steps; None where the training was not metered.
+        train_seconds: wall time inside training steps, and before them; None where the training was not metered.
         train_flops: floating-point operations of training, or None.
         samples_seen: training samples, repeats included, or None.
         peak_memory_mb: highest memory of the process (resident on a CPU, allocated on a GPU), MiB.
@@ -33,6 +33,7 @@ class Cost:
         product_rate: operations a second of large float32 products on this machine, over all processes; None where
             nothing was trained.
         optimizer_state_bytes: what the optimiser keeps between steps, over all processes, in float32.
+        preparation: what was spent before the first step; a part of seconds and operations.
         validation: steps before the last validation of the training, and its loss; None where there was none.
     """
 
@@ -45,6 +46,12 @@ class Cost:
     product_rate: float | None = None
     optimizer_state_bytes: int | None = None
     validation: tuple[int, float] | None = None
+    preparation: Preparation = field(default_factory=Preparation)
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Wall time inside training steps alone; None where the training was not metered."""
+        return None if self.train_seconds is None else self.train_seconds - self.preparation.seconds
 
     @property
     def flop_utilisation(self) -> float | None:
@@ -72,6 +79,7 @@ def cost_of(module: TrainingModule, budget: Budget | None, world_size: int = 1) 
         product_rate=world_size * product_rate(module.device) if budget and budget.steps else None,
         optimizer_state_bytes=4 * module.optimizer_config.num_moments(module),
         validation=max(module.validation_losses.items(), default=None),
+        preparation=budget.preparation if budget else Preparation(),
     )
 
 
@@ -102,6 +110,9 @@ class CostReport(Metric):
         MetricInfo("step_milliseconds", "down", "cost", always=False),
         MetricInfo("flop_utilisation", "up", "cost", always=False),
         MetricInfo("network_evaluations", "down", "cost"),
+        # Of what is made before the first step: a part of the two above.
+        MetricInfo("preparation_flops", "none", "cost", always=False),
+        MetricInfo("preparation_seconds", "none", "cost", always=False),
     )
 
     def probes(self) -> tuple[Probe[Any], ...]:
@@ -115,7 +126,8 @@ class CostReport(Metric):
     def measure(self, answers: Answers) -> list[Measurement]:
         """Parameters, operations, seconds (in all and a step), utilisation, memory, evaluations, samples per second.
 
-        And what the optimiser keeps, and the loss of the last validation, whose protocol names its step.
+        And what the optimiser keeps, what was spent before the first step, and the loss of the last validation, whose
+        protocol names its step.
         """
         cost, drawn = answers[TrainingCost()], answers.get(Samples())
         if cost is None:
@@ -130,14 +142,17 @@ class CostReport(Metric):
         rows = [(name, float(value), unit) for name, value, unit in known if value is not None]
         if drawn is not None and drawn.per_second is not None:
             rows.append(("samples_per_second", drawn.per_second, "1/s"))
-        if cost.steps and cost.train_seconds is not None:
-            rows.append(("step_milliseconds", 1000 * cost.train_seconds / cost.steps, "ms"))
+        if cost.steps and cost.step_seconds is not None:
+            rows.append(("step_milliseconds", 1000 * cost.step_seconds / cost.steps, "ms"))
         if cost.flop_utilisation is not None:
             rows.append(("flop_utilisation", cost.flop_utilisation, "of product rate"))
         if drawn is not None and drawn.network_evaluations is not None:
             rows.append(("network_evaluations", drawn.network_evaluations, "per sample"))
         if cost.optimizer_state_bytes is not None:
             rows.append(("optimizer_state_bytes", float(cost.optimizer_state_bytes), "bytes"))
+        spent = cost.preparation
+        if spent != Preparation():
+            rows += [("preparation_flops", spent.flops, "FLOP"), ("preparation_seconds", spent.seconds, "s")]
         found = [Measurement(name, value, answers.num_samples, "cost", unit) for name, value, unit in rows]
         if cost.validation is not None:
             step, loss = cost.validation

@@ -24,6 +24,7 @@ from flowbench.families.normalized_flow_matching import NormalizedFlowMatching
 from flowbench.families.ot_cfm import OTCFM
 from flowbench.families.pairing.base import Pairing, PairingContext, Pairs
 from flowbench.families.pairing.batch_pairing import BatchPairing
+from flowbench.families.pairing.semidiscrete import SemidiscretePairing
 from flowbench.families.pairing.stream import StreamPairing
 from flowbench.families.reflow import Reflow
 from flowbench.families.source import DatasetSource
@@ -65,6 +66,7 @@ __all__ = [
     "Reflow",
     "STARFlow",
     "SemanticConditioner",
+    "SemidiscretePairing",
     "SolvedDensity",
     "Space",
     "SpatialCondition",

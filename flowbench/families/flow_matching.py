@@ -63,6 +63,7 @@ from flowbench.flows import (
 from flowbench.training.config import TrainingConfig
 from flowbench.training.count import Count, forward_flops
 from flowbench.training.module import Loss
+from flowbench.training.preparation import Preparation
 
 __all__ = ["FlowMatching"]
 
@@ -201,6 +202,7 @@ class FlowMatching(VelocityFlow):
             objective=self.objective,
             solver=self.solver,
             likelihood_solver=self.likelihood_solver,
+            conditioned=self.conditioner is not None,
         )
 
     @property
@@ -259,11 +261,16 @@ class FlowMatching(VelocityFlow):
     # ---- training -------------------------------------------------------------------------------------
 
     def fit_to(self, data: FlowDataModule, *, training: bool) -> None:
-        """Fit source and weight to the data besides, where they ask for it."""
+        """Fit source, weight and pairing to the data besides, where they ask for it."""
         super().fit_to(data, training=training)
-        if not training or not (self.source.needs_fit or self.weight.needs_fit):
+        if not training:
             return
-        points = self.fit_points(data)
+        if self.source.needs_fit or self.weight.needs_fit:
+            self._fit_axes(self.fit_points(data))
+        spent = Preparation(self.source.fit_flops, self.source.fit_seconds)
+        self.preparation = spent + self.pairing.prepare(self.pairing_context, data)
+
+    def _fit_axes(self, points: Tensor) -> None:
         if self.source.needs_fit:
             self.source.fit(points, generator(self.seed, "fit", "source"))
         if self.weight.needs_fit:
@@ -341,13 +348,14 @@ class FlowMatching(VelocityFlow):
         points = self.fit_points(data, num).cpu()
         label = data.split("train").label if self.num_classes is not None else None
         rng = generator(seed, "training-pairs")
+        self.pairing.prepare(self.pairing_context, data)
         label = label if label is None else label[:num]
         return describe_pairs(self.pairing, self.pairing_context, self.weight, points, label, data.batch_size, rng)
 
     @property
     def training_pair_names(self) -> tuple[str, ...]:
         """See :func:`~flowbench.families.pairing.description.names_of_pairs`."""
-        return names_of_pairs(self.weight)
+        return names_of_pairs(self.weight, self.pairing)
 
     def loss_of_one(self) -> Tensor:
         """Without pairing and what is fitted to data: they look at values, and are no matrix products."""

@@ -33,6 +33,7 @@ def check_combination(
     objective: Objective,
     solver: Solver,
     likelihood_solver: Solver,
+    conditioned: bool = False,
 ) -> None:
     """Refuse combinations that would train or sample something else than they state.
 
@@ -46,11 +47,15 @@ def check_combination(
         objective: what the network predicts, and the weight of its errors over time.
         solver: integrates samples.
         likelihood_solver: integrates log-densities.
+        conditioned: the flow has a conditioner, which makes conditions of the loader's data.
 
     Raises:
         ValueError: one line with both choices and what to take instead.
     """
     independent = pairing.is_independent and not source.is_paired
+    if pairing.looks_up_data and (conditioned or source.is_paired):
+        other = "the loader's data, which a condition was made from" if conditioned else f"those that {source!r} saw"
+        raise ValueError(f"{pairing!r} looks up other data points than {other}: take a coupling that permutes noise")
     if path.needs_standard_normal and not (source.is_standard_normal and independent):
         raise ValueError(
             f"{path!r} is right for standard normal noise and independent pairs only, got {source!r} and {pairing!r}: "

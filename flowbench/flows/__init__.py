@@ -20,6 +20,7 @@ from flowbench.flows.coupling.entropic import (
 )
 from flowbench.flows.coupling.exact import IndependentCoupling, OptimalTransportCoupling
 from flowbench.flows.coupling.partial import PartialCoupling
+from flowbench.flows.coupling.semidiscrete import SemidiscreteDual, SemidiscretePotential, chi_squared
 from flowbench.flows.guidance.classifier_free import ClassifierFreeGuidance, Guidance
 from flowbench.flows.guidance.ratio_aware import RatioAwareGuidance, RatioProfile, ratio_profile
 from flowbench.flows.likelihood.change_of_variables import (
@@ -42,6 +43,7 @@ from flowbench.flows.solver.diffusion import DDIM, DPMSolverPlusPlus2M, EulerMar
 from flowbench.flows.solver.fixed_step import ButcherTableau, Euler, FixedStepSolver, Heun, Midpoint, RungeKutta4
 from flowbench.flows.solver.time_grid import CosineGrid, EDMGrid, LogitNormalGrid, TimeGrid, UniformGrid
 from flowbench.flows.source.base import GaussianSource, Source
+from flowbench.flows.source.low_frequency import LowFrequencySource
 from flowbench.flows.source.mixture import GaussianMixtureSource
 from flowbench.flows.source.pruned import PrunedSource
 from flowbench.flows.source.radial import NormAlignedSource, RadialSource
@@ -96,6 +98,7 @@ __all__ = [
     "LinearPath",
     "LogitNormalGrid",
     "LogitNormalTimes",
+    "LowFrequencySource",
     "Midpoint",
     "NoiseObjective",
     "NormAlignedSource",
@@ -117,6 +120,8 @@ __all__ = [
     "SchrodingerBridgeCoupling",
     "SchrodingerBridgePath",
     "ScoreObjective",
+    "SemidiscreteDual",
+    "SemidiscretePotential",
     "SequentialInverse",
     "SinkhornCoupling",
     "Solution",
@@ -139,6 +144,7 @@ __all__ = [
     "WeightResult",
     "alternating",
     "bits_per_dim",
+    "chi_squared",
     "guided_gaussian",
     "log_likelihood",
     "network_grid",

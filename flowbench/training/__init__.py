@@ -8,6 +8,7 @@ from flowbench.training.count import Count, count_flops
 from flowbench.training.module import Loss, NonFiniteLossError, TrainingModule
 from flowbench.training.optimizers import SGD, SWAN, AdamW, MatrixSettings, OptimizerSettings, SinkGD
 from flowbench.training.parallel import FullyShardedStrategy, check_strategy
+from flowbench.training.preparation import Preparation
 from flowbench.training.trainer_precision import PRECISIONS, check_precision
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "MatrixSettings",
     "NonFiniteLossError",
     "OptimizerSettings",
+    "Preparation",
     "SinkGD",
     "TrainingConfig",
     "TrainingModule",

@@ -10,6 +10,7 @@ import lightning as L
 
 from flowbench.core.budget import BudgetLimit
 from flowbench.core.checks import LARGEST_BUDGET, check_count
+from flowbench.training.preparation import Preparation
 from flowbench.training.step_plan import StepPlan
 from flowbench.training.step_timer import StepTimer
 
@@ -33,6 +34,8 @@ class Budget(L.Callback):
         samples_per_step: samples of one optimiser step over all processes, >= 1.
         max_steps: the limit in steps, >= 1, or None when it is one of time. That of a limit in hours becomes known
             during the training.
+        preparation: what was spent before the first step, which is a part of what the limit gives in operations or
+            seconds; `max_steps` is without it. None is nothing. A checkpoint brings that of its own training.
         clock: seconds, monotonic; tests pass their own.
 
     Raises:
@@ -53,6 +56,7 @@ class Budget(L.Callback):
         flops_per_step: int,
         samples_per_step: int,
         max_steps: int | None,
+        preparation: Preparation | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         check_count("flops_per_step", flops_per_step, at_least=0, at_most=LARGEST_BUDGET)
@@ -63,7 +67,8 @@ class Budget(L.Callback):
         self.samples_per_step = samples_per_step
         self.max_steps = max_steps
         self.steps = 0
-        self.train_seconds = 0.0
+        self.preparation = preparation or Preparation()
+        self.train_seconds = self.preparation.seconds
         self.plan = StepPlan(limit.seconds) if limit.is_planned and limit.seconds is not None else None
         self._timer = StepTimer(clock)
         self.ended_early = False
@@ -76,8 +81,13 @@ class Budget(L.Callback):
 
     @property
     def train_flops(self) -> float:
-        """Operations spent in training steps, over all processes."""
-        return float(self.steps) * self.flops_per_step
+        """Operations spent in training steps and before them, over all processes."""
+        return float(self.steps) * self.flops_per_step + self.preparation.flops
+
+    @property
+    def step_seconds(self) -> float:
+        """Wall time inside training steps: without what was spent before them."""
+        return self.train_seconds - self.preparation.seconds
 
     @property
     def progress(self) -> float:
@@ -90,7 +100,7 @@ class Budget(L.Callback):
         """Progress in the middle of step number `step`, counted from 0, as the learning-rate schedule wants it."""
         if self.max_steps is not None:
             return min(1.0, (step + 0.5) / self.max_steps)
-        per_step = self.train_seconds / self.steps if self.steps else 0.0
+        per_step = self.step_seconds / self.steps if self.steps else 0.0
         return min(1.0, (self.train_seconds + 0.5 * per_step) / (self.limit.seconds or 1.0))
 
     @property
@@ -159,6 +169,7 @@ class Budget(L.Callback):
             "amount": self.limit.amount,
             "ended_early": self.ended_early,
             **self._planned(),
+            **self._prepared(),
         }
 
     def _planned(self) -> dict[str, Any]:
@@ -167,8 +178,20 @@ class Budget(L.Callback):
             return {}
         return {"planned_steps": self.plan.steps, "seconds_per_step": self.plan.seconds_per_step}
 
+    def _prepared(self) -> dict[str, Any]:
+        """What was spent before the first step, where something was."""
+        spent = self.preparation
+        return {} if spent == Preparation() else {"preparation": {"flops": spent.flops, "seconds": spent.seconds}}
+
+    def _take_preparation(self, spent: Preparation) -> None:
+        """Count what the training of a checkpoint spent before its first step, in place of what is known here."""
+        if spent.flops != self.preparation.flops and self.limit.kind == "train_flops":
+            self.max_steps = self.limit.max_steps(self.flops_per_step, self.samples_per_step, 1, spent.flops)
+        self.preparation = spent
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint; what ended training early under another limit does not end it under this one."""
+        self._take_preparation(Preparation(**state_dict.get("preparation", {})))
         self.steps = int(state_dict["steps"])
         self.train_seconds = float(state_dict["train_seconds"])
         before = BudgetLimit(state_dict["kind"], state_dict["amount"])

@@ -26,6 +26,7 @@ from flowbench.training.ema import ExponentialMovingAverage
 from flowbench.training.loss_guard import LossGuard, NonFiniteLoss
 from flowbench.training.optimizers import AdamW, OptimizerSettings, learning_rate_factor
 from flowbench.training.parallel import gathered, shard, shards_weights
+from flowbench.training.preparation import Preparation
 
 __all__ = ["Loss", "NonFiniteLossError", "TrainingModule", "WeightsName"]
 
@@ -68,6 +69,7 @@ class TrainingModule(L.LightningModule, ABC):
     Randomness of a step is keyed by (seed, step, rank), so a resumed run draws what the uninterrupted run would have.
 
     Attributes:
+        preparation: what was spent on the training before its first step; nothing for most modules.
         validation_losses: loss of every validation during training, by the number of steps before it; kept in
             checkpoints. A run that was killed between a checkpoint and the validation after it lacks that one.
 
@@ -100,6 +102,7 @@ class TrainingModule(L.LightningModule, ABC):
         self.compile_networks = training.compile
         self.seed = 0
         self.budget: Budget | None = None
+        self.preparation = Preparation()
         self.validation_losses: dict[int, float] = {}
         self._ema: ExponentialMovingAverage | None = None
         self._unlogged: Mapping[str, Tensor | float] = {}

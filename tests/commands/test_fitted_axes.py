@@ -26,6 +26,13 @@ AXES = {
         f"{MODEL}.sampling_source={{class_path: flowbench.flows.PrunedSource, init_args: {{max_cosine: 0.9,"
         " quantile: 0.25, axes: high}}",
     ],
+    "semidiscrete": [
+        "data.train_size=200",
+        f"{MODEL}.pairing={{class_path: flowbench.families.SemidiscretePairing, init_args: {{steps: 20, chi2: null}}}}",
+    ],
+    "low_frequency": [
+        f"{MODEL}.source={{class_path: flowbench.flows.LowFrequencySource, init_args: {{cutoff: 1}}}}",
+    ],
     "stream": [f"{MODEL}.pairing={{class_path: flowbench.families.StreamPairing, init_args: {{ahead: 0}}}}"],
 }
 
@@ -63,3 +70,32 @@ def test_a_trained_flow_is_measured_validated_and_sampled_by_later_commands(axis
     assert np.isfinite(runs.validate(experiment)["val/loss"])
     folder = runs.predict(experiment, num_samples=5)
     assert np.load(folder / "samples.npz")["x"].shape == (5, 2)
+
+
+def test_a_fit_before_the_first_step_is_paid_from_the_budget(tmp_path, monkeypatch):
+    """Fewer steps than without it for the same operations; test, on another cache, finds the same cost."""
+    monkeypatch.setenv("FLOWBENCH_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "points.yaml"
+    file.write_text(POINTS)
+    rows = {}
+    for axis in ("semidiscrete", "plain"):
+        folder = tmp_path / axis
+        limit = ["budget.steps=null", "budget.train_flops=4.0e+7", f"run.dir={folder}"]
+        experiment = Experiment.from_files([file], [*limit, *AXES.get(axis, [])])
+        runs.fit(experiment, test=True)
+        rows[axis] = {row.metric: row.value for row in read_rows(folder / "rows.jsonl")}
+    fitted, plain = rows["semidiscrete"], rows["plain"]
+    # 20 steps of 1,024 source points and an estimate of chi2 by 4,000, each against 200 points of the plane.
+    assert fitted["preparation_flops"] == 2 * 2 * 200 * (20 * 1024 + 4000)
+    assert fitted["preparation_seconds"] > 0
+    assert "preparation_flops" not in plain
+    assert fitted["samples_seen"] < plain["samples_seen"]
+    for found in (fitted, plain):
+        assert 0.9 * 4e7 < found["train_flops"] <= 4e7
+    assert fitted["train_seconds"] > fitted["preparation_seconds"]
+    monkeypatch.setenv("FLOWBENCH_CACHE", str(tmp_path / "other"))
+    limit[-1] = f"run.dir={tmp_path / 'semidiscrete'}"
+    runs.test(Experiment.from_files([file], [*limit, *AXES["semidiscrete"]]))
+    again = {row.metric: row.value for row in read_rows(tmp_path / "semidiscrete" / "rows.jsonl")}
+    assert again["train_flops"] == fitted["train_flops"]
+    assert again["preparation_seconds"] == fitted["preparation_seconds"]

@@ -150,6 +150,8 @@ def test_a_flow_has_the_metrics_that_were_declared_and_no_others(tmp_path, name)
         "train_flops",
         "train_seconds",
         "samples_seen",
+        "preparation_flops",
+        "preparation_seconds",
     }
     assert {r.metric for r in rows if not r.axis} == declared.main - untrained
     for axis in ("network_evaluations", "guidance"):

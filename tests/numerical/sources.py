@@ -7,6 +7,7 @@ from torch import Tensor
 
 from flowbench.core.seeds import generator
 from flowbench.flows import GaussianSource, Source
+from flowbench.flows.source.low_frequency import LowFrequencySource
 from flowbench.flows.source.mixture import GaussianMixtureSource
 from flowbench.flows.source.pruned import PrunedSource
 from flowbench.flows.source.radial import NormAlignedSource, RadialSource
@@ -19,6 +20,7 @@ BUILDERS = {
     "radial_data": lambda: RadialSource("data"),
     "vmf_centroids": lambda: VonMisesFisherSource(6.0, centres=2),
     "vmf_data": lambda: VonMisesFisherSource(9.0, centres="data", dof=4, scale=0.7),
+    "low_frequency": lambda: LowFrequencySource(1, noise=0.4, prior=GaussianMixtureSource(2)),
     "mixture": lambda: GaussianMixtureSource(2),
     "pruned": lambda: PrunedSource(0.5, quantile=0.25),
     "pruned_truncated": lambda: PrunedSource(0.5, quantile=0.25, method="truncated"),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from flowbench.networks import CausalTransformer, DiT
-from flowbench.training import Budget, BudgetLimit, count_flops
+from flowbench.training import Budget, BudgetLimit, Preparation, count_flops
 
 
 def test_flops_of_a_linear_layer():
@@ -114,3 +114,39 @@ def test_all_processes_follow_the_clock_of_the_first():
             budget.on_train_batch_end(trainer, MODULE, None, None, 0)
         assert first.train_seconds == second.train_seconds == step
         assert first.progress_within(step) == second.progress_within(step)
+
+
+def test_what_is_made_before_the_first_step_is_paid_from_the_budget():
+    limit = BudgetLimit("train_flops", 1000.0)
+    assert limit.max_steps(10, 4, 100) == 100
+    assert limit.max_steps(10, 4, 100, spent_flops=255.0) == 74
+    assert BudgetLimit("steps", 7).max_steps(10, 4, 100, spent_flops=255.0) == 7
+    with pytest.raises(ValueError, match=r"does not pay for one step, which costs 10 after 995 before the first one"):
+        limit.max_steps(10, 4, 100, spent_flops=995.0)
+
+
+def test_preparation_counts_in_operations_and_seconds_and_travels_in_the_checkpoint():
+    spent = Preparation(flops=255.0, seconds=2.0)
+    settings = {"flops_per_step": 10, "samples_per_step": 4}
+    budget = Budget(BudgetLimit("train_flops", 1000.0), **settings, max_steps=74, preparation=spent)
+    budget.steps, budget.train_seconds = 37, 2.0 + 37.0
+    assert budget.train_flops == 370 + 255
+    assert budget.step_seconds == 37.0
+    assert budget.progress == 0.5
+    # Where weights are only measured, nothing is prepared: the checkpoint holds what was.
+    other = Budget(BudgetLimit("train_flops", 1000.0), **settings, max_steps=100)
+    other.load_state_dict(budget.state_dict())
+    assert other.preparation == spent
+    assert other.max_steps == 74
+    assert other.train_flops == 625
+    plain = Budget(BudgetLimit("train_flops", 1000.0), **settings, max_steps=100)
+    assert "preparation" not in plain.state_dict(), "as in files of earlier versions"
+
+
+def test_seconds_before_the_first_step_are_a_part_of_a_limit_of_time():
+    limit = BudgetLimit("train_seconds", 10.0)
+    spent = Preparation(seconds=4.0)
+    budget = Budget(limit, flops_per_step=1, samples_per_step=1, max_steps=None, preparation=spent)
+    assert budget.progress == pytest.approx(0.4)
+    budget.steps, budget.train_seconds = 3, 7.0
+    assert budget.progress_within(3) == pytest.approx(0.75), "half a step of one second on"

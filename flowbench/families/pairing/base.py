@@ -13,6 +13,7 @@ from torch import Tensor
 from flowbench.data import Batch, FlowDataModule
 from flowbench.families.latents.space import Space
 from flowbench.flows import Coupling, Source
+from flowbench.training.preparation import Preparation
 
 __all__ = ["ClosePairing", "Pairing", "PairingContext", "Pairs", "cost_ratio", "true_label"]
 
@@ -84,6 +85,8 @@ class Pairing(ABC):
     Attributes:
         coupling: what chooses among source points, where the rule uses a coupling.
         is_independent: source and data points are paired as drawn.
+        looks_up_data: data points follow the noise, in place of the loader's.
+        described: names of what :meth:`describe` returns.
 
     Example:
         >>> from flowbench.data import Batch
@@ -98,6 +101,23 @@ class Pairing(ABC):
 
     coupling: Coupling | None = None
     is_independent = False
+    looks_up_data = False
+    described: tuple[str, ...] = ()
+
+    def prepare(self, context: PairingContext, data: FlowDataModule) -> Preparation:
+        """Make what the pairs need of the training data, or read it from the cache; most rules need nothing.
+
+        Called before the first step on every process, before :meth:`setup`, and where pairs are described. A second
+        call does nothing.
+
+        Args:
+            context: of the flow.
+            data: where its batches come from.
+
+        Returns:
+            What it cost, be it now or before: a part of the training budget.
+        """
+        return Preparation()
 
     def setup(self, context: PairingContext, data: FlowDataModule | None, training: bool = True) -> None:  # noqa: B027
         """Get ready; called once on every process before the first step. Most rules need nothing.
@@ -133,6 +153,24 @@ class Pairing(ABC):
                 no part of the training stream.
             rng: source of the step's random numbers.
         """
+
+    def typical_pairs(
+        self, context: PairingContext, x1: Tensor, label: Tensor | None, batch: Batch, rng: torch.Generator
+    ) -> Pairs:
+        """Pairs as those of training are distributed, outside of its stream: what descriptions look at.
+
+        Args:
+            context: of the flow.
+            x1: points of the training split, shape (B, *flow_shape).
+            label: their labels, shape (B,); None for an unconditional flow.
+            batch: what `x1` was made from.
+            rng: source of every random number.
+        """
+        return self.pairs(context, x1, label, batch, rng)
+
+    def describe(self) -> dict[str, float]:
+        """What else there is to report of the rule, by the names of :attr:`described`."""
+        return {}
 
     def num_coupled(self, batch_size: int) -> int:
         """Points that are paired at once where training batches, over all processes, have `batch_size`."""

@@ -18,9 +18,10 @@ TILT_POINTS = 512
 OF_WEIGHT = ("ess", "tilt_source", "tilt_target", "tilt_share", "weighted_norm_ratio")
 
 
-def names_of_pairs(weight: Weight) -> tuple[str, ...]:
-    """Names of what :func:`describe_pairs` returns for pairs of this weight."""
-    return ("cost_ratio",) if isinstance(weight, UniformWeight) else ("cost_ratio", *OF_WEIGHT)
+def names_of_pairs(weight: Weight, pairing: Pairing) -> tuple[str, ...]:
+    """Names of what :func:`describe_pairs` returns for pairs of this rule and weight."""
+    of_weight = () if isinstance(weight, UniformWeight) else OF_WEIGHT
+    return ("cost_ratio", *pairing.described, *of_weight)
 
 
 @torch.no_grad()
@@ -48,15 +49,15 @@ def describe_pairs(
         rng: source of every random number.
 
     Returns:
-        ``cost_ratio``, the mean squared distance of the pairs, as weighted, over that of independent pairs; for a
-        weight that is not uniform also the fields :data:`OF_WEIGHT` of
+        ``cost_ratio``, the mean squared distance of the pairs, as weighted, over that of independent pairs; what the
+        rule reports besides; for a weight that is not uniform also the fields :data:`OF_WEIGHT` of
         :class:`~flowbench.flows.TransportDecomposition`, over all pairs of 512 points a side.
     """
     costs, independent, log_weights = [], [], []
     weight = copy.deepcopy(weight).cpu()
     for rows in torch.arange(len(x1)).split(pairing.num_coupled(batch_size)):
         points, given = x1[rows], None if label is None else label[rows]
-        pairs = pairing.pairs(context, points, given, Batch(points, label=given, index=rows), rng)
+        pairs = pairing.typical_pairs(context, points, given, Batch(points, label=given, index=rows), rng)
         costs.append(_squares(pairs.x0, pairs.x1))
         log_weights.append(weight.log_weight(pairs.x0, pairs.x1).double())
         # Pairs of a teacher have data points of their own.
@@ -64,6 +65,7 @@ def describe_pairs(
         independent.append(_squares(fresh[torch.randperm(len(fresh), generator=rng)], pairs.x1))
     share = torch.cat(log_weights).softmax(0)
     found = {"cost_ratio": float((share * torch.cat(costs)).sum() / torch.cat(independent).mean())}
+    found |= pairing.describe()
     if isinstance(weight, UniformWeight):
         return found
     data = x1[:TILT_POINTS]

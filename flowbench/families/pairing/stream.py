@@ -22,7 +22,7 @@ from flowbench.families.pairing.batch_pairing import BatchPairing
 from flowbench.families.pairing.job import CouplingJob, CouplingResult, solve
 from flowbench.flows import Coupling, OptimalTransportCoupling, Source
 
-__all__ = ["StreamPairing"]
+__all__ = ["StreamPairing", "cached_latents"]
 
 _FAILED = -1  # in the place of an index: the process that solves could not
 
@@ -168,7 +168,7 @@ class _Stream:
         # A datamodule without a trainer serves whole global batches; bins' centres need no noise drawn.
         self.data = copy.copy(data)
         self.data.trainer, self.data.dequantize = None, "none"
-        self.latents = _cached_latents(context, data)
+        self.latents = cached_latents(context, data)
         self.solves = self.rank == 0 or not options.gather
         self.num_threads = torch.get_num_threads()
         has_threads = self.solves and options.ahead > 0
@@ -302,7 +302,7 @@ class _Stream:
         return generator(self.context.seed, "coupling", number, *self._own)
 
 
-def _cached_latents(context: PairingContext, data: FlowDataModule) -> LatentCache | None:
+def cached_latents(context: PairingContext, data: FlowDataModule) -> LatentCache | None:
     """The training split's latents in their file, which is there by now; None where the flow does not look them up."""
     if isinstance(context.space, LatentSpace) and context.space.cache_latents:
         return latent_cache(context.space.autoencoder, data, context.device)

@@ -50,6 +50,16 @@ class Source(nn.Module, ABC):
         return False
 
     @property
+    def fit_flops(self) -> float:
+        """Operations of the fit that was made here, which count as training; 0 where they are few."""
+        return 0.0
+
+    @property
+    def fit_seconds(self) -> float:
+        """Wall time of that fit; 0 where its operations are not counted."""
+        return 0.0
+
+    @property
     def is_paired(self) -> bool:
         """Whether training draws depend on the data point, so that pairs are not independent."""
         return False
