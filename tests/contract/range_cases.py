@@ -306,8 +306,8 @@ OPTIMIZER_ZEROS = ("betas", "final_fraction", "warmup_fraction", "weight_decay")
 ZERO: dict[str, set[str]] = {
     "none, nothing or off": {
         *(f"{name}.{field}" for name in OPTIMIZERS for field in OPTIMIZER_ZEROS),
-        "AutoInverse.crossover", "BiFlow.label_dropout", "CausalTransformer.checkpoint_every", "Conditioner.dropout", "DiT.condition_channels",
-        "FlowDataModule.num_workers", "FlowMatching.label_dropout",
+        "AutoInverse.crossover", "CausalTransformer.checkpoint_every", "Conditioner.dropout", "DiT.condition_channels",
+        "BiFlow.label_dropout", "FlowDataModule.num_workers", "FlowMatching.label_dropout",
         "FlowModule.label_dropout", "InpaintingConditioner.dropout", "KLAutoencoder.downsamplings",
         "LatentCFM.noise_std", "LatentSpace.noise_std", "LinearPath.sigma", "MLP.condition_channels",
         "PixelSpace.noise_std",
@@ -323,7 +323,9 @@ ZERO: dict[str, set[str]] = {
         "Budget.flops_per_step", "EMAConfig.decay", "NegativeLogLikelihood.num_checked", "Refinement.remaining",
         "SolvedDensity.remaining",
     },
-    "the unconditional flow": {"BiFlow.guidance", "ClassifierFreeGuidance.scale", "Reflow.pair_guidance", "Request.guidance"},
+    "the unconditional flow": {
+        "BiFlow.guidance", "ClassifierFreeGuidance.scale", "Reflow.pair_guidance", "Request.guidance",
+    },
     "the first time, process, place, class or seed": {
         "Batch.position", "BatchIndex.position", "ClassifierFreeGuidance.interval", "EndlessSampler.rank",
         "EndlessSampler.seed", "EulerMaruyama.seed", "Evaluator.seed", "FlowDataModule.seed", "Identity.seed",
