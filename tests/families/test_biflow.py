@@ -128,6 +128,20 @@ def test_the_loss_is_the_sum_of_errors_over_the_mean_squares_of_the_data():
     assert bool((flow.mean_squares == 0).all()), "what is fitted already stays"
 
 
+def test_the_mean_squares_are_those_under_the_labels_of_the_data():
+    data = FlowDataModule("eight_gaussians", batch_size=16, train_size=96)
+    teacher = build("tarflow", data.spec, conditional=True, seed=3).eval()
+    perturb(teacher, std=0.3)  # labels move the states
+    flow = student(teacher, conditional=True)
+    flow.fit_to(data, training=True)
+    label = data.split("train").label[data.train_indices]
+    with torch.no_grad():
+        states = teacher.encoding_states(flow.fit_points(data), Condition(label))[:-1].flip(0)
+        null = teacher.encoding_states(flow.fit_points(data), Condition(torch.full_like(label, 8)))[:-1].flip(0)
+    assert_near(flow.mean_squares, states.square().mean((1, 2)))
+    assert not torch.allclose(null.square().mean((1, 2)), flow.mean_squares, rtol=1e-3)
+
+
 # ---- what is learned where the answer is known --------------------------------------------------------
 
 
