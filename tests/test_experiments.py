@@ -68,6 +68,7 @@ SMALLEST = {
     "flowbench.networks.UNet": {"channels": 8, "num_res_blocks": 1, "num_heads": 1},
     "flowbench.networks.DiT": {"depth": 1},
     "flowbench.networks.KLAutoencoder": {"width": 8, "num_res_blocks": 1},
+    "flowbench.families.BiFlow": {"depth": 1},
     "flowbench.families.Reflow": {"num_pairs": 64},
     "flowbench.families.TARFlow": {"layers": [1, 1]},
     "flowbench.families.STARFlow": {"deep_layers": 1, "shallow_blocks": 1, "shallow_layers": 1},

@@ -2,6 +2,7 @@
 
 from flowbench.families.answers import SolvedDensity
 from flowbench.families.base import FlowModule, FlowSamples, NetworkFactory, Trajectory
+from flowbench.families.biflow import BiFlow
 from flowbench.families.conditioning.base import Conditioner
 from flowbench.families.conditioning.condition import Condition, SpatialCondition
 from flowbench.families.conditioning.inpainting import InpaintingConditioner
@@ -39,6 +40,7 @@ __all__ = [
     "Augmentation",
     "Autoencoder",
     "BatchPairing",
+    "BiFlow",
     "Condition",
     "Conditioner",
     "DatasetSource",

@@ -32,7 +32,7 @@ from flowbench.training.module import Loss, TrainingModule
 
 __all__ = ["FlowModule", "FlowSamples", "LikelihoodKind", "NetworkFactory", "Trajectory"]
 
-DensityKind = Literal["exact", "ode"]
+DensityKind = Literal["exact", "ode", "none"]
 NetworkFactory = Callable[[tuple[int, ...], int | None], nn.Module]
 
 
@@ -92,12 +92,14 @@ class FlowModule(FittedModule):
             training=training,
         )
         if self.density not in get_args(DensityKind):
-            kinds = " or ".join(map(repr, get_args(DensityKind)))
-            raise ContractError(f"{type(self).__name__}.density must be {kinds}, got {self.density!r}")
+            *kinds, last = map(repr, get_args(DensityKind))
+            wanted = f"{', '.join(kinds)} or {last}"
+            raise ContractError(f"{type(self).__name__}.density must be {wanted}, got {self.density!r}")
 
     def describe(self) -> Description:
         """Facts for rows and refusals; a family replaces those that are otherwise for it."""
-        kind: LikelihoodKind = "bound" if isinstance(self.space, LatentSpace) else self.density
+        bounded = isinstance(self.space, LatentSpace) and self.density != "none"
+        kind: LikelihoodKind = "bound" if bounded else self.density
         return Description(kind, has_velocities=self.density == "ode")
 
     @property
@@ -112,7 +114,11 @@ class FlowModule(FittedModule):
     @property
     @abstractmethod
     def density(self) -> DensityKind:
-        """What :meth:`flow_log_prob` is: ``exact``, or through an ``ode`` solver; a class attribute will do."""
+        """What :meth:`flow_log_prob` is: ``exact``, through an ``ode`` solver, or ``none``; a class attribute will do.
+
+        A family whose samples have no density says ``none``: its :meth:`flow_log_prob` is never called, its rows have
+        no likelihood, and its map to the data need not be invertible.
+        """
 
     @abstractmethod
     def loss(self, points: Tensor, condition: Condition, batch: Batch, generator: torch.Generator) -> Loss:
@@ -321,9 +327,13 @@ class FlowModule(FittedModule):
             condition: of the points; labels alone, shape (B,), will do. None: the unconditional density.
             index: sample indices that key the probes and posterior draws; 0..B-1 when None.
             seed: the evaluation seed.
+
+        Raises:
+            ValueError: for another shape, a condition that the model cannot take, or a family without a density.
         """
         self._check_points(x)
         given = self.check_condition(condition, len(x))
+        self._check_has_density()
         index = torch.arange(len(x)) if index is None else index
 
         def flow_density(z: Tensor) -> Tensor:
@@ -361,8 +371,16 @@ class FlowModule(FittedModule):
         return self.log_prob(batch.x, self.held_out_condition(batch), index=batch.index)
 
     def check_density(self) -> None:
-        """Refuse (ValueError) a log-density that does not exist in this space; nothing is computed."""
+        """Refuse (ValueError) a log-density that this family, or this space, does not have; nothing is computed."""
+        self._check_has_density()
         self.space.check_likelihood()
+
+    def _check_has_density(self) -> None:
+        if self.density == "none":
+            raise ValueError(
+                f"samples of {type(self).__name__} have no density: take out what needs a likelihood, or choose a "
+                "family that has one"
+            )
 
     @contextmanager
     def full_precision(self) -> Iterator[None]:

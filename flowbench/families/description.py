@@ -7,7 +7,7 @@ from typing import Literal
 
 __all__ = ["Description", "LikelihoodKind"]
 
-LikelihoodKind = Literal["exact", "ode", "bound"]
+LikelihoodKind = Literal["exact", "ode", "bound", "none"]
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Description:
     """What a flow's samples and likelihoods are, and what of them can be chosen.
 
     Attributes:
-        likelihood: what the log-density is: exact, through an ODE solver, or a lower bound through an autoencoder.
+        likelihood: what the log-density is: exact, through an ODE solver, a bound through an autoencoder, or none.
         likelihood_method: what it depends on beside the model, for the protocol; empty for closed forms.
         likelihood_evaluations: network evaluations per sample of it; None where an adaptive solver decides.
         reports_bits_per_dim: whether likelihoods of grey levels may be given in bits per dimension: not those of noisy

@@ -119,6 +119,18 @@ def _distance(found: Tensor, expected: Tensor) -> float:
     return float(((found - expected).abs() / expected.abs().clamp(min=1)).max())
 
 
+def _with_density(case: Case) -> FlowModule:
+    """The module in evaluation mode.
+
+    Raises:
+        Inapplicable: for a family without a density, whose map need not be invertible either.
+    """
+    module = case.build().eval()
+    if module.density == "none":
+        raise Inapplicable("its samples have no density, and their map need not be invertible")
+    return module
+
+
 def gradients(case: Case) -> None:
     """The loss is finite, and its gradient reaches every parameter."""
     module = case.build()
@@ -185,7 +197,7 @@ def noise_by_index(case: Case) -> None:
 
 def density(case: Case) -> None:
     """The log-density is one finite number per point, the same at every call and in every batch."""
-    module, batch, label = case.build().eval(), case.batch(), case.label(6)
+    module, batch, label = _with_density(case), case.batch(), case.label(6)
     value = module.log_prob(batch.x, label, index=batch.index)
     _demand(bool(value.isfinite().all()), "log_prob of points in [-1, 1] holds NaN or infinity")
     again = module.log_prob(batch.x, label, index=batch.index)
@@ -198,7 +210,7 @@ def density(case: Case) -> None:
 
 def inverse(case: Case) -> None:
     """Encoding undoes decoding."""
-    module, label = case.build().eval(), case.label(3)
+    module, label = _with_density(case), case.label(3)
     noise = module.draw_noise(torch.arange(3), 0)
     z = module.flow_decode(noise, Condition(label)).x
     off = _distance(module.flow_encode(z, Condition(label)), noise)
@@ -223,7 +235,7 @@ def path(case: Case) -> None:
 
 def jacobian(case: Case) -> None:
     """The log-density is that of the source at the encoded point plus the log-determinant of the encoder's Jacobian."""
-    module = case.build().eval()
+    module = _with_density(case)
     dims = math.prod(module.flow_shape)
     if module.describe().likelihood == "bound":
         raise Inapplicable("it lives in latents, where log_prob is a bound")
@@ -264,7 +276,7 @@ def _by_autograd(module: FlowModule, x: Tensor, label: Tensor | None) -> Tensor:
 
 def mass(case: Case) -> None:
     """The density of points in the plane integrates to one."""
-    module = case.build().eval()
+    module = _with_density(case)
     if tuple(module.flow_shape) != (2,) or module.describe().likelihood == "bound":
         raise Inapplicable("only densities in the plane are integrated")
 
@@ -297,7 +309,7 @@ def checkpoint(case: Case) -> None:
     file.seek(0)
     other.load_state_dict(torch.load(file, weights_only=True))
     batch, label = case.batch(), case.label(6)
-    same = torch.equal(module.log_prob(batch.x, label), other.log_prob(batch.x, label))
+    same = module.density == "none" or torch.equal(module.log_prob(batch.x, label), other.log_prob(batch.x, label))
     _demand(same, "the density changes by saving and loading: register what it depends on as parameters or buffers")
     noise = module.draw_noise(torch.arange(2), 0)
     same = torch.equal(module.sample(noise, case.label(2)).x, other.sample(noise, case.label(2)).x)
@@ -306,7 +318,7 @@ def checkpoint(case: Case) -> None:
 
 def precision(case: Case) -> None:
     """Log-densities do not change under autocast."""
-    module, x, label = case.build().eval(), case.batch().x, case.label(6)
+    module, x, label = _with_density(case), case.batch().x, case.label(6)
     exact = module.log_prob(x, label)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         same = torch.equal(module.log_prob(x, label), exact)

@@ -32,6 +32,7 @@ from flowbench.families.noise.score_gradient import (
     score,
     with_input_gradient,
 )
+from flowbench.families.token_layout import TokenLayout
 from flowbench.flows import (
     AffineBlock,
     AutoregressiveFlow,
@@ -42,8 +43,6 @@ from flowbench.flows import (
     Source,
     alternating,
     network_grid,
-    patchify,
-    unpatchify,
 )
 from flowbench.networks import CausalTransformer, TokenTransformer
 from flowbench.training.config import TrainingConfig
@@ -169,6 +168,7 @@ class TARFlow(FlowModule):
         self.conditioned = conditioned
         self.guidance = self._chosen_guidance(guidance)
         depths, widths, self.patch_size = flow_sizes(architecture, layers, width, patch_size)
+        self.token_layout = TokenLayout(self.flow_shape, self.patch_size)
         self._check_noise()
         layout = self._layout()
         transformer = _transformer(layout, head_dim, mlp_ratio, position, start, final_norm, extent, checkpoint_every)
@@ -205,28 +205,14 @@ class TARFlow(FlowModule):
         return [transformer(*given) for given in zip(classes, widths, depths, orders, strict=True)]
 
     def _layout(self) -> FlowLayout:
-        count, dim, grid = self._token_layout()
-        return FlowLayout(self.space, self.augmentation.noise_std, count, dim, grid, self.num_classes)
-
-    def _token_layout(self) -> tuple[int, int, tuple[int, int] | None]:
-        """Number of tokens, their dimension, and the grid of the tokens of images."""
-        if len(self.flow_shape) == 1:
-            if self.patch_size != 1:
-                raise ValueError(f"points have no patches: set patch_size=1, got {self.patch_size}")
-            return self.flow_shape[0], 1, None
-        # Of no images, and on the meta device too: only the shape counts.
-        tokens = patchify(torch.zeros(0, *self.flow_shape), self.patch_size)
-        rows, columns = (size // self.patch_size for size in self.flow_shape[1:])
-        return tokens.shape[1], tokens.shape[2], (rows, columns)
+        tokens, noise_std = self.token_layout, self.augmentation.noise_std
+        return FlowLayout(self.space, noise_std, tokens.num_tokens, tokens.token_dim, tokens.grid, self.num_classes)
 
     def _tokens(self, x: Tensor) -> Tensor:
-        return x.unsqueeze(-1) if x.ndim == 2 else patchify(x, self.patch_size)
+        return self.token_layout.tokens(x)
 
     def _points(self, tokens: Tensor) -> Tensor:
-        if len(self.flow_shape) == 1:
-            return tokens.squeeze(-1)
-        channels, height, width = self.flow_shape
-        return unpatchify(tokens, self.patch_size, (channels, height, width))
+        return self.token_layout.points(tokens)
 
     # ---- facts ----------------------------------------------------------------------------------------
 
@@ -367,6 +353,10 @@ class TARFlow(FlowModule):
     def flow_encode(self, z: Tensor, condition: Condition) -> Tensor:
         """One parallel pass."""
         return self._points(self.flow(self._tokens(z), condition.label)[0])
+
+    def encoding_states(self, z: Tensor, condition: Condition) -> Tensor:
+        """Points (B, *flow_shape), then their state after each of K blocks; the last, (K + 1)th one is the noise."""
+        return torch.stack([self._points(state) for state in self.flow.states(self._tokens(z), condition.label)])
 
     def _guidance_for(self, scale: float | None, label: Tensor | None) -> AutoregressiveGuidance | None:
         """The guidance of one batch; without labels only a temperature guides."""

@@ -1,7 +1,8 @@
 """Networks: plain ``nn.Module``s.
 
 MLP, UNet and DiT are velocity networks, built as ``Net(shape, num_classes, *, options)``. CausalTransformer
-serves autoregressive flows; KLAutoencoder and TinyAutoencoder the latent families, PatchDiscriminator their training.
+serves autoregressive flows, ReadOutTransformer their learned inverse; KLAutoencoder and TinyAutoencoder the latent
+families, PatchDiscriminator their training.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from flowbench.networks.causal_transformer import CausalTransformer
 from flowbench.networks.discriminator import PatchDiscriminator
 from flowbench.networks.dit import DiT
 from flowbench.networks.mlp import MLP
+from flowbench.networks.read_out_transformer import ReadOutTransformer
 from flowbench.networks.tiny_autoencoder import TinyAutoencoder
 from flowbench.networks.token_transformer import TokenTransformer
 from flowbench.networks.unet import UNet
@@ -23,6 +25,7 @@ __all__ = [
     "GaussianAutoencoder",
     "KLAutoencoder",
     "PatchDiscriminator",
+    "ReadOutTransformer",
     "TinyAutoencoder",
     "TokenTransformer",
     "UNet",

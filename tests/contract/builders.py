@@ -10,6 +10,7 @@ from flowbench.data import DataSpec
 from flowbench.families import (
     OTCFM,
     Autoencoder,
+    BiFlow,
     DecoderDenoiser,
     FlowMatching,
     FlowModule,
@@ -80,6 +81,11 @@ CASES = [
     ("wcfm_corrected", IMAGES),
     ("latent_cfm", IMAGES),
     ("nfm", IMAGES),
+    ("biflow", IMAGES),
+    ("biflow", POINTS),
+    ("biflow_noisy", IMAGES),
+    ("biflow_end", IMAGES),
+    ("biflow_latent", IMAGES),
 ]
 IDS = [f"{name}-{spec.name}" for name, spec in CASES]
 
@@ -106,6 +112,12 @@ def exact() -> dict:
     return {"solver": RungeKutta4(num_steps=20), "likelihood_solver": RungeKutta4(num_steps=20)}
 
 
+def taught(name: str, spec: DataSpec, conditional: bool) -> FlowModule:
+    """The teacher of a learned inverse."""
+    kind = {"biflow_noisy": "tarflow_tweedie", "biflow_latent": "starflow"}.get(name, "tarflow")
+    return build(kind, spec, conditional=conditional, seed=3).eval()
+
+
 def variant(name: str) -> dict:
     """Options of a variant of a family, new objects each time."""
     score_matching = {"denoiser": FlowScoreDenoiser(width=16, depth=1, head_dim=8), "latent_norm": 0.01}
@@ -126,6 +138,7 @@ def variant(name: str) -> dict:
         "cfm_noise": {"objective": NoiseObjective(clip=0.4), **exact()},
         "cfm_score": {"objective": ScoreObjective("elbo", clip=0.4), **exact()},
         "wcfm_corrected": {"weight": GibbsWeight(kappa=1.0, correction="mixed")},
+        "biflow_end": {"alignment": "none"},
         "starflow_decoder": {"augmentation": GaussianNoise(0.3), "denoiser": DecoderDenoiser()},
     }.get(name, {})
 
@@ -144,6 +157,7 @@ def build(name: str, spec: DataSpec, *, conditional: bool = False, seed: int = 0
     tarflow = {"layers": [1, 2], "patch_size": 2 if spec is IMAGES else 1, **tokens, **variant(name), **common}
     starflow = {"deep_layers": 2, "shallow_blocks": 1, "shallow_layers": 1, **tokens, **variant(name), **common}
     noise_std = 0.3 if name == "starflow_decoder" else 0.0
+    biflow = {"width": 16, "head_dim": 8, **common}
     matching = {"likelihood_solver": RungeKutta4(num_steps=LIKELIHOOD_STEPS)}
     common = {**matching, **(variant(name) if family in ("cfm", "wcfm") else {}), **common}
     makers = {
@@ -153,9 +167,10 @@ def build(name: str, spec: DataSpec, *, conditional: bool = False, seed: int = 0
         "ot_cfm": lambda: OTCFM(spec, network, **common),
         "wcfm": lambda: WeightedCFM(spec, network, **common),
         "nfm": lambda: NormalizedFlowMatching(spec, network, teacher=teacher(spec, conditional), **common),
+        "biflow": lambda: BiFlow(spec, teacher=taught(name, spec, conditional), depth=1, **biflow, **variant(name)),
         "latent_cfm": lambda: LatentCFM(spec, network, autoencoder=autoencoder(), **common),
     }
-    module = makers[family if family in ("tarflow", "starflow", "cfm", "wcfm") else name]()
+    module = makers[family if family in ("tarflow", "starflow", "cfm", "wcfm", "biflow") else name]()
     perturb(module, seed)
     fitted(module)
     return module

@@ -149,6 +149,7 @@ VALID: dict[str, dict[str, Any] | Callable[[Path], dict[str, Any]]] = {
     "UNet": {"shape": (1, 4, 4), "num_classes": 3, "channels": 8, "attention_resolutions": (2,)},
     "VelocityNetwork": {"shape": (2,), "num_classes": 3, "embedding_width": 8},
     "CausalTransformer": {"num_tokens": 4, "token_dim": 1, "width": 32, "depth": 1, "grid": (2, 2)},
+    "ReadOutTransformer": {"num_tokens": 4, "token_dim": 1, "width": 32, "depth": 1, "grid": (2, 2)},
     "TokenTransformer": {"num_tokens": 4, "token_dim": 1, "width": 32, "depth": 1, "grid": (2, 2)},
     "GaussianAutoencoder": {"shape": (1, 4, 4)},
     "KLAutoencoder": {"shape": (1, 4, 4), "width": 8},
@@ -235,6 +236,7 @@ VALID: dict[str, dict[str, Any] | Callable[[Path], dict[str, Any]]] = {
     "LatentSpace": lambda tmp: {"autoencoder": autoencoder()},
     "PixelSpace": {"shape": (2,)},
     "PretrainedAutoencoder": {"spec": IMAGES, "network": kl},
+    "BiFlow": lambda tmp: {"spec": POINTS, "teacher": teacher(POINTS, False)},
     "Reflow": lambda tmp: {
         "spec": POINTS,
         "network": mlp,
@@ -280,6 +282,7 @@ CONTEXT: dict[str, Callable[[Path], dict[str, Any]]] = {
     "FlowDataModule.num_classes": lambda tmp: {"dataset": "npz", "path": own_data(tmp)["file"], "shape": (2,)},
     "FlowDataModule.image_size": lambda tmp: {"dataset": "image_folder", "path": own_data(tmp)["folder"]},
     "TARFlow.extent": lambda tmp: {"position": "rope"},
+    "BiFlow.guidance": lambda tmp: {"teacher": teacher(POINTS, True), "conditional": True},
     "Reflow.pair_guidance": lambda tmp: {"teacher": teacher(POINTS, True), "conditional": True},
     "kernel_distance.num_subsets": lambda tmp: {"subset_size": 4},
 }
@@ -309,7 +312,7 @@ ZERO: dict[str, set[str]] = {
     "none, nothing or off": {
         *(f"{name}.{field}" for name in OPTIMIZERS for field in OPTIMIZER_ZEROS),
         "AutoInverse.crossover", "CausalTransformer.checkpoint_every", "Conditioner.dropout", "DiT.condition_channels",
-        "FlowDataModule.num_workers", "FlowMatching.label_dropout",
+        "BiFlow.label_dropout", "FlowDataModule.num_workers", "FlowMatching.label_dropout",
         "FlowModule.label_dropout", "InpaintingConditioner.dropout", "KLAutoencoder.downsamplings",
         "LatentCFM.noise_std", "LatentSpace.noise_std", "LinearPath.sigma", "MLP.condition_channels",
         "PixelSpace.noise_std",
@@ -326,7 +329,9 @@ ZERO: dict[str, set[str]] = {
         "Budget.flops_per_step", "EMAConfig.decay", "NegativeLogLikelihood.num_checked", "Refinement.remaining",
         "SolvedDensity.remaining",
     },
-    "the unconditional flow": {"ClassifierFreeGuidance.scale", "Reflow.pair_guidance", "Request.guidance"},
+    "the unconditional flow": {
+        "BiFlow.guidance", "ClassifierFreeGuidance.scale", "Reflow.pair_guidance", "Request.guidance",
+    },
     "the first time, process, place, class or seed": {
         "Batch.position", "BatchIndex.position", "ClassifierFreeGuidance.interval", "EndlessSampler.rank",
         "EndlessSampler.seed", "EulerMaruyama.seed", "Evaluator.seed", "FlowDataModule.seed", "Identity.seed",

@@ -51,7 +51,8 @@ def steps(module, batch, conditional: bool):
     yield "sample", lambda: module.eval().sample(noise, label, **guided)
     if module.describe().can_choose_evaluations:
         yield "sample", lambda: module.eval().sample(noise, label, network_evaluations=4)
-    yield "log_prob", lambda: module.eval().log_prob(batch.x, label, index=batch.index)
+    if module.density != "none":
+        yield "log_prob", lambda: module.eval().log_prob(batch.x, label, index=batch.index)
     yield "trajectory", lambda: module.eval().trajectory(noise, label, num_points=3)
     yield "encode", lambda: module.eval().encode(batch.x, label)
 

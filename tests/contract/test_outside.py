@@ -14,15 +14,18 @@ import torch
 import flowbench
 from flowbench.cli import main
 from flowbench.commands import runs
+from flowbench.commands.declared_metrics import declared_metrics
 from flowbench.config import Experiment
 from flowbench.core.contract import ContractError, missing_parts
 from flowbench.core.rows import read_rows
-from flowbench.data import Batch
+from flowbench.data import Batch, FlowDataModule
 from flowbench.families import Autoencoder, Condition, FlowMatching, FlowModule, FlowSamples, PixelSpace
+from flowbench.families.family_contract import Case, check_family
 from flowbench.families.zero_shot import reconstruct
 from flowbench.flows import Coupling, FixedStepSolver, UniformWeight
 from flowbench.networks import KLAutoencoder
-from flowbench.training import TrainingModule
+from flowbench.tasks.anomaly.probes import Scores
+from flowbench.training import Loss, TrainingModule
 
 from ..training.test_training import trainer
 from . import outside as dummies
@@ -108,11 +111,50 @@ def test_a_family_with_all_parts_is_trained_measured_and_sampled(tmp_path, monke
     assert runs.predict(experiment, num_samples=3).is_dir()
 
 
+def without_density():
+    """A family that is trained by something else than a likelihood."""
+    refused = lambda self, *_: pytest.fail("a density was asked for")  # noqa: E731
+    error = lambda self, points, *_: Loss((points - self.shift).square().mean())  # noqa: E731
+    return outside(density="none", flow_log_prob=refused, loss=error)
+
+
+def test_a_family_without_a_density_has_all_rows_but_those_of_its_likelihood(tmp_path, monkeypatch):
+    monkeypatch.setattr(dummies, "Mine", without_density(), raising=False)
+    (tmp_path / "mine.yaml").write_text(EXPERIMENT)
+    experiment = Experiment.from_files([tmp_path / "mine.yaml"], [f"run.dir={tmp_path / 'run'}"])
+    declared = declared_metrics(experiment)
+    assert "nll" not in declared[""].main
+    assert "nll" in declared["gaussian"].main, "who has a density keeps its row"
+    runs.fit(experiment, test=True)
+    rows = read_rows(tmp_path / "run" / "rows.jsonl")
+    own = {row.metric for row in rows if row.family == "Mine"}
+    assert "nll" not in own
+    assert {"w2", "straightness"} <= own
+    assert all(row.status == "ok" for row in rows)
+
+
+def test_a_density_that_does_not_exist_is_refused_in_one_line():
+    flow = without_density()(POINTS)
+    assert flow.describe().likelihood == "none"
+    for ask in (flow.check_density, lambda: flow.log_prob(torch.zeros(3, 2))):
+        with pytest.raises(ValueError, match=r"^samples of Mine have no density: take out what needs"):
+            ask()
+    with pytest.raises(ValueError, match="samples of Mine have no density"):
+        Scores().check(flow, FlowDataModule("one_class_digits_0"))
+
+
+def test_checks_of_a_density_do_not_apply_where_there_is_none():
+    outcomes = {o.name: o.status for o in check_family(Case(lambda: without_density()(POINTS), POINTS))}
+    apart = {"density", "jacobian", "mass", "inverse", "precision"}
+    assert {name for name, status in outcomes.items() if status == "inapplicable"} == apart
+    assert {status for name, status in outcomes.items() if name not in apart} == {"ok"}
+
+
 @pytest.mark.parametrize("density", ["Exact", "bound", "", None, 3, True])
 def test_a_density_of_no_kind_is_refused_when_the_flow_is_built(density):
     mine = outside()
     mine.density = density
-    with pytest.raises(ContractError, match=r"Mine\.density must be 'exact' or 'ode', got ") as caught:
+    with pytest.raises(ContractError, match=r"Mine\.density must be 'exact', 'ode' or 'none', got ") as caught:
         mine(POINTS)
     assert repr(density) in str(caught.value)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import lightning as L
 from torch import Tensor
@@ -60,8 +60,8 @@ class LogDensities(Probe[Densities]):
     follows_sampler = True
 
     def check(self, module: L.LightningModule, data: FlowDataModule) -> None:
-        """Refuse a density that does not exist in the module's space."""
-        if isinstance(module, FlowModule):
+        """Refuse a density that does not exist in the module's space; a family without any has no rows of it."""
+        if _has_likelihood(module):
             module.check_density()
 
     def check_sampling(self, module: L.LightningModule, override: SamplerOverride) -> None:
@@ -71,13 +71,13 @@ class LogDensities(Probe[Densities]):
     def ask(self, setup: Setup) -> Densities | None:
         """Batch by batch of the test split; a collective."""
         flow = setup.module
-        if not isinstance(flow, FlowModule):
+        if not _has_likelihood(flow):
             return None
         facts = flow.describe()
         method = facts.likelihood_method
         if not setup.override.axis:
             log_prob = log_densities(setup)
-            assert log_prob is not None, "every flow has a density"
+            assert log_prob is not None, "asked above"
         elif (density := solved_at(flow, setup.override)) is not None:
             log_prob, method = solved_values(setup, density)[:, 0], density.method
         else:
@@ -90,6 +90,11 @@ class LogDensities(Probe[Densities]):
             flow.num_classes is not None,
             setup.data.dequantize,
         )
+
+
+def _has_likelihood(module: object) -> TypeGuard[FlowModule]:
+    """Whether a module is a flow whose family has a density."""
+    return isinstance(module, FlowModule) and module.describe().likelihood != "none"
 
 
 class NegativeLogLikelihood(Metric):
@@ -128,7 +133,7 @@ class NegativeLogLikelihood(Metric):
 
     def expected(self, who: Prospect) -> tuple[str, ...]:
         """See :meth:`Metric.expected`; held-out data and noise have none, nor has anybody at a scale of guidance."""
-        has_density = isinstance(who.module, FlowModule) or (who.reference is not None and who.reference.has_density)
+        has_density = _has_likelihood(who.module) or (who.reference is not None and who.reference.has_density)
         solved = who.swept != "guidance" and solved_at(who.module, SamplerOverride()) is not None
         if not has_density or (who.swept and not solved):
             return ()

@@ -25,6 +25,7 @@ from flowbench.evaluation.probe import Probe, Setup
 from flowbench.evaluation.prospect import Prospect
 from flowbench.families import DatasetSource, FlowModule, Trajectory
 from flowbench.families.conditioning.by_index import condition_at
+from flowbench.families.latents.space import LatentSpace
 from flowbench.metrics import PathGeometry, block_geometry, path_geometry, wasserstein2_squared
 
 __all__ = ["PathStraightness", "Paths", "SampledPaths", "TransportCost", "WassersteinCost", "transport_cost"]
@@ -98,7 +99,7 @@ def _geometry(path: Trajectory) -> PathGeometry:
 
 
 def _space_name(flow: FlowModule) -> str:
-    if flow.describe().likelihood != "bound":
+    if not isinstance(flow.space, LatentSpace):
         return flow.spec.unit_name
     return "latent " + "x".join(str(size) for size in flow.flow_shape)
 
