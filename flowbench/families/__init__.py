@@ -18,7 +18,8 @@ from flowbench.families.latents.pretrained import (
     PretrainedAutoencoder,
 )
 from flowbench.families.latents.space import LatentSpace, PixelSpace, Space
-from flowbench.families.noise.augmentation import Augmentation, GaussianNoise, UniformDequantization
+from flowbench.families.noise.annealing import NoiseAnnealing
+from flowbench.families.noise.augmentation import Augmentation, ConditionedNoise, GaussianNoise, UniformDequantization
 from flowbench.families.noise.denoising import DecoderDenoiser, Denoiser, FlowScoreDenoiser, Tweedie
 from flowbench.families.normalized_flow_matching import NormalizedFlowMatching
 from flowbench.families.ot_cfm import OTCFM
@@ -39,6 +40,7 @@ __all__ = [
     "Autoencoder",
     "BatchPairing",
     "Condition",
+    "ConditionedNoise",
     "Conditioner",
     "DatasetSource",
     "DecoderDenoiser",
@@ -55,6 +57,7 @@ __all__ = [
     "LatentCFM",
     "LatentSpace",
     "NetworkFactory",
+    "NoiseAnnealing",
     "NormalizedFlowMatching",
     "Pairing",
     "PairingContext",

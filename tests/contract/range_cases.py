@@ -221,6 +221,7 @@ VALID: dict[str, dict[str, Any] | Callable[[Path], dict[str, Any]]] = {
     "DiffusersAutoencoder": {"shape": (3, 8, 8), "path": "nowhere", "latents": (4, 8)},
     "FlowMatching": {"spec": POINTS, "network": mlp},
     "FlowModule": {"spec": POINTS},
+    "ConditionedNoise": {"low": 0.1, "high": 0.5},
     "GaussianNoise": {"std": 0.1},
     "LatentCFM": lambda tmp: {
         "spec": IMAGES,
