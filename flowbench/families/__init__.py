@@ -12,6 +12,7 @@ from flowbench.families.latent_cfm import LatentCFM
 from flowbench.families.latents.autoencoder import Autoencoder, load_autoencoder
 from flowbench.families.latents.decoder_finetuning import DecoderFineTuning
 from flowbench.families.latents.decoder_losses import AdversarialConfig, PerceptualConfig
+from flowbench.families.latents.joint_space import JointLatentSpace
 from flowbench.families.latents.pretrained import (
     TAEF2,
     DiffusersAutoencoder,
@@ -27,6 +28,7 @@ from flowbench.families.pairing.base import Pairing, PairingContext, Pairs
 from flowbench.families.pairing.batch_pairing import BatchPairing
 from flowbench.families.pairing.stream import StreamPairing
 from flowbench.families.reflow import Reflow
+from flowbench.families.simflow import SimFlow
 from flowbench.families.source import DatasetSource
 from flowbench.families.starflow import STARFlow
 from flowbench.families.tarflow import TARFlow
@@ -54,6 +56,7 @@ __all__ = [
     "FlowScoreDenoiser",
     "GaussianNoise",
     "InpaintingConditioner",
+    "JointLatentSpace",
     "LatentCFM",
     "LatentSpace",
     "NetworkFactory",
@@ -68,6 +71,7 @@ __all__ = [
     "Reflow",
     "STARFlow",
     "SemanticConditioner",
+    "SimFlow",
     "SolvedDensity",
     "Space",
     "SpatialCondition",

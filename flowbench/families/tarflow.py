@@ -121,6 +121,7 @@ class TARFlow(FlowModule):
     """
 
     density = "exact"
+    loss_is_likelihood = True
     sampling_arguments = FlowModule.sampling_arguments | {"checkpoint_every", "denoiser", "guidance", "inverse"}
 
     def __init__(
@@ -300,7 +301,9 @@ class TARFlow(FlowModule):
     def compiled_modules(self) -> list[nn.Module]:
         """The layers of all transformers: equal layers share what is compiled."""
         networks = [m for m in self.modules() if isinstance(m, CausalTransformer | TokenTransformer)]
-        return [layer for network in networks for layer in network.blocks]
+        coder = self.space.trained
+        coders = [] if coder is None else [*coder.encoder_modules(), *coder.decoder_modules()]
+        return [*(layer for network in networks for layer in network.blocks), *coders]
 
     def sharded_modules(self) -> list[nn.Module]:
         """All that holds parameters."""

@@ -19,6 +19,7 @@ from flowbench.families import (
     LatentCFM,
     NoiseAnnealing,
     NormalizedFlowMatching,
+    SimFlow,
     STARFlow,
     TARFlow,
     Tweedie,
@@ -61,6 +62,7 @@ CASES = [
     ("starflow", IMAGES),
     ("starflow_score_matching", IMAGES),
     ("starflow_decoder", IMAGES),
+    ("simflow", IMAGES),
     ("cfm", IMAGES),
     ("cfm", POINTS),
     ("ot_cfm", IMAGES),
@@ -85,6 +87,11 @@ def autoencoder(noise_std: float = 0.0) -> Autoencoder:
     module = DecoderFineTuning(IMAGES, network, noise_std=noise_std) if noise_std else Autoencoder(IMAGES, network)
     perturb(module)
     return module.eval()
+
+
+def joint_network(posterior_std: float | None = 0.5):
+    """Of the autoencoder that is trained with its flow."""
+    return partial(KLAutoencoder, latent_channels=2, width=8, posterior_std=posterior_std)
 
 
 def teacher(spec: DataSpec, conditional: bool) -> FlowModule:
@@ -132,6 +139,7 @@ def build(name: str, spec: DataSpec, *, conditional: bool = False, seed: int = 0
     makers = {
         "tarflow": lambda: TARFlow(spec, **tarflow),
         "starflow": lambda: STARFlow(spec, autoencoder=autoencoder(noise_std), **starflow),
+        "simflow": lambda: SimFlow(spec, joint_network(), **starflow),
         "cfm": lambda: FlowMatching(spec, network, **common),
         "ot_cfm": lambda: OTCFM(spec, network, **common),
         "wcfm": lambda: WeightedCFM(spec, network, **common),
