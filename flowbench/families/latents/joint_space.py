@@ -46,6 +46,7 @@ class JointLatentSpace(LatentSpace):
         >>> from functools import partial
         >>> from flowbench.data import Batch, DataSpec
         >>> from flowbench.networks import KLAutoencoder
+        >>> from flowbench.training import Loss
         >>> spec = DataSpec("images", "1", (1, 8, 8), levels=17)
         >>> network = partial(KLAutoencoder, latent_channels=2, width=8, posterior_std=0.5)
         >>> space = JointLatentSpace(Autoencoder(spec, network))

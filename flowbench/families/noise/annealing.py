@@ -43,8 +43,9 @@ class NoiseAnnealing(Denoiser):
         >>> def normal(x, label, level):  # data N(0, 1) plus noise
         ...     return -x.flatten(1).square().sum(1) / (2 * (1 + level**2))
         >>> drawn = torch.tensor([[[2.0], [4.0]]])
-        >>> annealing.denoise_drawn(drawn, None, normal).flatten()  # the flow of the ODE: x / sqrt(2)
-        tensor([1.4149, 2.8298])
+        >>> found = annealing.denoise_drawn(drawn, None, normal)
+        >>> (found - drawn / 2**0.5).abs().max() < 0.01  # the ODE carries x to x / sqrt(2)
+        tensor(True)
         >>> annealing.name, annealing.evaluations(flow_parameters=10**6)
         ('annealing(256)', 512.0)
     """

@@ -153,11 +153,10 @@ class ConditionedNoise(GaussianNoise):
         """Noise of variance n^2 - low^2, so that with the space's it is of level n, drawn for every point."""
         low, high = self.levels or (self.noise_std, self.noise_std)
         share = torch.rand(len(points), generator=generator, device=points.device, dtype=points.dtype)
-        level = low + (high - low) * share
-        # Rounding may leave the lowest level a hair below low^2.
-        more = (level.square() - low**2).clamp(min=0).sqrt()
+        above = (high - low) * share
+        more = (above * (above + 2 * low)).sqrt()  # n^2 - low^2, without its cancellation
         noise = torch.randn(points.shape, generator=generator, device=points.device, dtype=points.dtype)
-        return points + more.view(-1, *[1] * (points.ndim - 1)) * noise, level
+        return points + more.view(-1, *[1] * (points.ndim - 1)) * noise, low + above
 
     def __repr__(self) -> str:
         return f"ConditionedNoise{self.levels}"
