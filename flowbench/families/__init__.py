@@ -13,13 +13,15 @@ from flowbench.families.latent_cfm import LatentCFM
 from flowbench.families.latents.autoencoder import Autoencoder, load_autoencoder
 from flowbench.families.latents.decoder_finetuning import DecoderFineTuning
 from flowbench.families.latents.decoder_losses import AdversarialConfig, PerceptualConfig
+from flowbench.families.latents.joint_space import JointLatentSpace
 from flowbench.families.latents.pretrained import (
     TAEF2,
     DiffusersAutoencoder,
     PretrainedAutoencoder,
 )
 from flowbench.families.latents.space import LatentSpace, PixelSpace, Space
-from flowbench.families.noise.augmentation import Augmentation, GaussianNoise, UniformDequantization
+from flowbench.families.noise.annealing import NoiseAnnealing
+from flowbench.families.noise.augmentation import Augmentation, ConditionedNoise, GaussianNoise, UniformDequantization
 from flowbench.families.noise.denoising import DecoderDenoiser, Denoiser, FlowScoreDenoiser, Tweedie
 from flowbench.families.normalized_flow_matching import NormalizedFlowMatching
 from flowbench.families.ot_cfm import OTCFM
@@ -28,6 +30,7 @@ from flowbench.families.pairing.batch_pairing import BatchPairing
 from flowbench.families.pairing.semidiscrete import SemidiscretePairing
 from flowbench.families.pairing.stream import StreamPairing
 from flowbench.families.reflow import Reflow
+from flowbench.families.simflow import SimFlow
 from flowbench.families.source import DatasetSource
 from flowbench.families.starflow import STARFlow
 from flowbench.families.tarflow import TARFlow
@@ -42,6 +45,7 @@ __all__ = [
     "BatchPairing",
     "BiFlow",
     "Condition",
+    "ConditionedNoise",
     "Conditioner",
     "DatasetSource",
     "DecoderDenoiser",
@@ -55,9 +59,11 @@ __all__ = [
     "FlowScoreDenoiser",
     "GaussianNoise",
     "InpaintingConditioner",
+    "JointLatentSpace",
     "LatentCFM",
     "LatentSpace",
     "NetworkFactory",
+    "NoiseAnnealing",
     "NormalizedFlowMatching",
     "Pairing",
     "PairingContext",
@@ -69,6 +75,7 @@ __all__ = [
     "STARFlow",
     "SemanticConditioner",
     "SemidiscretePairing",
+    "SimFlow",
     "SolvedDensity",
     "Space",
     "SpatialCondition",

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import lightning as L
 import torch
@@ -29,6 +29,7 @@ from flowbench.flows import Likelihood, Source
 from flowbench.training.config import TrainingConfig
 from flowbench.training.count import Count
 from flowbench.training.module import Loss, TrainingModule
+from flowbench.training.parallel import shards_weights
 
 __all__ = ["FlowModule", "FlowSamples", "LikelihoodKind", "NetworkFactory", "Trajectory"]
 
@@ -62,6 +63,8 @@ class FlowModule(FittedModule):
     """
 
     sampling_arguments = TrainingModule.sampling_arguments | {"sampling_source"}
+    loss_is_likelihood: ClassVar[bool] = False
+    """Whether :meth:`loss` is -log p of the points in nats per dimension, as a space that is trained too needs it."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Refuse a class that defines a part of an earlier contract, which nothing would call."""
@@ -91,10 +94,20 @@ class FlowModule(FittedModule):
             label_dropout=label_dropout,
             training=training,
         )
+        if self.space.trained is not None:
+            self._check_joint_training()
+            self.autoencoder = self.space.trained
         if self.density not in get_args(DensityKind):
             *kinds, last = map(repr, get_args(DensityKind))
             wanted = f"{', '.join(kinds)} or {last}"
             raise ContractError(f"{type(self).__name__}.density must be {wanted}, got {self.density!r}")
+
+    def _check_joint_training(self) -> None:
+        if not self.loss_is_likelihood:
+            raise ValueError(
+                f"{type(self).__name__} regresses, its loss is no -log p(z) that an autoencoder could be trained with: "
+                "take SimFlow, or a LatentSpace of a trained autoencoder"
+            )
 
     def describe(self) -> Description:
         """Facts for rows and refusals; a family replaces those that are otherwise for it."""
@@ -105,7 +118,7 @@ class FlowModule(FittedModule):
     @property
     def checkpoint_identity(self) -> dict[str, Any]:
         """Adds classes, autoencoder checksum and noise; a checkpoint that differs models another density."""
-        own = {"classes": self.num_classes, "autoencoder": self.space.checksum, "noise_std": self.space.noise_std}
+        own = {"classes": self.num_classes, "autoencoder": self.space.identity, "noise_std": self.space.noise_std}
         own["conditioner"] = self.conditioner.name if self.conditioner else None
         return {**super().checkpoint_identity, **own}
 
@@ -200,7 +213,9 @@ class FlowModule(FittedModule):
         return () if type(self).training_pairs is FlowModule.training_pairs else None
 
     def loss_of_one(self) -> Tensor:
-        """The loss of one point of zeros where the flow lives."""
+        """The loss of one point of zeros where the flow lives, or of the data where the way there is trained too."""
+        if self.space.trained is not None:
+            return super().loss_of_one()
         points = torch.zeros(1, *self.flow_shape, device=self.weights_device)
         loss = self.loss(points, self.null_condition(1), Batch(points), torch.Generator())
         return returned(loss, Loss, self, "loss").total
@@ -214,6 +229,11 @@ class FlowModule(FittedModule):
     def check_training(self, data: FlowDataModule, trainer: L.Trainer | None = None) -> None:
         """Refuse data that the space cannot carry, or that the conditioner can make nothing of."""
         super().check_training(data, trainer)
+        if self.space.trained is not None and trainer is not None and shards_weights(trainer.strategy):
+            raise ValueError(
+                f"an autoencoder cannot be trained with its flow under {type(trainer.strategy).__name__}, which shards "
+                "weights: use one device or trainer.strategy=ddp"
+            )
         self.space.check_training(data)
         self.check_conditions(data)
 
@@ -234,7 +254,8 @@ class FlowModule(FittedModule):
         encoded = self.space.encode_batch(batch, generator)
         points = shaped(encoded, (len(batch), *self.flow_shape), self.space, "encode")
         condition = self.training_condition(batch, generator)
-        return returned(self.loss(points, condition, batch, generator), Loss, self, "loss")
+        loss = returned(self.loss(points, condition, batch, generator), Loss, self, "loss")
+        return self.space.joined(loss, points, batch)
 
     @torch.no_grad()
     def sample(

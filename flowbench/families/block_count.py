@@ -19,9 +19,10 @@ def count_block(block: nn.Module) -> BlockCount:
     label = None if network.num_classes is None else torch.zeros(1, dtype=torch.int64, device=device)
     tokens = torch.empty(1, network.num_tokens, network.token_dim, device=device)
     cache = network.allocate_cache(1)
+    level = torch.ones(1, device=device) if network.level_embedding is not None else None
 
     def step(position: int) -> int:
-        return forward_flops(lambda: network.step(tokens[:, 0], position, cache, label))
+        return forward_flops(lambda: network.step(tokens[:, 0], position, cache, label, level=level))
 
     # Attention sees one token more at every step, so the steps' costs are an arithmetic series.
     first, last = step(network.num_tokens - network.num_slots), step(network.num_tokens - 1)
@@ -29,7 +30,7 @@ def count_block(block: nn.Module) -> BlockCount:
         layers=len(network.blocks),
         labelled=network.num_classes is not None,
         parameters=sum(p.numel() for p in block.parameters()),
-        evaluation_flops=forward_flops(lambda: block(tokens, label)),
+        evaluation_flops=forward_flops(lambda: block(tokens, label, level)),
         sampling_flops=network.num_slots * (first + last) // 2,
         cache_bytes=cache.num_bytes,
     )

@@ -7,7 +7,7 @@ from typing import Any
 from flowbench.data import DataSpec
 from flowbench.families.architecture import deep_shallow_layers
 from flowbench.families.latents.autoencoder import Autoencoder
-from flowbench.families.latents.space import latent_space
+from flowbench.families.latents.space import Space, latent_space
 from flowbench.families.noise.augmentation import Augmentation
 from flowbench.families.tarflow import TARFlow
 
@@ -33,6 +33,7 @@ class STARFlow(TARFlow):
         shallow_layers: layers of each of them, 1 to 1,000; None is 2.
         augmentation: noise of the latents, in units of their standard deviation (0.3 in the paper); None is none.
         cache_latents: keep the training split's latents on disk instead of encoding every batch.
+        space: where the flow lives, in place of a trained autoencoder's latents.
         options: width, patch size, conditioning, sampling and training as in :class:`TARFlow`.
 
     Example:
@@ -59,8 +60,12 @@ class STARFlow(TARFlow):
         shallow_layers: int | None = None,
         augmentation: Augmentation | None = None,
         cache_latents: bool = False,
+        space: Space | None = None,
         **options: Any,
     ) -> None:
+        if space is not None and (autoencoder is not None or cache_latents):
+            given = "autoencoder" if autoencoder is not None else "cache_latents"
+            raise ValueError(f"{type(self).__name__} has a space of its own here and takes no {given}: leave it out")
         noise_std = augmentation.noise_std if augmentation is not None else 0.0
         super().__init__(
             spec,
@@ -72,6 +77,6 @@ class STARFlow(TARFlow):
             last_order=None if options.get("permutations") else "identity",
             conditioned="deep",
             augmentation=augmentation,
-            space=latent_space(autoencoder, "STARFlow", noise_std, cache_latents),
+            space=space or latent_space(autoencoder, "STARFlow", noise_std, cache_latents),
             **options,
         )

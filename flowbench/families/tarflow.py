@@ -120,6 +120,7 @@ class TARFlow(FlowModule):
     """
 
     density = "exact"
+    loss_is_likelihood = True
     sampling_arguments = FlowModule.sampling_arguments | {"checkpoint_every", "denoiser", "guidance", "inverse"}
 
     def __init__(
@@ -205,8 +206,9 @@ class TARFlow(FlowModule):
         return [transformer(*given) for given in zip(classes, widths, depths, orders, strict=True)]
 
     def _layout(self) -> FlowLayout:
-        tokens, noise_std = self.token_layout, self.augmentation.noise_std
-        return FlowLayout(self.space, noise_std, tokens.num_tokens, tokens.token_dim, tokens.grid, self.num_classes)
+        tokens, noise = self.token_layout, self.augmentation
+        dim, grid = tokens.token_dim, tokens.grid
+        return FlowLayout(self.space, noise.noise_std, tokens.num_tokens, dim, grid, self.num_classes, noise.levels)
 
     def _tokens(self, x: Tensor) -> Tensor:
         return self.token_layout.tokens(x)
@@ -223,13 +225,14 @@ class TARFlow(FlowModule):
         """
         latent, guidance = not isinstance(self.space, PixelSpace), self.guidance
         denoiser = "" if self.denoiser is None else self.denoiser.name
+        in_bound = self.denoiser.of_the_space if latent and self.denoiser else None
         guidable = self.num_classes is not None or guidance.temperature != 1
         method = self.augmentation.likelihood_method(latent)
         sampler = [self.inverse_method.name, _guidance_name(guidance) if guidable else "", denoiser]
-        bound_cost = self.denoiser.evaluations(self._num_flow_parameters()) if latent and self.denoiser else 0.0
+        bound_cost = in_bound.evaluations(self._num_flow_parameters()) if in_bound else 0.0
         return replace(
             super().describe(),
-            likelihood_method="+".join(part for part in (method, denoiser if latent else "") if part),
+            likelihood_method="+".join(part for part in (method, in_bound.name if in_bound else "") if part),
             likelihood_evaluations=1.0 + bound_cost,
             reports_bits_per_dim=self.augmentation.bits_per_dim or latent,
             sampler="" if sampler == [SequentialInverse().name, "", ""] else "+".join(filter(None, sampler)),
@@ -250,6 +253,12 @@ class TARFlow(FlowModule):
         )
 
     # ---- training -------------------------------------------------------------------------------------
+
+    @property
+    def checkpoint_identity(self) -> dict[str, Any]:
+        """Adds the noise levels of a flow that is told them."""
+        own = {} if self.augmentation.levels is None else {"noise_levels": list(self.augmentation.levels)}
+        return {**super().checkpoint_identity, **own}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Also take the weights of a flow that was trained beside a denoiser which this one does without."""
@@ -278,18 +287,30 @@ class TARFlow(FlowModule):
     def compiled_modules(self) -> list[nn.Module]:
         """The layers of all transformers: equal layers share what is compiled."""
         networks = [m for m in self.modules() if isinstance(m, CausalTransformer | TokenTransformer)]
-        return [layer for network in networks for layer in network.blocks]
+        coder = self.space.trained
+        coders = [] if coder is None else [*coder.encoder_modules(), *coder.decoder_modules()]
+        return [*(layer for network in networks for layer in network.blocks), *coders]
 
     def sharded_modules(self) -> list[nn.Module]:
         """All that holds parameters."""
         return [self.flow, *([self.denoiser] if isinstance(self.denoiser, FlowScoreDenoiser) else [])]
 
-    def _log_density(self, tokens: Tensor, label: Tensor | None) -> Tensor:
-        z, logdet = self.flow(tokens, label)
+    def _level(self, tokens: Tensor, level: float | None = None) -> Tensor | None:
+        """The noise level that the flow is told of each point, by default the space's; None if it is told none."""
+        if self.augmentation.levels is None:
+            return None
+        return tokens.new_full((len(tokens),), self.augmentation.noise_std if level is None else level)
+
+    def _log_density(self, tokens: Tensor, label: Tensor | None, level: float | None = None) -> Tensor:
+        z, logdet = self.flow(tokens, label, self._level(tokens, level))
         return self.source.log_prob(z) + logdet
 
     def loss(self, points: Tensor, condition: Condition, batch: Batch, generator: torch.Generator) -> Loss:
-        """Negative log-likelihood in nats per dimension, plus regulariser and denoiser's loss where there are."""
+        """Negative log-likelihood in nats per dimension, plus regulariser and denoiser's loss where there are.
+
+        A flow that is told the noise level weighs every point by its level.
+        """
+        points, level = self.augmentation.raised(points, generator)
         tokens, label, denoiser = self._tokens(points), condition.label, self.denoiser
         matched = isinstance(denoiser, FlowScoreDenoiser)
         shared = matched and torch.is_grad_enabled()
@@ -297,14 +318,15 @@ class TARFlow(FlowModule):
             tokens = tokens.detach().requires_grad_(True)
         twice = shared and self.latent_norm > 0
         with recorded(self.flow) as record, kept_for_two_passes(twice):
-            z, logdet = self.flow(not_a_leaf(tokens) if shared else tokens, label)
+            z, logdet = self.flow(not_a_leaf(tokens) if shared else tokens, label, level)
         dims = points[0].numel()
-        nll = -(self.source.log_prob(z) + logdet).mean() / dims
+        log_prob = self.source.log_prob(z) + logdet
+        nll = -log_prob.mean() / dims
         metrics = {"nll": nll.detach(), "logdet": logdet.detach().mean() / dims, **self._bits(nll.detach())}
         if shared:
             parameters = [p for p in self.flow.parameters() if p.requires_grad]
             nll, gradient = with_input_gradient(nll, tokens, parameters, retain_graph=twice)
-        total = nll
+        total = nll if level is None else -(level * log_prob).mean() / dims
         if self.latent_norm:
             norm = sum((state.square().mean() for state in record.states[:-1]), start=z.new_zeros(()))
             metrics["latent_norm"] = norm
@@ -352,11 +374,14 @@ class TARFlow(FlowModule):
 
     def flow_encode(self, z: Tensor, condition: Condition) -> Tensor:
         """One parallel pass."""
-        return self._points(self.flow(self._tokens(z), condition.label)[0])
+        tokens = self._tokens(z)
+        return self._points(self.flow(tokens, condition.label, self._level(tokens))[0])
 
     def encoding_states(self, z: Tensor, condition: Condition) -> Tensor:
         """Points (B, *flow_shape), then their state after each of K blocks; the last, (K + 1)th one is the noise."""
-        return torch.stack([self._points(state) for state in self.flow.states(self._tokens(z), condition.label)])
+        tokens = self._tokens(z)
+        states = self.flow.states(tokens, condition.label, self._level(tokens))
+        return torch.stack([self._points(state) for state in states])
 
     def _guidance_for(self, scale: float | None, label: Tensor | None) -> AutoregressiveGuidance | None:
         """The guidance of one batch; without labels only a temperature guides."""
@@ -365,29 +390,33 @@ class TARFlow(FlowModule):
 
     def flow_sample(self, noise: Tensor, condition: Condition, override: SamplerOverride) -> FlowSamples:
         """Invert the flow and denoise; see :class:`~flowbench.flows.Inversion` for what counts as an evaluation."""
-        drawn = self.flow_decode(noise, condition, override.guidance)
-        if self.denoiser is None:
-            return drawn
-        cost = drawn.network_evaluations + self.denoiser.evaluations(self._num_flow_parameters())
-        return replace(drawn, x=self.flow_denoise(drawn.x, condition), network_evaluations=cost)
-
-    def _denoised(self, denoiser: Denoiser, tokens: Tensor, label: Tensor | None) -> Tensor:
+        denoiser = self.denoiser
+        if denoiser is None:
+            return self.flow_decode(noise, condition, override.guidance)
+        drawn = self._decoded(noise, condition, override.guidance, denoiser.starting_level)
+        cost = drawn.network_evaluations + denoiser.evaluations(self._num_flow_parameters())
         with frozen(self.flow):
-            return denoiser.denoise(tokens, label, self._log_density)
+            tokens = denoiser.denoise_drawn(self._tokens(drawn.x), condition.label, self._log_density)
+        return replace(drawn, x=self._points(tokens), network_evaluations=cost)
 
     def _num_flow_parameters(self) -> int:
         return sum(p.numel() for p in self.flow.parameters())
 
     def flow_denoise(self, z: Tensor, condition: Condition) -> Tensor:
-        """What :meth:`flow_sample` does to the points (B, *flow_shape) that the inverse gives."""
+        """What :meth:`flow_sample` does to the points (B, *flow_shape) that the inverse gives at the space's noise."""
         if self.denoiser is None:
             return z
-        return self._points(self._denoised(self.denoiser, self._tokens(z), condition.label))
+        with frozen(self.flow):
+            return self._points(self.denoiser.denoise(self._tokens(z), condition.label, self._log_density))
 
     def flow_decode(self, noise: Tensor, condition: Condition, guidance: float | None = 1.0) -> FlowSamples:
         """The inverse without denoising: of :meth:`flow_encode` at scale 1; None is the sampler's own scale."""
-        label = condition.label
-        found = self.flow.invert(self._tokens(noise), label, self._guidance_for(guidance, label), self.inverse_method)
+        return self._decoded(noise, condition, guidance, None)
+
+    def _decoded(self, noise: Tensor, condition: Condition, guidance: float | None, level: float | None) -> FlowSamples:
+        label, tokens = condition.label, self._tokens(noise)
+        guided = self._guidance_for(guidance, label)
+        found = self.flow.invert(tokens, label, guided, self.inverse_method, self._level(tokens, level))
         return FlowSamples(self._points(found.x), found.network_evaluations, found.iterations, found.residual)
 
     @torch.no_grad()
@@ -396,7 +425,8 @@ class TARFlow(FlowModule):
     ) -> Trajectory:
         """The state after each block, from noise to data; every block takes an equal share of the time."""
         label = self.check_condition(condition, len(noise)).label
-        states = self.flow.inverse_states(self._tokens(noise), label, method=self.inverse_method)
+        tokens = self._tokens(noise)
+        states = self.flow.inverse_states(tokens, label, method=self.inverse_method, level=self._level(tokens))
         points = torch.stack([self._points(state) for state in states])
         times = torch.linspace(0.0, 1.0, len(points), device=noise.device, dtype=torch.float64)
         return Trajectory(points, times)
@@ -436,6 +466,7 @@ def _transformer(
             extent=extent,
             checkpoint_every=checkpoint_every,
             grid=network_grid(order, layout.grid) if layout.grid and position == "rope" else None,
+            noise_conditioned=layout.levels is not None,
         )
 
     return made

@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from flowbench.core.checks import check_count
+from flowbench.core.checks import check_count, check_scale
 from flowbench.networks.blocks import ResidualBlock, conv3x3, group_norm
 from flowbench.networks.sizes import check_layers, check_shape, check_width
 
@@ -92,6 +92,11 @@ class GaussianAutoencoder(nn.Module, ABC):
     @abstractmethod
     def decoder_modules(self) -> Iterator[nn.Module]:
         """What :meth:`decode` consists of."""
+
+    @property
+    def posterior_std(self) -> float | None:
+        """Standard deviation of q(z | x) where it is a constant; None where the encoder learns it."""
+        return None
 
     @property
     def is_deterministic(self) -> bool:
@@ -208,6 +213,7 @@ class KLAutoencoder(GaussianAutoencoder):
         width: channels at full resolution, 1 to 65,536; doubled per downsampling up to four times.
         downsamplings: how often height and width are halved, 0 to 16; 0 keeps them.
         num_res_blocks: residual blocks per resolution, in encoder and decoder, 1 to 1,000.
+        posterior_std: a constant standard deviation of q(z | x), in [1e-12, 1e12], in place of a learned one.
 
     Raises:
         ValueError: ``shape`` is not (C, H, W) divisible by 2**downsamplings, or a size is out of range.
@@ -234,14 +240,17 @@ class KLAutoencoder(GaussianAutoencoder):
         width: int = 64,
         downsamplings: int = 1,
         num_res_blocks: int = 1,
+        posterior_std: float | None = None,
     ) -> None:
         check_width("latent_channels", latent_channels)
         check_width("width", width)
         check_count("downsamplings", downsamplings, at_least=0, at_most=16)
         check_layers("num_res_blocks", num_res_blocks)
+        check_scale("posterior_std", posterior_std, or_none=True, hint="None learns it")
         super().__init__(shape)
         self.downsamplings = downsamplings
         self.latent_channels = latent_channels
+        self._posterior_std = posterior_std
         if self.shape[1] % 2**downsamplings or self.shape[2] % 2**downsamplings:
             raise ValueError(
                 f"shape is {self.shape} with {downsamplings} downsamplings; give (C, H, W) with H and W "
@@ -255,7 +264,10 @@ class KLAutoencoder(GaussianAutoencoder):
         layers: list[nn.Module] = [conv3x3(self.shape[0], widths[0]), *_stack(widths[0], num_res_blocks)]
         for before, after in pairwise(widths):
             layers += [ResidualBlock(before, after, resample="down"), *_stack(after, num_res_blocks)]
-        return nn.Sequential(*layers, group_norm(widths[-1]), nn.SiLU(), conv3x3(widths[-1], 2 * self.latent_channels))
+        outputs = 2 if self.posterior_std is None else 1
+        return nn.Sequential(
+            *layers, group_norm(widths[-1]), nn.SiLU(), conv3x3(widths[-1], outputs * self.latent_channels)
+        )
 
     def _build_decoder(self, widths: list[int], num_res_blocks: int) -> nn.Sequential:
         layers: list[nn.Module] = [
@@ -267,6 +279,11 @@ class KLAutoencoder(GaussianAutoencoder):
         return nn.Sequential(*layers, group_norm(widths[-1]), nn.SiLU(), conv3x3(widths[-1], self.shape[0]))
 
     @property
+    def posterior_std(self) -> float | None:
+        """See :class:`GaussianAutoencoder`."""
+        return self._posterior_std
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Shape of one latent, (latent_channels, H / 2**downsamplings, W / 2**downsamplings)."""
         return (
@@ -276,9 +293,12 @@ class KLAutoencoder(GaussianAutoencoder):
         )
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of q(z | x); the log-variance is clamped to [-30, 20]."""
+        """Mean and log-variance of q(z | x); a learned log-variance is clamped to [-30, 20]."""
         self.check_images(x)
-        mean, log_variance = self.encoder(x).to(x.dtype).chunk(2, dim=1)
+        found = self.encoder(x).to(x.dtype)
+        if self.posterior_std is not None:
+            return found, torch.full_like(found, 2 * math.log(self.posterior_std))
+        mean, log_variance = found.chunk(2, dim=1)
         return mean, log_variance.clamp(MIN_LOG_VARIANCE, MAX_LOG_VARIANCE)
 
     def decode(self, z: Tensor) -> Tensor:

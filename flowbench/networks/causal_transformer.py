@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from flowbench.core.autocast import active_autocast_dtype
 from flowbench.core.checks import check_counts, check_scale
 from flowbench.networks.attention import CausalBlock, LayerNorm, Temperature
+from flowbench.networks.embedding import NoiseLevelEmbedding
 from flowbench.networks.key_value_cache import KeyValueCache
 from flowbench.networks.linear import Linear
 from flowbench.networks.rotary import RotaryTable, follow_weights
@@ -59,6 +60,8 @@ class CausalTransformer(nn.Module):
             None: one unit per cell.
         checkpoint_every: activation checkpointing of every n-th transformer block in training: its activations are
             computed again in the backward pass. 0: off, 1: all blocks; up to 1,000.
+        noise_conditioned: the network is told the noise level of each sequence: an embedding of its logarithm is added
+            to every token, and every call wants ``level``.
 
     Attributes:
         num_slots: one-token evaluations that a sequential pass needs, N or N - 1.
@@ -94,6 +97,7 @@ class CausalTransformer(nn.Module):
         final_norm: bool = False,
         extent: float | None = None,
         checkpoint_every: int = 0,
+        noise_conditioned: bool = False,
     ) -> None:
         super().__init__()
         check_sizes(num_tokens, token_dim, num_classes, width, depth, head_dim, mlp_ratio)
@@ -107,6 +111,7 @@ class CausalTransformer(nn.Module):
         if start == "learned":
             self.start_token = nn.Parameter(0.02 * torch.randn(token_dim))
         self.label_embedding = label_table(num_classes, width, std=0.02)
+        self.level_embedding = NoiseLevelEmbedding(width) if noise_conditioned else None
         self.position_embedding = (
             nn.Parameter(0.02 * torch.randn(self.num_slots, width)) if position == "learned" else None
         )
@@ -118,20 +123,29 @@ class CausalTransformer(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, x_BND: Tensor, label: Tensor | None = None, *, temperature: Temperature = 1.0) -> Tensor:
+    def forward(
+        self,
+        x_BND: Tensor,
+        label: Tensor | None = None,
+        *,
+        temperature: Temperature = 1.0,
+        level: Tensor | None = None,
+    ) -> Tensor:
         """Parameters of every token in one parallel pass.
 
         Args:
             x_BND: tokens in generation order, shape (B, N, D).
             label: classes in 0..num_classes (num_classes = null), int64, shape (B,); None = null for all.
             temperature: divides the attention logits; one number > 0, or one per sequence, shape (B,).
+            level: noise level of each sequence, above 0, shape (B,), for a network that is told; else None.
 
         Returns:
             Parameters of shape (B, N, 2 D); row i depends on rows 0..i-1 of ``x_BND`` only.
 
         Raises:
-            ValueError: for another shape, a label given to an unconditional network, or a temperature that is not
-                positive (a tensor's values are not looked at: that would wait for the device).
+            ValueError: for another shape, a label given to an unconditional network, a noise level that is missing or
+                not wanted, or a temperature that is not positive (a tensor's values are not looked at: that would wait
+                for the device).
         """
         if x_BND.shape[1:] != (self.num_tokens, self.token_dim):
             raise ValueError(
@@ -142,7 +156,7 @@ class CausalTransformer(nn.Module):
         if self.start == "learned":
             start_B1D = self.start_token.to(x_BSD.dtype).expand(len(x_BSD), 1, -1)
             x_BSD = torch.cat([start_B1D, x_BSD], dim=1)
-        h_BSW = self._embed(x_BSD, label, self.position_embedding)
+        h_BSW = self._embed(x_BSD, label, self.position_embedding, level)
         every = self.checkpoint_every if self.training and torch.is_grad_enabled() else 0
         for index, block in enumerate(self.blocks):
             if every and index % every == 0:
@@ -180,6 +194,7 @@ class CausalTransformer(nn.Module):
         label: Tensor | None = None,
         *,
         temperature: Temperature = 1.0,
+        level: Tensor | None = None,
     ) -> Tensor:
         """Parameters of the tokens ``start`` .. ``start + L - 1``, computed in parallel.
 
@@ -193,6 +208,7 @@ class CausalTransformer(nn.Module):
             cache: from :meth:`allocate_cache`, for the same B; written in place.
             label: as in :meth:`forward`.
             temperature: as in :meth:`forward`; the same for all calls that share a cache.
+            level: as in :meth:`forward`; the same for all calls that share a cache.
 
         Returns:
             Rows ``start`` .. ``start + L - 1`` of what :meth:`forward` returns, shape (B, L, 2 D).
@@ -213,7 +229,7 @@ class CausalTransformer(nn.Module):
         position = None if self.position_embedding is None else self.position_embedding[here]
         table = self.table
         table = None if table is None else table[:, here]
-        h_BLW = self._embed(token_BLD, label, position)
+        h_BLW = self._embed(token_BLD, label, position, level)
         run = cache.run(first, token_BLD.shape[1])
         for block, layer in zip(self.blocks, cache.layers, strict=True):
             h_BLW = cast(CausalBlock, block).extend(h_BLW, table, layer, run, temperature)
@@ -229,6 +245,7 @@ class CausalTransformer(nn.Module):
         label: Tensor | None = None,
         *,
         temperature: Temperature = 1.0,
+        level: Tensor | None = None,
     ) -> Tensor:
         """Parameters of one token, given the one before it; builds no autograd graph.
 
@@ -244,6 +261,7 @@ class CausalTransformer(nn.Module):
             cache: from :meth:`allocate_cache`, for the same B; written in place.
             label: as in :meth:`forward`.
             temperature: as in :meth:`forward`; the same for all calls that share a cache.
+            level: as in :meth:`forward`; the same for all calls that share a cache.
 
         Returns:
             Row ``position`` of what :meth:`forward` returns, shape (B, 2 D).
@@ -256,8 +274,8 @@ class CausalTransformer(nn.Module):
                 raise ValueError(f"previous token missing at position {position}; only an int 0 can do without")
             previous_BD = self.embed.weight.new_zeros(cache.batch_size, self.token_dim)
         if isinstance(position, Tensor):
-            return self._static_step(previous_BD, position, cache, label, temperature)
-        return self.extend(previous_BD[:, None], position, cache, label, temperature=temperature)[:, 0]
+            return self._static_step(previous_BD, position, cache, label, temperature, level)
+        return self.extend(previous_BD[:, None], position, cache, label, temperature=temperature, level=level)[:, 0]
 
     def _static_step(
         self,
@@ -266,6 +284,7 @@ class CausalTransformer(nn.Module):
         cache: KeyValueCache,
         label: Tensor | None,
         temperature: Temperature,
+        level: Tensor | None,
     ) -> Tensor:
         _check_temperature(temperature, len(previous_BD))
         if len(cache.layers[0].pages) > 1:
@@ -279,7 +298,7 @@ class CausalTransformer(nn.Module):
         table = self.table
         table = None if table is None else table.index_select(1, slot)
         seen_S = torch.arange(self.num_slots, device=slot.device) <= slot
-        h_B1W = self._embed(previous_BD[:, None], label, embedding)
+        h_B1W = self._embed(previous_BD[:, None], label, embedding, level)
         for block, layer in zip(self.blocks, cache.layers, strict=True):
             h_B1W = cast(CausalBlock, block).step(h_B1W, table, layer, slot, seen_S, temperature)
         params_BP = self.out(self.final_norm(h_B1W))[:, 0]
@@ -290,8 +309,17 @@ class CausalTransformer(nn.Module):
         """Rotary table of the slots, shape (2, S, E / 2); None with learned positions."""
         return None if self.rotary is None else self.rotary.table
 
-    def _embed(self, x_BSD: Tensor, label: Tensor | None, position_SW: Tensor | None) -> Tensor:
-        return embed_tokens(self.embed, x_BSD, position_SW, self.label_embedding, label)
+    def _embed(self, x_BSD: Tensor, label: Tensor | None, position_SW: Tensor | None, level: Tensor | None) -> Tensor:
+        h_BSW = embed_tokens(self.embed, x_BSD, position_SW, self.label_embedding, label)
+        if self.level_embedding is None:
+            if level is not None:
+                raise ValueError("a noise level given to a network that takes none; build it with noise_conditioned")
+            return h_BSW
+        if level is None or level.shape != x_BSD.shape[:1]:
+            found = "none" if level is None else f"shape {tuple(level.shape)}"
+            raise ValueError(f"level must hold a noise level for each of {len(x_BSD)} sequences, got {found}")
+        # In the stream's dtype: under autocast the embedding's is another.
+        return h_BSW + self.level_embedding(level)[:, None].to(h_BSW.dtype)
 
     def _check_run(self, previous_BLD: Tensor, start: int, cache: KeyValueCache, temperature: Temperature) -> None:
         batch = cache.batch_size

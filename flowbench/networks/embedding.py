@@ -7,13 +7,15 @@ import math
 import torch
 from torch import Tensor, nn
 
-__all__ = ["TimeLabelEmbedding", "grid_features", "sinusoidal_features"]
+__all__ = ["NoiseLevelEmbedding", "TimeLabelEmbedding", "grid_features", "sinusoidal_features"]
 
 # Highest and lowest angular frequency, in radians per unit. Unscaled times in [0, 1] would leave nearly all
 # features constant over the path. Times scaled to 0..1000, as in DDPM, make a velocity so rough in time that
 # an adaptive solver needs two to three times the evaluations at no better loss (8 x 8 digits, 2-D mixture).
 TIME_FREQUENCIES = (100.0, 0.1)
 GRID_FREQUENCIES = (1.0, 1e-4)
+# In radians per e-fold of the noise level: levels from 0.01 to 0.7 span four e-folds.
+LEVEL_FREQUENCIES = (10.0, 0.1)
 
 
 def sinusoidal_features(position: Tensor, num_features: int, frequencies: tuple[float, float]) -> Tensor:
@@ -105,3 +107,37 @@ class TimeLabelEmbedding(nn.Module):
         if label is None:
             label = torch.full(t.shape, self.num_classes, dtype=torch.long, device=t.device)
         return embedding + self.label(label)
+
+
+class NoiseLevelEmbedding(nn.Module):
+    """One vector per sample from the logarithm of its noise level: an MLP of sinusoidal features.
+
+    It starts as any other layer does, not at zero: the output layers of the networks that add it are zero already.
+
+    Args:
+        width: size of the vector.
+        num_features: sinusoidal features, even.
+
+    References:
+        Normalizing flows told the noise level of their points (iTARFlow, Apple, 2026), arXiv:2604.20041, embed its
+        logarithm too; number and frequencies of the features are ours.
+    """
+
+    def __init__(self, width: int, *, num_features: int = 64) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.mlp = nn.Sequential(nn.Linear(num_features, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, level: Tensor) -> Tensor:
+        """Embed noise levels.
+
+        Args:
+            level: standard deviations above 0, shape (B,).
+
+        Returns:
+            Vectors, shape (B, width).
+        """
+        precise = level.to(torch.promote_types(level.dtype, torch.float32))
+        features = sinusoidal_features(precise.log(), self.num_features, LEVEL_FREQUENCIES)
+        embedding: Tensor = self.mlp(features.to(self.get_parameter("mlp.0.weight").dtype))
+        return embedding

@@ -11,13 +11,16 @@ from flowbench.families import (
     OTCFM,
     Autoencoder,
     BiFlow,
+    ConditionedNoise,
     DecoderDenoiser,
     FlowMatching,
     FlowModule,
     FlowScoreDenoiser,
     GaussianNoise,
     LatentCFM,
+    NoiseAnnealing,
     NormalizedFlowMatching,
+    SimFlow,
     STARFlow,
     TARFlow,
     Tweedie,
@@ -58,11 +61,14 @@ CASES = [
     ("tarflow_jacobi", IMAGES),
     ("tarflow_temperature", IMAGES),
     ("tarflow_tweedie", POINTS),
+    ("tarflow_noise_conditioned", IMAGES),
+    ("tarflow_noise_conditioned", POINTS),
     ("tarflow_score_matching", IMAGES),
     ("tarflow_score_matching", POINTS),
     ("starflow", IMAGES),
     ("starflow_score_matching", IMAGES),
     ("starflow_decoder", IMAGES),
+    ("simflow", IMAGES),
     ("cfm", IMAGES),
     ("cfm", POINTS),
     ("ot_cfm", IMAGES),
@@ -99,6 +105,11 @@ def autoencoder(noise_std: float = 0.0) -> Autoencoder:
     return module.eval()
 
 
+def joint_network(posterior_std: float | None = 0.5):
+    """Of the autoencoder that is trained with its flow."""
+    return partial(KLAutoencoder, latent_channels=2, width=8, posterior_std=posterior_std)
+
+
 def teacher(spec: DataSpec, conditional: bool) -> FlowModule:
     """An autoregressive flow whose pairs are taught."""
     return build("tarflow", spec, conditional=conditional, seed=3).eval()
@@ -127,6 +138,7 @@ def variant(name: str) -> dict:
         "tarflow_jacobi": {"inverse": JacobiInverse(tolerance=1e-6)},
         "tarflow_temperature": {"guidance": AutoregressiveGuidance(temperature=0.5, rule="log-scale")},
         "tarflow_tweedie": {"augmentation": GaussianNoise(0.2), "denoiser": Tweedie()},
+        "tarflow_noise_conditioned": {"augmentation": ConditionedNoise(0.1, 0.4), "denoiser": NoiseAnnealing(3)},
         "tarflow_score_matching": {"augmentation": GaussianNoise(0.2), **score_matching},
         "starflow_score_matching": {"augmentation": GaussianNoise(0.3), **score_matching},
         "cfm_bridge": {"path": SchrodingerBridgePath(0.5), "coupling": SchrodingerBridgeCoupling(0.5)},
@@ -163,6 +175,7 @@ def build(name: str, spec: DataSpec, *, conditional: bool = False, seed: int = 0
     makers = {
         "tarflow": lambda: TARFlow(spec, **tarflow),
         "starflow": lambda: STARFlow(spec, autoencoder=autoencoder(noise_std), **starflow),
+        "simflow": lambda: SimFlow(spec, joint_network(), **starflow),
         "cfm": lambda: FlowMatching(spec, network, **common),
         "ot_cfm": lambda: OTCFM(spec, network, **common),
         "wcfm": lambda: WeightedCFM(spec, network, **common),

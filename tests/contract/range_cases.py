@@ -22,7 +22,7 @@ from flowbench.networks import MLP, DiT, KLAutoencoder, TinyAutoencoder
 from flowbench.training import BudgetLimit
 from flowbench.training.ema import ExponentialMovingAverage
 
-from .builders import IMAGES, POINTS, autoencoder, teacher
+from .builders import IMAGES, POINTS, autoencoder, joint_network, teacher
 
 __all__ = ["ALIASES", "CONTEXT", "EXTRA", "NEGATIVE", "RESULTS", "UNBOUNDED", "VALID", "ZERO"]
 
@@ -227,12 +227,14 @@ VALID: dict[str, dict[str, Any] | Callable[[Path], dict[str, Any]]] = {
     "DiffusersAutoencoder": {"shape": (3, 8, 8), "path": "nowhere", "latents": (4, 8)},
     "FlowMatching": {"spec": POINTS, "network": mlp},
     "FlowModule": {"spec": POINTS},
+    "ConditionedNoise": {"low": 0.1, "high": 0.5},
     "GaussianNoise": {"std": 0.1},
     "LatentCFM": lambda tmp: {
         "spec": IMAGES,
         "network": partial(DiT, width=16, depth=1, patch_size=1),
         "autoencoder": autoencoder(),
     },
+    "JointLatentSpace": lambda tmp: {"autoencoder": families.Autoencoder(IMAGES, joint_network())},
     "LatentSpace": lambda tmp: {"autoencoder": autoencoder()},
     "PixelSpace": {"shape": (2,)},
     "PretrainedAutoencoder": {"spec": IMAGES, "network": kl},
@@ -243,6 +245,7 @@ VALID: dict[str, dict[str, Any] | Callable[[Path], dict[str, Any]]] = {
         "initialise_from_teacher": False,
         "teacher": teacher(POINTS, False),
     },
+    "SimFlow": lambda tmp: {"spec": IMAGES, "autoencoder_network": joint_network(), "width": 32},
     "STARFlow": lambda tmp: {"spec": IMAGES, "autoencoder": autoencoder(), "width": 32},
     "Space": {"shape": (2,)},
     "SolvedDensity": {"solve": print, "method": "Euler(num_steps=2)", "remaining": 0.5},

@@ -14,6 +14,8 @@ from flowbench.core.checks import check_counts, check_number
 from flowbench.core.seeds import indexed_normal
 from flowbench.data import Batch, FlowDataModule
 from flowbench.families.latents.latent_cache import LatentCache, check_cacheable, latent_cache
+from flowbench.networks import GaussianAutoencoder
+from flowbench.training.module import Loss
 
 if TYPE_CHECKING:
     from flowbench.families.latents.autoencoder import Autoencoder
@@ -53,6 +55,26 @@ class Space(ABC):
     def checksum(self) -> str | None:
         """Names the weights that the space depends on; None when there are none."""
         return None
+
+    @property
+    def identity(self) -> str | None:
+        """What a checkpoint of a flow and the flow that loads it must agree on; the weights the space depends on."""
+        return self.checksum
+
+    @property
+    def trained(self) -> GaussianAutoencoder | None:
+        """The autoencoder that is trained together with the flow; None where nothing of the space is."""
+        return None
+
+    def joined(self, loss: Loss, points: Tensor, batch: Batch) -> Loss:
+        """The flow's loss together with what trains the space; as it is where nothing of the space is trained.
+
+        Args:
+            loss: of the flow, in nats per dimension of the flow's space where the space is trained.
+            points: what :meth:`encode_batch` gave, shape (B, *shape).
+            batch: that they were made from.
+        """
+        return loss
 
     @abstractmethod
     def encode(self, x: Tensor, generator: torch.Generator) -> Tensor:

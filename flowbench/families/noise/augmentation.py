@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
+from torch import Tensor
+
 from flowbench.core.checks import check_scale
 
-__all__ = ["Augmentation", "GaussianNoise", "UniformDequantization"]
+__all__ = ["Augmentation", "ConditionedNoise", "GaussianNoise", "UniformDequantization"]
 
 
 class Augmentation(ABC):
@@ -14,6 +17,7 @@ class Augmentation(ABC):
 
     Attributes:
         noise_std: standard deviation of the Gaussian noise that the flow's space adds, in its own units.
+        levels: lowest and highest noise level of a flow that is told the level of each point; None for one that is not.
 
     Example:
         >>> choices: list[Augmentation] = [UniformDequantization(), GaussianNoise(0.1)]
@@ -22,6 +26,19 @@ class Augmentation(ABC):
     """
 
     noise_std: float = 0.0
+    levels: tuple[float, float] | None = None
+
+    def raised(self, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Training points with what the space has not added: noise beyond `noise_std`, where levels differ.
+
+        Args:
+            points: with noise of `noise_std`, shape (B, *D).
+            generator: source of every random number.
+
+        Returns:
+            Noisy points of the same shape, and their noise levels, shape (B,), or None where no flow is told.
+        """
+        return points, None
 
     @property
     def bits_per_dim(self) -> bool:
@@ -91,3 +108,55 @@ class GaussianNoise(Augmentation):
 
     def __repr__(self) -> str:
         return f"GaussianNoise({self.noise_std:g})"
+
+
+class ConditionedNoise(GaussianNoise):
+    """Gaussian noise of a level that is drawn for every training point, and that the flow is told (iTARFlow).
+
+    The level n is uniform in [low, high]; every block of the flow gets an embedding of log n, and the point's negative
+    log-likelihood counts with weight n. The flow is a density for every level: its ``log_prob``, encoding, decoding and
+    paths take the lowest, as with ``GaussianNoise(low)``; samples start where the denoiser asks
+    (:class:`~flowbench.families.noise.annealing.NoiseAnnealing`: at `high`), or at `low` without one.
+
+    Args:
+        low: lowest standard deviation, in [1e-12, 1e12], in the units of the flow's space.
+        high: highest standard deviation, from `low` to 1e12.
+
+    Raises:
+        ValueError: for a number out of range, or `high` below `low`.
+
+    References:
+        iTARFlow (Apple, 2026), arXiv 2604.20041: [0.01, 0.3] at 64 pixels, 0.5 at 128, 0.7 at 256. (BiFlow's authors
+        call another improved TARFlow by the same name.)
+
+    Example:
+        >>> augmentation = ConditionedNoise(0.1, 0.5)
+        >>> augmentation.noise_std, augmentation.levels, augmentation.likelihood_method(latent=False)
+        (0.1, (0.1, 0.5), 'density-of-noisy-data(0.1)')
+        >>> points, level = augmentation.raised(torch.zeros(1000, 2), torch.Generator().manual_seed(0))
+        >>> bool(level.min() >= 0.1), bool(level.max() <= 0.5)
+        (True, True)
+        >>> augmentation = ConditionedNoise(0.1, 0.1)  # one level: the noise is the space's alone
+        >>> augmentation.raised(torch.ones(1, 2), torch.Generator().manual_seed(0))
+        (tensor([[1., 1.]]), tensor([0.1000]))
+    """
+
+    def __init__(self, low: float, high: float) -> None:
+        check_scale("ConditionedNoise low", low)
+        check_scale("ConditionedNoise high", high)
+        if high < low:
+            raise ValueError(f"ConditionedNoise high must be at least low={low:g}, got {high:g}: exchange them")
+        super().__init__(low)
+        self.levels = (float(low), float(high))
+
+    def raised(self, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Noise of variance n^2 - low^2, so that with the space's it is of level n, drawn for every point."""
+        low, high = self.levels or (self.noise_std, self.noise_std)
+        share = torch.rand(len(points), generator=generator, device=points.device, dtype=points.dtype)
+        above = (high - low) * share
+        more = (above * (above + 2 * low)).sqrt()  # n^2 - low^2, without its cancellation
+        noise = torch.randn(points.shape, generator=generator, device=points.device, dtype=points.dtype)
+        return points + more.view(-1, *[1] * (points.ndim - 1)) * noise, low + above
+
+    def __repr__(self) -> str:
+        return f"ConditionedNoise{self.levels}"

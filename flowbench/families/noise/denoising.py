@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from flowbench.core.checks import check_count, check_scale
 from flowbench.families.latents.space import LatentSpace, Space
-from flowbench.families.noise.score_gradient import LogDensity, score
+from flowbench.families.noise.score_gradient import LevelDensity, LogDensity, score
 from flowbench.networks import TokenTransformer
 from flowbench.networks.tokens import check_sizes
 
@@ -33,6 +33,7 @@ class FlowLayout:
         token_dim: numbers D of a token.
         grid: rows and columns of the tokens of an image; None for points of R^d.
         num_classes: number of classes of a conditional flow, or None.
+        levels: lowest and highest noise level of a flow that is told the level; else None.
     """
 
     space: Space
@@ -41,6 +42,7 @@ class FlowLayout:
     token_dim: int
     grid: tuple[int, int] | None
     num_classes: int | None
+    levels: tuple[float, float] | None = None
 
 
 class Denoiser(nn.Module, ABC):
@@ -81,6 +83,26 @@ class Denoiser(nn.Module, ABC):
         if hasattr(self, "noise_std"):
             raise ValueError(f"this {type(self).__name__} belongs to another flow already: make one for each")
         self.noise_std = layout.noise_std
+
+    @property
+    def starting_level(self) -> float:
+        """Noise level at which the flow draws what :meth:`denoise_drawn` receives: that of the space."""
+        return self.noise_std
+
+    @property
+    def of_the_space(self) -> Denoiser:
+        """Takes out the noise that the space adds, and no more: what the bound on latents' likelihoods decodes."""
+        return self
+
+    def denoise_drawn(self, x_BND: Tensor, label: Tensor | None, log_density: LevelDensity) -> Tensor:
+        """:meth:`denoise` of points that the flow drew at :attr:`starting_level`.
+
+        Args:
+            x_BND: as in :meth:`denoise`.
+            label: as in :meth:`denoise`.
+            log_density: of the flow, at a noise level.
+        """
+        return self.denoise(x_BND, label, lambda x, given: log_density(x, given, self.noise_std))
 
     @abstractmethod
     def denoise(self, x_BND: Tensor, label: Tensor | None, log_density: LogDensity) -> Tensor:
@@ -194,7 +216,16 @@ class FlowScoreDenoiser(Denoiser):
         return "flow-score-matching"
 
     def attach(self, layout: FlowLayout) -> None:
-        """Build the network for the flow's tokens; see :meth:`Denoiser.attach`."""
+        """Build the network for the flow's tokens; see :meth:`Denoiser.attach`.
+
+        Raises:
+            ValueError: for a flow of many noise levels, of which its network would learn one.
+        """
+        if layout.levels is not None:
+            raise ValueError(
+                "FlowScoreDenoiser learns the score of one noise level, but augmentation ConditionedNoise has many: "
+                "choose NoiseAnnealing, or Tweedie"
+            )
         super().attach(layout)
         self.network = TokenTransformer(
             layout.num_tokens,

@@ -14,6 +14,7 @@ from torch._functorch import config as functorch_config
 from torch.autograd.function import once_differentiable
 
 __all__ = [
+    "LevelDensity",
     "LogDensity",
     "check_shared_backward",
     "frozen",
@@ -25,6 +26,9 @@ __all__ = [
 
 LogDensity = Callable[[Tensor, Tensor | None], Tensor]
 """Log-density (B,) of points (B, ...) given their labels (B,), or None."""
+
+LevelDensity = Callable[[Tensor, Tensor | None, float], Tensor]
+"""The same at a noise level, which a flow that is not told levels leaves out of account."""
 
 
 class _HandOn(torch.autograd.Function):

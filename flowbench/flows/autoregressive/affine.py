@@ -58,7 +58,8 @@ class CausalNetwork(Protocol):
     def __call__(self, x_BND: Tensor, label: Tensor | None = None, *, temperature: Tensor | float = 1.0) -> Tensor:
         """Parameters (B, N, 2 D): means, then raw scales; row i depends on tokens before i only.
 
-        ``temperature`` divides the attention logits: a number, or one per row, shape (B,).
+        ``temperature`` divides the attention logits: a number, or one per row, shape (B,). A network that is told the
+        noise level of its points takes ``level``, shape (B,), too, here and below; others are never given one.
         """
         ...
 
@@ -165,12 +166,13 @@ class AffineBlock(Bijector):
         self.soft_clip = soft_clip
         self.grid = grid
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, condition: Tensor | None = None, level: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data to noise, all tokens in parallel.
 
         Args:
             x: tokens, shape (B, N, D).
             condition: labels in 0..num_classes (num_classes = null), int64, shape (B,); None = null for all.
+            level: noise level of each point, shape (B,), for a network that is told; else None.
 
         Returns:
             Tokens z, shape (B, N, D), and log |det dz/dx| in nats, shape (B,).
@@ -179,12 +181,12 @@ class AffineBlock(Bijector):
             ValueError: for another shape, or a label given to an unconditional network.
         """
         x_BND = self.ordered(x)
-        mean_BND, std_BND, log_std_BND = self.moments(self.network(x_BND, condition))
+        mean_BND, std_BND, log_std_BND = self.moments(self.network(x_BND, condition, **told(level)))
         z_BND = (x_BND - mean_BND) / std_BND
         return self.restored(z_BND), -log_std_BND.sum(dim=(1, 2))
 
     @torch.no_grad()
-    def inverse(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
+    def inverse(self, z: Tensor, condition: Tensor | None = None, level: Tensor | None = None) -> Tensor:
         """Noise to data, token by token with a key/value cache; builds no autograd graph.
 
         Other methods, and guidance, belong to :meth:`AutoregressiveFlow.invert`.
@@ -192,6 +194,7 @@ class AffineBlock(Bijector):
         Args:
             z: tokens, shape (B, N, D); not changed.
             condition: as in :meth:`forward`.
+            level: as in :meth:`forward`.
 
         Returns:
             Tokens x, shape (B, N, D).
@@ -204,7 +207,7 @@ class AffineBlock(Bijector):
         cache = self.network.allocate_cache(len(z))
         for i in range(z.shape[1]):
             previous_BD = x_BND[:, i - 1] if i else z_BND[:, 0]
-            mean_BD, std_BD, _ = self.moments(self.network.step(previous_BD, i, cache, condition))
+            mean_BD, std_BD, _ = self.moments(self.network.step(previous_BD, i, cache, condition, **told(level)))
             x_BND[:, i] = mean_BD + std_BD * z_BND[:, i]
         return self.restored(x_BND)
 
@@ -230,6 +233,11 @@ class AffineBlock(Bijector):
     def restored(self, x_BND: Tensor) -> Tensor:
         """Tokens in the flow's order, from the block's."""
         return permute(x_BND, self.permutation, self.grid, inverse=True)
+
+
+def told(level: Tensor | None) -> dict[str, Tensor]:
+    """The noise level as an argument of a network that is told it; none for one that is not."""
+    return {} if level is None else {"level": level}
 
 
 def at_least_float32(x: Tensor) -> Tensor:

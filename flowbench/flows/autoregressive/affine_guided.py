@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowbench.flows.autoregressive.affine import AffineBlock
+from flowbench.flows.autoregressive.affine import AffineBlock, told
 from flowbench.flows.autoregressive.guidance import AutoregressiveGuidance
 
 __all__ = ["GuidedBlock"]
@@ -19,7 +19,7 @@ __all__ = ["GuidedBlock"]
 
 @dataclasses.dataclass(frozen=True)
 class GuidedBlock:
-    """A block with its labels and guidance bound; tokens are in the block's own order.
+    """A block with its labels, guidance and noise level bound; tokens are in the block's own order.
 
     The branches of a guided block share one batch, [first; second], and the guided tokens, so that guidance adds
     arithmetic but no sequential step.
@@ -29,12 +29,14 @@ class GuidedBlock:
         label: labels, int64, shape (B,); None = null, or an unconditional network.
         guidance: None = none.
         share: the block's share of the flow's parameters, which weighs its evaluations.
+        level: noise level of each point, shape (B,), for a network that is told; else None.
     """
 
     block: AffineBlock
     label: Tensor | None
     guidance: AutoregressiveGuidance | None
     share: float
+    level: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -55,12 +57,14 @@ class GuidedBlock:
 
     def rows(self, rows: Tensor | slice) -> GuidedBlock:
         """The same for some of the samples."""
-        return self if self.label is None else dataclasses.replace(self, label=self.label[rows])
+        label = None if self.label is None else self.label[rows]
+        level = None if self.level is None else self.level[rows]
+        return dataclasses.replace(self, label=label, level=level)
 
     def parallel(self, x_BND: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of all tokens, each (B, N, D), in one pass."""
         rows = self._doubled(x_BND)
-        return self._gaussian(self.block.network(rows, self._labels(), **self._temperature(rows)), 0)
+        return self._gaussian(self.block.network(rows, self._labels(), **self._options(rows)), 0)
 
     def allocate_cache(self, batch_size: int) -> Any:
         """The network's cache for ``batch_size`` samples."""
@@ -73,7 +77,7 @@ class GuidedBlock:
     def extend(self, previous_BLD: Tensor, start: int, cache: Any) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of tokens start..start+L-1 given each one's predecessor, (B, L, D) each."""
         rows = self._doubled(previous_BLD)
-        params = self.block.network.extend(rows, start, cache, self._labels(), **self._temperature(rows))
+        params = self.block.network.extend(rows, start, cache, self._labels(), **self._options(rows))
         return self._gaussian(params, start)
 
     def sequential(self, z_BND: Tensor) -> Tensor:
@@ -83,7 +87,7 @@ class GuidedBlock:
         # Both branches read the state, so it is written to both.
         x_RND = z_BND.new_empty(branches * batch, *z_BND.shape[1:])
         x_branches = x_RND.unflatten(0, (branches, batch))
-        options = self._temperature(x_RND)
+        options = self._options(x_RND)
         for i in range(num_tokens):
             params = network.step(x_RND[:, max(i - 1, 0)], i, cache, label, **options)
             mean, std = self._gaussian(params[:, None], i)
@@ -103,6 +107,10 @@ class GuidedBlock:
         if self.guidance is None or self.label is None:
             return self.label
         return torch.cat([self.label, torch.full_like(self.label, self.block.network.num_classes or 0)])
+
+    def _options(self, rows: Tensor) -> dict[str, Tensor]:
+        level = None if self.level is None else self._doubled(self.level)
+        return {**self._temperature(rows), **told(level)}
 
     def _temperature(self, rows: Tensor) -> dict[str, Tensor]:
         if self.guidance is None or self.guidance.temperature == 1:

@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from flowbench.flows.autoregressive.affine import AffineBlock, Bijector, at_least_float32
+from flowbench.flows.autoregressive.affine import AffineBlock, Bijector, at_least_float32, told
 from flowbench.flows.autoregressive.affine_guided import GuidedBlock
 from flowbench.flows.autoregressive.guidance import AutoregressiveGuidance
 from flowbench.flows.autoregressive.inversion import InverseMethod, Inversion, SequentialInverse
@@ -58,12 +58,13 @@ class AutoregressiveFlow(Bijector):
             raise ValueError(f"blocks must agree on (N, D) and classes, got {sorted(shapes)} and {sorted(classes)}")
         self.num_classes = next(iter(classes), None)
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, condition: Tensor | None = None, level: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data to noise.
 
         Args:
             x: tokens, shape (B, N, D).
             condition: labels in 0..num_classes (num_classes = null), int64, shape (B,); None = null for all.
+            level: noise level of each point, shape (B,), where the networks are told; else None.
 
         Returns:
             Tokens z, shape (B, N, D), and log |det dz/dx| in nats, shape (B,).
@@ -71,12 +72,12 @@ class AutoregressiveFlow(Bijector):
         Raises:
             ValueError: for tokens or labels of another shape, or a label given to a flow without conditional blocks.
         """
-        *_, (z, logdet) = self._forward_steps(x, condition)
+        *_, (z, logdet) = self._forward_steps(x, condition, level)
         return z, logdet
 
-    def states(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+    def states(self, x: Tensor, condition: Tensor | None = None, level: Tensor | None = None) -> Tensor:
         """States from data to noise: x, then the state after each block, shape (K + 1, B, N, D)."""
-        return torch.stack([state for state, _ in self._forward_steps(x, condition)])
+        return torch.stack([state for state, _ in self._forward_steps(x, condition, level)])
 
     def inverse(
         self,
@@ -84,9 +85,10 @@ class AutoregressiveFlow(Bijector):
         condition: Tensor | None = None,
         guidance: AutoregressiveGuidance | None = None,
         method: InverseMethod | None = None,
+        level: Tensor | None = None,
     ) -> Tensor:
         """Noise to data, shape (B, N, D); :meth:`invert` without the cost."""
-        return self.invert(z, condition, guidance, method).x
+        return self.invert(z, condition, guidance, method, level).x
 
     def invert(
         self,
@@ -94,6 +96,7 @@ class AutoregressiveFlow(Bijector):
         condition: Tensor | None = None,
         guidance: AutoregressiveGuidance | None = None,
         method: InverseMethod | None = None,
+        level: Tensor | None = None,
     ) -> Inversion:
         """Noise to data, with the cost and, from methods that have one, the certificate; without autograd.
 
@@ -102,6 +105,7 @@ class AutoregressiveFlow(Bijector):
             condition: as in :meth:`forward`.
             guidance: None = none.
             method: None = token by token.
+            level: as in :meth:`forward`.
 
         Returns:
             Tokens x and the cost of finding them.
@@ -109,7 +113,7 @@ class AutoregressiveFlow(Bijector):
         Raises:
             ValueError: as :meth:`forward`; also for guidance where no block has two branches that differ.
         """
-        return self._trace(z, condition, guidance, method)[0]
+        return self._trace(z, condition, guidance, method, level)[0]
 
     def inverse_states(
         self,
@@ -117,9 +121,10 @@ class AutoregressiveFlow(Bijector):
         condition: Tensor | None = None,
         guidance: AutoregressiveGuidance | None = None,
         method: InverseMethod | None = None,
+        level: Tensor | None = None,
     ) -> Tensor:
         """States from noise to data: z, then the state after each block, shape (K + 1, B, N, D)."""
-        return torch.stack(self._trace(z, condition, guidance, method)[1])
+        return torch.stack(self._trace(z, condition, guidance, method, level)[1])
 
     @torch.no_grad()
     def _trace(
@@ -128,27 +133,32 @@ class AutoregressiveFlow(Bijector):
         condition: Tensor | None,
         guidance: AutoregressiveGuidance | None,
         method: InverseMethod | None,
+        level: Tensor | None,
     ) -> tuple[Inversion, list[Tensor]]:
         self._check_condition(condition, z)
-        blocks = self._guided_blocks(condition, guidance)
+        blocks = self._guided_blocks(condition, guidance, level)
         return (method or SequentialInverse()).trace(blocks, at_least_float32(z))
 
-    def _forward_steps(self, x: Tensor, condition: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+    def _forward_steps(
+        self, x: Tensor, condition: Tensor | None, level: Tensor | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         self._check_condition(condition, x)
         state = at_least_float32(x)
         logdet = state.new_zeros(len(state))
         yield state, logdet
         for block in self._blocks():
-            state, change = block(state, _label_for(block, condition))
+            state, change = block(state, _label_for(block, condition), **told(level))
             logdet = logdet + change
             yield state, logdet
 
-    def _guided_blocks(self, condition: Tensor | None, guidance: AutoregressiveGuidance | None) -> list[GuidedBlock]:
+    def _guided_blocks(
+        self, condition: Tensor | None, guidance: AutoregressiveGuidance | None, level: Tensor | None
+    ) -> list[GuidedBlock]:
         blocks = self._blocks()
         sizes = [max(1, sum(p.numel() for p in block.parameters())) for block in blocks]
         guided = self._are_guided(condition, guidance)
         return [
-            GuidedBlock(block, _label_for(block, condition), guidance if chosen else None, size / sum(sizes))
+            GuidedBlock(block, _label_for(block, condition), guidance if chosen else None, size / sum(sizes), level)
             for block, chosen, size in zip(blocks, guided, sizes, strict=True)
         ]
 
