@@ -206,6 +206,7 @@ VALID: dict[str, dict[str, Any] | Callable[[Path], dict[str, Any]]] = {
     },
     "Identity": {"seeds": {"init": 0}},
     "EndlessSampler": {"num_samples": 4, "batch_size": 2, "seed": 0},
+    "GroupedSampler": lambda tmp: {"label": torch.zeros(4).long(), "group_size": 2, "batch_size": 2, "seed": 0},
     "ShardedSampler": {"num_samples": 4, "batch_size": 2},
     "get": lambda tmp: {"name": "image_folder", "path": own_data(tmp)["folder"]},
     # families
@@ -323,7 +324,8 @@ ZERO: dict[str, set[str]] = {
     "the unconditional flow": {"ClassifierFreeGuidance.scale", "Reflow.pair_guidance", "Request.guidance"},
     "the first time, process, place, class or seed": {
         "Batch.position", "BatchIndex.position", "ClassifierFreeGuidance.interval", "EndlessSampler.rank",
-        "EndlessSampler.seed", "EulerMaruyama.seed", "Evaluator.seed", "FlowDataModule.seed", "Identity.seed",
+        "EndlessSampler.seed", "EulerMaruyama.seed", "Evaluator.seed", "FlowDataModule.seed", "GroupedSampler.rank",
+        "GroupedSampler.seed", "Identity.seed",
         "Identity.seeds",
         "PointTimes.t", "Reflow.pair_seed", "Request.classes", "ShardedSampler.rank", "classifier_two_sample.seed",
         "log_likelihood.interval",
