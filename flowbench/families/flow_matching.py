@@ -289,9 +289,9 @@ class FlowMatching(FlowModule):
         """Weighted mean squared error of the velocity, averaged over dimensions and batch."""
         pairs = self.pairing.pairs(self.pairing_context, points, condition.label, batch, generator)
         first, last = self.path.interval
-        t = first + (last - first) * self.times.sample(len(points), generator, points.device)
+        t = first + (last - first) * self.training_times(batch).sample(len(points), generator, points.device)
         point = self.path.sample(pairs.x0, pairs.x1, t, generator)
-        found = self.network(point.xt, t, *replace(condition, label=pairs.label).arguments)
+        found = self.training_network(batch)(point.xt, t, *replace(condition, label=pairs.label).arguments)
         velocity = shaped(found, tuple(point.velocity.shape), self.network, "forward")
         error = (velocity - point.velocity).float().square().flatten(1).mean(1)
         weighted = returned(self.weight(pairs.x0, pairs.x1), WeightResult, self.weight, "forward")
@@ -304,6 +304,14 @@ class FlowMatching(FlowModule):
             return {"coupling_cost": cost, **of_pairs, **(found() if callable(found) else found)}
 
         return Loss((weighted.weight * error).mean(), metrics, diagnostics)
+
+    def training_network(self, batch: Batch) -> Callable[..., Tensor]:
+        """What the loss of a batch calls, ``(x, t, *condition)``; a family of sequences takes their length from it."""
+        return self.network
+
+    def training_times(self, batch: Batch) -> TimeDistribution:
+        """The times of a batch."""
+        return self.times
 
     def training_pairs(self, data: FlowDataModule, num: int, seed: int) -> dict[str, float]:
         """See :func:`~flowbench.families.pairing.description.describe_pairs`."""
