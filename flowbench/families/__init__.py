@@ -1,6 +1,7 @@
 """One LightningModule per family."""
 
 from flowbench.families.answers import SolvedDensity
+from flowbench.families.arflow import ARFlow
 from flowbench.families.base import FlowModule, FlowSamples, NetworkFactory, Trajectory
 from flowbench.families.conditioning.base import Conditioner
 from flowbench.families.conditioning.condition import Condition, SpatialCondition
@@ -34,6 +35,7 @@ from flowbench.families.weighted_cfm import WeightedCFM
 __all__ = [
     "OTCFM",
     "TAEF2",
+    "ARFlow",
     "AdversarialConfig",
     "Augmentation",
     "Autoencoder",

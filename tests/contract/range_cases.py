@@ -18,7 +18,7 @@ from flowbench import families, flows, metrics
 from flowbench.commands.prediction.request import Request
 from flowbench.flows import Euler, ExactDivergence, UniformWeight
 from flowbench.metrics import IdentityFeatures
-from flowbench.networks import MLP, DiT, KLAutoencoder, TinyAutoencoder
+from flowbench.networks import MLP, DiT, HybridDiT, KLAutoencoder, TinyAutoencoder
 from flowbench.training import BudgetLimit
 from flowbench.training.ema import ExponentialMovingAverage
 
@@ -141,6 +141,7 @@ VALID: dict[str, dict[str, Any] | Callable[[Path], dict[str, Any]]] = {
     # networks
     "MLP": {"shape": (2,), "num_classes": 3, "width": 8, "depth": 1},
     "DiT": {"shape": (1, 4, 4), "num_classes": 3, "width": 8, "depth": 1},
+    "HybridDiT": {"shape": (1, 4, 4), "num_classes": 3, "width": 8, "depth": 1},
     "UNet": {"shape": (1, 4, 4), "num_classes": 3, "channels": 8, "attention_resolutions": (2,)},
     "VelocityNetwork": {"shape": (2,), "num_classes": 3, "embedding_width": 8},
     "CausalTransformer": {"num_tokens": 4, "token_dim": 1, "width": 32, "depth": 1, "grid": (2, 2)},
@@ -210,6 +211,8 @@ VALID: dict[str, dict[str, Any] | Callable[[Path], dict[str, Any]]] = {
     "ShardedSampler": {"num_samples": 4, "batch_size": 2},
     "get": lambda tmp: {"name": "image_folder", "path": own_data(tmp)["folder"]},
     # families
+    "ARFlow": {"spec": IMAGES, "network": partial(HybridDiT, width=8, depth=1)},
+    "AscendingTimes": {"times": flows.UniformTimes(), "group_size": 2},
     "Autoencoder": {"spec": IMAGES, "network": kl},
     "Budget": lambda tmp: {
         "limit": BudgetLimit("steps", 3),
