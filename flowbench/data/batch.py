@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flowbench.core.checks import LARGEST_SEED, check_count
 
-__all__ = ["Batch", "check_group_size", "check_position"]
+__all__ = ["Batch", "check_group_size", "check_groups", "check_position"]
 
 
 def check_position(position: int | None) -> None:
@@ -22,6 +22,19 @@ def check_group_size(group_size: int, num_samples: int) -> None:
     check_count("group_size", group_size, hint="1 is no groups")
     if num_samples % group_size:
         raise ValueError(f"group_size: {num_samples} samples are not made of groups of {group_size}")
+
+
+def check_groups(batch_size: int, group_size: int, world_size: int = 1) -> None:
+    """Refuse batches that are not made of whole groups on every process.
+
+    Raises:
+        ValueError: the batch is no multiple of the groups of all processes.
+    """
+    if batch_size % (group_size * world_size):
+        raise ValueError(
+            f"batch_size: {batch_size} (over all processes) must be a multiple of {group_size * world_size}, the "
+            f"group_size {group_size} times the number of processes; change one of them"
+        )
 
 
 @dataclass

@@ -17,11 +17,11 @@ from flowbench.core.places import data_root
 from flowbench.core.remarks import say_once
 from flowbench.core.seeds import generator
 from flowbench.data import catalogue
-from flowbench.data.batch import Batch
+from flowbench.data.batch import Batch, check_groups
 from flowbench.data.columns import check_column_name
 from flowbench.data.dataset_entry import DatasetEntry
 from flowbench.data.declaration import Declaration
-from flowbench.data.grouped_sampler import GroupedSampler, check_groups
+from flowbench.data.grouped_sampler import GroupedSampler
 from flowbench.data.samplers import BatchIndex, EndlessSampler, ShardedSampler
 from flowbench.data.spec import DataSpec
 from flowbench.data.split import SPLITS, Split, stratified_order

@@ -10,22 +10,10 @@ from torch import Tensor
 
 from flowbench.core.checks import check_count
 from flowbench.core.seeds import generator
+from flowbench.data.batch import check_groups
 from flowbench.data.samplers import BatchIndex, EndlessSampler
 
-__all__ = ["GroupedSampler", "check_groups"]
-
-
-def check_groups(batch_size: int, group_size: int, world_size: int = 1) -> None:
-    """Refuse batches that are not made of whole groups on every process.
-
-    Raises:
-        ValueError: the batch is no multiple of the groups of all processes.
-    """
-    if batch_size % (group_size * world_size):
-        raise ValueError(
-            f"batch_size: {batch_size} (over all processes) must be a multiple of {group_size * world_size}, the "
-            f"group_size {group_size} times the number of processes; change one of them"
-        )
+__all__ = ["GroupedSampler"]
 
 
 class GroupedSampler(EndlessSampler):

@@ -6,6 +6,7 @@ Shape suffixes: T images, of all sequences one after the other, B sequences, N t
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +25,12 @@ Memory = tuple[Past, ...]
 class HybridBlock(DiTBlock):
     """A block of :class:`~flowbench.networks.DiT` whose attention also looks at earlier images of the sequence."""
 
+    attention: HybridAttention  # type: ignore[assignment]
+
     def __init__(self, width: int, num_heads: int, mlp_width: int, across: Across, decay: Decay | None) -> None:
         super().__init__(width, num_heads, mlp_width)
         self.mixing = image_mixing(across, decay)
-        self.attention = HybridAttention(width, num_heads, self.mixing)  # type: ignore[assignment]
+        self.attention = HybridAttention(width, num_heads, self.mixing)
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_uniform_(layer.weight)
@@ -41,7 +44,7 @@ class HybridBlock(DiTBlock):
 
     def extend(self, x_BND: Tensor, condition_BD: Tensor, past: Past) -> tuple[Tensor, Entry]:
         """One image of each sequence; see :meth:`HybridAttention.extend`."""
-        x_BND, entry = self._around(x_BND, condition_BD, lambda x: self.attention.extend(x, condition_BD, past))  # type: ignore[operator]
+        x_BND, entry = self._around(x_BND, condition_BD, lambda x: self.attention.extend(x, condition_BD, past))
         assert entry is not None
         return x_BND, entry
 
@@ -107,8 +110,15 @@ class HybridDiT(DiT):
         across: Across = "linear",
         decay: Decay | None = None,
     ) -> None:
-        options = {"width": width, "depth": depth, "num_heads": num_heads, "patch_size": patch_size}
-        super().__init__(shape, num_classes, **options, mlp_ratio=mlp_ratio)  # type: ignore[arg-type]
+        super().__init__(
+            shape,
+            num_classes,
+            width=width,
+            depth=depth,
+            num_heads=num_heads,
+            patch_size=patch_size,
+            mlp_ratio=mlp_ratio,
+        )
         self.across = across
         blocks = [HybridBlock(width, num_heads, int(mlp_ratio * width), across, decay) for _ in range(depth)]
         self.blocks = nn.ModuleList(blocks)
@@ -166,7 +176,7 @@ class HybridDiT(DiT):
         self._check(x, t, label)
         tokens, condition_BD = self._start(x, t, label)
         entries = []
-        for block, past in zip(self.blocks, memory, strict=True):
+        for block, past in zip(self._layers(), memory, strict=True):
             tokens, entry = block.extend(tokens, condition_BD, past)
             entries.append(entry)
         return self._finish(tokens, condition_BD), tuple(entries)
@@ -179,8 +189,11 @@ class HybridDiT(DiT):
             entries: of :meth:`extend`.
             window: images that are kept, the last ones; None keeps all.
         """
-        layers = zip(self.blocks, memory, entries, strict=True)
+        layers = zip(self._layers(), memory, entries, strict=True)
         return tuple(block.mixing.remembered(past, entry, window) for block, past, entry in layers)
+
+    def _layers(self) -> list[HybridBlock]:
+        return cast("list[HybridBlock]", list(self.blocks))
 
     def _start(self, x: Tensor, t: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
         """Tokens (T, N, D) and activated conditioning (T, D)."""
