@@ -85,6 +85,8 @@ class ARFlow(FlowMatching):
 
     Example:
         >>> from functools import partial
+        >>> from flowbench.data import Batch, DataSpec
+        >>> from flowbench.networks import HybridDiT
         >>> spec = DataSpec("images", "1", (1, 4, 4), num_classes=3)
         >>> flow = ARFlow(spec, partial(HybridDiT, width=16, depth=1, num_heads=2), conditional=True)
         >>> batch = Batch(torch.zeros(6, 1, 4, 4), label=torch.tensor([2, 2, 2, 0, 0, 0]), group_size=3)

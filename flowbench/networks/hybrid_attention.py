@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -83,8 +83,9 @@ class SoftmaxMixing(ImageMixing):
         """See :meth:`ImageMixing.parallel`; (S N)^2 logits for each sequence and head."""
         tokens = q.shape[2]
         image = torch.arange(group_size * tokens, device=q.device) // tokens
-        joined = (_joined(part, group_size) for part in (q, k, v))
-        mixed = scaled_dot_product_attention(*joined, attn_mask=image[:, None] >= image, scale=1.0)
+        q_all, k_all, v_all = (_joined(part, group_size) for part in (q, k, v))
+        seen = image[:, None] >= image
+        mixed = scaled_dot_product_attention(q_all, k_all, v_all, attn_mask=seen, scale=1.0)
         return mixed.unflatten(2, (group_size, tokens)).transpose(1, 2).reshape(q.shape)
 
     def recurrent(self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, past: Past) -> Tensor:
@@ -195,6 +196,8 @@ class HybridAttention(nn.Module):
         Hui et al. (2025), ARFlow, arXiv 2501.16085, section 3.
     """
 
+    end_layers: ClassVar[frozenset[str]] = frozenset({"decay"})
+
     def __init__(self, width: int, num_heads: int, mixing: ImageMixing) -> None:
         super().__init__()
         check_count("num_heads", num_heads, at_most=width, hint=f"it must divide the width {width}")
@@ -203,7 +206,7 @@ class HybridAttention(nn.Module):
         self.num_heads = num_heads
         self.mixing = mixing
         self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.decay = nn.Linear(width, num_heads, bias=False) if mixing.gated else None
+        self.decay = nn.Linear(width, num_heads, bias=False) if mixing.gated else nn.Identity()
         self.gate = nn.Linear(width, width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
 
@@ -232,7 +235,7 @@ class HybridAttention(nn.Module):
         heads = _normalised(qkv).unflatten(-1, (self.num_heads, -1))
         q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)
         k = k / math.sqrt(k.shape[-1])
-        if self.decay is None:
+        if not self.mixing.gated:
             return q, k, v, None
         return q, k, v, logsigmoid(self.decay(x + condition[:, None])).transpose(1, 2) / GATE_NORMALIZER
 

@@ -22,7 +22,7 @@ every_rule = pytest.mark.parametrize(("across", "decay"), RULES)
 def attention(across, decay=None) -> HybridAttention:
     torch.manual_seed(0)
     module = HybridAttention(D, H, image_mixing(across, decay)).double()
-    if module.decay is not None:
+    if module.mixing.gated:
         torch.nn.init.normal_(module.decay.weight, std=8.0)  # gates far from 1, so that every decay shows
     return module
 
@@ -39,7 +39,7 @@ def network(across, decay=None, **options) -> HybridDiT:
     module = HybridDiT((1, 4, 4), 3, width=16, depth=2, num_heads=2, across=across, decay=decay, **options).double()
     perturb(module, std=0.2)
     for block in module.blocks:
-        if block.attention.decay is not None:
+        if block.mixing.gated:
             block.attention.decay.weight.data.mul_(20)
     return module.eval()
 
@@ -58,7 +58,7 @@ def by_loops(module: HybridAttention, x, c, across, decay):
     """Every query against every key of its sequence, one number at a time: the quadratic form."""
     q, k, v = (rms(part) for part in module.qkv(x).chunk(3, -1))
     out = torch.zeros_like(x)
-    g = None if module.decay is None else logsigmoid(module.decay(x + c[:, None])) / 16
+    g = None if not module.mixing.gated else logsigmoid(module.decay(x + c[:, None])) / 16
     for b in range(B):
         for h in range(H):
             part = slice(h * E, (h + 1) * E)
