@@ -67,6 +67,7 @@ SHORT = ["trainer.limit_val_batches=1", "trainer.accelerator=cpu", "data.batch_s
 SMALLEST = {
     "flowbench.networks.UNet": {"channels": 8, "num_res_blocks": 1, "num_heads": 1},
     "flowbench.networks.DiT": {"depth": 1},
+    "flowbench.networks.HybridDiT": {"depth": 1},
     "flowbench.networks.KLAutoencoder": {"width": 8, "num_res_blocks": 1},
     "flowbench.families.BiFlow": {"depth": 1},
     "flowbench.families.Reflow": {"num_pairs": 64},
@@ -118,6 +119,7 @@ def quick(file: Path, images: dict[str, Path]) -> list[str]:
     found += [f"{prefix}budget.steps=1" for prefix in whole if prefix]
     for prefix, resolved in whole.items():
         found += [prefix + text for text in (*SHORT, *smallest(resolved["model"]))]
+        found += [f"{prefix}data.group_size=2"] * (resolved["data"].get("group_size", 1) > 1)
         if (name := resolved["data"]["dataset"]) in images:
             found += [f"{prefix}data.dataset=npz", f"{prefix}data.path={images[name]}"]
             found += [f"{prefix}data.{key}=false" for key in ("random_flip", "train_on_val") if key in resolved["data"]]

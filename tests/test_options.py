@@ -26,8 +26,8 @@ ROOMS = (
 )
 # Made by the code, not by a file: records, and what the datamodule or the evaluator builds.
 MADE = {name for names in RESULTS.values() for name in names} | {
-    "AffineBlock", "Budget", "EndlessSampler", "Identity", "ShardedSampler", "SpatialCondition", "Trajectory",
-    "WeightResult",
+    "AffineBlock", "Budget", "EndlessSampler", "GroupedSampler", "Identity", "ShardedSampler", "SpatialCondition",
+    "Trajectory", "WeightResult",
 }  # fmt: skip
 # Abstract bases: what a class of theirs takes is looked at there.
 BASES = {"MatrixSettings", "OptimizerSettings"}

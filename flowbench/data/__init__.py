@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from flowbench.data.dataset_entry import DatasetEntry
     from flowbench.data.declaration import Declaration
     from flowbench.data.densities import DENSITIES, Density2D, get_density
+    from flowbench.data.grouped_sampler import GroupedSampler
     from flowbench.data.samplers import BatchIndex, EndlessSampler, ShardedSampler
     from flowbench.data.spec import DataSpec, Units
     from flowbench.data.spec_base import Spec
@@ -35,6 +36,7 @@ __all__ = [
     "EndlessSampler",
     "FlowDataModule",
     "GraphSpec",
+    "GroupedSampler",
     "ShardedSampler",
     "Spec",
     "Split",

@@ -17,10 +17,11 @@ from flowbench.core.places import data_root
 from flowbench.core.remarks import say_once
 from flowbench.core.seeds import generator
 from flowbench.data import catalogue
-from flowbench.data.batch import Batch
+from flowbench.data.batch import Batch, check_groups
 from flowbench.data.columns import check_column_name
 from flowbench.data.dataset_entry import DatasetEntry
 from flowbench.data.declaration import Declaration
+from flowbench.data.grouped_sampler import GroupedSampler
 from flowbench.data.samplers import BatchIndex, EndlessSampler, ShardedSampler
 from flowbench.data.spec import DataSpec
 from flowbench.data.split import SPLITS, Split, stratified_order
@@ -52,6 +53,10 @@ class FlowDataModule(LightningDataModule):
             standard deviation 1. Likelihoods and written samples stay in the file's units. False takes the values as
             they are; None refuses values that are far from that.
         batch_size: samples per training batch over all processes, >= 1.
+        group_size: so many consecutive training samples share a class, >= 1, a divisor of ``batch_size``: a family of
+            sequences sees ``batch_size / group_size`` of them, every other family a batch of ``batch_size``. Classes
+            keep their frequencies, and samples are used equally often; see
+            :class:`~flowbench.data.GroupedSampler`. Evaluation is never grouped.
         eval_batch_size: most samples per evaluation batch and process, >= 1; does not change a metric. (The training
             objective on the validation split draws its noise and its pairs by the batch, so ``val/loss`` depends on
             this and on the number of processes.)
@@ -98,6 +103,7 @@ class FlowDataModule(LightningDataModule):
         value_range: tuple[float, float] | None = None,
         standardize: bool | None = None,
         batch_size: int = 128,
+        group_size: int = 1,
         eval_batch_size: int = 512,
         num_workers: int = 0,
         train_on_val: bool = False,
@@ -113,6 +119,8 @@ class FlowDataModule(LightningDataModule):
         catalogue.check(dataset, path, image_size, random_flip, values)
         catalogue.check_declaration(dataset, shape, num_classes)
         check_count("batch_size", batch_size)
+        check_count("group_size", group_size, hint="1 is no groups")
+        check_groups(batch_size, group_size)
         check_count("eval_batch_size", eval_batch_size)
         check_count("num_workers", num_workers, at_least=0, at_most=1000)
         check_count("train_size", train_size, or_none=True, hint="null is the whole training split")
@@ -126,6 +134,7 @@ class FlowDataModule(LightningDataModule):
         self.declared = None if shape is None else (tuple(shape), num_classes)
         self.declared_values = values
         self.batch_size = batch_size
+        self.group_size = group_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.train_on_val = train_on_val
@@ -327,8 +336,11 @@ class FlowDataModule(LightningDataModule):
                 f"trainer.overfit_batches: {overfit} does not fit an endless stream; train on a small npz instead"
             )
         EndlessSampler(1, self.batch_size, self.seed, 0, trainer.world_size)  # has its own refusals
+        check_groups(self.batch_size, self.group_size, trainer.world_size)
         if self.label_noise and self.known_spec.num_classes is None:
-            raise ValueError(_no_labels(self.dataset))
+            raise ValueError(_no_labels(self.dataset, "label_noise", 0))
+        if self.group_size > 1 and self.known_spec.num_classes is None:
+            raise ValueError(_no_labels(self.dataset, "group_size", 1))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """The endless stream, from :attr:`samples_seen` on; it has no length."""
@@ -359,14 +371,17 @@ class FlowDataModule(LightningDataModule):
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
     def _stream(self) -> EndlessSampler:
-        return EndlessSampler(
-            self.num_train,
-            self.batch_size,
-            self.seed,
-            *self._shard(),
-            start=lambda: self.samples_seen,
-            members=self.train_indices,
-        )
+        members, shard, start = self.train_indices, self._shard(), self._position
+        if self.group_size == 1:
+            return EndlessSampler(self.num_train, self.batch_size, self.seed, *shard, start=start, members=members)
+        label = self._training_labels
+        if label is None:
+            raise ValueError(_no_labels(self.dataset, "group_size", 1))
+        label = label if members is None else label[members]
+        return GroupedSampler(label, self.group_size, self.batch_size, self.seed, *shard, start=start, members=members)
+
+    def _position(self) -> int:
+        return self.samples_seen
 
     def _dataset(self, name: str, batch_size: int = 0, rows: slice = slice(None)) -> SplitDataset:
         uniform = self.dequantize == "uniform"
@@ -381,11 +396,16 @@ class FlowDataModule(LightningDataModule):
             dataset.split = replace(dataset.split, label=self._noisy_labels)
         return dataset
 
+    @property
+    def _training_labels(self) -> Tensor | None:
+        """The labels that training batches carry."""
+        return self._noisy_labels if self.label_noise else self.split("train").label
+
     @cached_property
     def _noisy_labels(self) -> Tensor:
         label, classes = self.split("train").label, self.spec.num_classes
         if label is None or classes is None:
-            raise ValueError(_no_labels(self.dataset))
+            raise ValueError(_no_labels(self.dataset, "label_noise", 0))
         rng = generator(self.seed, "label-noise")
         replaced = torch.rand(len(label), generator=rng) < self.label_noise
         return torch.where(replaced, torch.randint(classes, (len(label),), generator=rng), label)
@@ -422,5 +442,5 @@ def check_train_size(size: int | None, num_train: int | None, dataset: str) -> N
         raise ValueError(f"data.train_size: {dataset} has {num_train} training samples, got {size}; null takes all")
 
 
-def _no_labels(dataset: str) -> str:
-    return f"label_noise: {dataset} has no labels; set it to 0"
+def _no_labels(dataset: str, option: str, off: int) -> str:
+    return f"{option}: {dataset} has no labels; set it to {off}"

@@ -16,7 +16,7 @@ from torch.utils.data import Sampler
 
 from flowbench.core.checks import check_count, check_seed
 from flowbench.core.seeds import generator
-from flowbench.data.batch import check_position
+from flowbench.data.batch import check_group_size, check_position
 
 __all__ = ["BatchIndex", "EndlessSampler", "ShardedSampler"]
 
@@ -28,6 +28,7 @@ class BatchIndex:
     Attributes:
         indices: positions in the split, int64, shape (B,).
         position: place of the global batch in the stream, in samples, >= 0; None in evaluation.
+        group_size: so many consecutive samples share a class, >= 1.
 
     Example:
         >>> taken = BatchIndex(torch.tensor([7, 2, 5]), position=96)
@@ -37,9 +38,11 @@ class BatchIndex:
 
     indices: Tensor
     position: int | None = None
+    group_size: int = 1
 
     def __post_init__(self) -> None:
         check_position(self.position)
+        check_group_size(self.group_size, len(self.indices))
 
 
 @lru_cache(maxsize=4)

@@ -91,7 +91,7 @@ class SplitDataset(Dataset[Batch]):
         columns = dict(part.columns)
         condition = None if self.condition is None else columns[self.condition]
         values = self.model_values(part.values, item)
-        return Batch(values, part.label, condition, item.indices, item.position, columns)
+        return Batch(values, part.label, condition, item.indices, item.position, columns, item.group_size)
 
     def _flipped(self, part: Split, item: BatchIndex) -> Split:
         if not self.random_flip or item.position is None:

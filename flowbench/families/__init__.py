@@ -1,6 +1,7 @@
 """One LightningModule per family."""
 
 from flowbench.families.answers import SolvedDensity
+from flowbench.families.arflow import ARFlow
 from flowbench.families.base import FlowModule, FlowSamples, NetworkFactory, Trajectory
 from flowbench.families.biflow import BiFlow
 from flowbench.families.conditioning.base import Conditioner
@@ -39,6 +40,7 @@ from flowbench.families.weighted_cfm import WeightedCFM
 __all__ = [
     "OTCFM",
     "TAEF2",
+    "ARFlow",
     "AdversarialConfig",
     "Augmentation",
     "Autoencoder",

@@ -320,13 +320,15 @@ class FlowMatching(VelocityFlow):
         """Pairs of a batch, and a point between each of them at a time of its own; arguments as of :meth:`loss`."""
         pairs = self.pairing.pairs(self.pairing_context, points, condition.label, batch, generator)
         first, last = self.path.interval
-        t = self.objective.clock(first + (last - first) * self.times.sample(len(points), generator, points.device))
+        drawn = self.training_times(batch).sample(len(points), generator, points.device)
+        t = self.objective.clock(first + (last - first) * drawn)
         return pairs, self.path.sample(pairs.x0, pairs.x1, t, generator)
 
     def loss(self, points: Tensor, condition: Condition, batch: Batch, generator: torch.Generator) -> Loss:
         """Weighted mean squared error of the prediction, averaged over dimensions and batch."""
         pairs, point = self.draw_path_sample(points, condition, batch, generator)
-        found = self.network(point.xt, point.t, *replace(condition, label=pairs.label).arguments)
+        arguments = replace(condition, label=pairs.label).arguments
+        found = self.training_network(batch)(point.xt, point.t, *arguments)
         output = shaped(found, tuple(point.velocity.shape), self.network, "forward")
         return self.weighted_loss(self.objective.error(output, point), pairs, self.objective.metrics(output, point))
 
@@ -342,6 +344,14 @@ class FlowMatching(VelocityFlow):
 
         logged = {"unweighted_loss": error.detach().mean(), **metrics, **pairs.metrics}
         return Loss((weighted.weight * error).mean(), logged, diagnostics)
+
+    def training_network(self, batch: Batch) -> Callable[..., Tensor]:
+        """What the loss of a batch calls, ``(x, t, *condition)``; a family of sequences takes their length from it."""
+        return self.network
+
+    def training_times(self, batch: Batch) -> TimeDistribution:
+        """The times of a batch."""
+        return self.times
 
     def training_pairs(self, data: FlowDataModule, num: int, seed: int) -> dict[str, float]:
         """See :func:`~flowbench.families.pairing.description.describe_pairs`."""

@@ -9,6 +9,7 @@ import torch
 from flowbench.data import DataSpec
 from flowbench.families import (
     OTCFM,
+    ARFlow,
     Autoencoder,
     BiFlow,
     ConditionedNoise,
@@ -45,7 +46,7 @@ from flowbench.flows import (
     ScoreObjective,
 )
 from flowbench.flows.coupling.entropic import SchrodingerBridgeCoupling
-from flowbench.networks import MLP, DiT, KLAutoencoder
+from flowbench.networks import MLP, DiT, HybridDiT, KLAutoencoder
 from flowbench.training import OptimizerConfig, TrainingConfig
 
 IMAGES = DataSpec("images", "1", (1, 4, 4), num_classes=3, levels=17)
@@ -92,6 +93,7 @@ CASES = [
     ("biflow_noisy", IMAGES),
     ("biflow_end", IMAGES),
     ("biflow_latent", IMAGES),
+    ("arflow", IMAGES),
 ]
 IDS = [f"{name}-{spec.name}" for name, spec in CASES]
 
@@ -181,6 +183,8 @@ def build(name: str, spec: DataSpec, *, conditional: bool = False, seed: int = 0
         "wcfm": lambda: WeightedCFM(spec, network, **common),
         "nfm": lambda: NormalizedFlowMatching(spec, network, teacher=teacher(spec, conditional), **common),
         "biflow": lambda: BiFlow(spec, teacher=taught(name, spec, conditional), depth=1, **biflow, **variant(name)),
+        # Without the state: with it there is no density, see tests/families/test_arflow.py.
+        "arflow": lambda: ARFlow(spec, partial(HybridDiT, width=16, depth=1, num_heads=2), state="drop", **common),
         "latent_cfm": lambda: LatentCFM(spec, network, autoencoder=autoencoder(), **common),
     }
     module = makers[family if family in ("tarflow", "starflow", "cfm", "wcfm", "biflow") else name]()
@@ -206,4 +210,5 @@ def batch_of(spec: DataSpec, size: int = 6, seed: int = 0):
     rng = torch.Generator().manual_seed(seed)
     x = torch.rand(size, *spec.shape, generator=rng) * 1.8 - 0.9
     label = torch.arange(size) % spec.num_classes
-    return Batch(x, label=label, index=torch.arange(size))
+    # What is trained on sequences takes the samples in pairs, and the first label of each.
+    return Batch(x, label=label, index=torch.arange(size), group_size=1 if size % 2 else 2)

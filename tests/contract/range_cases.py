@@ -18,7 +18,7 @@ from flowbench import families, flows, metrics
 from flowbench.commands.prediction.request import Request
 from flowbench.flows import Euler, ExactDivergence, UniformWeight
 from flowbench.metrics import IdentityFeatures
-from flowbench.networks import MLP, DiT, KLAutoencoder, TinyAutoencoder
+from flowbench.networks import MLP, DiT, HybridDiT, KLAutoencoder, TinyAutoencoder
 from flowbench.training import BudgetLimit
 from flowbench.training.ema import ExponentialMovingAverage
 
@@ -146,6 +146,7 @@ VALID: dict[str, dict[str, Any] | Callable[[Path], dict[str, Any]]] = {
     # networks
     "MLP": {"shape": (2,), "num_classes": 3, "width": 8, "depth": 1},
     "DiT": {"shape": (1, 4, 4), "num_classes": 3, "width": 8, "depth": 1},
+    "HybridDiT": {"shape": (1, 4, 4), "num_classes": 3, "width": 8, "depth": 1},
     "UNet": {"shape": (1, 4, 4), "num_classes": 3, "channels": 8, "attention_resolutions": (2,)},
     "VelocityNetwork": {"shape": (2,), "num_classes": 3, "embedding_width": 8},
     "CausalTransformer": {"num_tokens": 4, "token_dim": 1, "width": 32, "depth": 1, "grid": (2, 2)},
@@ -212,9 +213,12 @@ VALID: dict[str, dict[str, Any] | Callable[[Path], dict[str, Any]]] = {
     },
     "Identity": {"seeds": {"init": 0}},
     "EndlessSampler": {"num_samples": 4, "batch_size": 2, "seed": 0},
+    "GroupedSampler": lambda tmp: {"label": torch.zeros(4).long(), "group_size": 2, "batch_size": 2, "seed": 0},
     "ShardedSampler": {"num_samples": 4, "batch_size": 2},
     "get": lambda tmp: {"name": "image_folder", "path": own_data(tmp)["folder"]},
     # families
+    "ARFlow": {"spec": IMAGES, "network": partial(HybridDiT, width=8, depth=1)},
+    "AscendingTimes": {"times": flows.UniformTimes(), "group_size": 2},
     "Autoencoder": {"spec": IMAGES, "network": kl},
     "Budget": lambda tmp: {
         "limit": BudgetLimit("steps", 3),
@@ -337,7 +341,8 @@ ZERO: dict[str, set[str]] = {
     },
     "the first time, process, place, class or seed": {
         "Batch.position", "BatchIndex.position", "ClassifierFreeGuidance.interval", "EndlessSampler.rank",
-        "EndlessSampler.seed", "EulerMaruyama.seed", "Evaluator.seed", "FlowDataModule.seed", "Identity.seed",
+        "EndlessSampler.seed", "EulerMaruyama.seed", "Evaluator.seed", "FlowDataModule.seed", "GroupedSampler.rank",
+        "GroupedSampler.seed", "Identity.seed",
         "Identity.seeds",
         "SemidiscreteDual.seed", "SemidiscretePairing.seed",
         "PointTimes.t", "Reflow.pair_seed", "Request.classes", "ShardedSampler.rank", "classifier_two_sample.seed",

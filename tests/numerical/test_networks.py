@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from flowbench.core.seeds import generator
-from flowbench.networks import MLP, DiT, UNet, VelocityNetwork
+from flowbench.networks import MLP, DiT, HybridDiT, UNet, VelocityNetwork
 from flowbench.networks.blocks import ResidualBlock, SelfAttention, group_norm
 from flowbench.networks.embedding import TimeLabelEmbedding, grid_features
 
@@ -19,6 +19,10 @@ NUM_CLASSES = 5
 BUILDERS = {
     "mlp": lambda num_classes: MLP((2,), num_classes, width=16, depth=2),
     "dit": lambda num_classes: DiT((1, 8, 8), num_classes, width=16, depth=2, num_heads=2, patch_size=2),
+    # The gates of linear attention act in sequences only: see test_hybrid_attention.py.
+    "hybrid_dit": lambda num_classes: HybridDiT(
+        (1, 8, 8), num_classes, width=16, depth=2, num_heads=2, patch_size=2, across="full"
+    ),
     "unet": lambda num_classes: UNet(
         (1, 8, 8), num_classes, channels=8, num_res_blocks=1, attention_resolutions=(8,), num_heads=2
     ),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowbench.core.checks import check_count, check_interval, check_scale
 from flowbench.flows.likelihood.divergence import Divergence, Generators
-from flowbench.flows.solver.base import Field, Solver, checked_velocity
+from flowbench.flows.solver.base import Field, Solver, check_memoryless, checked_velocity
 
 __all__ = [
     "Likelihood",
@@ -164,6 +164,7 @@ def _integrate(
     generator: Generators | None,
     interval: tuple[float, float],
 ) -> _Flow:
+    check_memoryless(field, "a density by change of variables")
     if not solver.any_field:
         raise ValueError(f"{solver!r} has no likelihood, it follows velocities of a path only: use RungeKutta4, say")
     with torch.inference_mode(False), torch.enable_grad():

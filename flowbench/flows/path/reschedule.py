@@ -7,15 +7,11 @@ Pokle et al. 2023, arXiv 2310.04432).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from flowbench.flows.path.base import Path, PathCoefficients
-
-if TYPE_CHECKING:
-    from flowbench.flows.solver.base import Field
+from flowbench.flows.solver.base import Field, check_memoryless
 
 __all__ = ["RescheduledField"]
 
@@ -41,8 +37,8 @@ class RescheduledField:
         path: the path to sample along.
 
     Raises:
-        ValueError: if a path has noise of its own, or no closed form for its clock, or if no signal-to-noise ratio is
-            shared.
+        ValueError: if the field has a memory, if a path has noise of its own or no closed form for its clock, or if no
+            signal-to-noise ratio is shared.
 
     Example:
         >>> field = lambda t, x: x * (5 * t - 1) / (4 * t**2 + (1 - t) ** 2)  # from N(0, 1) to N(0, 4) along lines
@@ -56,6 +52,7 @@ class RescheduledField:
     """
 
     def __init__(self, field: Field, trained: Path, path: Path) -> None:
+        check_memoryless(field, "sampling along another path")
         self.field = field
         self.trained = trained
         self.path = path

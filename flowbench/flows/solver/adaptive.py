@@ -18,8 +18,10 @@ from flowbench.flows.solver.base import (
     Solution,
     Solver,
     SolverStats,
+    check_memoryless,
     checked_times,
     checked_velocity,
+    commit,
 )
 from flowbench.flows.solver.per_sample import AdaptiveFailure, PerSampleSolve, Tolerance
 
@@ -92,6 +94,7 @@ class DormandPrince(Solver):
             ) from error
 
     def _solve_each(self, field: Field, x: Tensor, times: list[float]) -> Solution:
+        check_memoryless(field, "a step size per sample")
         tolerance = Tolerance(self.rtol, self.atol, self._parts(field))
         return PerSampleSolve(field, x, times, tolerance, self.max_steps).run()
 
@@ -175,6 +178,7 @@ class _CountedField:
 
     def callback_accept_step(self, t0: Tensor, y0: Tensor, dt: Tensor) -> None:
         self.accepted += 1
+        commit(self.field, float(t0.detach()), y0)
 
     def callback_reject_step(self, t0: Tensor, y0: Tensor, dt: Tensor) -> None:
         self.rejected += 1

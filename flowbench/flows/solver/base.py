@@ -23,8 +23,10 @@ __all__ = [
     "Solution",
     "Solver",
     "SolverStats",
+    "check_memoryless",
     "checked_times",
     "checked_velocity",
+    "commit",
     "evaluate",
 ]
 
@@ -33,6 +35,13 @@ Field = Callable[[Tensor, Tensor], Tensor]
 
 The time is a scalar; solvers with a step size per sample call with one time per sample, shape (B,). They take finished
 samples out of the batch where the field has a method ``select(rows) -> Field``, see :class:`ConditionedField`.
+
+A field that remembers the states of a solve, as a recurrent network does, has a method ``commit(t, x)``. It is called
+exactly once for each accepted step, with the time (a float) and the state at the step's start, before the next step's
+first evaluation; never for a stage inside of a step or for a step that was rejected. A fixed-step method has evaluated
+the field at that very state, since the last commit. (An adaptive method re-uses its last slope for the next step, one
+that was evaluated before the commit.) Its memory makes such a field something else than a velocity: what would lose the
+commits, or is not defined for it, refuses it by :func:`check_memoryless`.
 """
 
 
@@ -209,6 +218,23 @@ def evaluate(field: Field, time: float, x: Tensor) -> Tensor:
     """The velocity at one time, which the field sees in the precision of x, at least float32."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     return checked_velocity(field(torch.full((), time, dtype=dtype, device=x.device), x), x)
+
+
+def commit(field: Field, time: float, x: Tensor) -> None:
+    """Report the accepted step from states x at a time to a field that has a memory; see :data:`Field`."""
+    remember = getattr(field, "commit", None)
+    if remember is not None:
+        remember(time, x)
+
+
+def check_memoryless(field: Field, who: str) -> None:
+    """Refuse a field whose velocity depends on the steps before.
+
+    Raises:
+        ValueError: it has a method ``commit``.
+    """
+    if hasattr(field, "commit"):
+        raise ValueError(f"{who} needs a velocity of time and state alone, and this field remembers earlier steps")
 
 
 def checked_velocity(velocity: Tensor, x: Tensor) -> Tensor:

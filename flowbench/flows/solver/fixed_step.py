@@ -24,6 +24,7 @@ from flowbench.flows.solver.base import (
     Solver,
     SolverStats,
     checked_times,
+    commit,
     evaluate,
 )
 from flowbench.flows.solver.time_grid import TimeGrid, UniformGrid
@@ -133,8 +134,13 @@ class FixedStepSolver(Solver):
         """Integrate with ``num_steps`` steps of the grid; see :meth:`Solver.solve`."""
         steps = self.steps(times)
         stride = len(steps) // (len(times) - 1)
-        walk = enumerate(self._walk(field, x, steps), 1)
-        states = [x, *(state for done, state in walk if done % stride == 0)]
+        states, before = [x], x
+        # The walk waits after each step, so that a commit comes before the next step's first evaluation.
+        for done, (step, state) in enumerate(zip(steps, self._walk(field, x, steps), strict=True), 1):
+            commit(field, step.start, before)
+            before = state
+            if done % stride == 0:
+                states.append(state)
         return Solution(torch.stack(states), SolverStats(self.num_steps * self.evaluations_per_step, self.num_steps, 0))
 
     def steps(self, times: Tensor) -> list[Step]:
