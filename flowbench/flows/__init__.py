@@ -20,6 +20,13 @@ from flowbench.flows.coupling.entropic import (
 )
 from flowbench.flows.coupling.exact import IndependentCoupling, OptimalTransportCoupling
 from flowbench.flows.coupling.partial import PartialCoupling
+from flowbench.flows.flow_map.base import FlowMapObjective, JumpBatch, jumped
+from flowbench.flows.flow_map.jumps import Composition, Jumps, Renoise
+from flowbench.flows.flow_map.lagrangian import Lagrangian
+from flowbench.flows.flow_map.mean_flow import MeanFlow
+from flowbench.flows.flow_map.semigroup import Progressive, Shortcut
+from flowbench.flows.flow_map.solution import ConsistencyTraining, JumpsToData, SolutionConsistency
+from flowbench.flows.flow_map.times import DyadicPairs, JumpTimes, LogitNormalPairs, UniformPairs
 from flowbench.flows.guidance.classifier_free import ClassifierFreeGuidance, Guidance
 from flowbench.flows.guidance.ratio_aware import RatioAwareGuidance, RatioProfile, ratio_profile
 from flowbench.flows.likelihood.change_of_variables import (
@@ -60,14 +67,17 @@ __all__ = [
     "ButcherTableau",
     "CausalNetwork",
     "ClassifierFreeGuidance",
+    "Composition",
     "ConditionalCoupling",
     "ConditionedField",
+    "ConsistencyTraining",
     "CosineGrid",
     "CosinePath",
     "Coupling",
     "DPMSolverPlusPlus2M",
     "Divergence",
     "DormandPrince",
+    "DyadicPairs",
     "EDMGrid",
     "EffectiveSampleEpsilon",
     "ElbowEpsilon",
@@ -77,6 +87,7 @@ __all__ = [
     "ExactDivergence",
     "Field",
     "FixedStepSolver",
+    "FlowMapObjective",
     "GaussianMixtureSource",
     "GaussianSource",
     "GibbsWeight",
@@ -88,10 +99,17 @@ __all__ = [
     "InverseMethod",
     "Inversion",
     "JacobiInverse",
+    "JumpBatch",
+    "JumpTimes",
+    "Jumps",
+    "JumpsToData",
+    "Lagrangian",
     "Likelihood",
     "LinearPath",
     "LogitNormalGrid",
+    "LogitNormalPairs",
     "LogitNormalTimes",
+    "MeanFlow",
     "Midpoint",
     "NormAlignedSource",
     "OptimalTransportCoupling",
@@ -101,18 +119,22 @@ __all__ = [
     "PathSample",
     "Permutation",
     "PointTimes",
+    "Progressive",
     "PrunedSource",
     "RadialSource",
     "RatioAwareGuidance",
     "RatioProfile",
     "Refinement",
+    "Renoise",
     "RescheduledField",
     "RungeKutta4",
     "SchrodingerBridgeCoupling",
     "SchrodingerBridgePath",
     "SequentialInverse",
+    "Shortcut",
     "SinkhornCoupling",
     "Solution",
+    "SolutionConsistency",
     "Solver",
     "SolverStats",
     "Source",
@@ -123,6 +145,7 @@ __all__ = [
     "UShapedTimes",
     "UnbalancedCoupling",
     "UniformGrid",
+    "UniformPairs",
     "UniformTimes",
     "UniformWeight",
     "VariancePreservingPath",
@@ -132,6 +155,7 @@ __all__ = [
     "alternating",
     "bits_per_dim",
     "guided_gaussian",
+    "jumped",
     "log_likelihood",
     "network_grid",
     "patchify",
