@@ -228,6 +228,7 @@ class FlowMatching(FlowModule):
             encoding_evaluations=fixed_cost(self.solver),
             can_choose_evaluations=True,
             guidance_scale=self.guidance.scale if guidable else None,
+            is_deterministic=self.solver.source_std is None,
         )
 
     def compiled_modules(self) -> list[nn.Module]:
