@@ -245,7 +245,8 @@ class FlowMap(FlowMatching):
         if num_jumps < num:
             parts.append(Part(point.xt[resting], start[resting], start[resting], resting))
         found = network.together(parts)
-        errors, metrics = [], {}
+        errors: list[Tensor] = []
+        metrics: dict[str, Tensor | float] = {}
         if num_jumps:
             residual = self.map_objective.residual(network.rows(jumping), jumps, tuple(found[: len(ends)]))
             errors.append(

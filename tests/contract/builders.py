@@ -11,6 +11,7 @@ from flowbench.families import (
     OTCFM,
     Autoencoder,
     DecoderDenoiser,
+    FlowMap,
     FlowMatching,
     FlowModule,
     FlowScoreDenoiser,
@@ -26,14 +27,20 @@ from flowbench.families.family_contract import perturb
 from flowbench.families.latents.decoder_finetuning import DecoderFineTuning
 from flowbench.flows import (
     AutoregressiveGuidance,
+    ConsistencyTraining,
     CosineGrid,
     CosinePath,
     GibbsWeight,
     JacobiInverse,
+    Lagrangian,
     LogitNormalTimes,
+    MeanFlow,
     NormAlignedSource,
+    Progressive,
+    Renoise,
     RungeKutta4,
     SchrodingerBridgePath,
+    Shortcut,
 )
 from flowbench.flows.coupling.entropic import SchrodingerBridgeCoupling
 from flowbench.networks import MLP, DiT, KLAutoencoder
@@ -70,6 +77,13 @@ CASES = [
     ("wcfm_corrected", IMAGES),
     ("latent_cfm", IMAGES),
     ("nfm", IMAGES),
+    ("map", IMAGES),
+    ("map", POINTS),
+    ("map_progressive", POINTS),
+    ("map_shortcut", IMAGES),
+    ("map_lagrangian", POINTS),
+    ("map_meanflow", IMAGES),
+    ("map_consistency", POINTS),
 ]
 IDS = [f"{name}-{spec.name}" for name, spec in CASES]
 
@@ -105,6 +119,11 @@ def variant(name: str) -> dict:
         "cfm_aligned": {"source": NormAlignedSource()},
         "wcfm_corrected": {"weight": GibbsWeight(kappa=1.0, correction="mixed")},
         "starflow_decoder": {"augmentation": GaussianNoise(0.3), "denoiser": DecoderDenoiser()},
+        "map_progressive": {"map_objective": Progressive(split="uniform")},
+        "map_shortcut": {"map_objective": Shortcut(levels=3)},
+        "map_lagrangian": {"map_objective": Lagrangian()},
+        "map_meanflow": {"map_objective": MeanFlow(tangent="self"), "diagonal": 0.25},
+        "map_consistency": {"map_objective": ConsistencyTraining(), "jumps": Renoise()},
     }.get(name, {})
 
 
@@ -117,23 +136,26 @@ def build(name: str, spec: DataSpec, *, conditional: bool = False, seed: int = 0
         network = partial(MLP, width=16, depth=2)
         # With a free first token two numbers leave a single slot, and attention over one slot has no gradient.
         tokens = {"width": 16, "head_dim": 8, "start": "learned"}
+    if name.startswith("map"):
+        network = partial(network, second_time=True)
     common = {"training": TrainingConfig(OptimizerConfig(lr=1e-2)), **options, "conditional": conditional}
     family = name.partition("_")[0]
     tarflow = {"layers": [1, 2], "patch_size": 2 if spec is IMAGES else 1, **tokens, **variant(name), **common}
     starflow = {"deep_layers": 2, "shallow_blocks": 1, "shallow_layers": 1, **tokens, **variant(name), **common}
     noise_std = 0.3 if name == "starflow_decoder" else 0.0
     matching = {"likelihood_solver": RungeKutta4(num_steps=LIKELIHOOD_STEPS)}
-    common = {**matching, **(variant(name) if family in ("cfm", "wcfm") else {}), **common}
+    common = {**matching, **(variant(name) if family in ("cfm", "wcfm", "map") else {}), **common}
     makers = {
         "tarflow": lambda: TARFlow(spec, **tarflow),
         "starflow": lambda: STARFlow(spec, autoencoder=autoencoder(noise_std), **starflow),
         "cfm": lambda: FlowMatching(spec, network, **common),
+        "map": lambda: FlowMap(spec, network, **common),
         "ot_cfm": lambda: OTCFM(spec, network, **common),
         "wcfm": lambda: WeightedCFM(spec, network, **common),
         "nfm": lambda: NormalizedFlowMatching(spec, network, teacher=teacher(spec, conditional), **common),
         "latent_cfm": lambda: LatentCFM(spec, network, autoencoder=autoencoder(), **common),
     }
-    module = makers[family if family in ("tarflow", "starflow", "cfm", "wcfm") else name]()
+    module = makers[family if family in ("tarflow", "starflow", "cfm", "wcfm", "map") else name]()
     perturb(module, seed)
     fitted(module)
     return module
