@@ -424,7 +424,10 @@ def trained(module, steps=500) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["soflow", "progressive", "shortcut", "lagrangian", "improved", "consistency"])
 def test_one_jump_comes_near_the_map_and_two_agree_with_it(name):
-    """One Euler step of the true velocity ends at 2 for every noise: an error of 0.5. The map is 2 + 0.5 z."""
+    """The map is z -> 2 + 0.5 z. One Euler step of the true velocity ends at 2, two at 2 + 0.2 z, for every noise z.
+
+    So steps of the velocity, which the network starts as, are off by 0.5 and 0.3, and one from two by 0.2.
+    """
     module = flow_map(PLANE, partial(MLP, width=32, depth=2, second_time=True), name, perturbed=False)
     noise = module.draw_noise(torch.arange(1000), 0)
 
@@ -436,10 +439,7 @@ def test_one_jump_comes_near_the_map_and_two_agree_with_it(name):
         off = [(end - 2 - 0.5 * noise).square().mean().sqrt().item() for end in ends]
         return off, (ends[-1] - ends[0]).square().mean().sqrt().item()
 
-    trained(module, 40)
-    _, early = errors()
     trained(module)
     found, composition = errors()
     assert max(found) < 0.2
-    if len(found) > 1:
-        assert composition < 0.5 * early
+    assert composition < 0.1
