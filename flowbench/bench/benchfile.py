@@ -20,7 +20,7 @@ from flowbench.config.merge import merge, set_key, value_at
 from flowbench.config.overrides import parse_override
 from flowbench.config.text import plain, shown, text_of
 from flowbench.core.budget import BUDGET_KINDS, read_budgets
-from flowbench.core.checks import named
+from flowbench.core.checks import check_number, named
 from flowbench.core.nearest import suggestion
 from flowbench.core.places import expand
 from flowbench.core.remarks import say_once
@@ -58,6 +58,7 @@ class Contender:
         overrides: what the bench changes.
         trained: the contender whose trained weights it takes, sampled or measured in another way; empty when it is
             trained itself.
+        budget_share: share of the bench's budget for its own training, in (0, 1]; the rest is for what it requires.
 
     Example:
         >>> bench = load_bench_file("flowbench:nfm.yaml")
@@ -69,6 +70,7 @@ class Contender:
     experiment: Path
     overrides: Mapping[str, Any] = field(default_factory=dict)
     trained: str = ""
+    budget_share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -251,11 +253,16 @@ def _contender(name: str, entry: Any, folder: Path, where: str, before: Mapping[
             f"{where}: write a path, {{experiment: path, overrides: {{key: value}}}}, "
             "or {trained: contender, overrides: {key: value}}"
         )
-    _known(entry, ("experiment", "trained", "overrides"), where)
+    _known(entry, ("experiment", "trained", "overrides", "budget_share"), where)
     overrides = _check_overrides(entry.get("overrides"), where)
+    share = entry.get("budget_share", 1.0)
+    with named(where):
+        check_number("budget_share", share, above=0, at_most=1, hint="1 is the bench's whole budget")
     if "trained" in entry:
+        if share != 1.0:
+            raise ValueError(f"{where}: trained and budget_share exclude each other: nothing is trained")
         return _retested(name, _text(entry, "trained", where), overrides, where, before)
-    return Contender(name, _experiment(_text(entry, "experiment", where), folder, where), overrides)
+    return Contender(name, _experiment(_text(entry, "experiment", where), folder, where), overrides, budget_share=share)
 
 
 def _experiment(text: str, folder: Path, where: str) -> Path:

@@ -247,7 +247,7 @@ def _cell_config(
         Layer.of(dict(contender.overrides), f"{place}, contender '{contender.name}'"),
     )
     seeds_layer = Layer.of(bench.seed_axes.settings(seed), place)
-    set_by_bench: dict[str, Any] = {"seed": seed, "budget": dict(bench.budget)}
+    set_by_bench: dict[str, Any] = {"seed": seed, "budget": _shared(bench.budget, contender.budget_share)}
     swept = {name: list(points) for name, points in bench.sweep.items() if name in SWEEP_AXES}
     if swept and varied == MAIN:
         set_by_bench["evaluator"] = {"sweep": swept, **({"best_by": bench.best_by} if bench.best_by else {})}
@@ -260,6 +260,13 @@ def _cell_config(
         "contender": contender.name,
     }
     return {"base": [portable_name(contender.experiment)], **own.tree, "run": run}
+
+
+def _shared(budget: Mapping[str, Any], share: float) -> dict[str, Any]:
+    """A share of a budget; whole numbers stay whole."""
+    if share == 1.0:
+        return dict(budget)
+    return {kind: max(1, round(share * n)) if isinstance(n, int) else share * n for kind, n in budget.items()}
 
 
 def _compose(config: Mapping[str, Any], bench: Path) -> dict[str, Any]:

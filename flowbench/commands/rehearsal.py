@@ -22,7 +22,7 @@ from flowbench.config import fingerprint
 from flowbench.core.checks import named
 from flowbench.data.datamodule import check_train_size
 from flowbench.evaluation.measurable import check_measurable
-from flowbench.training import BudgetLimit, TrainingModule, check_precision, check_strategy, count_flops
+from flowbench.training import BudgetLimit, TrainingModule, check_precision, check_strategy
 
 if TYPE_CHECKING:
     from flowbench.config import Experiment
@@ -143,7 +143,7 @@ class Rehearsal:
             parameters = list(module.parameters())
             most = MOST_PER_PARAMETER * sum(p.numel() for p in parameters) * module.spec.num_dims * per_step
             if limit.amount < most and all(parameter.is_meta for parameter in parameters):
-                flops = per_step * count_flops(module.loss_of_one)
+                flops = per_step * module.flops_of_one()
         if limit.kind != "epochs" or num_train:
             limit.max_steps(flops, per_step, num_train or 1)
 

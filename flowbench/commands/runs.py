@@ -365,7 +365,7 @@ def _budget(experiment: Experiment, built: Built, module: TrainingModule) -> Bud
     data.setup("fit")
     per_step = data.batch_size * built.trainer_arguments.get("accumulate_grad_batches", 1)
     if sum(p.numel() for p in module.parameters()) > COUNTED_ON_DATA:
-        flops_per_step = per_step * count_flops(meta_module(experiment, data.spec).loss_of_one)
+        flops_per_step = per_step * meta_module(experiment, data.spec).flops_of_one()
     else:
         batch = data.train_batch_at(0)
         # A copy: counting must leave neither gradients nor running statistics behind.

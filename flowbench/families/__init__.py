@@ -9,6 +9,7 @@ from flowbench.families.conditioning.condition import Condition, SpatialConditio
 from flowbench.families.conditioning.inpainting import InpaintingConditioner
 from flowbench.families.conditioning.semantic import SemanticConditioner
 from flowbench.families.description import Description
+from flowbench.families.flow_map import FlowMap
 from flowbench.families.flow_matching import FlowMatching
 from flowbench.families.latent_cfm import LatentCFM
 from flowbench.families.latents.autoencoder import Autoencoder, load_autoencoder
@@ -55,6 +56,7 @@ __all__ = [
     "Denoiser",
     "Description",
     "DiffusersAutoencoder",
+    "FlowMap",
     "FlowMatching",
     "FlowModule",
     "FlowSamples",

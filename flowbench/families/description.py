@@ -27,6 +27,7 @@ class Description:
         can_choose_evaluations: whether the number of network evaluations per sample can be chosen.
         guidance_scale: scale of the sampler's own guidance, 1 is none; None where nothing can be guided.
         has_label_free_guidance: whether the sampler has another second branch than the null label.
+        is_deterministic: whether samples are functions of their noise, without more of it on the way.
 
     Example:
         >>> Description("exact", has_velocities=False).can_choose_guidance
@@ -43,6 +44,7 @@ class Description:
     can_choose_evaluations: bool = False
     guidance_scale: float | None = None
     has_label_free_guidance: bool = False
+    is_deterministic: bool = True
 
     @property
     def can_choose_guidance(self) -> bool:

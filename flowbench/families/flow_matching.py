@@ -241,6 +241,7 @@ class FlowMatching(VelocityFlow):
             encoding_evaluations=fixed_cost(self.solver),
             can_choose_evaluations=True,
             guidance_scale=self.guidance.scale if guidable else None,
+            is_deterministic=self.solver.source_std is None,
         )
 
     @property

@@ -21,6 +21,13 @@ from flowbench.flows.coupling.entropic import (
 from flowbench.flows.coupling.exact import IndependentCoupling, OptimalTransportCoupling
 from flowbench.flows.coupling.partial import PartialCoupling
 from flowbench.flows.coupling.semidiscrete import SemidiscreteDual, SemidiscretePotential, chi_squared
+from flowbench.flows.flow_map.base import FlowMapObjective, JumpBatch, jumped
+from flowbench.flows.flow_map.jumps import Composition, Jumps, Renoise
+from flowbench.flows.flow_map.lagrangian import Lagrangian
+from flowbench.flows.flow_map.mean_flow import MeanFlow
+from flowbench.flows.flow_map.semigroup import Progressive, Shortcut
+from flowbench.flows.flow_map.solution import ConsistencyTraining, JumpsToData, SolutionConsistency
+from flowbench.flows.flow_map.times import DyadicPairs, JumpTimes, LogitNormalPairs, UniformPairs
 from flowbench.flows.guidance.classifier_free import ClassifierFreeGuidance, Guidance
 from flowbench.flows.guidance.ratio_aware import RatioAwareGuidance, RatioProfile, ratio_profile
 from flowbench.flows.likelihood.change_of_variables import (
@@ -64,8 +71,10 @@ __all__ = [
     "ButcherTableau",
     "CausalNetwork",
     "ClassifierFreeGuidance",
+    "Composition",
     "ConditionalCoupling",
     "ConditionedField",
+    "ConsistencyTraining",
     "CosineGrid",
     "CosinePath",
     "Coupling",
@@ -73,6 +82,7 @@ __all__ = [
     "DataObjective",
     "Divergence",
     "DormandPrince",
+    "DyadicPairs",
     "EDMGrid",
     "EffectiveSampleEpsilon",
     "ElbowEpsilon",
@@ -83,6 +93,7 @@ __all__ = [
     "ExactDivergence",
     "Field",
     "FixedStepSolver",
+    "FlowMapObjective",
     "GaussianMixtureSource",
     "GaussianSource",
     "GibbsWeight",
@@ -94,11 +105,18 @@ __all__ = [
     "InverseMethod",
     "Inversion",
     "JacobiInverse",
+    "JumpBatch",
+    "JumpTimes",
+    "Jumps",
+    "JumpsToData",
+    "Lagrangian",
     "Likelihood",
     "LinearPath",
     "LogitNormalGrid",
+    "LogitNormalPairs",
     "LogitNormalTimes",
     "LowFrequencySource",
+    "MeanFlow",
     "Midpoint",
     "NoiseObjective",
     "NormAlignedSource",
@@ -110,11 +128,13 @@ __all__ = [
     "PathSample",
     "Permutation",
     "PointTimes",
+    "Progressive",
     "PrunedSource",
     "RadialSource",
     "RatioAwareGuidance",
     "RatioProfile",
     "Refinement",
+    "Renoise",
     "RescheduledField",
     "RungeKutta4",
     "SchrodingerBridgeCoupling",
@@ -123,8 +143,10 @@ __all__ = [
     "SemidiscreteDual",
     "SemidiscretePotential",
     "SequentialInverse",
+    "Shortcut",
     "SinkhornCoupling",
     "Solution",
+    "SolutionConsistency",
     "Solver",
     "SolverStats",
     "Source",
@@ -135,6 +157,7 @@ __all__ = [
     "UShapedTimes",
     "UnbalancedCoupling",
     "UniformGrid",
+    "UniformPairs",
     "UniformTimes",
     "UniformWeight",
     "VariancePreservingPath",
@@ -146,6 +169,7 @@ __all__ = [
     "bits_per_dim",
     "chi_squared",
     "guided_gaussian",
+    "jumped",
     "log_likelihood",
     "network_grid",
     "patchify",

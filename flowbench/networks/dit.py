@@ -62,6 +62,7 @@ class DiT(VelocityNetwork):
         patch_size: side of a square patch in pixels, >= 1; divides H and W.
         mlp_ratio: hidden size of the block's MLP over ``width``, in [1 / width, 1000].
         condition_channels: channels of a condition on the grid of x, which widen the first layer alone; 0: none.
+        second_time: take the end of a jump beside its start; see :meth:`VelocityNetwork.forward`.
 
     Raises:
         ValueError: ``shape`` is not (C, H, W), patch or heads do not divide, or a size is out of range.
@@ -91,12 +92,19 @@ class DiT(VelocityNetwork):
         patch_size: int = 2,
         mlp_ratio: float = 4.0,
         condition_channels: int = 0,
+        second_time: bool = False,
     ) -> None:
         check_width("width", width)
         check_layers("depth", depth)
         check_count("num_heads", num_heads, at_most=width, hint=f"it must divide the width {width}")
         check_mlp_ratio(mlp_ratio, width)
-        super().__init__(shape, num_classes, embedding_width=width, condition_channels=condition_channels)
+        super().__init__(
+            shape,
+            num_classes,
+            embedding_width=width,
+            condition_channels=condition_channels,
+            second_time=second_time,
+        )
         if len(self.shape) != 3:
             raise ValueError(f"shape is {self.shape}; DiT takes images (C, H, W), use MLP for vectors")
         channels, height, image_width = self.shape
@@ -116,8 +124,8 @@ class DiT(VelocityNetwork):
         self._initialise()
 
     def _initialise(self) -> None:
-        for layer in self.modules():
-            if isinstance(layer, nn.Linear):
+        for name, layer in self.named_modules():
+            if isinstance(layer, nn.Linear) and not name.startswith("embedding.length"):
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
         for layer in self.embedding.time:

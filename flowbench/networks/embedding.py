@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,18 +69,24 @@ def grid_features(height: int, width: int, num_features: int) -> Tensor:
 class TimeLabelEmbedding(nn.Module):
     """One conditioning vector per sample: an MLP of sinusoidal time features plus a learned label vector.
 
+    With a second time an MLP of the length of the jump is added. It starts at zero, and a state dict that lacks it is
+    read as one in which it is zero: what was trained with one time gives the same vectors for every length.
+
     Args:
         width: size of the conditioning vector.
         num_classes: number of labels; the table gets one more row, the null label at index ``num_classes``.
             None: unconditional, no table.
         num_features: sinusoidal time features, even.
+        second_time: whether there is a second time.
 
     References:
         Peebles and Xie (2022), arXiv:2212.09748, section 3.2; the null label is Ho and Salimans (2022),
         "Classifier-Free Diffusion Guidance", arXiv:2207.12598.
     """
 
-    def __init__(self, width: int, num_classes: int | None, *, num_features: int = 256) -> None:
+    def __init__(
+        self, width: int, num_classes: int | None, *, num_features: int = 256, second_time: bool = False
+    ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.num_features = num_features
@@ -87,26 +94,52 @@ class TimeLabelEmbedding(nn.Module):
         self.label = None if num_classes is None else nn.Embedding(num_classes + 1, width)
         if self.label is not None:
             nn.init.normal_(self.label.weight, std=0.02)
+        self.length: nn.Sequential | None = None
+        if second_time:
+            # Drawn apart: the other layers start as they do without it.
+            with torch.random.fork_rng(devices=[]):
+                self.length = nn.Sequential(nn.Linear(num_features, width), nn.SiLU(), nn.Linear(width, width))
+            self.zero_length()
 
-    def forward(self, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def zero_length(self) -> None:
+        """Let the second time have no effect."""
+        if self.length is not None:
+            nn.init.zeros_(self.length.get_parameter("2.weight"))
+            nn.init.zeros_(self.length.get_parameter("2.bias"))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        own = [f"{prefix}length.{name}" for name in (self.length.state_dict() if self.length is not None else ())]
+        if own and not any(name in state_dict for name in own):
+            self.zero_length()
+            assert self.length is not None
+            state_dict.update({f"{prefix}length.{name}": value for name, value in self.length.state_dict().items()})
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def forward(self, t: Tensor, label: Tensor | None = None, length: Tensor | None = None) -> Tensor:
         """Embed time and label.
 
         Args:
             t: times in [0, 1], shape (B,).
             label: labels in 0..num_classes (num_classes is the null label), shape (B,), integer. None: null.
+            length: from the time to the second one, in [-1, 1], shape (B,); of an embedding built with it. None: 0.
 
         Returns:
             Conditioning vectors, shape (B, width).
         """
-        # The features are made in at least float32: in bfloat16 nearby times are equal.
-        precise = t.to(torch.promote_types(t.dtype, torch.float32))
-        features = sinusoidal_features(precise, self.num_features, TIME_FREQUENCIES)
-        embedding: Tensor = self.time(features.to(self.get_parameter("time.0.weight").dtype))
+        embedding: Tensor = self.time(self._features(t))
+        if self.length is not None:
+            embedding = embedding + self.length(self._features(torch.zeros_like(t) if length is None else length))
         if self.label is None or self.num_classes is None:
             return embedding
         if label is None:
             label = torch.full(t.shape, self.num_classes, dtype=torch.long, device=t.device)
         return embedding + self.label(label)
+
+    def _features(self, t: Tensor) -> Tensor:
+        # The features are made in at least float32: in bfloat16 nearby times are equal.
+        precise = t.to(torch.promote_types(t.dtype, torch.float32))
+        features = sinusoidal_features(precise, self.num_features, TIME_FREQUENCIES)
+        return features.to(self.get_parameter("time.0.weight").dtype)
 
 
 class NoiseLevelEmbedding(nn.Module):

@@ -129,6 +129,7 @@ class HybridDiT(DiT):
         t: Tensor,
         label: Tensor | None = None,
         condition: Tensor | None = None,
+        end: Tensor | None = None,
         *,
         group_size: int = 1,
     ) -> Tensor:
@@ -140,6 +141,7 @@ class HybridDiT(DiT):
             label: labels in 0..num_classes, shape (T,), integer; index ``num_classes`` is the null label.
                 None: the null label for every image.
             condition: none: this network has no condition on the grid of x.
+            end: none: this network has one time.
             group_size: images of a sequence.
 
         Returns:
@@ -150,6 +152,8 @@ class HybridDiT(DiT):
         """
         self._check(x, t, label)
         self._check_condition(x, condition)
+        if end is not None:
+            self._check_end(x, end)
         if group_size < 1 or len(x) % group_size:
             raise ValueError(f"group_size is {group_size}; give a divisor of the {len(x)} images")
         tokens, condition_TD = self._start(x, t, label)

@@ -39,6 +39,7 @@ class MLP(VelocityNetwork):
         depth: number of residual layers, 1 to 1,000.
         zero_output: start with zero output weights, hence with zero velocity.
         condition_channels: coordinates of a condition, which widen the first layer alone; 0: none.
+        second_time: take the end of a jump beside its start; see :meth:`VelocityNetwork.forward`.
 
     Raises:
         ValueError: ``shape`` is not (d,), or a size is out of range.
@@ -65,10 +66,17 @@ class MLP(VelocityNetwork):
         depth: int = 3,
         zero_output: bool = True,
         condition_channels: int = 0,
+        second_time: bool = False,
     ) -> None:
         check_width("width", width)
         check_layers("depth", depth)
-        super().__init__(shape, num_classes, embedding_width=width, condition_channels=condition_channels)
+        super().__init__(
+            shape,
+            num_classes,
+            embedding_width=width,
+            condition_channels=condition_channels,
+            second_time=second_time,
+        )
         if len(self.shape) != 1:
             raise ValueError(f"shape is {self.shape}; MLP takes vectors (d,), use DiT or UNet for (C, H, W)")
         self.input = nn.Linear(self.input_channels, width)

@@ -95,6 +95,7 @@ class UNet(VelocityNetwork):
         num_heads: heads of every attention, >= 1; divides the channels there.
         dropout: dropout rate in [0, 1).
         condition_channels: channels of a condition on the grid of x, which widen the first layer alone; 0: none.
+        second_time: take the end of a jump beside its start; see :meth:`VelocityNetwork.forward`.
 
     Raises:
         ValueError: a size does not fit the shape, or an attention resolution is not a level's height.
@@ -123,13 +124,20 @@ class UNet(VelocityNetwork):
         num_heads: int = 4,
         dropout: float = 0.0,
         condition_channels: int = 0,
+        second_time: bool = False,
     ) -> None:
         check_width("channels", channels)
         check_counts("channel_multipliers", channel_multipliers, at_most=64)
         check_layers("num_res_blocks", num_res_blocks)
         check_counts("attention_resolutions", attention_resolutions, or_empty=True, at_most=LARGEST_SIDE)
         check_number("dropout", dropout, at_least=0, below=1)
-        super().__init__(shape, num_classes, embedding_width=4 * channels, condition_channels=condition_channels)
+        super().__init__(
+            shape,
+            num_classes,
+            embedding_width=4 * channels,
+            condition_channels=condition_channels,
+            second_time=second_time,
+        )
         _check_levels(self.shape, channel_multipliers)
         heights = [self.shape[1] >> level for level in range(len(channel_multipliers))]
         missing = [height for height in attention_resolutions if height not in heights]

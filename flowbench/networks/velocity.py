@@ -26,6 +26,7 @@ class VelocityNetwork(nn.Module, ABC):
         num_classes: number of labels, 1 to 1e6, or None for an unconditional network.
         embedding_width: size of the conditioning vector that ``velocity`` receives, 1 to 262,144.
         condition_channels: channels of the condition on the grid of x, 0 to 65,536; 0: there is none.
+        second_time: take the end of a jump beside its start, for average velocities; see :meth:`forward`.
 
     Raises:
         ValueError: a size is out of range.
@@ -43,7 +44,13 @@ class VelocityNetwork(nn.Module, ABC):
     """Layers that join the network to data, times and labels; rules for matrices leave them to AdamW."""
 
     def __init__(
-        self, shape: tuple[int, ...], num_classes: int | None, *, embedding_width: int, condition_channels: int = 0
+        self,
+        shape: tuple[int, ...],
+        num_classes: int | None,
+        *,
+        embedding_width: int,
+        condition_channels: int = 0,
+        second_time: bool = False,
     ) -> None:
         super().__init__()
         check_shape(shape)
@@ -53,7 +60,8 @@ class VelocityNetwork(nn.Module, ABC):
         self.shape = tuple(int(size) for size in shape)
         self.num_classes = num_classes
         self.condition_channels = condition_channels
-        self.embedding = TimeLabelEmbedding(embedding_width, num_classes)
+        self.second_time = second_time
+        self.embedding = TimeLabelEmbedding(embedding_width, num_classes, second_time=second_time)
 
     @property
     def input_channels(self) -> int:
@@ -78,8 +86,18 @@ class VelocityNetwork(nn.Module, ABC):
             Velocities, shape (B, *shape).
         """
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        label: Tensor | None = None,
+        condition: Tensor | None = None,
+        end: Tensor | None = None,
+    ) -> Tensor:
         """The velocity of each sample.
+
+        A network with a second time gives the average velocity between the times `t` and `end`; it starts as one that
+        does not look at the second, and with the weights of a network without it.
 
         Args:
             x: states, shape (B, *shape).
@@ -88,18 +106,31 @@ class VelocityNetwork(nn.Module, ABC):
                 None: the null label for every sample.
             condition: on the grid of x, shape (B, condition_channels, *shape[1:]), floating; needed where the
                 network was built with condition_channels. Zeros are the null condition.
+            end: times in [0, 1] where the jumps from t end, before t or after it, shape (B,) or a scalar; floating; for
+                a network built with second_time. None is t itself: the velocity at one time.
 
         Returns:
             Velocities, shape (B, *shape).
 
         Raises:
-            ValueError: a shape or dtype does not fit, labels or a condition were given to a network without them, or
-                its condition is missing.
+            ValueError: a shape or dtype does not fit, labels, a condition or an end were given to a network without
+                them, or its condition is missing.
         """
         self._check(x, t, label)
         self._check_condition(x, condition)
         inputs = x if condition is None else torch.cat([x, condition.to(x)], dim=1)
-        return self.velocity(inputs, self.embedding(t.expand(x.shape[0]), label))
+        if end is None:
+            return self.velocity(inputs, self.embedding(t.expand(x.shape[0]), label))
+        self._check_end(x, end)
+        return self.velocity(inputs, self.embedding(t.expand(x.shape[0]), label, (end - t).expand(x.shape[0])))
+
+    def _check_end(self, x: Tensor, end: Tensor) -> None:
+        name, batch = type(self).__name__, tuple(x.shape[:1])
+        if not self.second_time:
+            raise ValueError(f"an end was given to a {name} of one time; build it with second_time=true or pass None")
+        if (end.ndim and tuple(end.shape) != batch) or not end.is_floating_point():
+            found = f"{end.dtype} of shape {tuple(end.shape)}"
+            raise ValueError(f"end is {found}; give a floating scalar or shape {batch}, one time per sample")
 
     def _check_condition(self, x: Tensor, condition: Tensor | None) -> None:
         name, wanted = type(self).__name__, (len(x), self.condition_channels, *self.shape[1:])

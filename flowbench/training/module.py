@@ -119,6 +119,10 @@ class TrainingModule(L.LightningModule, ABC):
         batch = Batch(torch.zeros(1, *self.spec.shape, device=self.weights_device))
         return returned(self.training_loss(batch, torch.Generator()), Loss, self, "training_loss").total
 
+    def flops_of_one(self) -> int:
+        """Operations of a training step per sample, forward and backward."""
+        return count_flops(self.loss_of_one)
+
     @property
     def weights_device(self) -> torch.device:
         """Where the parameters lie: Lightning's ``device`` does not notice that a module was built on another."""
@@ -136,7 +140,7 @@ class TrainingModule(L.LightningModule, ABC):
             space=self.spec.shape,
             parameters=sum(p.numel() for p in self.parameters() if p.requires_grad),
             moments=self.optimizer_config.num_moments(self),
-            training_flops=count_flops(self.loss_of_one),
+            training_flops=self.flops_of_one(),
             averaged=self.ema_decay > 0,
         )
 

@@ -250,3 +250,23 @@ def test_the_earlier_name_of_problems_is_read_in_a_file_and_in_an_override(works
     assert [c.directory for c in before.cells] == [c.directory for c in now.cells]
     with pytest.raises(ValueError, match="tasks is the earlier name of problems; give one of the two"):
         make_plan(workshop.bench(**given, problems=entries, tasks=entries))
+
+
+def test_a_contender_may_leave_a_share_of_the_budget_to_what_it_requires(workshop):
+    workshop.experiment("cfm")
+    contenders = {
+        "cfm": "cfm.yaml",
+        "taught": {"experiment": "cfm.yaml", "budget_share": 0.25, "overrides": {"model.init_args.width": 8}},
+    }
+    for budget, own in (({"train_flops": 4.0e12}, {"train_flops": 1.0e12}), ({"steps": 10}, {"steps": 2})):
+        cells = make_plan(workshop.bench(contenders=contenders, budget=budget)).cells
+        assert [cell.config["budget"] for cell in cells[:2]] == [budget, own]
+        assert [type(value) for value in cells[1].config["budget"].values()] == [type(*budget.values())]
+    for share in (0, 1.5, "half"):
+        contenders["taught"]["budget_share"] = share
+        with pytest.raises(ValueError, match=rf"contender 'taught'.*budget_share must be .*, got {share!r}"):
+            make_plan(workshop.bench(contenders=contenders))
+    contenders["again"] = {"trained": "cfm", "budget_share": 0.5}
+    contenders["taught"]["budget_share"] = 1
+    with pytest.raises(ValueError, match="contender 'again': trained and budget_share exclude each other"):
+        make_plan(workshop.bench(contenders=contenders))

@@ -14,6 +14,7 @@ from flowbench.families import (
     BiFlow,
     ConditionedNoise,
     DecoderDenoiser,
+    FlowMap,
     FlowMatching,
     FlowModule,
     FlowScoreDenoiser,
@@ -31,19 +32,25 @@ from flowbench.families.family_contract import perturb
 from flowbench.families.latents.decoder_finetuning import DecoderFineTuning
 from flowbench.flows import (
     AutoregressiveGuidance,
+    ConsistencyTraining,
     CosineGrid,
     CosinePath,
     DataObjective,
     GaussianMixtureSource,
     GibbsWeight,
     JacobiInverse,
+    Lagrangian,
     LogitNormalTimes,
     LowFrequencySource,
+    MeanFlow,
     NoiseObjective,
     NormAlignedSource,
+    Progressive,
+    Renoise,
     RungeKutta4,
     SchrodingerBridgePath,
     ScoreObjective,
+    Shortcut,
 )
 from flowbench.flows.coupling.entropic import SchrodingerBridgeCoupling
 from flowbench.networks import MLP, DiT, HybridDiT, KLAutoencoder
@@ -94,6 +101,13 @@ CASES = [
     ("biflow_end", IMAGES),
     ("biflow_latent", IMAGES),
     ("arflow", IMAGES),
+    ("map", IMAGES),
+    ("map", POINTS),
+    ("map_progressive", POINTS),
+    ("map_shortcut", IMAGES),
+    ("map_lagrangian", POINTS),
+    ("map_meanflow", IMAGES),
+    ("map_consistency", POINTS),
 ]
 IDS = [f"{name}-{spec.name}" for name, spec in CASES]
 
@@ -154,6 +168,11 @@ def variant(name: str) -> dict:
         "wcfm_corrected": {"weight": GibbsWeight(kappa=1.0, correction="mixed")},
         "biflow_end": {"alignment": "none"},
         "starflow_decoder": {"augmentation": GaussianNoise(0.3), "denoiser": DecoderDenoiser()},
+        "map_progressive": {"map_objective": Progressive(split="uniform")},
+        "map_shortcut": {"map_objective": Shortcut(levels=3)},
+        "map_lagrangian": {"map_objective": Lagrangian()},
+        "map_meanflow": {"map_objective": MeanFlow(tangent="self"), "diagonal": 0.25},
+        "map_consistency": {"map_objective": ConsistencyTraining(), "jumps": Renoise()},
     }.get(name, {})
 
 
@@ -166,6 +185,8 @@ def build(name: str, spec: DataSpec, *, conditional: bool = False, seed: int = 0
         network = partial(MLP, width=16, depth=2)
         # With a free first token two numbers leave a single slot, and attention over one slot has no gradient.
         tokens = {"width": 16, "head_dim": 8, "start": "learned"}
+    if name.startswith("map"):
+        network = partial(network, second_time=True)
     common = {"training": TrainingConfig(OptimizerConfig(lr=1e-2)), **options, "conditional": conditional}
     family = name.partition("_")[0]
     tarflow = {"layers": [1, 2], "patch_size": 2 if spec is IMAGES else 1, **tokens, **variant(name), **common}
@@ -173,12 +194,13 @@ def build(name: str, spec: DataSpec, *, conditional: bool = False, seed: int = 0
     noise_std = 0.3 if name == "starflow_decoder" else 0.0
     biflow = {"width": 16, "head_dim": 8, **common}
     matching = {"likelihood_solver": RungeKutta4(num_steps=LIKELIHOOD_STEPS)}
-    common = {**matching, **(variant(name) if family in ("cfm", "wcfm") else {}), **common}
+    common = {**matching, **(variant(name) if family in ("cfm", "wcfm", "map") else {}), **common}
     makers = {
         "tarflow": lambda: TARFlow(spec, **tarflow),
         "starflow": lambda: STARFlow(spec, autoencoder=autoencoder(noise_std), **starflow),
         "simflow": lambda: SimFlow(spec, joint_network(), **starflow),
         "cfm": lambda: FlowMatching(spec, network, **common),
+        "map": lambda: FlowMap(spec, network, **common),
         "ot_cfm": lambda: OTCFM(spec, network, **common),
         "wcfm": lambda: WeightedCFM(spec, network, **common),
         "nfm": lambda: NormalizedFlowMatching(spec, network, teacher=teacher(spec, conditional), **common),
@@ -187,7 +209,7 @@ def build(name: str, spec: DataSpec, *, conditional: bool = False, seed: int = 0
         "arflow": lambda: ARFlow(spec, partial(HybridDiT, width=16, depth=1, num_heads=2), state="drop", **common),
         "latent_cfm": lambda: LatentCFM(spec, network, autoencoder=autoencoder(), **common),
     }
-    module = makers[family if family in ("tarflow", "starflow", "cfm", "wcfm", "biflow") else name]()
+    module = makers[family if family in ("tarflow", "starflow", "cfm", "wcfm", "biflow", "map") else name]()
     perturb(module, seed)
     fitted(module)
     return module

@@ -119,6 +119,7 @@ VALID: dict[str, dict[str, Any] | Callable[[Path], dict[str, Any]]] = {
     "SemidiscretePotential": lambda tmp: {"points": points(), "potential": torch.zeros(40)},
     "chi_squared": {"counts": torch.tensor([2, 1])},
     "FixedStepSolver": {"num_steps": 2},
+    "Jumps": {"num_jumps": 2},
     "Heun": {"num_steps": 2},
     "Midpoint": {"num_steps": 2},
     "Refinement": {"solver": Euler(2), "remaining": 0.5, "description": "twice the steps"},
@@ -229,6 +230,7 @@ VALID: dict[str, dict[str, Any] | Callable[[Path], dict[str, Any]]] = {
     "BudgetLimit": {"kind": "steps", "amount": 3},
     "DecoderFineTuning": {"spec": IMAGES, "network": kl, "noise_std": 0.1},
     "DiffusersAutoencoder": {"shape": (3, 8, 8), "path": "nowhere", "latents": (4, 8)},
+    "FlowMap": {"spec": POINTS, "network": partial(mlp, second_time=True)},
     "FlowMatching": {"spec": POINTS, "network": mlp},
     "FlowModule": {"spec": POINTS},
     "ConditionedNoise": {"low": 0.1, "high": 0.5},
@@ -288,6 +290,7 @@ CONTEXT: dict[str, Callable[[Path], dict[str, Any]]] = {
     "FlowDataModule.shape": lambda tmp: {"dataset": "npz", "path": own_data(tmp)["file"]},
     "FlowDataModule.num_classes": lambda tmp: {"dataset": "npz", "path": own_data(tmp)["file"], "shape": (2,)},
     "FlowDataModule.image_size": lambda tmp: {"dataset": "image_folder", "path": own_data(tmp)["folder"]},
+    "FlowMap.target_guidance": lambda tmp: {"conditional": True},
     "TARFlow.extent": lambda tmp: {"position": "rope"},
     "BiFlow.guidance": lambda tmp: {"teacher": teacher(POINTS, True), "conditional": True},
     "Reflow.pair_guidance": lambda tmp: {"teacher": teacher(POINTS, True), "conditional": True},
@@ -299,7 +302,7 @@ ALIASES = {"BudgetLimit.amount": "budget.steps", "ExponentialMovingAverage.decay
 
 # Records of what was computed. NaN is a value there: it says that samples diverged, or that a ratio is not defined.
 RESULTS = {
-    "flows": {"Inversion", "Likelihood", "SolverStats", "TransportDecomposition"},
+    "flows": {"Inversion", "JumpBatch", "Likelihood", "SolverStats", "TransportDecomposition"},
     "families": {"Description", "FlowSamples", "PairingContext", "Pairs"},
     "training": {"Count", "Loss", "Preparation"},
     "metrics": {
@@ -313,6 +316,7 @@ RESULTS = {
 RESULTS_GIVEN = {"normalized_path_energy.path_energy"}
 
 OPTIMIZERS = ("AdamW", "MatrixSettings", "OptimizerSettings", "SGD", "SWAN", "SinkGD")
+MAPS = ("ConsistencyTraining", "Lagrangian", "MeanFlow", "Progressive", "Shortcut", "SolutionConsistency")
 OPTIMIZER_ZEROS = ("betas", "final_fraction", "warmup_fraction", "weight_decay")
 
 ZERO: dict[str, set[str]] = {
@@ -333,17 +337,19 @@ ZERO: dict[str, set[str]] = {
         "VonMisesFisherSource.concentration", "RatioAwareGuidance.decay", "JacobiInverse.tolerance",
         "AutoInverse.tolerance", "DatasetEntry.download_mb", "DatasetEntry.num_samples", "SampleSet.count",
         "SemidiscreteDual.ema", "SemidiscretePairing.ema",
-        "Budget.flops_per_step", "EMAConfig.decay", "NegativeLogLikelihood.num_checked", "Refinement.remaining",
+        "Budget.flops_per_step", "EMAConfig.decay", "FlowMapObjective.weight_power",
+        *(f"{name}.weight_power" for name in MAPS), "NegativeLogLikelihood.num_checked", "Refinement.remaining",
         "SolvedDensity.remaining",
     },
     "the unconditional flow": {
-        "BiFlow.guidance", "ClassifierFreeGuidance.scale", "Reflow.pair_guidance", "Request.guidance",
+        "BiFlow.guidance", "ClassifierFreeGuidance.scale", "FlowMap.target_guidance", "Reflow.pair_guidance",
+        "Request.guidance",
     },
     "the first time, process, place, class or seed": {
         "Batch.position", "BatchIndex.position", "ClassifierFreeGuidance.interval", "EndlessSampler.rank",
         "EndlessSampler.seed", "EulerMaruyama.seed", "Evaluator.seed", "FlowDataModule.seed", "GroupedSampler.rank",
         "GroupedSampler.seed", "Identity.seed",
-        "Identity.seeds",
+        "Identity.seeds", "Renoise.seed",
         "SemidiscreteDual.seed", "SemidiscretePairing.seed",
         "PointTimes.t", "Reflow.pair_seed", "Request.classes", "ShardedSampler.rank", "classifier_two_sample.seed",
         "log_likelihood.interval",

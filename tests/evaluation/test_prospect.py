@@ -47,6 +47,7 @@ from flowbench.tasks.generation import (
     ConditionAgreement,
     Floor,
     LatentBound,
+    MapError,
     NegativeLogLikelihood,
     Noise,
     PathStraightness,
@@ -72,6 +73,7 @@ def everything(modality: str) -> dict[str, Metric]:
         MIND(FEATURES),
         ConditionAgreement(8),
         LatentBound(8, 1),
+        MapError(16),
     ]
     if modality == "vector":
         both += [Wasserstein2(), SlicedWasserstein2(), MaximumMeanDiscrepancy(), NearestData(0.1), ModeRecovery()]
@@ -116,6 +118,8 @@ FLOWS = {
     "cfm on points": lambda data: unlabelled("cfm", data),
     "ot_cfm on points": lambda data: unlabelled("ot_cfm", data),
     "wcfm on points": lambda data: unlabelled("wcfm", data),
+    "flow map on points": lambda data: unlabelled("map", data),
+    "consistency on points": lambda data: unlabelled("map_consistency", data),
     "tarflow on points": lambda data: unlabelled("tarflow", data),
     "conditional cfm on labelled": lambda data: flow("cfm", data, conditional=True),
     "cfm on digits": lambda data: flow("cfm", data),

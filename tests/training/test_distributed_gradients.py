@@ -11,6 +11,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from flowbench.data import Batch
 from flowbench.families import Condition
+from flowbench.flows import (
+    ConsistencyTraining,
+    Lagrangian,
+    MeanFlow,
+    Progressive,
+    Shortcut,
+    SolutionConsistency,
+)
 from flowbench.training import SGD, SWAN, AdamW, SinkGD, TrainingConfig
 
 from ..contract.builders import IMAGES, build
@@ -104,3 +112,62 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
         for key, parameter in module.named_parameters():
             torch.testing.assert_close(ranks[0]["gradients"][key], parameter.grad, msg=f"{name}: {key}")
             assert torch.equal(ranks[0]["gradients"][key], ranks[1]["gradients"][key])
+
+
+# ---- flow maps: some of their evaluations are differentiated forward, some have no gradient ----------------
+
+MAPS = {
+    "soflow": SolutionConsistency(),
+    "progressive": Progressive(split="uniform"),
+    "shortcut": Shortcut(),
+    "lagrangian": Lagrangian(),
+    "lagrangian_jvp": Lagrangian(derivative="jvp"),
+    "meanflow": MeanFlow(),
+    "improved": MeanFlow(tangent="self"),
+    "meanflow_difference": MeanFlow(derivative="difference"),
+    "consistency": ConsistencyTraining(),
+}
+
+
+def flow_map(name: str) -> nn.Module:
+    return build("map", IMAGES, conditional=True, map_objective=MAPS[name])
+
+
+class MapTraining(nn.Module):
+    """The loss of a share of the batch, whose noise is keyed by the process."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: torch.Tensor, label: torch.Tensor, rank: int) -> torch.Tensor:
+        return self.module.loss(x, Condition(label), Batch(x), torch.Generator().manual_seed(rank)).total
+
+
+def map_work(rank: int, folder: str) -> None:
+    """One of two processes: gradients of every objective on a half batch."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    x, label = (t.chunk(2)[rank] for t in points())
+    for name in MAPS:
+        training = MapTraining(flow_map(name))
+        parallel = DistributedDataParallel(training)  # its hooks live as long as it does
+        parallel(x, label, rank).backward()
+        found = {key: parameter.grad for key, parameter in training.module.named_parameters()}
+        torch.save(found, Path(folder) / f"{name}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_have_the_gradients_of_one_for_every_objective_of_flow_maps(tmp_path):
+    run_ranks(map_work, str(tmp_path))
+    x, label = points()
+    for name in MAPS:
+        ranks = [torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True) for rank in (0, 1)]
+        training = MapTraining(flow_map(name))
+        losses = [training(x.chunk(2)[rank], label.chunk(2)[rank], rank) for rank in (0, 1)]
+        (sum(losses) / 2).backward()
+        for key, parameter in training.module.named_parameters():
+            assert torch.equal(ranks[0][key], ranks[1][key]), f"{name}: {key}"
+            torch.testing.assert_close(
+                ranks[0][key], parameter.grad, msg=lambda text, k=key, n=name: f"{n} {k}: {text}"
+            )

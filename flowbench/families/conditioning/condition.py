@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 __all__ = ["Condition", "SpatialCondition"]
@@ -85,3 +87,15 @@ class Condition:
     def arguments(self) -> tuple[Tensor | None, ...]:
         """What a network takes after the time: the labels, and the values on the grid where there are any."""
         return (self.label,) if self.grid is None else (self.label, self.grid.values)
+
+    def rows(self, rows: slice) -> Condition:
+        """The condition of some samples."""
+        grid = None if self.grid is None else SpatialCondition(self.grid.values[rows])
+        return Condition(None if self.label is None else self.label[rows], grid)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Condition]) -> Condition:
+        """The conditions of several sets of samples, which have all the same parts, as one."""
+        labels = [part.label for part in parts if part.label is not None]
+        grids = [part.grid.values for part in parts if part.grid is not None]
+        return cls(torch.cat(labels) if labels else None, SpatialCondition(torch.cat(grids)) if grids else None)

@@ -3,6 +3,7 @@
 from flowbench.tasks.generation.condition_agreement import ConditionAgreement
 from flowbench.tasks.generation.latent_bound import LatentBound
 from flowbench.tasks.generation.likelihood import NegativeLogLikelihood
+from flowbench.tasks.generation.map_error import MapError
 from flowbench.tasks.generation.paths import PathStraightness
 from flowbench.tasks.generation.reconstruction import Reconstruction
 from flowbench.tasks.generation.references import Floor, Gaussian, Mixture, Noise
@@ -13,6 +14,7 @@ __all__ = [
     "Floor",
     "Gaussian",
     "LatentBound",
+    "MapError",
     "Mixture",
     "NegativeLogLikelihood",
     "Noise",

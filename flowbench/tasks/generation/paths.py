@@ -28,7 +28,15 @@ from flowbench.families.conditioning.by_index import condition_at
 from flowbench.families.latents.space import LatentSpace
 from flowbench.metrics import PathGeometry, block_geometry, path_geometry, wasserstein2_squared
 
-__all__ = ["PathStraightness", "Paths", "SampledPaths", "TransportCost", "WassersteinCost", "transport_cost"]
+__all__ = [
+    "PathStraightness",
+    "Paths",
+    "SampledPaths",
+    "TransportCost",
+    "WassersteinCost",
+    "space_name",
+    "transport_cost",
+]
 
 # Points on either side where there is no fixed reference.
 TRANSPORT_POINTS = 2048
@@ -75,7 +83,7 @@ class Paths(Probe[SampledPaths]):
             local = PathGeometry.concatenate(geometries)
         gathered = {name: gather_by_index(index, value) for name, value in local.tensors.items()}
         shown = gather_by_index(index[index < num_shown], torch.cat(states))
-        return SampledPaths(PathGeometry(**gathered), shown.transpose(0, 1), times, _space_name(flow))
+        return SampledPaths(PathGeometry(**gathered), shown.transpose(0, 1), times, space_name(flow))
 
     def show(self, answer: SampledPaths, setup: Setup, trainer: L.Trainer, step: int) -> None:
         """Leave trajectories.npz."""
@@ -98,7 +106,8 @@ def _geometry(path: Trajectory) -> PathGeometry:
     return PathGeometry(**{name: torch.full_like(value, torch.nan) for name, value in measured.tensors.items()})
 
 
-def _space_name(flow: FlowModule) -> str:
+def space_name(flow: FlowModule) -> str:
+    """Where the points of a flow lie: `data`, `model` where that has other units, or `latent` with its shape."""
     if not isinstance(flow.space, LatentSpace):
         return flow.spec.unit_name
     return "latent " + "x".join(str(size) for size in flow.flow_shape)

@@ -1,0 +1,93 @@
+"""A trained flow whose velocity a flow map learns from."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from flowbench.data import DataSpec
+from flowbench.families.base import FlowModule
+from flowbench.families.conditioning.condition import Condition
+from flowbench.families.flow_matching import FlowMatching
+from flowbench.families.latents.space import Space
+from flowbench.families.pairing.base import PairingContext
+from flowbench.families.pairing.teacher import check_spaces, check_teacher, required_teacher, source_of, space_of
+from flowbench.flows import ClassifierFreeGuidance, Field, LinearPath, Source
+
+__all__ = ["VelocityTeacher"]
+
+
+class VelocityTeacher:
+    """The velocity of a trained matching flow, frozen and in evaluation mode, with its averaged weights.
+
+    It is no module of the student: its weights enter neither optimiser nor average nor checkpoint.
+
+    Args:
+        teacher: trained, on the straight line.
+        spec: of the student's data.
+        guidance: scale of the classifier-free guidance of the teacher's velocity; 1 is none.
+
+    Raises:
+        ValueError: for a flow without such a velocity, or of other data.
+    """
+
+    def __init__(self, teacher: FlowModule, spec: DataSpec, guidance: float = 1.0) -> None:
+        found = required_teacher(teacher, "FlowMap", spec)
+        if not isinstance(found, FlowMatching) or not isinstance(found.path, LinearPath):
+            raise ValueError(
+                f"a flow map learns the velocity of a matching flow on the straight line, but requires.teacher names a "
+                f"{type(found).__name__}: take FlowMatching with LinearPath"
+            )
+        found.check_guidance(guidance)
+        self.module: FlowMatching = found.requires_grad_(False).eval()
+        self.guidance = ClassifierFreeGuidance(guidance)
+
+    @property
+    def space(self) -> Space:
+        """Where a student lives beside it."""
+        return space_of(self.module)
+
+    @property
+    def source(self) -> Source:
+        """The source, of which a student gets a copy."""
+        return source_of(self.module)
+
+    def check(self, context: PairingContext) -> None:
+        """Refuse (ValueError) a student of other points, labels or another source."""
+        check_teacher(context, self.module)
+
+    def check_space(self, context: PairingContext) -> None:
+        """Refuse (ValueError) a student in another latent space, or with more noise."""
+        check_spaces(context, self.module)
+
+    def initialise(self, network: nn.Module) -> None:
+        """Give a network of two times the teacher's weights; it starts as the teacher's velocity at every length.
+
+        Raises:
+            ValueError: for a network that differs in more than the second time.
+        """
+        try:
+            network.load_state_dict(self.module.network.state_dict())
+        except RuntimeError:
+            raise ValueError(
+                "the teacher has another network than model.init_args.network: set initialise_from_teacher=false, or "
+                "use its own settings and second_time: true"
+            ) from None
+
+    def field(self, condition: Condition, device: torch.device) -> Field:
+        """The velocity under the conditions of some points, on their device, without gradients."""
+        found = self._on(device).field(condition, self.guidance)
+
+        def velocity(t: Tensor, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                return found(t, x)
+
+        return velocity
+
+    def _on(self, device: torch.device) -> FlowMatching:
+        # Where operations are counted from shapes alone, the weights of a trained teacher are to be kept.
+        if device.type == "meta" and self.module.weights_device.type != "meta":
+            return copy.deepcopy(self.module).to(device)
+        return self.module.to(device)
