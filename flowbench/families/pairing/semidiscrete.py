@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowbench.core.checks import check_count, check_number, check_seed
+from flowbench.core.checks import check_count, check_number
 from flowbench.data import Batch, FlowDataModule
 from flowbench.families.pairing.base import Pairing, PairingContext, Pairs, cost_ratio, true_label
 from flowbench.families.pairing.batch_pairing import BatchPairing
@@ -20,6 +20,7 @@ from flowbench.families.pairing.pair_store import weights_checksum
 from flowbench.families.pairing.potential_fit import fitted_potentials
 from flowbench.families.pairing.stream import cached_latents
 from flowbench.flows import ConditionalCoupling, OptimalTransportCoupling, SemidiscreteDual, SemidiscretePotential
+from flowbench.flows.coupling.semidiscrete import check_ascent
 from flowbench.training.preparation import Preparation
 
 __all__ = ["SemidiscretePairing"]
@@ -138,8 +139,7 @@ class SemidiscretePairing(Pairing):
     ) -> None:
         check_count("steps", steps, at_most=10**8)
         check_number("chi2", chi2, above=0, at_most=1e6, or_none=True, hint="0.05 of the uniform law")
-        check_seed("seed", seed)
-        SemidiscreteDual(torch.zeros(1, 1), _nothing, batch=batch, step_size=step_size, ema=ema)  # has its refusals
+        check_ascent(batch, step_size, ema, seed)
         self.steps, self.batch, self.chi2, self.per_label = steps, batch, chi2, per_label
         self.step_size, self.ema, self.seed = step_size, ema, seed
         self.coupling = ConditionalCoupling() if per_label else OptimalTransportCoupling()
@@ -286,10 +286,6 @@ class SemidiscretePairing(Pairing):
     def describe(self) -> dict[str, float]:
         """Chi squared of the training points' shares: 0 where all are drawn alike."""
         return {} if self._solved is None else {"chi2": self._solved.chi2}
-
-
-def _nothing(num: int, rng: torch.Generator) -> Tensor:
-    return torch.zeros(num, 1)
 
 
 def _checksum(numbers: Tensor | None) -> str | None:

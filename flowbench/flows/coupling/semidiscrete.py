@@ -13,7 +13,7 @@ from flowbench.core.autocast import autocast_off
 from flowbench.core.checks import check_count, check_number, check_seed
 from flowbench.core.seeds import generator
 
-__all__ = ["DrawSource", "SemidiscreteDual", "SemidiscretePotential", "assign_points", "chi_squared"]
+__all__ = ["DrawSource", "SemidiscreteDual", "SemidiscretePotential", "assign_points", "check_ascent", "chi_squared"]
 
 DrawSource = Callable[[int, torch.Generator], Tensor]
 """Draws so many source points, shape (num, *D), with a generator of the CPU."""
@@ -153,6 +153,18 @@ def chi_squared(counts: Tensor) -> float:
     return float((c * (c - 1)).sum() * len(c) / (num * (num - 1))) - 1.0
 
 
+def check_ascent(batch: int, step_size: float, ema: float, seed: int) -> None:
+    """Refuse settings of :class:`SemidiscreteDual` that are out of range.
+
+    Raises:
+        ValueError: one line with name, range and value.
+    """
+    check_count("batch", batch, at_most=2**20)
+    check_number("step_size", step_size, above=0, at_most=1e3, hint="0.03 of the scores' spread")
+    check_number("ema", ema, at_least=0, below=1, hint="0 takes the last iterate")
+    check_seed("seed", seed)
+
+
 class SemidiscreteDual:
     """Stochastic ascent of the semidiscrete dual: each step draws source points and lowers what is drawn too often.
 
@@ -203,10 +215,7 @@ class SemidiscreteDual:
         seed: int = 0,
         names: tuple[str | int, ...] = (),
     ) -> None:
-        check_count("batch", batch, at_most=2**20)
-        check_number("step_size", step_size, above=0, at_most=1e3, hint="0.03 of the scores' spread")
-        check_number("ema", ema, at_least=0, below=1, hint="0 takes the last iterate")
-        check_seed("seed", seed)
+        check_ascent(batch, step_size, ema, seed)
         flat = points.detach().flatten(1)
         self.points = flat - flat.mean(0)  # scores change by what all points share
         self.draw, self.batch, self.ema, self.seed, self.names = draw, batch, ema, seed, names
