@@ -91,7 +91,7 @@ class BiFlow(FlowModule):
     """
 
     density = "none"
-    sampling_arguments = FlowModule.sampling_arguments | {"guidance"}
+    sampling_arguments = FlowModule.sampling_arguments - {"sampling_source"} | {"guidance"}
 
     def __init__(
         self,

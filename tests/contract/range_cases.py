@@ -219,7 +219,6 @@ VALID: dict[str, dict[str, Any] | Callable[[Path], dict[str, Any]]] = {
     "get": lambda tmp: {"name": "image_folder", "path": own_data(tmp)["folder"]},
     # families
     "ARFlow": {"spec": IMAGES, "network": partial(HybridDiT, width=8, depth=1)},
-    "AscendingTimes": {"times": flows.UniformTimes(), "group_size": 2},
     "Autoencoder": {"spec": IMAGES, "network": kl},
     "Budget": lambda tmp: {
         "limit": BudgetLimit("steps", 3),

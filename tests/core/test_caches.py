@@ -20,6 +20,8 @@ from flowbench.evaluation.samples import RealSet
 from flowbench.families import Autoencoder
 from flowbench.families.latents.latent_cache import latent_cache
 from flowbench.families.pairing.pair_store import PairStore
+from flowbench.families.pairing.potential_fit import fitted_potentials
+from flowbench.flows import SemidiscreteDual
 from flowbench.metrics import IdentityFeatures, weights
 from flowbench.networks import KLAutoencoder
 
@@ -69,10 +71,16 @@ def required() -> object:
     return prerequisites._required("autoencoder", Experiment.from_files([file], ["budget.steps=1"]))
 
 
+def potentials() -> object:
+    dual = SemidiscreteDual(torch.eye(2), lambda num, rng: torch.randn(num, 2, generator=rng), batch=4)
+    return fitted_potentials([dual], steps=1, chi2=None, identity={"of": "a test"})
+
+
 MAKERS = {
     "flowbench.evaluation.extractors": [classifier],
     "flowbench.evaluation.samples": [features, statistics],
     "flowbench.families.latents.latent_cache": [latents],
+    "flowbench.families.pairing.potential_fit": [potentials],
     "flowbench.families.pairing.pair_store": [pairs],
     "flowbench.metrics.weights": [inception, efficientnet],
     "flowbench.commands.prerequisites": [required],

@@ -248,7 +248,7 @@ class SemidiscretePairing(Pairing):
             step_size=self.step_size,
             ema=self.ema,
             seed=self.seed,
-            names=(number,),
+            names=(str(number),),
         )
 
     # ---- pairs --------------------------------------------------------------------------------------------

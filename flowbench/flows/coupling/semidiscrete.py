@@ -213,7 +213,7 @@ class SemidiscreteDual:
         step_size: float = 0.03,
         ema: float = 0.99,
         seed: int = 0,
-        names: tuple[str | int, ...] = (),
+        names: tuple[str, ...] = (),
     ) -> None:
         check_ascent(batch, step_size, ema, seed)
         flat = points.detach().flatten(1)
