@@ -201,7 +201,7 @@ class BiFlow(FlowModule):
         super().fit_to(data, training=training)
         if not training or self._is_fitted:
             return
-        points, rng = self.fit_points(data), seeded(self.seed, "fit", "states")
+        points, rng = self.fit_points(data, drawn=True), seeded(self.seed, "fit", "states")
         label = self.fit_labels(data)
         label = label if label is None else label.to(points.device)
         total = torch.zeros(len(self.mean_squares), dtype=torch.float64, device=points.device)

@@ -82,14 +82,28 @@ class FittedModule(ConditionedModule):
             self.sampling_source.fit(self.fit_points(data), generator(self.seed, "fit", "sampling"))
 
     @torch.no_grad()
-    def fit_points(self, data: FlowDataModule, num: int = FIT_POINTS) -> Tensor:
+    def fit_points(self, data: FlowDataModule, num: int = FIT_POINTS, *, drawn: bool = False) -> Tensor:
         """The first of the points that are trained on, where the flow lives, without noise.
+
+        Args:
+            data: the data.
+            num: points.
+            drawn: as training draws them, with noise keyed by the seed, and not their means.
 
         Returns:
             Points of shape (N, *flow_shape) on the module's device.
         """
         values = data.model_values("train", _first(data, num))
-        return torch.cat([self.space.encode_mean(part.to(self.device)) for part in values.split(FIT_CHUNK)])
+        parts = values.split(FIT_CHUNK)
+        if not drawn:
+            return torch.cat([self.space.encode_mean(part.to(self.device)) for part in parts])
+        rows = torch.arange(len(values)).split(FIT_CHUNK)
+        return torch.cat(
+            [
+                self.space.encode_indexed(part.to(self.device), index, self.seed)
+                for part, index in zip(parts, rows, strict=True)
+            ]
+        )
 
     def fit_labels(self, data: FlowDataModule, num: int = FIT_POINTS) -> Tensor | None:
         """Labels of :meth:`fit_points` as training batches have them, shape (N,), on the CPU; None without classes."""
