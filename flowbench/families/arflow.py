@@ -74,6 +74,9 @@ class ARFlow(FlowMatching):
     of many steps; `encode` and `log_prob` are refused. With ``state: drop`` every step is an image without
     predecessors, whose field is one as any other, with all that follows.
 
+    Operations of one sample are those of an image alone: what attention across images costs depends on the data's
+    ``group_size``, which a model does not know, and is counted where operations are counted on a batch of the data.
+
     References:
         Hui et al. (2025), ARFlow: Autoregressive Flow with Hybrid Linear Attention, arXiv 2501.16085, section 3.
 

@@ -368,7 +368,10 @@ class FlowMatching(VelocityFlow):
         return names_of_pairs(self.weight, self.pairing)
 
     def loss_of_one(self) -> Tensor:
-        """Without pairing and what is fitted to data: they look at values, and are no matrix products."""
+        """Without pairing and what is fitted to data, which look at values.
+
+        So a look-up of :class:`SemidiscretePairing` is not counted here; where operations are counted on data, it is.
+        """
         kept = {name: getattr(self, name) for name in ("pairing", "source", "weight")}
         self.pairing = BatchPairing(IndependentCoupling())
         self.source = GaussianSource() if self.source.needs_fit else self.source
