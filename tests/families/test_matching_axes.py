@@ -10,6 +10,7 @@ import torch
 
 from flowbench.data import FlowDataModule
 from flowbench.families import Condition, FlowMatching, InpaintingConditioner, StreamPairing, TARFlow, WeightedCFM
+from flowbench.families.family_contract import Case, check_family
 from flowbench.families.pairing.description import OF_WEIGHT
 from flowbench.flows import (
     ClassifierFreeGuidance,
@@ -80,6 +81,12 @@ def test_choices_that_exclude_each_other_are_refused_in_one_line(options, messag
     with pytest.raises(ValueError, match=message) as caught:
         build("cfm", IMAGES, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_a_flow_from_low_frequencies_keeps_the_contract():
+    """Apart from the families of tests/contract, which are built with labels too."""
+    outcomes = check_family(Case(lambda: build("cfm_low_frequency", IMAGES), IMAGES))
+    assert [outcome for outcome in outcomes if outcome.status == "failed"] == []
 
 
 def test_a_source_that_looks_at_the_data_point_takes_no_condition_made_from_it():
