@@ -374,7 +374,7 @@ class FlowDataModule(LightningDataModule):
         members, shard, start = self.train_indices, self._shard(), self._position
         if self.group_size == 1:
             return EndlessSampler(self.num_train, self.batch_size, self.seed, *shard, start=start, members=members)
-        label = self._training_labels
+        label = self.train_label
         if label is None:
             raise ValueError(_no_labels(self.dataset, "group_size", 1))
         label = label if members is None else label[members]
@@ -395,11 +395,6 @@ class FlowDataModule(LightningDataModule):
         if self.label_noise:
             dataset.split = replace(dataset.split, label=self._noisy_labels)
         return dataset
-
-    @property
-    def _training_labels(self) -> Tensor | None:
-        """The labels that training batches carry."""
-        return self._noisy_labels if self.label_noise else self.split("train").label
 
     @cached_property
     def _noisy_labels(self) -> Tensor:

@@ -14,19 +14,24 @@ from torch import Tensor
 from flowbench.core.checks import check_count
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.evaluation.override import SamplerOverride
-from flowbench.families.answers import FlowSamples, SolvedDensity, Trajectory
-from flowbench.families.base import NetworkFactory
+from flowbench.families.answers import FlowSamples, Trajectory
+from flowbench.families.base import DensityKind, NetworkFactory
 from flowbench.families.conditioning.condition import Condition
 from flowbench.families.description import Description
 from flowbench.families.flow_matching import FlowMatching
 from flowbench.families.network_evaluations import fixed_cost
 from flowbench.families.recurrent_field import RecurrentField, RecurrentNetwork
-from flowbench.flows import ClassifierFreeGuidance, Guidance, Likelihood, TimeDistribution
+from flowbench.flows import ClassifierFreeGuidance, Guidance, TimeDistribution
 from flowbench.networks import HybridDiT
 
 __all__ = ["ARFlow", "AscendingTimes"]
 
 State = Literal["keep", "drop"]
+
+_REFUSAL = (
+    "samples that see their earlier steps have no {}, they solve no differential equation: set state: drop for that of "
+    "the field without them, or take out what needs it"
+)
 
 
 class AscendingTimes(TimeDistribution):
@@ -68,6 +73,9 @@ class ARFlow(FlowMatching):
     differential equation: where the state is kept there is no inverse, no density by change of variables, and no limit
     of many steps; `encode` and `log_prob` are refused. With ``state: drop`` every step is an image without
     predecessors, whose field is one as any other, with all that follows.
+
+    Operations of one sample are those of an image alone: what attention across images costs depends on the data's
+    ``group_size``, which a model does not know, and is counted where operations are counted on a batch of the data.
 
     References:
         Hui et al. (2025), ARFlow: Autoregressive Flow with Hybrid Linear Attention, arXiv 2501.16085, section 3.
@@ -116,8 +124,13 @@ class ARFlow(FlowMatching):
         for name in ("pairing", "conditioner"):
             if options.get(name) is not None:
                 raise ValueError(f"{name} does not keep images in sequences, got {options[name]!r}: leave it out")
-        self.state, self.window = state, window
+        self.state, self.window = state, window  # before the base class asks what density there is
         super().__init__(spec, network, **options)
+
+    @property
+    def density(self) -> DensityKind:
+        """``none`` where the state is kept: samples then solve no differential equation."""
+        return "none" if self.state == "keep" else "ode"
 
     def check_axes(self) -> None:
         """Also refuse a state that the network or the sampler cannot have."""
@@ -144,12 +157,12 @@ class ARFlow(FlowMatching):
             )
 
     def describe(self) -> Description:
-        """Also names the state, on which samples depend."""
+        """Also names the state, on which samples depend: their paths have the velocities of the steps."""
         facts = super().describe()
         if self.state == "drop":
             return facts
         kept = "state" if self.window is None else f"state[window={self.window}]"
-        return replace(facts, sampler=f"{facts.sampler}+{kept}")
+        return replace(facts, has_velocities=True, sampler=f"{facts.sampler}+{kept}")
 
     # ---- training -------------------------------------------------------------------------------------
 
@@ -211,35 +224,12 @@ class ARFlow(FlowMatching):
 
     # ---- what only a field without memory has ---------------------------------------------------------
 
-    def check_density(self) -> None:
-        """Refuse a density where the state is kept."""
-        self._check_stateless("density")
-        super().check_density()
-
     def flow_encode(self, z: Tensor, condition: Condition) -> Tensor:
-        """See :meth:`FlowMatching.flow_encode`; refused where the state is kept."""
-        self._check_stateless("inverse")
+        """See :meth:`FlowMatching.flow_encode`; refused where the state is kept, whose steps have no inverse."""
+        if self.state == "keep":
+            raise ValueError(_REFUSAL.format("inverse"))
         return super().flow_encode(z, condition)
 
-    def flow_log_prob(self, x: Tensor, condition: Condition, index: Tensor, seed: int) -> Tensor:
-        """See :meth:`FlowMatching.flow_log_prob`; refused where the state is kept."""
-        self._check_stateless("density")
-        return super().flow_log_prob(x, condition, index, seed)
-
-    def solved_density(self, network_evaluations: int | None = None, *, refined: bool = False) -> SolvedDensity | None:
-        """See :meth:`FlowMatching.solved_density`; None where the state is kept."""
-        return super().solved_density(network_evaluations, refined=refined) if self.state == "drop" else None
-
-    def sample_with_log_prob(
-        self, noise: Tensor, condition: Condition | Tensor | None = None, *, index: Tensor | None = None, seed: int = 0
-    ) -> tuple[Tensor, Likelihood]:
-        """See :meth:`FlowMatching.sample_with_log_prob`; refused where the state is kept."""
-        self._check_stateless("density")
-        return super().sample_with_log_prob(noise, condition, index=index, seed=seed)
-
-    def _check_stateless(self, what: str) -> None:
-        if self.state == "keep":
-            raise ValueError(
-                f"samples that see their earlier steps have no {what}, they solve no differential equation: set state: "
-                f"drop for that of the field without them, or leave the metric out"
-            )
+    def _check_has_density(self) -> None:
+        if self.density == "none":
+            raise ValueError(_REFUSAL.format("density"))

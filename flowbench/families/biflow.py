@@ -18,7 +18,7 @@ from flowbench.evaluation.override import SamplerOverride
 from flowbench.families.base import FlowModule, FlowSamples, Trajectory
 from flowbench.families.conditioning.condition import Condition
 from flowbench.families.description import Description
-from flowbench.families.fitted import FIT_CHUNK, FIT_POINTS
+from flowbench.families.fitted import FIT_CHUNK
 from flowbench.families.latents.space import LatentSpace, PixelSpace, Space
 from flowbench.families.noise.denoising import DecoderDenoiser
 from flowbench.families.pairing.base import PairingContext
@@ -201,13 +201,9 @@ class BiFlow(FlowModule):
         super().fit_to(data, training=training)
         if not training or self._is_fitted:
             return
-        points, rng = self.fit_points(data), seeded(self.seed, "fit", "states")
-        label = None
-        if self.num_classes is not None:
-            label = data.split("train").label
-            assert label is not None, "a conditional flow has labelled data"
-            label = label[slice(FIT_POINTS) if data.train_indices is None else data.train_indices[:FIT_POINTS]]
-            label = label.to(points.device)
+        points, rng = self.fit_points(data, drawn=True), seeded(self.seed, "fit", "states")
+        label = self.fit_labels(data)
+        label = label if label is None else label.to(points.device)
         total = torch.zeros(len(self.mean_squares), dtype=torch.float64, device=points.device)
         for rows in torch.arange(len(points)).split(FIT_CHUNK):
             given = Condition(None if label is None else label[rows])

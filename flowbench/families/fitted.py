@@ -82,15 +82,36 @@ class FittedModule(ConditionedModule):
             self.sampling_source.fit(self.fit_points(data), generator(self.seed, "fit", "sampling"))
 
     @torch.no_grad()
-    def fit_points(self, data: FlowDataModule, num: int = FIT_POINTS) -> Tensor:
+    def fit_points(self, data: FlowDataModule, num: int = FIT_POINTS, *, drawn: bool = False) -> Tensor:
         """The first of the points that are trained on, where the flow lives, without noise.
+
+        Args:
+            data: the data.
+            num: points.
+            drawn: as training draws them, with noise keyed by the seed, and not their means.
 
         Returns:
             Points of shape (N, *flow_shape) on the module's device.
         """
-        chosen = slice(num) if data.train_indices is None else data.train_indices[:num]
-        values = data.model_values("train", chosen)
-        return torch.cat([self.space.encode_mean(part.to(self.device)) for part in values.split(FIT_CHUNK)])
+        values = data.model_values("train", _first(data, num))
+        parts = values.split(FIT_CHUNK)
+        if not drawn:
+            return torch.cat([self.space.encode_mean(part.to(self.device)) for part in parts])
+        rows = torch.arange(len(values)).split(FIT_CHUNK)
+        return torch.cat(
+            [
+                self.space.encode_indexed(part.to(self.device), index, self.seed)
+                for part, index in zip(parts, rows, strict=True)
+            ]
+        )
+
+    def fit_labels(self, data: FlowDataModule, num: int = FIT_POINTS) -> Tensor | None:
+        """Labels of :meth:`fit_points` as training batches have them, shape (N,), on the CPU; None without classes."""
+        if self.num_classes is None:
+            return None
+        label = data.train_label
+        assert label is not None, "a conditional flow has labelled data"
+        return label[_first(data, num)]
 
     def on_fit_start(self) -> None:
         """Let the space keep the training split's latents, where it was asked to."""
@@ -108,3 +129,8 @@ class FittedModule(ConditionedModule):
         """
         source = self.sampling_source or self.source
         return source.sample_indexed(index, self.flow_shape, seed, "sample", device=self.device)
+
+
+def _first(data: FlowDataModule, num: int) -> slice | Tensor:
+    """Places of the first `num` points that are trained on."""
+    return slice(num) if data.train_indices is None else data.train_indices[:num]

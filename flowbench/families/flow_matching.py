@@ -202,6 +202,7 @@ class FlowMatching(VelocityFlow):
             objective=self.objective,
             solver=self.solver,
             likelihood_solver=self.likelihood_solver,
+            labelled=self.num_classes is not None,
             conditioned=self.conditioner is not None,
         )
 
@@ -356,11 +357,9 @@ class FlowMatching(VelocityFlow):
 
     def training_pairs(self, data: FlowDataModule, num: int, seed: int) -> dict[str, float]:
         """See :func:`~flowbench.families.pairing.description.describe_pairs`."""
-        points = self.fit_points(data, num).cpu()
-        label = data.split("train").label if self.num_classes is not None else None
+        points, label = self.fit_points(data, num).cpu(), self.fit_labels(data, num)
         rng = generator(seed, "training-pairs")
         self.pairing.prepare(self.pairing_context, data)
-        label = label if label is None else label[:num]
         return describe_pairs(self.pairing, self.pairing_context, self.weight, points, label, data.batch_size, rng)
 
     @property
@@ -369,7 +368,10 @@ class FlowMatching(VelocityFlow):
         return names_of_pairs(self.weight, self.pairing)
 
     def loss_of_one(self) -> Tensor:
-        """Without pairing and what is fitted to data: they look at values, and are no matrix products."""
+        """Without pairing and what is fitted to data, which look at values.
+
+        So a look-up of :class:`SemidiscretePairing` is not counted here; where operations are counted on data, it is.
+        """
         kept = {name: getattr(self, name) for name in ("pairing", "source", "weight")}
         self.pairing = BatchPairing(IndependentCoupling())
         self.source = GaussianSource() if self.source.needs_fit else self.source

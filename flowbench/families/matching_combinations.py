@@ -33,6 +33,7 @@ def check_combination(
     objective: Objective,
     solver: Solver,
     likelihood_solver: Solver,
+    labelled: bool = False,
     conditioned: bool = False,
 ) -> None:
     """Refuse combinations that would train or sample something else than they state.
@@ -47,6 +48,7 @@ def check_combination(
         objective: what the network predicts, and the weight of its errors over time.
         solver: integrates samples.
         likelihood_solver: integrates log-densities.
+        labelled: the flow is conditioned on class labels.
         conditioned: the flow has a conditioner, which makes conditions of the loader's data.
 
     Raises:
@@ -56,6 +58,13 @@ def check_combination(
     if pairing.looks_up_data and (conditioned or source.is_paired):
         other = "the loader's data, which a condition was made from" if conditioned else f"those that {source!r} saw"
         raise ValueError(f"{pairing!r} looks up other data points than {other}: take a coupling that permutes noise")
+    if source.is_paired and (labelled or conditioned):
+        # p(x0 | condition) is another than p(x0), which samples start from.
+        given = "conditional=false" if labelled else "conditioner to null"
+        raise ValueError(
+            f"{source!r} draws noise for a data point, so that a condition gets noise that its samples do not start "
+            f"from: set {given}, or take a source that does not look at the data point"
+        )
     if path.needs_standard_normal and not (source.is_standard_normal and independent):
         raise ValueError(
             f"{path!r} is right for standard normal noise and independent pairs only, got {source!r} and {pairing!r}: "

@@ -90,6 +90,11 @@ class ReflowPairing(Pairing):
     def __repr__(self) -> str:
         return f"ReflowPairing({type(self.teacher).__name__}, {self.num_training + self.num_held_out} pairs)"
 
+    @property
+    def is_set_up(self) -> bool:
+        """Whether the pairs are there."""
+        return self._store is not None
+
     # ---- generation -------------------------------------------------------------------------------------
 
     def check(self, context: PairingContext, data: FlowDataModule) -> None:
@@ -227,6 +232,8 @@ class Reflow(FlowMatching):
         True
     """
 
+    pairing: ReflowPairing
+
     def __init__(
         self,
         spec: DataSpec,
@@ -258,6 +265,12 @@ class Reflow(FlowMatching):
         check_teacher(self.pairing_context, teacher)
         if initialise_from_teacher:
             self._start_from(teacher)
+
+    def training_pairs(self, data: FlowDataModule, num: int, seed: int) -> dict[str, float]:
+        """See :meth:`FlowMatching.training_pairs`, of held-out pairs; a later process reads them before."""
+        if not self.pairing.is_set_up:
+            self.pairing.setup(self.pairing_context, data, training=False)
+        return super().training_pairs(data, num, seed)
 
     def _start_from(self, teacher: FlowModule) -> None:
         if isinstance(teacher, FlowMatching) and teacher.objective.prediction != self.objective.prediction:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowbench.core.seeds import generator
 from flowbench.families.answers import SolvedDensity
-from flowbench.families.base import FlowModule
+from flowbench.families.base import DensityKind, FlowModule
 from flowbench.families.conditioning.condition import Condition
 from flowbench.families.latents.space import LatentSpace
 from flowbench.flows import (
@@ -42,12 +42,16 @@ class VelocityFlow(FlowModule):
         objective: what the network predicts.
     """
 
-    density = "ode"
     path: Path
     source: Source
     likelihood_solver: Solver
     divergence: Divergence
     objective: Objective
+
+    @property
+    def density(self) -> DensityKind:
+        """``ode``: a density through a solver; a family whose sampler is no solution of it says ``none``."""
+        return "ode"
 
     @abstractmethod
     def field(self, condition: Condition, guidance: Guidance | None = None) -> Field:
@@ -71,6 +75,7 @@ class VelocityFlow(FlowModule):
         Raises:
             ValueError: in a latent space, where a sample's density is not known, or of a flow with a conditioner.
         """
+        self._check_has_density()
         if isinstance(self.space, LatentSpace) or self.conditioner is not None:
             raise ValueError("densities of samples are those of unconditioned flows in data space: use sample()")
         given = self.check_condition(condition, len(noise))
@@ -93,6 +98,8 @@ class VelocityFlow(FlowModule):
 
     def solved_density(self, network_evaluations: int | None = None, *, refined: bool = False) -> SolvedDensity | None:
         """By the likelihood's solver with so many evaluations, or by its refinement, with the same probes."""
+        if self.density == "none":
+            return None
         solver = self.likelihood_solver
         if network_evaluations is not None:
             solver = solver.with_evaluations(network_evaluations)

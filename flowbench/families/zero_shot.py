@@ -350,11 +350,11 @@ def _refill(
 
 
 def _noisy(module: FlowModule, points: Tensor, index: Tensor, seed: int) -> Tensor:
-    """With the noise of training: a flow of noisy points never saw clean ones, drawn and known would differ in kind."""
-    if not module.space.noise_std:
+    """With the spread of training: a flow of noisy points never saw clean ones, and drawn and known would differ."""
+    if not module.space.spread:
         return points
     normal = indexed_normal(index, module.flow_shape, seed, "inpaint-noise", device=points.device)
-    return points + module.space.noise_std * normal.to(points)
+    return points + module.space.spread * normal.to(points)
 
 
 def _drift(drawn: Tensor, known: Tensor, unknown: Tensor) -> Tensor:

@@ -89,7 +89,6 @@ CASES = [
     ("cfm_data", POINTS),
     ("cfm_noise", POINTS),
     ("cfm_score", POINTS),
-    ("cfm_low_frequency", IMAGES),
     ("wcfm", IMAGES),
     ("wcfm", POINTS),
     ("wcfm_corrected", IMAGES),

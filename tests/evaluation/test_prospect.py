@@ -38,7 +38,14 @@ from flowbench.evaluation import (
 from flowbench.evaluation.declared import declare
 from flowbench.evaluation.prospect import Prospect
 from flowbench.evaluation.sample_metric import SampleMetric
-from flowbench.families import Autoencoder, InpaintingConditioner, LatentCFM, SemanticConditioner, STARFlow
+from flowbench.families import (
+    Autoencoder,
+    InpaintingConditioner,
+    LatentCFM,
+    SemanticConditioner,
+    SemidiscretePairing,
+    STARFlow,
+)
 from flowbench.families.pairing.description import OF_WEIGHT
 from flowbench.flows import Midpoint, RungeKutta4
 from flowbench.networks import DiT, KLAutoencoder
@@ -271,4 +278,8 @@ def test_an_extractor_that_is_chosen_by_the_data_is_declared_by_its_name(tmp_pat
 
 
 def test_what_training_pairs_declare_is_what_flows_report():
-    assert {info.name for info in TrainingPairs.declares} == {"cost_ratio", *OF_WEIGHT}
+    assert {info.name for info in TrainingPairs.declares} == {
+        "cost_ratio",
+        *SemidiscretePairing.described,
+        *OF_WEIGHT,
+    }

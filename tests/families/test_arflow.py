@@ -237,6 +237,9 @@ def test_a_kept_state_has_neither_density_nor_inverse():
     with pytest.raises(ValueError, match="have no density"):
         flow.check_density()
     assert flow.solved_density() is None
+    assert (flow.density, flow.describe().likelihood, flow.describe().has_velocities) == ("none", "none", True)
+    dropped = build(state="drop")
+    assert (dropped.density, dropped.describe().likelihood, dropped.describe().has_velocities) == ("ode", "ode", True)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 
 from flowbench.data import FlowDataModule
 from flowbench.families import Condition, FlowMatching, InpaintingConditioner, StreamPairing, TARFlow, WeightedCFM
+from flowbench.families.family_contract import Case, check_family
 from flowbench.families.pairing.description import OF_WEIGHT
 from flowbench.flows import (
     ClassifierFreeGuidance,
@@ -18,6 +19,8 @@ from flowbench.flows import (
     GaussianSource,
     GibbsWeight,
     Heun,
+    IndependentCoupling,
+    LowFrequencySource,
     NormAlignedSource,
     OptimalTransportCoupling,
     PrunedSource,
@@ -67,12 +70,29 @@ def noise_and_labels(module: FlowMatching, num: int = 3):
             "one sigma, got 0.5 on the path and 1 in the coupling: set both alike",
         ),
         ({"guidance": ClassifierFreeGuidance(2.0)}, "needs labels"),
+        (
+            {"source": LowFrequencySource(2), "conditional": True},
+            r"LowFrequencySource\(.* a condition gets noise that its samples do not start from: set conditional=false",
+        ),
+        ({"source": VonMisesFisherSource(5.0), "conditional": True}, "set conditional=false"),
     ],
 )
 def test_choices_that_exclude_each_other_are_refused_in_one_line(options, message):
     with pytest.raises(ValueError, match=message) as caught:
         build("cfm", IMAGES, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_a_flow_from_low_frequencies_keeps_the_contract():
+    """Apart from the families of tests/contract, which are built with labels too."""
+    outcomes = check_family(Case(lambda: build("cfm_low_frequency", IMAGES), IMAGES))
+    assert [outcome for outcome in outcomes if outcome.status == "failed"] == []
+
+
+def test_a_source_that_looks_at_the_data_point_takes_no_condition_made_from_it():
+    network = partial(DiT, width=16, depth=1, num_heads=2, condition_channels=2)
+    with pytest.raises(ValueError, match="set conditioner to null"):
+        FlowMatching(IMAGES, network, conditioner=InpaintingConditioner("half"), source=LowFrequencySource(2))
 
 
 def test_a_label_that_was_never_dropped_guides_nothing():
@@ -253,6 +273,27 @@ def test_independent_pairs_cost_what_they_cost_and_optimal_ones_less():
     assert plain.keys() == {"cost_ratio"}
     assert plain["cost_ratio"] == pytest.approx(1.0, abs=0.05)
     assert optimal["cost_ratio"] < 0.7
+
+
+def test_described_points_keep_their_own_labels_where_only_a_part_is_trained_on():
+    """A coupling within labels, of points that are not the first of their split, under noisy labels."""
+
+    class Watching(IndependentCoupling):
+        def __call__(self, x0, x1, generator, condition=None):
+            seen.append((x1, condition))
+            return super().__call__(x0, x1, generator, condition)
+
+    seen: list = []
+    data = FlowDataModule("digits", train_size=100, batch_size=128, dequantize="none", label_noise=0.3)
+    torch.manual_seed(0)
+    network = partial(DiT, width=16, depth=1, num_heads=2)
+    module = FlowMatching(data.spec, network, coupling=Watching(), conditional=True)
+    module.training_pairs(data, 1024, 0)
+    chosen = data.train_indices
+    assert not torch.equal(chosen, torch.arange(100))
+    ((points, label),) = seen
+    assert torch.equal(points, data.model_values("train", chosen))
+    assert torch.equal(label, data.train_label[chosen])
 
 
 def test_larger_problems_are_described_as_large_as_they_are():

@@ -74,6 +74,19 @@ def test_pairs_are_noise_by_index_and_where_the_teacher_carries_it(cache):
     assert {tuple(row) for row in held_out.x0.tolist()} == {tuple(row) for row in noise[95:].tolist()}
 
 
+def test_a_later_process_describes_the_pairs_that_were_trained_on(cache):
+    """Before anything is set up, as in `flowbench test`: the map is monotone, and its pairs cheaper than drawn ones."""
+    data, trained = plane(), student(gaussian_teacher(), num_pairs=2000, hold_out=0.5)
+    trained.pairing.setup(trained.pairing_context, data)
+    expected = trained.training_pairs(data, 1000, 0)
+    later = student(gaussian_teacher(), num_pairs=2000, hold_out=0.5)
+    assert later.training_pairs(data, 1000, 0) == expected
+    # Of x1 = m + s x0 in the plane: |m|^2 + 2 (s - 1)^2 over |m|^2 + 2 (s^2 + 1).
+    square = float(torch.as_tensor(MEAN).expand(2).square().sum())
+    exact = (square + 2 * (STD - 1) ** 2) / (square + 2 * (STD**2 + 1))
+    assert expected["cost_ratio"] == pytest.approx(exact, rel=0.1)
+
+
 def test_a_share_of_each_batch_belongs_to_each_process(cache):
     flow, data = student(gaussian_teacher()), plane()
     flow.pairing.setup(flow.pairing_context, data)

@@ -100,6 +100,8 @@ class JointLatentSpace(LatentSpace):
         dims = points[0].numel()
         entropy = dims * (0.5 * math.log(2 * math.pi * math.e) + math.log(self.posterior_std))
         rate = loss.total * dims - entropy
+        # What is added to -log p(z), a regulariser, is no part of the rate.
+        reported = loss.metrics.get("nll", loss.total.detach()) * dims - entropy
         decoder = self.autoencoder.decoding_loss(batch.x, points)
         total = rate / batch.x[0].numel() + self.reconstruction_weight * decoder.total
-        return Loss(total, {**loss.metrics, **decoder.metrics, "rate": rate.detach()}, loss.diagnostics)
+        return Loss(total, {**loss.metrics, **decoder.metrics, "rate": reported}, loss.diagnostics)

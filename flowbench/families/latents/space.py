@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
@@ -60,6 +61,14 @@ class Space(ABC):
     def identity(self) -> str | None:
         """What a checkpoint of a flow and the flow that loads it must agree on; the weights the space depends on."""
         return self.checksum
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of training points about their mean, :meth:`encode_mean`, where all have one and the same.
+
+        Where an encoder learns it for every point, that of the noise alone.
+        """
+        return self.noise_std
 
     @property
     def trained(self) -> GaussianAutoencoder | None:
@@ -222,6 +231,12 @@ class LatentSpace(Space):
     def checksum(self) -> str | None:
         """SHA-256 of the autoencoder's weights, the first 16 hex digits."""
         return self.autoencoder.checksum()
+
+    @property
+    def spread(self) -> float:
+        """See :meth:`Space.spread`: of a constant posterior and the noise together."""
+        std = self.autoencoder.network.posterior_std
+        return self.noise_std if std is None else math.hypot(std / float(self.autoencoder.latent_std), self.noise_std)
 
     def _model(self, x: Tensor) -> Autoencoder:
         return self.autoencoder.to(x.device)

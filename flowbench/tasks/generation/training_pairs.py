@@ -45,7 +45,8 @@ class TrainingPairs(Metric):
 
     The numbers come from the family: of a weighted flow `ess`, the effective share of the batch, and `tilt_source` and
     `tilt_target`, the squared coefficients of variation of its marginal tilts; of a coupled one `cost_ratio`, its
-    transport cost over that of independent pairs; and others of the same kind. They describe the training objective:
+    transport cost over that of independent pairs; of one that looks data points up `chi2`, the squared coefficient of
+    variation of how often each is drawn. They describe the training objective:
     samples are not looked at.
 
     Args:
@@ -67,6 +68,7 @@ class TrainingPairs(Metric):
         MetricInfo("tilt_share", "none", "transport", always=False),
         MetricInfo("weighted_norm_ratio", always=False),
         MetricInfo("cost_ratio", "none", "transport", always=False),
+        MetricInfo("chi2", "down", "transport", always=False),
     )
 
     def __init__(self, num_pairs: int = 4096) -> None:
