@@ -68,7 +68,7 @@ class FlowMap(FlowMatching):
         spec: the data's shape, classes and value grid.
         network: builds a velocity network of two times (``second_time: true``).
         map_objective: what teaches jumps; None is :class:`~flowbench.flows.SolutionConsistency`.
-        jump_times: between which times; None is the objective's own choice.
+        jump_times: between which times; None is the objective's own choice. Samples take no other jumps.
         diagonal: share of every batch that learns the velocity at one time, in (0, 1]; rounded to whole samples.
         jumps: how samples are drawn; None is one jump.
         target_guidance: scale w of the guidance that is trained in, >= 0, for conditional flows, so that samples need
@@ -324,10 +324,10 @@ class FlowMap(FlowMatching):
     def _intervals(self, jumps: Jumps) -> Jumps:
         """The jumps, all of which are trained."""
         for start, end in jumps.intervals:
-            if not self.map_objective.is_trained(start, end):
+            if not self.jump_times.covers(start, end):
                 raise ValueError(
-                    f"{jumps!r} jumps from {start:g} to {end:g}, but {self.map_objective!r} trains "
-                    f"{self.map_objective.trained_jumps}"
+                    f"{jumps!r} jumps from {start:g} to {end:g}, but {self.jump_times!r} trains "
+                    f"{self.jump_times.covered}: take another number, or Renoise, which jumps to the data"
                 )
         return jumps
 

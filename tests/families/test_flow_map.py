@@ -20,6 +20,7 @@ from flowbench.flows import (
     DyadicPairs,
     GaussianSource,
     GibbsWeight,
+    JumpsToData,
     Lagrangian,
     LinearPath,
     LogitNormalTimes,
@@ -279,6 +280,18 @@ def test_untrained_jumps_are_refused_before_training():
         flow_map(name="consistency", jumps=Composition(2))
 
 
+@pytest.mark.parametrize("name", ["meanflow", "soflow"])
+def test_maps_that_are_trained_to_the_data_alone_renoise(name):
+    """Their targets have the end of the jump: jumps to time 1 teach each other, and nothing teaches 0 to 1/2."""
+    module = flow_map(name=name, jump_times=JumpsToData())
+    module.check_sampling(network_evaluations=1)
+    with pytest.raises(ValueError, match=r"from 0 to 0\.5, but JumpsToData.* trains those to the data"):
+        module.check_sampling(network_evaluations=2)
+    renoised = flow_map(name=name, jump_times=JumpsToData(), jumps=Renoise(2))
+    assert renoised.sample(renoised.draw_noise(torch.arange(3), 0)).network_evaluations == 2
+    assert loss(renoised).total.isfinite()
+
+
 # ---- guidance that is trained in ------------------------------------------------------------------------------
 
 
@@ -377,6 +390,9 @@ def test_teachers_that_do_not_fit_are_refused_in_one_line():
         ({"jumps": Renoise(2), "weight": GibbsWeight(kappa=0.5)}, "take Composition"),
         ({"name": "shortcut", "jump_times": UniformPairs()}, "leave it out"),
         ({"name": "shortcut", "jump_times": DyadicPairs(levels=3)}, "leave it out"),
+        ({"name": "progressive", "jump_times": JumpsToData()}, "compares jumps from anywhere to anywhere"),
+        ({"name": "meanflow", "jump_times": DyadicPairs()}, "compares jumps from anywhere to the data"),
+        ({"name": "meanflow", "jump_times": JumpsToData(), "jumps": Composition(2)}, "those to the data"),
         ({"diagonal": 0.0}, "diagonal must be"),
     ],
 )
@@ -438,7 +454,7 @@ def test_one_jump_comes_near_the_map_and_two_agree_with_it(name):
     @torch.no_grad()
     def errors():
         ends = [module.flow_jump(noise, Condition(), 0.0, 1.0)]
-        if module.map_objective.is_trained(0.0, 0.5):
+        if module.jump_times.covers(0.0, 0.5):
             ends.append(module.flow_jump(module.flow_jump(noise, Condition(), 0.0, 0.5), Condition(), 0.5, 1.0))
         off = [(end - 2 - 0.5 * noise).square().mean().sqrt().item() for end in ends]
         return off, (ends[-1] - ends[0]).square().mean().sqrt().item()

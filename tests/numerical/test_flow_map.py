@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -381,6 +382,32 @@ def test_pairs_have_their_distributions():
     assert start[end - start == 1 / 8].unique().tolist() == [number / 8 for number in range(8)]
 
 
+@pytest.mark.parametrize(
+    "times",
+    [
+        UniformPairs(),
+        LogitNormalPairs(LogitNormalTimes(-2.0), LogitNormalTimes(2.0)),
+        DyadicPairs(levels=3),
+        JumpsToData(),
+    ],
+    ids=repr,
+)
+def test_the_jumps_that_are_drawn_are_covered_and_others_are_far_from_them(times):
+    drawn = torch.stack(times.sample(20_000, torch.Generator().manual_seed(0)), 1).double()
+    for jump in (
+        (0.0, 1.0),
+        (0.25, 0.5),
+        (0.25, 1.0),
+        (0.0, 1 / 3),
+        (0.3, 0.7),
+        (0.3, 1.0),
+        (0.25, 0.75),
+        (0.5, 0.5625),
+    ):
+        nearest = (drawn - torch.tensor(jump, dtype=torch.float64)).abs().amax(1).min()
+        assert times.covers(*jump) == bool(nearest < 0.03), jump
+
+
 # ---- samplers ------------------------------------------------------------------------------
 
 
@@ -413,10 +440,10 @@ def test_renoising_does_not_depend_on_the_batch_and_follows_the_seed():
 
 
 def test_shortcuts_know_their_grid():
-    objective = Shortcut(levels=5)
-    trained = [n for n in range(1, 70) if all(objective.is_trained(*jump) for jump in Composition(n).intervals)]
+    times = Shortcut(levels=5).default_times
+    trained = [n for n in range(1, 70) if all(times.covers(*jump) for jump in Composition(n).intervals)]
     assert trained == [1, 2, 4, 8, 16, 32]
-    assert [n for n in range(1, 9) if all(objective.is_trained(*jump) for jump in Renoise(n).intervals)] == [1, 2]
+    assert [n for n in range(1, 9) if all(times.covers(*jump) for jump in Renoise(n).intervals)] == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -428,6 +455,17 @@ def test_shortcuts_know_their_grid():
         (lambda: SolutionConsistency(first=0.1, last=0.2), "last=0.2 is above first=0.1"),
         (lambda: Shortcut(levels=4).check_times(DyadicPairs(levels=3)), r"Shortcut\(levels=4\) is trained on"),
         (lambda: ConsistencyTraining().check_times(UniformPairs()), "take JumpsToData"),
+        *(
+            (partial(objective.check_times, times), rf"compares jumps from anywhere to .*, but {type(times).__name__}")
+            for objective, times in (
+                (Progressive(), JumpsToData()),
+                (Progressive(), DyadicPairs()),
+                (Lagrangian(), JumpsToData()),
+                (Lagrangian(), DyadicPairs()),
+                (MeanFlow(), DyadicPairs()),
+                (SolutionConsistency(), DyadicPairs()),
+            )
+        ),
     ],
 )
 def test_choices_that_do_not_fit_are_refused(make, message):

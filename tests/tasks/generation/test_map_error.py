@@ -9,7 +9,7 @@ from flowbench.data import FlowDataModule
 from flowbench.evaluation.override import SamplerOverride
 from flowbench.evaluation.prospect import Prospect
 from flowbench.families import FlowMap, FlowMatching
-from flowbench.flows import ConsistencyTraining, Euler, EulerMaruyama, Renoise
+from flowbench.flows import ConsistencyTraining, Euler, EulerMaruyama, JumpsToData, Renoise
 from flowbench.tasks.generation import MapError
 from flowbench.tasks.generation.map_error import JumpErrors
 
@@ -82,6 +82,9 @@ def test_who_has_no_such_error(data):
     consistency = FlowMap(data.spec, OracleNetwork, map_objective=ConsistencyTraining())
     assert MapError().expected(Prospect(data.spec, consistency)) == ("map_error",)
     assert ask(consistency, data).of_jumps is None
+    to_data = FlowMap(data.spec, OracleNetwork, jump_times=JumpsToData())
+    assert MapError().expected(Prospect(data.spec, to_data)) == ("map_error",)
+    assert ask(to_data, data).of_jumps is None
     mapped = FlowMap(data.spec, OracleNetwork)
     assert MapError().expected(Prospect(data.spec, mapped)) == ("map_error", "composition_error")
     assert MapError().expected(Prospect(data.spec, mapped, swept="network_evaluations")) == ("map_error",)
