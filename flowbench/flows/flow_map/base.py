@@ -33,8 +33,8 @@ class JumpBatch:
         x: points of the path at `start`, shape (B, *D).
         start: s, shape (B,).
         end: t > s, shape (B,).
-        velocity: what the velocity at (x, s) is learned from, without gradient: that of the pair, or a teacher's, shape
-            (B, *D).
+        velocity: what the velocity at (x, s) is learned from, without gradient: that of the pair, or a guided or
+            taught one where the objective needs it, shape (B, *D).
         teacher: the velocity field b of a teacher; None: the average velocity's own at equal times.
         progress: share of the training that is over, in [0, 1].
         generator: source of an objective's own draws; None where it draws nothing.
@@ -70,6 +70,8 @@ class FlowMapObjective(ABC):
     Attributes:
         uses_forward_mode: whether the network is differentiated in forward mode.
         needs_full_precision: whether nearby velocities are subtracted, which autocast would leave no digits of.
+        needs_velocity: whether :meth:`residual` reads the velocities of the points that jump; where it does not, guided
+            and taught ones are not computed.
         needed_jump: a jump (s, t) between times of no grid that must be trained, so that what it compares is: of most,
             from anywhere to anywhere.
 
@@ -93,6 +95,7 @@ class FlowMapObjective(ABC):
 
     uses_forward_mode: bool = False
     needs_full_precision: bool = False
+    needs_velocity: bool = True
     needed_jump: tuple[float, float] = ANYWHERE
 
     def __init__(self, weight_power: float = 0.0) -> None:

@@ -41,6 +41,8 @@ class Progressive(FlowMapObjective):
         True
     """
 
+    needs_velocity = False
+
     def __init__(self, split: Split = "midpoint", weight_power: float = 0.0) -> None:
         super().__init__(weight_power)
         if split not in get_args(Split):
@@ -94,6 +96,8 @@ class Shortcut(FlowMapObjective):
         >>> Shortcut(levels=3).default_times
         DyadicPairs(levels=3)
     """
+
+    needs_velocity = False
 
     def __init__(self, levels: int = 6, weight_power: float = 0.0) -> None:
         super().__init__(weight_power)
