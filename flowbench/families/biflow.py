@@ -23,7 +23,7 @@ from flowbench.families.latents.space import LatentSpace, PixelSpace, Space
 from flowbench.families.noise.denoising import DecoderDenoiser
 from flowbench.families.pairing.base import PairingContext
 from flowbench.families.pairing.pair_store import weights_checksum
-from flowbench.families.pairing.teacher import check_spaces, check_teacher, required_teacher, source_of
+from flowbench.families.pairing.teacher import check_dropout, check_spaces, check_teacher, required_teacher, source_of
 from flowbench.families.tarflow import TARFlow
 from flowbench.families.token_layout import TokenLayout
 from flowbench.networks import ReadOutTransformer
@@ -120,7 +120,7 @@ class BiFlow(FlowModule):
         self.source = source_of(known)
         self._teacher = _Teacher(known)
         check_teacher(self.pairing_context, known)
-        self._check_dropout()
+        check_dropout(self.pairing_context, known)
         check_number("guidance", guidance, at_least=0, hint="1 is none")
         self.check_guidance(guidance)
         self.guidance = guidance
@@ -157,14 +157,6 @@ class BiFlow(FlowModule):
         return PairingContext(
             self.source, self.space, self.num_classes, self.label_dropout, self.seed, self.weights_device
         )
-
-    def _check_dropout(self) -> None:
-        """A teacher that never learned the null label has no states under it."""
-        if self.num_classes is not None and self.label_dropout > 0 and self.teacher.label_dropout == 0:
-            raise ValueError(
-                "the teacher was trained without dropped labels and has no states under the null label, but the "
-                f"student drops {self.label_dropout:g} of them: set label_dropout=0"
-            )
 
     # ---- facts ----------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ class Description:
             data.
         has_velocities: whether paths have velocities, and so a curvature: those of block flows have none.
         sampler: what samples depend on beside weights, noise and guidance scale, for their rows; empty where nothing.
+        encoder: what the way to the noise depends on beside the weights; empty where nothing.
         encoding_evaluations: network evaluations per sample of the way to the noise; None where an adaptive solver
             decides.
         can_choose_evaluations: whether the number of network evaluations per sample can be chosen.
@@ -40,6 +41,7 @@ class Description:
     likelihood_evaluations: float | None = 1.0
     reports_bits_per_dim: bool = True
     sampler: str = ""
+    encoder: str = ""
     encoding_evaluations: float | None = 1.0
     can_choose_evaluations: bool = False
     guidance_scale: float | None = None

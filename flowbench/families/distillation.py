@@ -1,4 +1,4 @@
-"""A trained flow whose velocity a flow map learns from."""
+"""A trained flow whose velocity a flow map learns from, and whose weights a student starts from."""
 
 from __future__ import annotations
 
@@ -13,10 +13,45 @@ from flowbench.families.conditioning.condition import Condition
 from flowbench.families.flow_matching import FlowMatching
 from flowbench.families.latents.space import Space
 from flowbench.families.pairing.base import PairingContext
-from flowbench.families.pairing.teacher import check_spaces, check_teacher, required_teacher, source_of, space_of
-from flowbench.flows import ClassifierFreeGuidance, Field, LinearPath, Source
+from flowbench.families.pairing.teacher import (
+    check_dropout,
+    check_spaces,
+    check_teacher,
+    required_teacher,
+    source_of,
+    space_of,
+)
+from flowbench.flows import ClassifierFreeGuidance, Field, LinearPath, Source, VelocityObjective
 
-__all__ = ["VelocityTeacher"]
+__all__ = ["VelocityTeacher", "start_from"]
+
+
+def start_from(teacher: FlowModule, network: nn.Module, prediction: str, settings: str) -> None:
+    """Give a student's network the weights of its teacher's.
+
+    Args:
+        teacher: trained.
+        network: of the student.
+        prediction: what the student's network predicts.
+        settings: how its file gets the teacher's network, for the message.
+
+    Raises:
+        ValueError: for a network of another prediction, or with other parameters.
+    """
+    if isinstance(teacher, FlowMatching) and teacher.objective.prediction != prediction:
+        raise ValueError(
+            f"the teacher's network predicts {teacher.objective.prediction} and the student's {prediction}: give both "
+            "one objective, or set initialise_from_teacher=false"
+        )
+    try:
+        if not isinstance(teacher, FlowMatching):
+            raise RuntimeError
+        network.load_state_dict(teacher.network.state_dict())
+    except RuntimeError:
+        raise ValueError(
+            "the teacher has another network than model.init_args.network: set initialise_from_teacher=false, or use "
+            f"its own settings{settings}"
+        ) from None
 
 
 class VelocityTeacher:
@@ -55,8 +90,9 @@ class VelocityTeacher:
         return source_of(self.module)
 
     def check(self, context: PairingContext) -> None:
-        """Refuse (ValueError) a student of other points, labels or another source."""
+        """Refuse (ValueError) a student of other points, labels or another source, or that drops labels alone."""
         check_teacher(context, self.module)
+        check_dropout(context, self.module)
 
     def check_space(self, context: PairingContext) -> None:
         """Refuse (ValueError) a student in another latent space, or with more noise."""
@@ -66,15 +102,9 @@ class VelocityTeacher:
         """Give a network of two times the teacher's weights; it starts as the teacher's velocity at every length.
 
         Raises:
-            ValueError: for a network that differs in more than the second time.
+            ValueError: for a network that differs in more than the second time, or predicts no velocity.
         """
-        try:
-            network.load_state_dict(self.module.network.state_dict())
-        except RuntimeError:
-            raise ValueError(
-                "the teacher has another network than model.init_args.network: set initialise_from_teacher=false, or "
-                "use its own settings and second_time: true"
-            ) from None
+        start_from(self.module, network, VelocityObjective.prediction, " and second_time: true")
 
     def field(self, condition: Condition, device: torch.device) -> Field:
         """The velocity under the conditions of some points, on their device, without gradients."""

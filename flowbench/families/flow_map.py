@@ -68,7 +68,7 @@ class FlowMap(FlowMatching):
         spec: the data's shape, classes and value grid.
         network: builds a velocity network of two times (``second_time: true``).
         map_objective: what teaches jumps; None is :class:`~flowbench.flows.SolutionConsistency`.
-        jump_times: between which times; None is the objective's own choice.
+        jump_times: between which times; None is the objective's own choice. Samples take no other jumps.
         diagonal: share of every batch that learns the velocity at one time, in (0, 1]; rounded to whole samples.
         jumps: how samples are drawn; None is one jump.
         target_guidance: scale w of the guidance that is trained in, >= 0, for conditional flows, so that samples need
@@ -95,6 +95,7 @@ class FlowMap(FlowMatching):
     """
 
     sampling_arguments = FlowMatching.sampling_arguments | {"jumps"}
+    solves_samples = False
 
     def __init__(
         self,
@@ -226,7 +227,8 @@ class FlowMap(FlowMatching):
         start = torch.cat([start, times[resting]])
         point = self.path.sample(pairs.x0, pairs.x1, start, generator)
         network = AverageVelocityNetwork(self.network, given, self.training)
-        velocity = self._target(network, point, given)
+        learned = slice(num) if self.map_objective.needs_velocity else resting
+        velocity = self._velocity(network, point, given, learned)
         teacher = None
         if self.teacher is not None and num_jumps:
             teacher = self.teacher.field(given.rows(jumping), pairs.x1.device)
@@ -250,6 +252,14 @@ class FlowMap(FlowMatching):
             errors.append((found[-1] - velocity[resting]).float().square().flatten(1).mean(1))
             metrics["diagonal_loss"] = errors[-1].detach().mean()
         return torch.cat(errors), metrics
+
+    def _velocity(self, network: AverageVelocityNetwork, point: PathSample, given: Condition, learned: slice) -> Tensor:
+        """What velocities are learned from, of these points; of the others those of the pairs; shape (B, *D)."""
+        first = learned.start or 0
+        if first == len(point.xt):
+            return point.velocity
+        rows = PathSample(*(part[learned] for part in (point.x0, point.x1, point.t, point.xt, point.velocity)))
+        return torch.cat([point.velocity[:first], self._target(network.rows(learned), rows, given.rows(learned))])
 
     @torch.no_grad()
     def _target(self, network: AverageVelocityNetwork, point: PathSample, given: Condition) -> Tensor:
@@ -324,10 +334,10 @@ class FlowMap(FlowMatching):
     def _intervals(self, jumps: Jumps) -> Jumps:
         """The jumps, all of which are trained."""
         for start, end in jumps.intervals:
-            if not self.map_objective.is_trained(start, end):
+            if not self.jump_times.covers(start, end):
                 raise ValueError(
-                    f"{jumps!r} jumps from {start:g} to {end:g}, but {self.map_objective!r} trains "
-                    f"{self.map_objective.trained_jumps}"
+                    f"{jumps!r} jumps from {start:g} to {end:g}, but {self.jump_times!r} trains "
+                    f"{self.jump_times.covered}: take another number, or Renoise, which jumps to the data"
                 )
         return jumps
 

@@ -129,6 +129,8 @@ class FlowMatching(VelocityFlow):
         "sampling_path",
         "solver",
     }
+    # Whether `solver` draws the samples.
+    solves_samples = True
 
     def __init__(
         self,
@@ -239,6 +241,7 @@ class FlowMatching(VelocityFlow):
             likelihood_method=self._likelihood_method(self.likelihood_solver),
             likelihood_evaluations=fixed_cost(self.likelihood_solver),
             sampler="+".join(parts),
+            encoder="+".join(filter(None, (repr(self.solver), self.objective.sampler_name))),
             encoding_evaluations=fixed_cost(self.solver),
             can_choose_evaluations=True,
             guidance_scale=self.guidance.scale if guidable else None,

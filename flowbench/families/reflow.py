@@ -15,6 +15,7 @@ from flowbench.evaluation.override import SamplerOverride
 from flowbench.families.base import FlowModule, NetworkFactory
 from flowbench.families.conditioning.base import Conditioner
 from flowbench.families.conditioning.condition import Condition
+from flowbench.families.distillation import start_from
 from flowbench.families.flow_matching import FlowMatching
 from flowbench.families.latents.space import Space
 from flowbench.families.pairing.base import Pairing, PairingContext, Pairs, cost_ratio
@@ -56,7 +57,7 @@ class ReflowPairing(Pairing):
         guidance: scale of the teacher's guidance; None is the teacher's own.
 
     Raises:
-        ValueError: for a value out of range, or a solver for a teacher that has none.
+        ValueError: for a value out of range, or a solver for a teacher whose samples need none.
     """
 
     def __init__(
@@ -74,8 +75,11 @@ class ReflowPairing(Pairing):
         check_number("pair_guidance", guidance, at_least=0, or_none=True, hint="1 is none")
         self.teacher = teacher.requires_grad_(False).eval()
         if solver is not None:
-            if not isinstance(teacher, FlowMatching):
-                raise ValueError(f"pair_solver integrates a field, and {type(teacher).__name__} has none: leave it out")
+            if not isinstance(teacher, FlowMatching) or not teacher.solves_samples:
+                raise ValueError(
+                    f"pair_solver integrates the field of a teacher, and samples of {type(teacher).__name__} follow "
+                    "none: leave it out"
+                )
             teacher.solver = solver
             teacher.check_axes()
         if guidance is not None:
@@ -264,26 +268,11 @@ class Reflow(FlowMatching):
         )
         check_teacher(self.pairing_context, teacher)
         if initialise_from_teacher:
-            self._start_from(teacher)
+            settings = ", e.g. by `base: [<its experiment file>]`"
+            start_from(teacher, self.network, self.objective.prediction, settings)
 
     def training_pairs(self, data: FlowDataModule, num: int, seed: int) -> dict[str, float]:
         """See :meth:`FlowMatching.training_pairs`, of held-out pairs; a later process reads them before."""
         if not self.pairing.is_set_up:
             self.pairing.setup(self.pairing_context, data, training=False)
         return super().training_pairs(data, num, seed)
-
-    def _start_from(self, teacher: FlowModule) -> None:
-        if isinstance(teacher, FlowMatching) and teacher.objective.prediction != self.objective.prediction:
-            raise ValueError(
-                f"the teacher's network predicts {teacher.objective.prediction} and the student's "
-                f"{self.objective.prediction}: give both one objective, or set initialise_from_teacher=false"
-            )
-        try:
-            if not isinstance(teacher, FlowMatching):
-                raise RuntimeError
-            self.network.load_state_dict(teacher.network.state_dict())
-        except RuntimeError:
-            raise ValueError(
-                "the teacher has another network than model.init_args.network: set initialise_from_teacher=false, or "
-                "use its own settings, e.g. by `base: [<its experiment file>]`"
-            ) from None

@@ -281,7 +281,7 @@ BAD = {
     ),
     "no null label": (
         lambda: {"teacher": build("tarflow", POINTS, conditional=True, label_dropout=0.0), "conditional": True},
-        r"no states under the null label, but the student drops 0\.1 of them: set label_dropout=0",
+        r"nothing to teach under the null label, but the student drops 0\.1 of them: set label_dropout=0",
     ),
     "no noise": (lambda: {"denoise": True}, "denoise=true, but the teacher was trained on points without Gaussian"),
     "alignment": (lambda: {"alignment": "tokens"}, "alignment must be 'heads' or 'none', got 'tokens'"),

@@ -17,9 +17,11 @@ from flowbench.flows import (
     Composition,
     ConsistencyTraining,
     CosinePath,
+    DataObjective,
     DyadicPairs,
     GaussianSource,
     GibbsWeight,
+    JumpsToData,
     Lagrangian,
     LinearPath,
     LogitNormalTimes,
@@ -279,6 +281,18 @@ def test_untrained_jumps_are_refused_before_training():
         flow_map(name="consistency", jumps=Composition(2))
 
 
+@pytest.mark.parametrize("name", ["meanflow", "soflow"])
+def test_maps_that_are_trained_to_the_data_alone_renoise(name):
+    """Their targets have the end of the jump: jumps to time 1 teach each other, and nothing teaches 0 to 1/2."""
+    module = flow_map(name=name, jump_times=JumpsToData())
+    module.check_sampling(network_evaluations=1)
+    with pytest.raises(ValueError, match=r"from 0 to 0\.5, but JumpsToData.* trains those to the data"):
+        module.check_sampling(network_evaluations=2)
+    renoised = flow_map(name=name, jump_times=JumpsToData(), jumps=Renoise(2))
+    assert renoised.sample(renoised.draw_noise(torch.arange(3), 0)).network_evaluations == 2
+    assert loss(renoised).total.isfinite()
+
+
 # ---- guidance that is trained in ------------------------------------------------------------------------------
 
 
@@ -337,6 +351,39 @@ def test_targets_are_the_teachers_velocities():
         assert found.total < 1e-9, name
 
 
+def test_a_teacher_of_another_prediction_teaches_its_velocity():
+    teacher = FlowMatching(POINTS, NETWORK, objective=DataObjective()).eval()
+    perturb(teacher)
+    student = FlowMap(POINTS, TWO, teacher=teacher, initialise_from_teacher=False)
+    x, t = torch.randn(3, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([0.1, 0.5, 0.8])
+    found = student.teacher.field(Condition(), x.device)(t, x)
+    torch.testing.assert_close(found, ((teacher.network(x, t) - x) / (1 - t)[:, None]).detach())
+
+
+@every_objective
+def test_a_teacher_is_asked_for_the_velocities_that_are_read(name):
+    """Of the points that jump only where the objective reads those; the Lagrangian asks where the jumps end."""
+    calls = []
+    teacher = gaussian_teacher(optimal=False)
+    teacher.network.register_forward_pre_hook(lambda _, given: calls.append(len(given[0])))
+    student = FlowMap(
+        PLANE, OracleNetwork, map_objective=OBJECTIVES[name](), teacher=teacher, initialise_from_teacher=False
+    )
+    x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+    student.training_loss(Batch(x), torch.Generator().manual_seed(0))
+    resting = {"progressive": [32], "uniform": [32], "shortcut": [32]}
+    ends = {"lagrangian": [32, 32], "lagrangian_jvp": [32, 32]}
+    assert calls == {**resting, **ends}.get(name, [64])
+
+
+@pytest.mark.parametrize("name", ["progressive", "shortcut", "lagrangian"])
+def test_velocities_that_no_residual_reads_change_no_loss(name):
+    module = flow_map(name=name, conditional=True, target_guidance=2.0)
+    sparing = loss(module).total
+    module.map_objective.needs_velocity = True
+    torch.testing.assert_close(loss(module).total, sparing)
+
+
 def test_a_guided_teacher_teaches_its_guided_velocity():
     torch.manual_seed(0)
     teacher = FlowMatching(POINTS, NETWORK, conditional=True).eval()
@@ -357,6 +404,14 @@ def test_teachers_that_do_not_fit_are_refused_in_one_line():
         ({"teacher": FlowMatching(POINTS, partial(MLP, width=8))}, "another network"),
         ({"teacher": FlowMatching(IMAGES, partial(DiT, width=16, depth=1, num_heads=2))}, "data of shape"),
         ({"teacher": teacher, "target_guidance": 2.0}, "needs labels"),
+        (
+            {"teacher": FlowMatching(POINTS, NETWORK, objective=DataObjective())},
+            "predicts data and the student's velocity",
+        ),
+        (
+            {"teacher": FlowMatching(POINTS, NETWORK, conditional=True, label_dropout=0.0), "conditional": True},
+            "nothing to teach under the null label, but the student drops 0.1",
+        ),
     ):
         with pytest.raises(ValueError, match=message) as error:
             flow_map(perturbed=False, **options)
@@ -377,6 +432,9 @@ def test_teachers_that_do_not_fit_are_refused_in_one_line():
         ({"jumps": Renoise(2), "weight": GibbsWeight(kappa=0.5)}, "take Composition"),
         ({"name": "shortcut", "jump_times": UniformPairs()}, "leave it out"),
         ({"name": "shortcut", "jump_times": DyadicPairs(levels=3)}, "leave it out"),
+        ({"name": "progressive", "jump_times": JumpsToData()}, "compares jumps from anywhere to anywhere"),
+        ({"name": "meanflow", "jump_times": DyadicPairs()}, "compares jumps from anywhere to the data"),
+        ({"name": "meanflow", "jump_times": JumpsToData(), "jumps": Composition(2)}, "those to the data"),
         ({"diagonal": 0.0}, "diagonal must be"),
     ],
 )
@@ -438,7 +496,7 @@ def test_one_jump_comes_near_the_map_and_two_agree_with_it(name):
     @torch.no_grad()
     def errors():
         ends = [module.flow_jump(noise, Condition(), 0.0, 1.0)]
-        if module.map_objective.is_trained(0.0, 0.5):
+        if module.jump_times.covers(0.0, 0.5):
             ends.append(module.flow_jump(module.flow_jump(noise, Condition(), 0.0, 0.5), Condition(), 0.5, 1.0))
         off = [(end - 2 - 0.5 * noise).square().mean().sqrt().item() for end in ends]
         return off, (ends[-1] - ends[0]).square().mean().sqrt().item()

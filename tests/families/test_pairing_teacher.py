@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from flowbench.data import Batch, DataSpec, FlowDataModule
-from flowbench.families import Autoencoder, Condition, FlowMatching, GaussianNoise, TARFlow
+from flowbench.families import Autoencoder, Condition, FlowMap, FlowMatching, GaussianNoise, TARFlow
 from flowbench.families.normalized_flow_matching import NormalizedFlowMatching
 from flowbench.families.pairing.teacher import TeacherPairing
-from flowbench.flows import GaussianSource
+from flowbench.flows import Euler, GaussianSource
 from flowbench.networks import MLP, DiT
 from tests.closeness import assert_near
 
@@ -138,6 +138,24 @@ def test_a_cache_gives_what_encoding_gives(tmp_path, monkeypatch):
     flow = student(teacher, data.spec, cache_encodings=True)
     flow.pairing.setup(flow.pairing_context, data)
     assert len(list(tmp_path.glob("pairs/encodings-*"))) == 2, "another teacher is another folder"
+
+
+@pytest.mark.parametrize("family", [FlowMatching, FlowMap])
+def test_another_solver_is_another_cache(family, tmp_path, monkeypatch):
+    """A flow map encodes along its ODE, though its samples jump."""
+    monkeypatch.setenv("FLOWBENCH_CACHE", str(tmp_path))
+    np.savez(tmp_path / "x.npz", train=normal(40).numpy(), val=normal(9).numpy(), test=normal(9).numpy())
+    data = FlowDataModule("npz", path=str(tmp_path / "x.npz"), batch_size=16)
+    found = []
+    for solver in (Euler(1), Euler(9)):
+        torch.manual_seed(1)
+        teacher = family(data.spec, partial(NETWORK, second_time=family is FlowMap), solver=solver)
+        perturb(teacher)
+        flow = student(teacher, data.spec, cache_encodings=True)
+        flow.pairing.setup(flow.pairing_context, data)
+        found.append(pairs_of(flow, data.train_batch_at(0)).x0)
+    assert len(list(tmp_path.glob("pairs/encodings-*"))) == 2
+    assert not torch.allclose(*found)
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ import torch
 from flowbench.config import Experiment
 from flowbench.core.seeds import indexed_normal
 from flowbench.data import FlowDataModule
-from flowbench.families import FlowMatching
+from flowbench.families import FlowMap, FlowMatching
 from flowbench.families.pairing.pair_store import PairStore, weights_checksum
 from flowbench.families.reflow import Reflow, ReflowPairing
-from flowbench.flows import Euler, PointTimes
+from flowbench.flows import DataObjective, Euler, PointTimes
 from flowbench.metrics import wasserstein2
 from flowbench.metrics.straightness import path_geometry
 from flowbench.networks import MLP
@@ -168,8 +168,19 @@ def test_counting_operations_needs_no_pairs(cache):
         ({"pair_guidance": 2.0}, "guidance of scale 2 needs labels"),
         ({"initialise_from_teacher": True}, "the teacher has another network"),
         (
+            {"teacher": FlowMap(PLANE, partial(NETWORK, second_time=True)), "pair_solver": Euler(num_steps=1)},
+            "samples of FlowMap follow none: leave it out",
+        ),
+        (
+            {
+                "teacher": FlowMatching(PLANE, NETWORK, objective=DataObjective()),
+                "initialise_from_teacher": True,
+            },
+            "predicts data and the student's velocity",
+        ),
+        (
             {"teacher": build("tarflow", replace(POINTS, name="plane")), "pair_solver": Euler(num_steps=1)},
-            "TARFlow has none: leave it out",
+            "samples of TARFlow follow none: leave it out",
         ),
         (
             {"teacher": build("tarflow", POINTS)},

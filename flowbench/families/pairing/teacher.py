@@ -18,7 +18,16 @@ from flowbench.families.pairing.base import Pairing, PairingContext, Pairs, cost
 from flowbench.families.pairing.pair_store import PairStore, weights_checksum
 from flowbench.flows import Source
 
-__all__ = ["TeacherPairing", "check_noise", "check_teacher", "required_teacher", "source_of", "space_of"]
+__all__ = [
+    "TeacherPairing",
+    "check_dropout",
+    "check_noise",
+    "check_spaces",
+    "check_teacher",
+    "required_teacher",
+    "source_of",
+    "space_of",
+]
 
 ENCODING_BATCH = 256
 
@@ -114,7 +123,7 @@ class TeacherPairing(Pairing):
             "kind": "encodings",
             "data": spec.identity,
             "teacher": weights_checksum(self.teacher),
-            "method": type(self.teacher).__name__ + self.teacher.describe().sampler,
+            "method": type(self.teacher).__name__ + self.teacher.describe().encoder,
             "dropout": self._dropout(context) > 0,
         }
         store = PairStore("encodings", identity, len(split))
@@ -222,6 +231,19 @@ def check_teacher(context: PairingContext, teacher: FlowModule) -> None:
     for what, (theirs, ours) in sides.items():
         if theirs != ours:
             raise ValueError(f"the teacher has {what} {theirs}, the student {ours}: they must agree")
+
+
+def check_dropout(context: PairingContext, teacher: FlowModule) -> None:
+    """Refuse a student that drops labels where the teacher never did: what it says without one was never learned.
+
+    Raises:
+        ValueError: names the student's share.
+    """
+    if context.num_classes is not None and context.label_dropout > 0 and teacher.label_dropout == 0:
+        raise ValueError(
+            "the teacher was trained without dropped labels and has nothing to teach under the null label, but the "
+            f"student drops {context.label_dropout:g} of them: set label_dropout=0"
+        )
 
 
 def check_spaces(context: PairingContext, teacher: FlowModule) -> None:

@@ -18,9 +18,11 @@ from flowbench.flows.flow_map.derivative import AverageVelocity, spread
 from flowbench.flows.flow_map.times import JumpTimes, UniformPairs
 from flowbench.flows.solver.base import Field
 
-__all__ = ["WEIGHT_OFFSET", "FlowMapObjective", "JumpBatch", "jumped"]
+__all__ = ["ANYWHERE", "TO_DATA", "WEIGHT_OFFSET", "FlowMapObjective", "JumpBatch", "jumped"]
 
 WEIGHT_OFFSET = 1e-3
+ANYWHERE = (1 / 3, 2 / 3)
+TO_DATA = (1 / 3, 1.0)
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class JumpBatch:
         x: points of the path at `start`, shape (B, *D).
         start: s, shape (B,).
         end: t > s, shape (B,).
-        velocity: what the velocity at (x, s) is learned from, without gradient: that of the pair, or a teacher's, shape
-            (B, *D).
+        velocity: what the velocity at (x, s) is learned from, without gradient: that of the pair, or a guided or
+            taught one where the objective needs it, shape (B, *D).
         teacher: the velocity field b of a teacher; None: the average velocity's own at equal times.
         progress: share of the training that is over, in [0, 1].
         generator: source of an objective's own draws; None where it draws nothing.
@@ -68,6 +70,10 @@ class FlowMapObjective(ABC):
     Attributes:
         uses_forward_mode: whether the network is differentiated in forward mode.
         needs_full_precision: whether nearby velocities are subtracted, which autocast would leave no digits of.
+        needs_velocity: whether :meth:`residual` reads the velocities of the points that jump; where it does not, guided
+            and taught ones are not computed.
+        needed_jump: a jump (s, t) between times of no grid that must be trained, so that what it compares is: of most,
+            from anywhere to anywhere.
 
     Args:
         weight_power: p of the weight 1 / (e + 0.001)^p of a jump with mean squared residual e, in [0, 1]. Above 0 the
@@ -89,6 +95,8 @@ class FlowMapObjective(ABC):
 
     uses_forward_mode: bool = False
     needs_full_precision: bool = False
+    needs_velocity: bool = True
+    needed_jump: tuple[float, float] = ANYWHERE
 
     def __init__(self, weight_power: float = 0.0) -> None:
         check_number("weight_power", weight_power, at_least=0, at_most=1, hint="0 weights all jumps alike")
@@ -99,17 +107,13 @@ class FlowMapObjective(ABC):
         """Between which times it trains, where nobody chooses."""
         return UniformPairs()
 
-    def check_times(self, times: JumpTimes) -> None:  # noqa: B027 - most take any
-        """Refuse (ValueError) pairs of times that it cannot be trained on."""
-
-    def is_trained(self, start: float, end: float) -> bool:
-        """Whether jumps between two times are trained."""
-        return True
-
-    @property
-    def trained_jumps(self) -> str:
-        """Which jumps are trained, for messages."""
-        return "all"
+    def check_times(self, times: JumpTimes) -> None:
+        """Refuse (ValueError) pairs of times that it cannot be trained on: its target would rest on untrained jumps."""
+        if not times.covers(*self.needed_jump):
+            where = "from anywhere to the data" if self.needed_jump == TO_DATA else "from anywhere to anywhere"
+            raise ValueError(
+                f"{self!r} compares jumps {where}, but {times!r} trains {times.covered}: take UniformPairs, say"
+            )
 
     def ends(self, batch: JumpBatch) -> tuple[Tensor, ...]:
         """Ends, each of shape (B,), of the jumps whose average velocities :meth:`residual` is given with a gradient."""

@@ -42,6 +42,8 @@ class Lagrangian(FlowMapObjective):
         True
     """
 
+    needs_velocity = False
+
     def __init__(self, derivative: Derivative = "difference", weight_power: float = 0.0) -> None:
         super().__init__(weight_power)
         check_derivative(derivative)

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from flowbench.flows.flow_map.base import FlowMapObjective, JumpBatch
+from flowbench.flows.flow_map.base import TO_DATA, FlowMapObjective, JumpBatch
 from flowbench.flows.flow_map.derivative import AverageVelocity, Derivative, check_derivative, spread, total_derivative
 
 __all__ = ["MeanFlow"]
@@ -20,7 +20,7 @@ class MeanFlow(FlowMapObjective):
 
     v is the velocity of the pair and w the direction of the derivative: v again (`data`, the original), or the
     network's own velocity u(x, s, s) (`self`, the improved form, whose target varies less). Both are unbiased; without
-    the stopped gradient they were not.
+    the stopped gradient they were not. The target has the end of the jump, so :class:`JumpsToData` will do.
 
     Args:
         tangent: `data` or `self`.
@@ -41,6 +41,8 @@ class MeanFlow(FlowMapObjective):
         >>> bool(objective.residual(shrink, batch, (shrink(batch.x, batch.start, batch.end),)).abs() < 1e-6)
         True
     """
+
+    needed_jump = TO_DATA
 
     def __init__(self, tangent: Tangent = "data", derivative: Derivative = "jvp", weight_power: float = 0.0) -> None:
         super().__init__(weight_power)

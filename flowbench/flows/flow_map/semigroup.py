@@ -41,6 +41,8 @@ class Progressive(FlowMapObjective):
         True
     """
 
+    needs_velocity = False
+
     def __init__(self, split: Split = "midpoint", weight_power: float = 0.0) -> None:
         super().__init__(weight_power)
         if split not in get_args(Split):
@@ -91,10 +93,11 @@ class Shortcut(FlowMapObjective):
         Frans et al. 2024, One Step Diffusion via Shortcut Models.
 
     Example:
-        >>> objective = Shortcut(levels=3)
-        >>> objective.is_trained(0.25, 0.5), objective.is_trained(0.0, 1 / 3), objective.is_trained(0.25, 0.75)
-        (True, False, False)
+        >>> Shortcut(levels=3).default_times
+        DyadicPairs(levels=3)
     """
+
+    needs_velocity = False
 
     def __init__(self, levels: int = 6, weight_power: float = 0.0) -> None:
         super().__init__(weight_power)
@@ -112,16 +115,6 @@ class Shortcut(FlowMapObjective):
             raise ValueError(
                 f"Shortcut(levels={self.levels}) is trained on {self.times!r}, got {times!r}: leave it out"
             )
-
-    def is_trained(self, start: float, end: float) -> bool:
-        """Jumps of the grid are."""
-        number = 1 / (end - start)
-        return number in (2.0**level for level in range(self.levels + 1)) and (start * number).is_integer()
-
-    @property
-    def trained_jumps(self) -> str:
-        """See :attr:`FlowMapObjective.trained_jumps`."""
-        return f"those of a grid of 1, 2, 4, ..., {2**self.levels} equal jumps"
 
     def residual(self, u: AverageVelocity, batch: JumpBatch, predicted: tuple[Tensor, ...]) -> Tensor:
         """The difference of one jump and two of half its length, over the length."""

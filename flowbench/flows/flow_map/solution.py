@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flowbench.core.checks import check_number
-from flowbench.flows.flow_map.base import FlowMapObjective, JumpBatch, jumped
+from flowbench.flows.flow_map.base import TO_DATA, FlowMapObjective, JumpBatch, jumped
 from flowbench.flows.flow_map.derivative import AverageVelocity, spread
 from flowbench.flows.flow_map.times import SHORTEST, JumpTimes
 from flowbench.flows.time import TimeDistribution, UniformTimes
@@ -21,6 +21,8 @@ class SolutionConsistency(FlowMapObjective):
     velocity of the pair, and its gradient reaches the first average velocity alone. It is unbiased in the limit r -> 0,
     where it is MeanFlow's; at r the error is of first order in r. The share r falls geometrically with the training's
     progress from `first` to `last`, so that a run that is stopped half way is not a run of half the length.
+
+    Its target has the end of the jump, so jumps to one time are enough of each other: :class:`JumpsToData` will do.
 
     Args:
         first: r at the beginning, in (0, 1].
@@ -40,6 +42,7 @@ class SolutionConsistency(FlowMapObjective):
     """
 
     needs_full_precision = True
+    needed_jump = TO_DATA
 
     def __init__(self, first: float = 0.1, last: float = 0.002, weight_power: float = 0.0) -> None:
         super().__init__(weight_power)
@@ -78,7 +81,11 @@ class JumpsToData(JumpTimes):
         >>> start, end = JumpsToData().sample(3, torch.Generator().manual_seed(0))
         >>> end, bool((start < end).all())
         (tensor([1., 1., 1.]), True)
+        >>> JumpsToData().covers(0.5, 1.0), JumpsToData().covers(0.0, 0.5)
+        (True, False)
     """
+
+    covered = "those to the data"
 
     def __init__(self, start: TimeDistribution | None = None) -> None:
         self.start = start or UniformTimes()
@@ -87,6 +94,10 @@ class JumpsToData(JumpTimes):
         """A start, and one."""
         start = self.start.sample(num, generator, device).clamp(max=1 - SHORTEST)
         return start, torch.ones_like(start)
+
+    def covers(self, start: float, end: float) -> bool:
+        """Jumps to the data."""
+        return end == 1.0
 
     def __repr__(self) -> str:
         return f"JumpsToData(start={self.start!r})"
@@ -115,8 +126,8 @@ class ConsistencyTraining(FlowMapObjective):
         Song et al. 2023, Consistency Models; Geng et al. 2024, Consistency Models Made Easy (ECT).
 
     Example:
-        >>> ConsistencyTraining().is_trained(0.5, 1.0), ConsistencyTraining().is_trained(0.0, 0.5)
-        (True, False)
+        >>> ConsistencyTraining().default_times
+        JumpsToData(start=UniformTimes())
     """
 
     needs_full_precision = True
@@ -136,15 +147,6 @@ class ConsistencyTraining(FlowMapObjective):
         """Only jumps to the data will do."""
         if not isinstance(times, JumpsToData):
             raise ValueError(f"ConsistencyTraining compares jumps to the data, got {times!r}: take JumpsToData")
-
-    def is_trained(self, start: float, end: float) -> bool:
-        """Jumps to the data are."""
-        return end == 1.0
-
-    @property
-    def trained_jumps(self) -> str:
-        """See :attr:`FlowMapObjective.trained_jumps`."""
-        return "those to the data (take Renoise for several jumps)"
 
     def share(self, progress: float) -> float:
         """The share r of the jump when this share of the training is over."""

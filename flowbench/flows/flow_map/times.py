@@ -19,19 +19,31 @@ SHORTEST = 1e-3
 class JumpTimes(ABC):
     """A distribution of the times (s, t) between which a flow map is trained, 0 <= s < t <= 1.
 
-    It weights jumps in the loss: the same map is optimal under all of them.
+    It weights jumps in the loss: the same map is optimal under all of them, at the jumps that they cover.
+
+    Attributes:
+        covered: which jumps :meth:`covers`, for messages.
 
     Example:
         >>> class WholeJumps(JumpTimes):
         ...     def sample(self, num, generator, device="cpu"):
         ...         return torch.zeros(num, device=device), torch.ones(num, device=device)
+        ...     def covers(self, start, end):
+        ...         return (start, end) == (0, 1)
+        ...     covered = "the whole jump"
         >>> WholeJumps().sample(2, torch.Generator())
         (tensor([0., 0.]), tensor([1., 1.]))
     """
 
+    covered: str = "all jumps"
+
     @abstractmethod
     def sample(self, num: int, generator: torch.Generator, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """Draw ``num`` independent pairs on the generator's device and move them: starts and ends, (num,) float32."""
+
+    @abstractmethod
+    def covers(self, start: float, end: float) -> bool:
+        """Whether the jump between two times, 0 <= start < end <= 1, is drawn, or others as near to it as one likes."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -53,6 +65,10 @@ class UniformPairs(JumpTimes):
         """Draw with ``torch.rand``."""
         first, second = torch.rand(2, num, generator=generator, device=generator.device).to(device)
         return _ordered(first, second)
+
+    def covers(self, start: float, end: float) -> bool:
+        """All jumps."""
+        return True
 
 
 class LogitNormalPairs(JumpTimes):
@@ -81,6 +97,10 @@ class LogitNormalPairs(JumpTimes):
         first = self.start.sample(num, generator, device)
         return _ordered(first, self.end.sample(num, generator, device))
 
+    def covers(self, start: float, end: float) -> bool:
+        """All jumps."""
+        return True
+
     def __repr__(self) -> str:
         return f"LogitNormalPairs(start={self.start!r}, end={self.end!r})"
 
@@ -98,6 +118,9 @@ class DyadicPairs(JumpTimes):
         >>> start, end = DyadicPairs(levels=2).sample(1000, torch.Generator().manual_seed(0))
         >>> sorted(set((end - start).tolist())), sorted(set(start.tolist()))
         ([0.25, 0.5, 1.0], [0.0, 0.25, 0.5, 0.75])
+        >>> pairs = DyadicPairs(levels=3)
+        >>> pairs.covers(0.25, 0.5), pairs.covers(0.0, 1 / 3), pairs.covers(0.25, 0.75)
+        (True, False, False)
     """
 
     def __init__(self, levels: int = 6) -> None:
@@ -112,6 +135,16 @@ class DyadicPairs(JumpTimes):
         number = torch.exp2(level.float())
         start = (place * number).floor() / number
         return start.to(device), (start + 1 / number).to(device)
+
+    def covers(self, start: float, end: float) -> bool:
+        """Jumps of the grid."""
+        number = 1 / (end - start)
+        return number in (2.0**level for level in range(self.levels + 1)) and (start * number).is_integer()
+
+    @property
+    def covered(self) -> str:  # type: ignore[override]
+        """See :class:`JumpTimes`."""
+        return f"those of a grid of 1, 2, 4, ..., {2**self.levels} equal jumps"
 
     def __repr__(self) -> str:
         return f"DyadicPairs(levels={self.levels})"

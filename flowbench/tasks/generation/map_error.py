@@ -90,12 +90,12 @@ def _mean_square(difference: Tensor) -> Tensor:
 
 def _follows_its_ode(flow: FlowModule) -> bool:
     facts = flow.describe()
-    # Paths of a sampler that keeps a state are its own steps: no equation that it could be wrong about.
-    return facts.has_velocities and facts.is_deterministic and facts.likelihood != "none"
+    # A sampler with velocities and no density solves no differential equation, so it has no end to be compared with.
+    return facts.has_velocities and facts.likelihood != "none" and facts.is_deterministic
 
 
 def _jumps_twice(flow: FlowMap) -> bool:
-    return all(flow.map_objective.is_trained(*jump) for jump in ((0.0, 0.5), (0.5, 1.0), (0.0, 1.0)))
+    return all(flow.jump_times.covers(*jump) for jump in ((0.0, 0.5), (0.5, 1.0), (0.0, 1.0)))
 
 
 class MapError(Metric):
@@ -104,7 +104,8 @@ class MapError(Metric):
     `map_error` is what few evaluations cost, apart from how good the flow is: of a flow map the error of its jumps
     against its velocity, of other matching flows that of their solver's steps. Unguided; the ODE is solved by 128
     evaluations. `composition_error` is the distance of one jump from two over the whole interval, which the velocity
-    has no part in; of flow maps that jump to time 1/2 only. Samplers that add noise have neither.
+    has no part in; of flow maps that jump to time 1/2 only. Samplers that add noise, and those
+    that solve no differential equation, have neither.
 
     Args:
         num_samples: samples, >= 1, counted from the first.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from flowbench.data import FlowDataModule
 from flowbench.evaluation.override import SamplerOverride
 from flowbench.evaluation.prospect import Prospect
 from flowbench.families import FlowMap, FlowMatching
-from flowbench.flows import ConsistencyTraining, Euler, EulerMaruyama, Renoise
+from flowbench.flows import ConsistencyTraining, Euler, EulerMaruyama, JumpsToData, Renoise
 from flowbench.tasks.generation import MapError
 from flowbench.tasks.generation.map_error import JumpErrors
 
@@ -77,11 +79,19 @@ def test_who_has_no_such_error(data):
     for module in (noisy, renoised):
         assert ask(module, data) is None
         assert MapError().expected(Prospect(data.spec, module)) == ()
+    stateful = FlowMatching(data.spec, OracleNetwork)
+    facts = replace(stateful.describe(), likelihood="none")  # as of ARFlow, whose steps see those before
+    stateful.describe = lambda: facts
+    assert ask(stateful, data) is None
+    assert MapError().expected(Prospect(data.spec, stateful)) == ()
     assert MapError(100).measure(known(given={JumpErrors(100): None})) == []
     assert MapError().expected(Prospect(IMAGES, build("tarflow", IMAGES))) == ()
     consistency = FlowMap(data.spec, OracleNetwork, map_objective=ConsistencyTraining())
     assert MapError().expected(Prospect(data.spec, consistency)) == ("map_error",)
     assert ask(consistency, data).of_jumps is None
+    to_data = FlowMap(data.spec, OracleNetwork, jump_times=JumpsToData())
+    assert MapError().expected(Prospect(data.spec, to_data)) == ("map_error",)
+    assert ask(to_data, data).of_jumps is None
     mapped = FlowMap(data.spec, OracleNetwork)
     assert MapError().expected(Prospect(data.spec, mapped)) == ("map_error", "composition_error")
     assert MapError().expected(Prospect(data.spec, mapped, swept="network_evaluations")) == ("map_error",)
