@@ -11,6 +11,7 @@ from rich.text import Text
 
 from flowbench.bench.kept import find_kept, is_finished, other_home
 from flowbench.bench.plan import Cell, Plan
+from flowbench.bench.shares import shares_text
 from flowbench.core.resources import PREFIX, portable_name
 
 __all__ = ["plan_lines", "plan_table"]
@@ -51,7 +52,8 @@ def plan_lines(plan: Plan) -> str:
     """Budget, seeds, concurrency and place of a plan, one line each."""
     ((kind, amount),) = plan.bench.budget.items()
     lines = [
-        f"every contender: {kind} {amount:g}, seeds {', '.join(map(str, plan.bench.seeds))}",
+        f"every contender: {kind} {amount:g}{shares_text(plan.bench.budget_shares)}",
+        f"seeds {', '.join(map(str, plan.bench.seeds))}",
         f"cells run {plan.policy.describe()}",
         f"results in {_short(plan.directory)}",
     ]
