@@ -11,7 +11,7 @@ from rich.text import Text
 
 from flowbench.bench.kept import find_kept, is_finished, other_home
 from flowbench.bench.plan import Cell, Plan
-from flowbench.bench.shares import shares_text
+from flowbench.bench.shares import share_notes, shares_text
 from flowbench.core.resources import PREFIX, portable_name
 
 __all__ = ["plan_lines", "plan_table"]
@@ -59,6 +59,7 @@ def plan_lines(plan: Plan) -> str:
     ]
     if kind in ("train_seconds", "train_hours") and plan.policy.jobs > 1:
         lines.append(f"training seconds are taken under {plan.policy.jobs} concurrent cells")
+    lines += share_notes(plan.bench.budget, plan.bench.budget_shares, plan.experiments)
     if (beside := other_home(plan)) is not None:
         lines.append(
             f"{_short(beside)} holds cells of this bench under another name; to go on with them, rename that folder "

@@ -81,8 +81,8 @@ class Budget(L.Callback):
         seconds, before = self.limit.seconds, self.preparation.seconds
         if seconds is not None and before >= seconds:
             raise ValueError(
-                f"budget.{self.limit.kind}={self.limit.amount:g} ({seconds:g} s) does not pay for one step after {before:g} s "
-                "before the first one: raise the budget or make less beforehand"
+                f"budget.{self.limit.kind}={self.limit.amount:g} ({seconds:g} s) does not pay for one step after "
+                f"{before:g} s before the first one: raise the budget or make less beforehand"
             )
 
     @property

@@ -13,6 +13,7 @@ from flowbench.bench.plan import make_plan
 from flowbench.bench.preview import plan_lines
 from flowbench.bench.report import build_report
 from flowbench.bench.results import collect
+from flowbench.bench.shares import share_notes
 from flowbench.config import ConfigError
 from flowbench.config.budget_section import read_budget
 
@@ -300,3 +301,28 @@ def test_shares_of_the_budget_are_said_in_plan_preview_and_report(workshop):
     whole = make_plan(workshop.bench(contenders={"cfm": "cfm.yaml"}, budget={"steps": 10}))
     assert "budget_shares" not in whole.describe()
     assert "require" not in plan_lines(whole)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "said"), [({"steps": 4}, True), ({"steps": 3}, False), ({"train_flops": 9}, False)]
+)
+def test_a_share_that_does_not_leave_what_is_required_is_told(teacher, said):
+    """Of a teacher that is required twice, at two depths, the budget counts once."""
+    needed = {"model": {"class_path": "A"}, "budget": teacher}
+    between = {"model": {"class_path": "B"}, "budget": {"steps": 2}, "requires": {"teacher": needed}}
+    both = {"requires": {"teacher": needed, "autoencoder": between}}
+    notes = share_notes({"steps": 10}, {"taught": 0.5}, {("a", "taught"): both, ("b", "taught"): both})
+    wanted = "not equal: taught has 0.5 of steps 10 and what it requires 6, 11 in all"
+    assert notes == ([wanted] if said else [])
+
+
+@pytest.mark.parametrize("name", ["few_step_digits", "few_step_2d", "simflow", "learned_inverse"])
+def test_contenders_of_shipped_benches_with_shares_cost_what_the_others_do(name):
+    plan = make_plan(f"flowbench:{name}.yaml")
+    assert plan.bench.budget_shares
+    assert "not equal" not in plan_lines(plan)
+    for (problem, contender), content in plan.experiments.items():
+        shares = contender in plan.bench.budget_shares
+        assert bool(content.get("requires")) == shares, f"{problem} {contender}: what is required is paid for"
+    doubled = make_plan(f"flowbench:{name}.yaml", [f"budget.train_flops={2 * plan.bench.budget['train_flops']}"])
+    assert plan_lines(doubled).count("not equal") == len(plan.bench.budget_shares)
