@@ -118,6 +118,11 @@ class BenchFile:
     best_by: str = ""
     seed_axes: Seeds = field(default_factory=lambda: Seeds((0,)))
 
+    @property
+    def budget_shares(self) -> dict[str, float]:
+        """Share of the budget of every contender that is trained on a part of it."""
+        return {c.name: c.budget_share for c in self.contenders if c.budget_share != 1.0 and not c.trained}
+
 
 def load_bench_file(path: str | Path, overrides: Sequence[str] = ()) -> BenchFile:
     """Read and check a bench file.
@@ -290,7 +295,8 @@ def _retested(
         raise ValueError(f"{where}: trained names {trained!r}, which is not trained itself; name {source.trained!r}")
     if not overrides:
         raise ValueError(f"{where}: it would repeat {trained!r}; give overrides of what is measured in another way")
-    return Contender(name, source.experiment, merge(source.overrides, overrides).tree, trained)
+    changed = merge(source.overrides, overrides).tree
+    return Contender(name, source.experiment, changed, trained, budget_share=source.budget_share)
 
 
 def _budget(value: Any, where: str) -> dict[str, float]:

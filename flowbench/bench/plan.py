@@ -119,7 +119,7 @@ class Plan:
 
     def describe(self) -> dict[str, Any]:
         """What the report needs, as JSON values; directories relative to the bench's."""
-        axes = self.bench.seed_axes.axes
+        axes, shares = self.bench.seed_axes.axes, self.bench.budget_shares
         return {
             "name": self.bench.name,
             "question": self.bench.question,
@@ -127,6 +127,7 @@ class Plan:
             "seeds": list(self.bench.seeds),
             **({"seed_axes": {name: list(seeds) for name, seeds in axes.items()}} if axes else {}),
             "budget": dict(self.bench.budget),
+            **({"budget_shares": shares} if shares else {}),
             "sweep": dict(self.bench.sweep),
             **({"best_by": self.bench.best_by} if self.bench.best_by else {}),
             **({"equal": list(self.bench.equal)} if self.bench.equal else {}),

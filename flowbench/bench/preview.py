@@ -11,6 +11,7 @@ from rich.text import Text
 
 from flowbench.bench.kept import find_kept, is_finished, other_home
 from flowbench.bench.plan import Cell, Plan
+from flowbench.bench.shares import share_notes, shares_text
 from flowbench.core.resources import PREFIX, portable_name
 
 __all__ = ["plan_lines", "plan_table"]
@@ -51,12 +52,14 @@ def plan_lines(plan: Plan) -> str:
     """Budget, seeds, concurrency and place of a plan, one line each."""
     ((kind, amount),) = plan.bench.budget.items()
     lines = [
-        f"every contender: {kind} {amount:g}, seeds {', '.join(map(str, plan.bench.seeds))}",
+        f"every contender: {kind} {amount:g}{shares_text(plan.bench.budget_shares)}",
+        f"seeds {', '.join(map(str, plan.bench.seeds))}",
         f"cells run {plan.policy.describe()}",
         f"results in {_short(plan.directory)}",
     ]
     if kind in ("train_seconds", "train_hours") and plan.policy.jobs > 1:
         lines.append(f"training seconds are taken under {plan.policy.jobs} concurrent cells")
+    lines += share_notes(plan.bench.budget, plan.bench.budget_shares, plan.experiments)
     if (beside := other_home(plan)) is not None:
         lines.append(
             f"{_short(beside)} holds cells of this bench under another name; to go on with them, rename that folder "

@@ -19,6 +19,7 @@ from flowbench.bench.published import published_table
 from flowbench.bench.results import UNFINISHED, Results, load_plan, load_rows
 from flowbench.bench.sample_pictures import draw_samples, draw_strips, plot_trajectories
 from flowbench.bench.seed_axes import TRAINING_AXES, Seeds
+from flowbench.bench.shares import shares_text
 from flowbench.bench.size_table import size_table
 from flowbench.bench.tables import COST, difference_table, metric_table, seed_table
 from flowbench.bench.tuned import tuned_table
@@ -223,7 +224,7 @@ def _protocol(plan: Mapping[str, Any], results: Results) -> str:
     lines = [
         "## Protocol and provenance",
         "",
-        f"- budget of every contender: {kind} = {amount:g}",
+        f"- budget of every contender: {kind} = {amount:g}{shares_text(plan.get('budget_shares', {}))}",
         f"- seeds: {', '.join(map(str, plan['seeds']))}",
         *_seed_lines(plan),
         f"- cells ran {plan['policy']}",

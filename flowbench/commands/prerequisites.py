@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from flowbench.config import Experiment, to_yaml
@@ -15,7 +16,7 @@ from flowbench.core.processes import exit_status, how_it_ended, run_child
 from flowbench.core.storage import read_record, write_text
 from flowbench.training.progress import is_trained
 
-__all__ = ["required_checkpoints"]
+__all__ = ["required_checkpoints", "required_flops"]
 
 
 def required_checkpoints(experiment: Experiment) -> dict[str, Path]:
@@ -33,6 +34,21 @@ def required_checkpoints(experiment: Experiment) -> dict[str, Path]:
         found[name] = _required(name, needed)
         found |= {f"{name}.{inner}": path for inner, path in required_checkpoints(needed).items()}
     return found
+
+
+def required_flops(checkpoints: Mapping[str, Path]) -> float | None:
+    """Operations of the trainings of what an experiment requires; what is required twice is trained once.
+
+    Args:
+        checkpoints: as :func:`required_checkpoints` returns them.
+
+    Returns:
+        Their sum; None where nothing is required, or where one of them was trained by a version that did not note it.
+    """
+    folders = {path.parent.parent for path in checkpoints.values()}
+    found = [read_record(folder / "progress.json").get("train_flops") for folder in sorted(folders)]
+    known = [float(flops) for flops in found if flops is not None]
+    return sum(known) if known and len(known) == len(found) else None
 
 
 def _required(name: str, experiment: Experiment) -> Path:

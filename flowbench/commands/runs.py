@@ -22,7 +22,7 @@ from flowbench.commands.lightning_trainer import listed, make_trainer
 from flowbench.commands.prediction.folder import check_output
 from flowbench.commands.prediction.request import Request
 from flowbench.commands.prediction.tasks import run_task
-from flowbench.commands.prerequisites import required_checkpoints
+from flowbench.commands.prerequisites import required_checkpoints, required_flops
 from flowbench.commands.rehearsal import rehearse
 from flowbench.commands.run_folder import claim, keeps_details, working_in
 from flowbench.commands.run_identity import check_folder, check_weights, own_folder
@@ -298,11 +298,13 @@ def _require_evaluator(experiment: Experiment) -> None:
 def _build(experiment: Experiment, *, training: bool) -> Run:
     _set_threads()
     data = rehearse(experiment, training=training)
-    built = experiment.build(_prepared(experiment, data), data)
+    checkpoints = _prepared(experiment, data)
+    built = experiment.build(checkpoints, data)
     module = built.model
     if not isinstance(module, TrainingModule):
         raise ValueError(f"model.class_path must name a flowbench module, got {type(module).__name__}")
     module.seed = experiment.seeds["noise"]
+    module.required_flops = required_flops(checkpoints)
     if isinstance(module, FlowModule):
         module.fit_to(built.datamodule, training=training)
     budget = _budget(experiment, built, module)

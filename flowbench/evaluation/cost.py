@@ -34,6 +34,7 @@ class Cost:
             nothing was trained.
         optimizer_state_bytes: what the optimiser keeps between steps, over all processes, in float32.
         preparation: what was spent before the first step; a part of seconds and operations.
+        required_flops: operations of the trainings of what it requires, no part of its own; None where unknown.
         validation: steps before the last validation of the training, and its loss; None where there was none.
     """
 
@@ -47,6 +48,7 @@ class Cost:
     optimizer_state_bytes: int | None = None
     validation: tuple[int, float] | None = None
     preparation: Preparation = field(default_factory=Preparation)
+    required_flops: float | None = None
 
     @property
     def step_seconds(self) -> float | None:
@@ -80,6 +82,7 @@ def cost_of(module: TrainingModule, budget: Budget | None, world_size: int = 1) 
         optimizer_state_bytes=4 * module.optimizer_config.num_moments(module),
         validation=max(module.validation_losses.items(), default=None),
         preparation=budget.preparation if budget else Preparation(),
+        required_flops=module.required_flops,
     )
 
 
@@ -101,6 +104,8 @@ class CostReport(Metric):
     declares = (
         MetricInfo("parameters", "none", "cost"),
         MetricInfo("train_flops", "none", "cost", always=False),
+        # Of teachers and autoencoders: beside its own training, not a part of it.
+        MetricInfo("required_flops", "none", "cost", always=False),
         MetricInfo("train_seconds", "down", "cost", always=False),
         MetricInfo("samples_seen", "none", "cost", always=False),
         MetricInfo("peak_memory", "down", "cost"),
@@ -126,8 +131,8 @@ class CostReport(Metric):
     def measure(self, answers: Answers) -> list[Measurement]:
         """Parameters, operations, seconds (in all and a step), utilisation, memory, evaluations, samples per second.
 
-        And what the optimiser keeps, what was spent before the first step, and the loss of the last validation, whose
-        protocol names its step.
+        And what the optimiser keeps, what was spent before the first step and on what it requires, and the loss of the
+        last validation, whose protocol names its step.
         """
         cost, drawn = answers[TrainingCost()], answers.get(Samples())
         if cost is None:
@@ -135,6 +140,7 @@ class CostReport(Metric):
         known = [
             ("parameters", float(cost.parameters), ""),
             ("train_flops", cost.train_flops, "FLOP"),
+            ("required_flops", cost.required_flops, "FLOP"),
             ("train_seconds", cost.train_seconds, "s"),
             ("samples_seen", cost.samples_seen, ""),
             ("peak_memory", cost.peak_memory_mb, "MiB"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +30,8 @@ from flowbench.families.pairing.teacher import (
     space_of,
 )
 from flowbench.flows import Solver, Source
+from flowbench.training.count import forward_flops
+from flowbench.training.preparation import Preparation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,13 +39,16 @@ if TYPE_CHECKING:
 __all__ = ["Reflow", "ReflowPairing"]
 
 GENERATION_BATCH = 512
+# Pairs by which the operations of all are counted: a solver that chooses its steps does not spend alike on each.
+COUNTED_PAIRS = 16
 
 
 class ReflowPairing(Pairing):
     """Fixed pairs (z0, z1) with z1 the sample that a trained flow makes of the source point z0.
 
     Pair i starts from noise keyed by (seed, i); a conditional teacher is given the label of a training sample drawn
-    for it. The pairs are made once per machine, before the first step, and kept in the cache. They lie where the flow
+    for it. The pairs are made once per machine, before the first step, and kept in the cache; every run is charged what
+    they cost, as a part of its budget in operations or seconds (see :meth:`prepare`). They lie where the flow
     lives, as the teacher's sampler gives them: denoised where it denoises, guided where it guides.
 
     In training the data are not looked at: the pairs have an endless stream of their own, in the same batches. A share
@@ -89,15 +95,17 @@ class ReflowPairing(Pairing):
         self.seed = seed
         self.guidance = guidance
         self._store: PairStore | None = None
+        self._cost = Preparation()
         self._sampler: EndlessSampler | None = None
 
     def __repr__(self) -> str:
         return f"ReflowPairing({type(self.teacher).__name__}, {self.num_training + self.num_held_out} pairs)"
 
-    @property
-    def is_set_up(self) -> bool:
-        """Whether the pairs are there."""
-        return self._store is not None
+    def __deepcopy__(self, memo: dict[int, Any]) -> ReflowPairing:
+        """A copy that shares the teacher and the pairs, which nothing changes."""
+        made = copy.copy(self)
+        memo[id(self)] = made
+        return made
 
     # ---- generation -------------------------------------------------------------------------------------
 
@@ -107,23 +115,41 @@ class ReflowPairing(Pairing):
         check_noise(context, self.teacher)
 
     def setup(self, context: PairingContext, data: FlowDataModule | None, training: bool = True) -> None:
-        """Read the pairs, or make those that are missing; processes share the work.
+        """Have the pairs ready, and their order; processes share the work.
 
         Raises:
             ValueError: when teacher and student do not live in the same space, or there is no datamodule.
         """
         if not isinstance(data, FlowDataModule):
             raise ValueError(f"stored pairs follow the batches of a FlowDataModule, got {type(data).__name__}")
+        self.prepare(context, data)
+        self._sampler = EndlessSampler(
+            self.num_training, data.batch_size, context.seed, context.rank, context.world_size
+        )
+
+    def prepare(self, context: PairingContext, data: FlowDataModule) -> Preparation:
+        """Read the pairs, or make those that are missing, on a GPU where there is one.
+
+        Returns:
+            The operations of the teacher's samples, by those of the first few, and the seconds that the pairs took when
+            they were made; pairs of earlier versions did not note them.
+
+        Raises:
+            ValueError: when teacher and student do not live in the same space.
+        """
         check_teacher(context, self.teacher)
         check_spaces(context, self.teacher)
         num_pairs = self.num_training + self.num_held_out
         store = PairStore("reflow", self._identity(data), num_pairs)
-        labels = self._labels(data, num_pairs)
-        store.complete(lambda index: self._made(index, labels, context.device))
-        self._sampler = EndlessSampler(
-            self.num_training, data.batch_size, context.seed, context.rank, context.world_size
-        )
-        self._store = store
+        if self._store is None or self._store.folder != store.folder:
+            labels = self._labels(data, num_pairs)
+            device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else context.device
+            store.complete(lambda index: self._made(index, labels, device))
+            counted = torch.arange(min(COUNTED_PAIRS, num_pairs))
+            flops = forward_flops(lambda: self._made(counted, labels, device))
+            self._cost = Preparation(flops * num_pairs / len(counted), store.seconds)
+            self._store = store
+        return self._cost
 
     def _identity(self, data: FlowDataModule) -> Mapping[str, Any]:
         """All that the pairs depend on; the data only through the labels of their training split."""
@@ -175,7 +201,7 @@ class ReflowPairing(Pairing):
 
         Before :meth:`setup`, as when operations are counted, fresh noise and the points as they are.
         """
-        if self._store is None:
+        if self._store is None or (self._sampler is None and batch.position is not None):
             return Pairs(context.source.sample_for(x1, rng), x1, label)
         rows = self._store.take(self._chosen(batch, len(x1)), x1.device)
         x0, x1 = rows["x0"], rows["x1"]
@@ -185,8 +211,8 @@ class ReflowPairing(Pairing):
 
     def _chosen(self, batch: Batch, num: int) -> Tensor:
         """Numbers of the pairs of a batch: of the stream, or held out."""
-        assert self._sampler is not None
         if batch.position is not None:
+            assert self._sampler is not None
             return self._sampler.batch_at(batch.position).indices
         index = torch.arange(num) if batch.index is None else batch.index.cpu()
         return self.num_training + index % self.num_held_out
@@ -200,7 +226,8 @@ class Reflow(FlowMatching):
     experiment files, each with the former as `teacher`. With ``times: PointTimes(0)`` and one Euler step it is the
     paper's one-step distillation.
 
-    Making the pairs is no part of a training budget, as the training of the teacher is not.
+    Making the pairs is paid from a training budget in operations or seconds: ``num_pairs`` samples of the teacher, which
+    `pair_solver` makes cheaper. The training of the teacher is no part of it.
 
     References:
         Liu et al. (2023), Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow, arXiv
@@ -270,9 +297,3 @@ class Reflow(FlowMatching):
         if initialise_from_teacher:
             settings = ", e.g. by `base: [<its experiment file>]`"
             start_from(teacher, self.network, self.objective.prediction, settings)
-
-    def training_pairs(self, data: FlowDataModule, num: int, seed: int) -> dict[str, float]:
-        """See :meth:`FlowMatching.training_pairs`, of held-out pairs; a later process reads them before."""
-        if not self.pairing.is_set_up:
-            self.pairing.setup(self.pairing_context, data, training=False)
-        return super().training_pairs(data, num, seed)

@@ -39,7 +39,7 @@ class Budget(L.Callback):
         clock: seconds, monotonic; tests pass their own.
 
     Raises:
-        ValueError: for a number out of range.
+        ValueError: for a number out of range, or a limit of time that the preparation has used up.
 
     Example:
         >>> budget = Budget(BudgetLimit("steps", 10), flops_per_step=10**9, samples_per_step=50, max_steps=10)
@@ -69,10 +69,21 @@ class Budget(L.Callback):
         self.steps = 0
         self.preparation = preparation or Preparation()
         self.train_seconds = self.preparation.seconds
+        self._check_preparation()
         self.plan = StepPlan(limit.seconds) if limit.is_planned and limit.seconds is not None else None
+        if self.plan is not None:
+            self.plan.go_on(0, self.preparation.seconds, None)
         self._timer = StepTimer(clock)
         self.ended_early = False
         self.changed_from: BudgetLimit | None = None
+
+    def _check_preparation(self) -> None:
+        seconds, before = self.limit.seconds, self.preparation.seconds
+        if seconds is not None and before >= seconds:
+            raise ValueError(
+                f"budget.{self.limit.kind}={self.limit.amount:g} ({seconds:g} s) does not pay for one step after "
+                f"{before:g} s before the first one: raise the budget or make less beforehand"
+            )
 
     @property
     def samples_seen(self) -> int:
@@ -91,17 +102,22 @@ class Budget(L.Callback):
 
     @property
     def progress(self) -> float:
-        """Share of the limit that is used up, in [0, 1]."""
+        """Share of what the limit leaves for steps that is used up, in [0, 1]."""
         if self.max_steps is not None:
             return min(1.0, self.steps / self.max_steps)
-        return min(1.0, self.train_seconds / (self.limit.seconds or 1.0))
+        return self._share(self.step_seconds)
+
+    def _share(self, seconds: float) -> float:
+        """What steps of so many seconds are of those that a limit of time leaves them."""
+        left = (self.limit.seconds or 1.0) - self.preparation.seconds
+        return min(1.0, seconds / left) if left > 0 else 1.0
 
     def progress_within(self, step: int) -> float:
         """Progress in the middle of step number `step`, counted from 0, as the learning-rate schedule wants it."""
         if self.max_steps is not None:
             return min(1.0, (step + 0.5) / self.max_steps)
         per_step = self.step_seconds / self.steps if self.steps else 0.0
-        return min(1.0, (self.train_seconds + 0.5 * per_step) / (self.limit.seconds or 1.0))
+        return self._share(self.step_seconds + 0.5 * per_step)
 
     @property
     def exhausted(self) -> bool:

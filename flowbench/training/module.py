@@ -70,6 +70,8 @@ class TrainingModule(L.LightningModule, ABC):
 
     Attributes:
         preparation: what was spent on the training before its first step; nothing for most modules.
+        required_flops: operations of the trainings of what it was built with, which no budget of its own pays; None
+            where there is nothing of the kind, or where they are unknown.
         validation_losses: loss of every validation during training, by the number of steps before it; kept in
             checkpoints. A run that was killed between a checkpoint and the validation after it lacks that one.
 
@@ -103,6 +105,7 @@ class TrainingModule(L.LightningModule, ABC):
         self.seed = 0
         self.budget: Budget | None = None
         self.preparation = Preparation()
+        self.required_flops: float | None = None
         self.validation_losses: dict[int, float] = {}
         self._ema: ExponentialMovingAverage | None = None
         self._unlogged: Mapping[str, Tensor | float] = {}

@@ -98,6 +98,7 @@ class ProgressFile(L.Callback):
             "loss": None if self._loss is None else float(self._loss),
             "samples_seen": self.budget.samples_seen if self.budget else None,
             "train_seconds": self.budget.train_seconds if self.budget else None,
+            "train_flops": self.budget.train_flops if self.budget else None,
             "reason": reason,
         }
         self._put(record)

@@ -58,7 +58,8 @@ class StepPlan:
         done = steps - self._began[0]
         if done == SKIPPED_STEPS:
             self._timed_from = (steps, spent)
-        if done >= SKIPPED_STEPS + TIMED_STEPS or spent >= WARMUP_SHARE * self.seconds:
+        waited = spent - self._began[1]
+        if done >= SKIPPED_STEPS + TIMED_STEPS or waited >= WARMUP_SHARE * (self.seconds - self._began[1]):
             first, before = self._timed_from if done > SKIPPED_STEPS else self._began
             self._make((spent - before) / (steps - first), steps, spent)
 
@@ -67,7 +68,7 @@ class StepPlan:
 
         Args:
             steps: done before.
-            spent: seconds of them.
+            spent: seconds of them, and of what came before the first one.
             seconds_per_step: None where it was interrupted before there was an estimate.
         """
         self.steps, self.seconds_per_step = None, None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,10 @@ from omegaconf import OmegaConf
 
 from flowbench.bench.machine import available_cores, choose_policy
 from flowbench.bench.plan import make_plan
+from flowbench.bench.preview import plan_lines
+from flowbench.bench.report import build_report
+from flowbench.bench.results import collect
+from flowbench.bench.shares import share_notes
 from flowbench.config import ConfigError
 from flowbench.config.budget_section import read_budget
 
@@ -270,3 +275,54 @@ def test_a_contender_may_leave_a_share_of_the_budget_to_what_it_requires(worksho
     contenders["taught"]["budget_share"] = 1
     with pytest.raises(ValueError, match="contender 'again': trained and budget_share exclude each other"):
         make_plan(workshop.bench(contenders=contenders))
+
+
+def test_weights_measured_again_are_those_of_the_share_that_they_were_trained_on(workshop):
+    workshop.experiment("cfm")
+    contenders = {
+        "taught": {"experiment": "cfm.yaml", "budget_share": 0.5},
+        "again": {"trained": "taught", "overrides": {"model.init_args.solver.init_args.num_steps": 3}},
+    }
+    plan = make_plan(workshop.bench(contenders=contenders, budget={"steps": 10}))
+    assert [cell.config["budget"] for cell in plan.cells[:2]] == [{"steps": 5}, {"steps": 5}]
+
+
+def test_shares_of_the_budget_are_said_in_plan_preview_and_report(workshop):
+    workshop.experiment("cfm")
+    contenders = {"cfm": "cfm.yaml", "taught": {"experiment": "cfm.yaml", "budget_share": 0.5}}
+    plan = make_plan(workshop.bench(contenders=contenders, budget={"steps": 10}))
+    assert plan.describe()["budget_shares"] == {"taught": 0.5}
+    said = "10; of it taught 0.5, the rest for what they require"
+    assert f"every contender: steps {said}" in plan_lines(plan)
+    plan.directory.mkdir(parents=True)
+    (plan.directory / "plan.json").write_text(json.dumps(plan.describe()))
+    collect(plan.directory)
+    assert f"- budget of every contender: steps = {said}" in build_report(plan.directory).read_text()
+    whole = make_plan(workshop.bench(contenders={"cfm": "cfm.yaml"}, budget={"steps": 10}))
+    assert "budget_shares" not in whole.describe()
+    assert "require" not in plan_lines(whole)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "said"), [({"steps": 4}, True), ({"steps": 3}, False), ({"train_flops": 9}, False)]
+)
+def test_a_share_that_does_not_leave_what_is_required_is_told(teacher, said):
+    """Of a teacher that is required twice, at two depths, the budget counts once."""
+    needed = {"model": {"class_path": "A"}, "budget": teacher}
+    between = {"model": {"class_path": "B"}, "budget": {"steps": 2}, "requires": {"teacher": needed}}
+    both = {"requires": {"teacher": needed, "autoencoder": between}}
+    notes = share_notes({"steps": 10}, {"taught": 0.5}, {("a", "taught"): both, ("b", "taught"): both})
+    wanted = "not equal: taught has 0.5 of steps 10 and what it requires 6, 11 in all"
+    assert notes == ([wanted] if said else [])
+
+
+@pytest.mark.parametrize("name", ["few_step_digits", "few_step_2d", "simflow", "learned_inverse"])
+def test_contenders_of_shipped_benches_with_shares_cost_what_the_others_do(name):
+    plan = make_plan(f"flowbench:{name}.yaml")
+    assert plan.bench.budget_shares
+    assert "not equal" not in plan_lines(plan)
+    for (problem, contender), content in plan.experiments.items():
+        shares = contender in plan.bench.budget_shares
+        assert bool(content.get("requires")) == shares, f"{problem} {contender}: what is required is paid for"
+    doubled = make_plan(f"flowbench:{name}.yaml", [f"budget.train_flops={2 * plan.bench.budget['train_flops']}"])
+    assert plan_lines(doubled).count("not equal") == len(plan.bench.budget_shares)

@@ -159,6 +159,7 @@ def test_a_flow_has_the_metrics_that_were_declared_and_no_others(tmp_path, name)
         "flop_utilisation",
         "validation_loss",
         "train_flops",
+        "required_flops",
         "train_seconds",
         "samples_seen",
         "preparation_flops",

@@ -16,11 +16,12 @@ from flowbench.data import FlowDataModule
 from flowbench.families import FlowMap, FlowMatching
 from flowbench.families.pairing.pair_store import PairStore, weights_checksum
 from flowbench.families.reflow import Reflow, ReflowPairing
-from flowbench.flows import DataObjective, Euler, PointTimes
+from flowbench.flows import DataObjective, Euler, Midpoint, PointTimes
 from flowbench.metrics import wasserstein2
 from flowbench.metrics.straightness import path_geometry
 from flowbench.networks import MLP
-from flowbench.training import OptimizerConfig, TrainingConfig
+from flowbench.training import OptimizerConfig, Preparation, TrainingConfig
+from flowbench.training.count import forward_flops
 from tests.closeness import assert_near
 
 from ..contract.builders import POINTS, build, perturb
@@ -150,6 +151,29 @@ def test_a_given_solver_makes_the_pairs(cache):
     pairs = pairs_at(flow, data)
     # One Euler step along the first velocity of the independent pairs, mean - x.
     torch.testing.assert_close(pairs.x1, torch.full_like(pairs.x1, MEAN), atol=1e-5, rtol=0)
+
+
+def test_making_the_pairs_is_charged_by_the_operations_of_the_teachers_samples(cache):
+    """Two evaluations of its network a step for each pair; whoever reads the pairs pays what they cost."""
+    data = plane()
+    torch.manual_seed(0)
+    teacher = FlowMatching(data.spec, partial(MLP, width=16, depth=1)).eval()
+    steps, num_pairs = 5, 100
+    x, t = torch.zeros(1, 2), torch.zeros(1)
+    costs = []
+    for _ in range(2):
+        flow = student(teacher, data.spec, num_pairs=num_pairs, pair_solver=Midpoint(num_steps=steps))
+        flow.fit_to(data, training=True)
+        costs.append(flow.preparation)
+    assert costs[0].flops == costs[1].flops
+    assert costs[0].flops == forward_flops(lambda: teacher.network(x, t)) * 2 * steps * num_pairs
+    assert costs[0].seconds == costs[1].seconds > 0
+    made = {path: path.stat().st_mtime_ns for path in cache.glob("*/*.pt")}
+    flow.pairing.setup(flow.pairing_context, data)
+    assert {path: path.stat().st_mtime_ns for path in cache.glob("*/*.pt")} == made
+    flow = student(teacher, data.spec)
+    flow.fit_to(data, training=False)
+    assert flow.preparation == Preparation()
 
 
 def test_counting_operations_needs_no_pairs(cache):

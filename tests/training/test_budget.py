@@ -143,10 +143,16 @@ def test_preparation_counts_in_operations_and_seconds_and_travels_in_the_checkpo
     assert "preparation" not in plain.state_dict(), "as in files of earlier versions"
 
 
-def test_seconds_before_the_first_step_are_a_part_of_a_limit_of_time():
-    limit = BudgetLimit("train_seconds", 10.0)
-    spent = Preparation(seconds=4.0)
-    budget = Budget(limit, flops_per_step=1, samples_per_step=1, max_steps=None, preparation=spent)
-    assert budget.progress == pytest.approx(0.4)
+@pytest.mark.parametrize(("kind", "amount"), [("train_seconds", 10.0), ("train_hours", 10.0 / 3600)])
+def test_seconds_before_the_first_step_are_a_part_of_a_limit_of_time(kind, amount):
+    """The steps share what is left, and their schedule begins at 0: else warm-up would be skipped."""
+    settings = {"flops_per_step": 1, "samples_per_step": 1, "max_steps": None}
+    budget = Budget(BudgetLimit(kind, amount), **settings, preparation=Preparation(seconds=4.0))
+    assert budget.progress == budget.progress_within(0) == 0.0
     budget.steps, budget.train_seconds = 3, 7.0
-    assert budget.progress_within(3) == pytest.approx(0.75), "half a step of one second on"
+    assert budget.progress == pytest.approx(0.5)
+    assert budget.progress_within(3) == pytest.approx(3.5 / 6), "half a step of one second on"
+    budget.train_seconds = 10.0
+    assert budget.exhausted
+    with pytest.raises(ValueError, match=rf"{kind}=.* does not pay for one step after 10 s before the first one"):
+        Budget(BudgetLimit(kind, amount), **settings, preparation=Preparation(seconds=10.0))

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from flowbench.training import Budget, BudgetLimit
+from flowbench.training import Budget, BudgetLimit, Preparation
 from flowbench.training.step_plan import StepPlan
 
 MODULE = SimpleNamespace(device=torch.device("cpu"))
@@ -17,12 +17,13 @@ MODULE = SimpleNamespace(device=torch.device("cpu"))
 class Training:
     """Steps of given seconds under a budget, without a model."""
 
-    def __init__(self, hours: float, state: dict | None = None) -> None:
+    def __init__(self, hours: float, state: dict | None = None, before: float = 0.0) -> None:
         self.now = 0.0
         strategy = SimpleNamespace(reduce_boolean_decision=lambda value, all: value, broadcast=lambda value: value)
         self.trainer = SimpleNamespace(global_step=0, should_stop=False, strategy=strategy)
         limit = BudgetLimit("train_hours", hours)
-        self.budget = Budget(limit, flops_per_step=1, samples_per_step=1, max_steps=None, clock=lambda: self.now)
+        settings = {"flops_per_step": 1, "samples_per_step": 1, "max_steps": None}
+        self.budget = Budget(limit, **settings, preparation=Preparation(seconds=before), clock=lambda: self.now)
         if state is not None:
             self.budget.load_state_dict(state)
             self.trainer.global_step = self.budget.steps
@@ -71,6 +72,17 @@ def test_steps_that_are_long_are_not_waited_for():
     training = Training(hours=0.1)
     training.step(18.0)  # a twentieth of the limit
     assert training.budget.max_steps == 20
+
+
+def test_what_came_before_the_first_step_is_no_part_of_the_pace():
+    training = Training(hours=1.0, before=300.0)
+    for _ in range(39):
+        training.step(0.1)
+    assert training.budget.max_steps is None, "300 s before the steps are no reason to stop timing them"
+    training.step(0.1)
+    assert training.budget.max_steps == pytest.approx(33_000, abs=1)
+    again = Training(hours=1.0, state=training.budget.state_dict())
+    assert again.budget.max_steps == training.budget.max_steps
 
 
 def test_a_resumed_training_keeps_the_estimate():

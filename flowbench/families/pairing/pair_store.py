@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,9 @@ class PairStore:
     The folder's name follows from what the rows are, so that another teacher or seed is another folder. Several
     processes share the work: each makes shards that no other is making.
 
+    Attributes:
+        seconds: that it took to make the rows, whenever that was; 0 of files of earlier versions.
+
     Args:
         name: the folder's first word.
         identity: what the rows depend on, in plain types.
@@ -42,6 +46,7 @@ class PairStore:
         self.folder = cached("pairs", f"{name}-{identity_key(self.identity, 16)}")
         self.num_rows = num_rows
         self.shard_rows = shard_rows
+        self.seconds = 0.0
         self._shards: list[Rows] = []
 
     def complete(self, make: Callable[[Tensor], Rows]) -> None:
@@ -57,16 +62,18 @@ class PairStore:
         for wait in (False, True):  # first what no process works on, then wait for the others
             for number, path in enumerate(paths):
                 ensure(path, partial(self._write, path, number * self.shard_rows, make), wait=wait)
-        self._shards = [self._read(path) for path in paths]
+        found = [read_tensors(path, self.identity, "the stored pairs") for path in paths]
+        self.seconds = sum(float(content.get("seconds", 0.0)) for content in found)
+        self._shards = [dict(content["rows"]) for content in found]
         if sum(value.nbytes for shard in self._shards for value in shard.values()) <= IN_MEMORY_BYTES:
             self._shards = [{name: torch.cat([part[name] for part in self._shards]) for name in self._shards[0]}]
 
     def _write(self, path: Path, first: int, make: Callable[[Tensor], Rows]) -> None:
+        began = time.perf_counter()
         rows = make(torch.arange(first, min(first + self.shard_rows, self.num_rows)))
-        write_tensors(path, self.identity, {"rows": {name: value.cpu() for name, value in rows.items()}})
-
-    def _read(self, path: Path) -> Rows:
-        return dict(read_tensors(path, self.identity, "the stored pairs")["rows"])
+        content: dict[str, Any] = {"rows": {name: value.cpu() for name, value in rows.items()}}
+        content["seconds"] = torch.tensor(time.perf_counter() - began, dtype=torch.float64)
+        write_tensors(path, self.identity, content)
 
     def take(self, index: Tensor, device: torch.device) -> Rows:
         """Some rows.
