@@ -226,7 +226,7 @@ class Reflow(FlowMatching):
     experiment files, each with the former as `teacher`. With ``times: PointTimes(0)`` and one Euler step it is the
     paper's one-step distillation.
 
-    Making the pairs is paid from a training budget in operations or seconds: ``num_pairs`` samples of the teacher,
+    Making the pairs is paid from a training budget in operations or seconds: `num_pairs` samples of the teacher,
     which `pair_solver` makes cheaper. The training of the teacher is no part of it.
 
     References:
