@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import pytest
 import torch
 
 from flowbench.data import DataSpec
@@ -109,6 +110,16 @@ CASES = [
     ("map_consistency", POINTS),
 ]
 IDS = [f"{name}-{spec.name}" for name, spec in CASES]
+# Variants whose code a sibling runs too, but for what has tests of its own: slow tests.
+LIKE_A_SIBLING = {"biflow_noisy", "biflow_end", "cfm_noise", "map_progressive", "map_lagrangian", "map_consistency"}
+
+
+def late(name: str) -> list[pytest.MarkDecorator]:
+    """The marks of a case."""
+    return [pytest.mark.slow] * (name in LIKE_A_SIBLING)
+
+
+PARAMETERS = [pytest.param(name, spec, id=own, marks=late(name)) for (name, spec), own in zip(CASES, IDS, strict=True)]
 
 
 def autoencoder(noise_std: float = 0.0) -> Autoencoder:

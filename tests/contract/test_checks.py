@@ -11,7 +11,7 @@ from flowbench.families.family_contract import CHECKS, Case, Inapplicable, check
 from flowbench.training import AdamW
 
 from . import outside as dummies
-from .builders import CASES, IDS, POINTS, build
+from .builders import CASES, IDS, POINTS, build, late
 from .outside import outside
 
 # With labels too: what they change.
@@ -23,7 +23,7 @@ def cases() -> list:
     for (name, spec), own in zip(CASES, IDS, strict=True):
         for conditional in (False, True):
             for check in CHECKS:
-                marks = [pytest.mark.slow] if conditional and check not in OF_LABELS else []
+                marks = [pytest.mark.slow] if conditional and check not in OF_LABELS else late(name)
                 suffix = "-conditional" if conditional else ""
                 found.append(pytest.param(name, spec, conditional, check, id=f"{own}{suffix}-{check}", marks=marks))
     return found

@@ -12,9 +12,9 @@ from flowbench.families import FlowModule
 from flowbench.flows import ClassifierFreeGuidance
 from flowbench.training import load_checkpoint
 
-from .builders import CASES, IDS, IMAGES, batch_of, build
+from .builders import CASES, IMAGES, PARAMETERS, batch_of, build
 
-every_family = pytest.mark.parametrize(("name", "spec"), CASES, ids=IDS)
+every_family = pytest.mark.parametrize(("name", "spec"), PARAMETERS)
 
 
 def answer(module: FlowModule, x: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:

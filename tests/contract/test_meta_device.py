@@ -13,7 +13,7 @@ import torch
 
 from flowbench.flows import JacobiInverse
 
-from .builders import CASES, IDS, batch_of, build
+from .builders import CASES, IDS, LIKE_A_SIBLING, batch_of, build
 
 META = torch.device("meta")
 
@@ -58,7 +58,7 @@ def steps(module, batch, conditional: bool):
 
 
 # Variants whose operations others have, with other numbers.
-ALIKE = {"tarflow_widths", "tarflow_temperature", "tarflow_tweedie", "cfm_cosine"}
+ALIKE = {"tarflow_widths", "tarflow_temperature", "tarflow_tweedie", "cfm_cosine"} | LIKE_A_SIBLING
 FIRST = [
     pytest.param(name, spec, id=case, marks=[pytest.mark.slow] * (name in ALIKE))
     for (name, spec), case in zip(CASES, IDS, strict=True)

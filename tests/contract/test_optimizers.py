@@ -9,9 +9,9 @@ from torch import nn
 
 from flowbench.training import SGD, SWAN, SinkGD, TrainingConfig
 
-from .builders import CASES, IDS, batch_of, build
+from .builders import CASES, IDS, PARAMETERS, batch_of, build, late
 
-every_family = pytest.mark.parametrize(("name", "spec"), CASES, ids=IDS)
+every_family = pytest.mark.parametrize(("name", "spec"), PARAMETERS)
 # All route parameters alike, and the direction of a matrix, in which they differ, does not depend on the family: under
 # SWAN and SGD most families are slow tests.
 RULES = {"sinkgd": SinkGD(lr=1e-2), "swan": SWAN(lr=1e-2), "sgd": SGD(lr=1e-2)}
@@ -20,7 +20,7 @@ STEPS = [
     pytest.param(*case, rule, id=f"{rule_name}-{own}", marks=marks)
     for case, own in zip(CASES, IDS, strict=True)
     for rule_name, rule in RULES.items()
-    for marks in [[pytest.mark.slow] if rule_name != "sinkgd" and own not in ONE_OF_A_KIND else []]
+    for marks in [[pytest.mark.slow] if rule_name != "sinkgd" and own not in ONE_OF_A_KIND else late(case[0])]
 ]
 
 
