@@ -233,6 +233,20 @@ SLOW_STEPS += [
 ]  # fmt: skip
 SLOW_STEPS += [f"source_simulation/{name}.yaml" for name in ("cfm", "ot_cfm", "density_coarse", "directional", "tight")]
 SLOW_STEPS += [f"toy/{name}.yaml" for name in ("reflow2", "moons_to_eight_gaussians")]
+# What differs from a file that steps in every run in its budget, its teacher or a number, and flow maps of the plane.
+SLOW_STEPS += ["digits/few_step", "toy/few_step"]
+SLOW_STEPS += [
+    f"digits/{name}.yaml"
+    for name in (
+        "arflow_single", "autoencoder_constant_std_01", "autoencoder_constant_std_03", "autoencoder_constant_std_07",
+        "biflow_conditional", "biflow_denoising", "biflow_end_loss", "soflow_conditional", "starflow_constant_std",
+        "tarflow_noisy", "tarflow_to_invert",
+    )
+]  # fmt: skip
+SLOW_STEPS += [
+    f"toy/{name}.yaml"
+    for name in ("semidiscrete", "progressive", "shortcut", "lagrangian", "meanflow", "consistency", "soflow_distilled")
+]
 # Many tasks of a kind that another bench has, or other data alone.
 SLOW_BENCHES = [
     f"{name}.yaml"
@@ -240,7 +254,8 @@ SLOW_BENCHES = [
         "wcfm_2d", "sources_2d", "wcfm_images", "wcfm_epsilon", "pruned_sampling", "ot_batch", "families_mnist",
         "families_mnist_gpu", "families_fashion_mnist_gpu", "families_cifar10", "families_cifar10_minutes",
         "denoisers_mnist", "likelihood_images", "likelihood_steps", "anomaly_digits", "families_cifar10_gpu",
-        "optimizers_digits",
+        "optimizers_digits", "simflow", "noise_conditioned", "learned_inverse", "arflow_time", "objectives_digits",
+        "few_step_2d",
     )
 ]  # fmt: skip
 

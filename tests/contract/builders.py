@@ -110,16 +110,20 @@ CASES = [
     ("map_consistency", POINTS),
 ]
 IDS = [f"{name}-{spec.name}" for name, spec in CASES]
-# Variants whose code a sibling runs too, but for what has tests of its own: slow tests.
-LIKE_A_SIBLING = {"biflow_noisy", "biflow_end", "cfm_noise", "map_progressive", "map_lagrangian", "map_consistency"}
+# Cases whose code a sibling runs too, but for what has tests of its own: slow tests.
+LIKE_A_SIBLING = {
+    "biflow-images", "biflow_noisy-images", "biflow_end-images", "cfm_cosine-images", "cfm_data-images",
+    "cfm_noise-points", "map-images", "map_progressive-points", "map_lagrangian-points", "map_consistency-points",
+    "tarflow_noise_conditioned-images", "wcfm_corrected-images",
+}  # fmt: skip
 
 
-def late(name: str) -> list[pytest.MarkDecorator]:
-    """The marks of a case."""
-    return [pytest.mark.slow] * (name in LIKE_A_SIBLING)
+def late(own: str) -> list[pytest.MarkDecorator]:
+    """The marks of the case of an id."""
+    return [pytest.mark.slow] * (own in LIKE_A_SIBLING)
 
 
-PARAMETERS = [pytest.param(name, spec, id=own, marks=late(name)) for (name, spec), own in zip(CASES, IDS, strict=True)]
+PARAMETERS = [pytest.param(name, spec, id=own, marks=late(own)) for (name, spec), own in zip(CASES, IDS, strict=True)]
 
 
 def autoencoder(noise_std: float = 0.0) -> Autoencoder:

@@ -23,7 +23,7 @@ def cases() -> list:
     for (name, spec), own in zip(CASES, IDS, strict=True):
         for conditional in (False, True):
             for check in CHECKS:
-                marks = [pytest.mark.slow] if conditional and check not in OF_LABELS else late(name)
+                marks = [pytest.mark.slow] if conditional and check not in OF_LABELS else late(own)
                 suffix = "-conditional" if conditional else ""
                 found.append(pytest.param(name, spec, conditional, check, id=f"{own}{suffix}-{check}", marks=marks))
     return found

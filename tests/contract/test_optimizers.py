@@ -20,7 +20,7 @@ STEPS = [
     pytest.param(*case, rule, id=f"{rule_name}-{own}", marks=marks)
     for case, own in zip(CASES, IDS, strict=True)
     for rule_name, rule in RULES.items()
-    for marks in [[pytest.mark.slow] if rule_name != "sinkgd" and own not in ONE_OF_A_KIND else late(case[0])]
+    for marks in [[pytest.mark.slow] if rule_name != "sinkgd" and own not in ONE_OF_A_KIND else late(own)]
 ]
 
 
