@@ -11,7 +11,7 @@ from torch import Tensor
 from flowbench.core.checks import check_count
 from flowbench.core.seeds import generator
 from flowbench.data.batch import check_groups
-from flowbench.data.samplers import BatchIndex, EndlessSampler
+from flowbench.data.samplers import EndlessSampler
 
 __all__ = ["GroupedSampler"]
 
@@ -83,12 +83,7 @@ class GroupedSampler(EndlessSampler):
         first, offset = divmod(position, self.group_size)
         wanted = -(-(offset + num) // self.group_size)
         places = self._groups(first, wanted).flatten()[offset : offset + num]
-        drawn = self._by_class[places]
-        return drawn if self.members is None else self.members[drawn]
-
-    def batch_at(self, position: int) -> BatchIndex:
-        """This process's share of the global batch that begins at ``position``."""
-        return BatchIndex(self.stream(position, self.batch_size)[self.rows], position, self.group_size)
+        return self._in_split(self._by_class[places])
 
     def _groups(self, first: int, num: int) -> Tensor:
         """Places among the samples sorted by class of the groups ``first .. first + num - 1``, (num, group_size)."""

@@ -112,6 +112,9 @@ class EndlessSampler(Sampler[BatchIndex]):
         local = batch_size // world_size
         self.rows = slice(rank * local, (rank + 1) * local)
 
+    group_size: int = 1
+    """Consecutive samples that share a class, as far as the stream sees to it."""
+
     def stream(self, position: int, num: int) -> Tensor:
         """The samples at positions ``position .. position + num - 1`` of the stream, int64, shape (num,)."""
         parts = []
@@ -119,12 +122,15 @@ class EndlessSampler(Sampler[BatchIndex]):
             epoch, offset = divmod(position, self.num_samples)
             parts.append(_epoch_order(self.num_samples, self.seed, epoch)[offset : offset + num])
             position, num = position + len(parts[-1]), num - len(parts[-1])
-        drawn = torch.cat(parts)
+        return self._in_split(torch.cat(parts))
+
+    def _in_split(self, drawn: Tensor) -> Tensor:
+        """Places in the whole split of samples of this stream."""
         return drawn if self.members is None else self.members[drawn]
 
     def batch_at(self, position: int) -> BatchIndex:
         """This process's share of the global batch that begins at ``position``."""
-        return BatchIndex(self.stream(position, self.batch_size)[self.rows], position)
+        return BatchIndex(self.stream(position, self.batch_size)[self.rows], position, self.group_size)
 
     def __iter__(self) -> Iterator[BatchIndex]:
         position = self.start()

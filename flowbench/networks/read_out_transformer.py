@@ -10,18 +10,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from flowbench.core.checks import check_counts
 from flowbench.networks.attention import LayerNorm
 from flowbench.networks.linear import Linear
-from flowbench.networks.rotary import RotaryTable, follow_weights
-from flowbench.networks.sizes import LARGEST_SIDE, check_layers
-from flowbench.networks.token_transformer import EMBEDDING_STD, TokenBlock
-from flowbench.networks.tokens import check_sizes, embed_tokens, label_table
+from flowbench.networks.token_transformer import TokenNetwork
 
 __all__ = ["ReadOutTransformer"]
 
 
-class ReadOutTransformer(nn.Module):
+class ReadOutTransformer(TokenNetwork):
     """Blocks of transformer layers in which every token sees every other; each block's hidden state can be read.
 
     A linear head reads the residual stream after each block but the last, whose stream is normalised and becomes the
@@ -69,21 +65,8 @@ class ReadOutTransformer(nn.Module):
         grid: tuple[int, int] | None = None,
         reads: bool = True,
     ) -> None:
-        super().__init__()
-        check_sizes(num_tokens, token_dim, num_classes, width, depth, head_dim, mlp_ratio)
-        check_layers("num_blocks", num_blocks)
-        if grid is not None:
-            check_counts("grid", grid, length=2, at_most=LARGEST_SIDE)
-        if grid is not None and grid[0] * grid[1] != num_tokens:
-            raise ValueError(f"grid must have num_tokens {num_tokens} cells, got {grid[0]} x {grid[1]}")
-        self.num_tokens, self.token_dim, self.num_classes = num_tokens, token_dim, num_classes
+        super().__init__(num_tokens, token_dim, num_classes, depth, width, head_dim, mlp_ratio, grid, num_blocks)
         self.depth = depth
-        self.embed = Linear(token_dim, width)
-        self.label_embedding = label_table(num_classes, width, EMBEDDING_STD)
-        self.position_embedding = nn.Parameter(EMBEDDING_STD * torch.randn(num_tokens, width))
-        self.rotary = RotaryTable(num_tokens, head_dim, grid)
-        self.register_load_state_dict_post_hook(follow_weights)
-        self.blocks = nn.ModuleList(TokenBlock(width, head_dim, mlp_ratio) for _ in range(num_blocks * depth))
         self.heads = nn.ModuleList(Linear(width, token_dim) for _ in range(num_blocks - 1 if reads else 0))
         self.final_norm = LayerNorm(width)
         self.out = Linear(width, token_dim)
@@ -102,10 +85,7 @@ class ReadOutTransformer(nn.Module):
         Raises:
             ValueError: for tokens or labels of another shape, or a label given to an unconditional network.
         """
-        if x_BND.shape[1:] != (self.num_tokens, self.token_dim):
-            expected = f"(B, {self.num_tokens}, {self.token_dim})"
-            raise ValueError(f"tokens must have shape {expected}, got {tuple(x_BND.shape)}")
-        h_BNW = embed_tokens(self.embed, x_BND, self.position_embedding, self.label_embedding, label)
+        h_BNW = self.embedded(x_BND, label)
         read = []
         for number, layer in enumerate(self.blocks, start=1):
             h_BNW = layer(h_BNW, self.rotary.table)

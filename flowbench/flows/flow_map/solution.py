@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flowbench.core.checks import check_number
-from flowbench.flows.flow_map.base import TO_DATA, FlowMapObjective, JumpBatch, jumped
+from flowbench.flows.flow_map.base import ANYWHERE, TO_DATA, FlowMapObjective, JumpBatch, jumped
 from flowbench.flows.flow_map.derivative import AverageVelocity, spread
 from flowbench.flows.flow_map.times import SHORTEST, JumpTimes
 from flowbench.flows.time import TimeDistribution, UniformTimes
@@ -14,7 +14,38 @@ from flowbench.flows.time import TimeDistribution, UniformTimes
 __all__ = ["ConsistencyTraining", "JumpsToData", "SolutionConsistency"]
 
 
-class SolutionConsistency(FlowMapObjective):
+class _LaterPoint(FlowMapObjective):
+    """An objective that compares with a point later on the path, after a share r of the jump.
+
+    The share falls geometrically with the training's progress. Nearby values are subtracted, so they are float32.
+
+    Args:
+        first: r at the beginning, in (0, 1].
+        last: r at the end, in (0, first].
+        weight_power: see :class:`FlowMapObjective`.
+    """
+
+    needs_full_precision = True
+
+    def __init__(self, first: float, last: float, weight_power: float) -> None:
+        super().__init__(weight_power)
+        check_number("first", first, above=0, at_most=1, hint="a share of the jump")
+        check_number("last", last, above=0, at_most=1, hint="a share of the jump")
+        if last > first:
+            raise ValueError(f"last={last:g} is above first={first:g}: the share of the jump falls during the training")
+        self.first = first
+        self.last = last
+
+    def share(self, progress: float) -> float:
+        """The share r of the jump when this share of the training is over."""
+        return self.first * (self.last / self.first) ** progress
+
+    def extra_repr(self) -> str:
+        """See :meth:`FlowMapObjective.extra_repr`."""
+        return ", ".join(filter(None, (f"first={self.first:g}, last={self.last:g}", super().extra_repr())))
+
+
+class SolutionConsistency(_LaterPoint):
     """SoFlow: where a point is carried does not depend on whether it first moves a little along its path.
 
     With l = s + r (t - s) the residual is the quotient ``(X(x_s, s, t) - X(x_s + (l - s) v, l, t)) / (l - s)``, v the
@@ -41,18 +72,10 @@ class SolutionConsistency(FlowMapObjective):
         [0.1, 0.01, 0.001]
     """
 
-    needs_full_precision = True
     needed_jump = TO_DATA
 
     def __init__(self, first: float = 0.1, last: float = 0.002, weight_power: float = 0.0) -> None:
-        super().__init__(weight_power)
-        _check_shares(first, last)
-        self.first = first
-        self.last = last
-
-    def share(self, progress: float) -> float:
-        """The share r of the jump when this share of the training is over."""
-        return _geometric(self.first, self.last, progress)
+        super().__init__(first, last, weight_power)
 
     def residual(self, u: AverageVelocity, batch: JumpBatch, predicted: tuple[Tensor, ...]) -> Tensor:
         """The quotient, as the difference of the prediction and what it should be."""
@@ -65,10 +88,6 @@ class SolutionConsistency(FlowMapObjective):
             slope = (rest - velocity) * (spread(batch.end - later, batch.x) / gap)
             target = batch.velocity + slope
         return velocity - target
-
-    def extra_repr(self) -> str:
-        """See :meth:`FlowMapObjective.extra_repr`."""
-        return ", ".join(filter(None, (f"first={self.first:g}, last={self.last:g}", super().extra_repr())))
 
 
 class JumpsToData(JumpTimes):
@@ -103,7 +122,7 @@ class JumpsToData(JumpTimes):
         return f"JumpsToData(start={self.start!r})"
 
 
-class ConsistencyTraining(FlowMapObjective):
+class ConsistencyTraining(_LaterPoint):
     """Consistency training: every point of a path between one source and one data point jumps to the same data point.
 
     Discrete consistency training from scratch (CT), in the easy form of ECT: the residual ``(X(x_s, s, 1) - X(x_l, l,
@@ -130,13 +149,8 @@ class ConsistencyTraining(FlowMapObjective):
         JumpsToData(start=UniformTimes())
     """
 
-    needs_full_precision = True
-
     def __init__(self, first: float = 0.5, last: float = 0.01, weight_power: float = 0.0) -> None:
-        super().__init__(weight_power)
-        _check_shares(first, last)
-        self.first = first
-        self.last = last
+        super().__init__(first, last, weight_power)
 
     @property
     def default_times(self) -> JumpTimes:
@@ -144,13 +158,9 @@ class ConsistencyTraining(FlowMapObjective):
         return JumpsToData()
 
     def check_times(self, times: JumpTimes) -> None:
-        """Only jumps to the data will do."""
-        if not isinstance(times, JumpsToData):
+        """Only jumps to the data will do, and from anywhere."""
+        if times.covers(*ANYWHERE) or not times.covers(*TO_DATA):
             raise ValueError(f"ConsistencyTraining compares jumps to the data, got {times!r}: take JumpsToData")
-
-    def share(self, progress: float) -> float:
-        """The share r of the jump when this share of the training is over."""
-        return _geometric(self.first, self.last, progress)
 
     def residual(self, u: AverageVelocity, batch: JumpBatch, predicted: tuple[Tensor, ...]) -> Tensor:
         """The difference of the two jumps to the data, over the root of the time between them."""
@@ -160,18 +170,3 @@ class ConsistencyTraining(FlowMapObjective):
             target = jumped(u, batch.x + gap * batch.velocity, later, batch.end)
         found = batch.x + spread(batch.length, batch.x) * predicted[0]
         return (found - target) / gap.sqrt()
-
-    def extra_repr(self) -> str:
-        """See :meth:`FlowMapObjective.extra_repr`."""
-        return ", ".join(filter(None, (f"first={self.first:g}, last={self.last:g}", super().extra_repr())))
-
-
-def _check_shares(first: float, last: float) -> None:
-    check_number("first", first, above=0, at_most=1, hint="a share of the jump")
-    check_number("last", last, above=0, at_most=1, hint="a share of the jump")
-    if last > first:
-        raise ValueError(f"last={last:g} is above first={first:g}: the share of the jump falls during the training")
-
-
-def _geometric(first: float, last: float, progress: float) -> float:
-    return first * (last / first) ** progress
