@@ -316,7 +316,15 @@ def test_a_share_that_does_not_leave_what_is_required_is_told(teacher, said):
     assert notes == ([wanted] if said else [])
 
 
-@pytest.mark.parametrize("name", ["few_step_digits", "few_step_2d", "simflow", "learned_inverse"])
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+WITH_SHARES = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml") if "budget_share" in path.read_text("utf-8"))
+
+
+def test_benches_of_teachers_and_autoencoders_share_their_budgets():
+    assert {"few_step_digits", "few_step_2d", "simflow", "learned_inverse"} <= set(WITH_SHARES)
+
+
+@pytest.mark.parametrize("name", WITH_SHARES)
 def test_contenders_of_shipped_benches_with_shares_cost_what_the_others_do(name):
     plan = make_plan(f"flowbench:{name}.yaml")
     assert plan.bench.budget_shares

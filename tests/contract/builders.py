@@ -112,10 +112,13 @@ CASES = [
 IDS = [f"{name}-{spec.name}" for name, spec in CASES]
 # Cases whose code a sibling runs too, but for what has tests of its own: slow tests.
 LIKE_A_SIBLING = {
-    "biflow-images", "biflow_noisy-images", "biflow_end-images", "cfm_cosine-images", "cfm_data-images",
+    "biflow-images", "biflow_noisy-images", "biflow_end-images", "cfm_data-images",
     "cfm_noise-points", "map-images", "map_progressive-points", "map_lagrangian-points", "map_consistency-points",
-    "tarflow_noise_conditioned-images", "wcfm_corrected-images",
+    "tarflow_noise_conditioned-images",
 }  # fmt: skip
+
+# The families without a density; of all others the contract checks it.
+WITHOUT_DENSITY = {"biflow", "biflow_noisy", "biflow_end", "biflow_latent"}
 
 
 def late(own: str) -> list[pytest.MarkDecorator]:

@@ -52,7 +52,11 @@ def test_what_is_null_is_not_set_and_several_kinds_are_read(mapping, given):
 @pytest.mark.parametrize(
     ("mapping", "message"),
     [
-        ([1], r"budget must be one of train_flops, train_seconds, train_hours, steps, .*, e.g. .*, got \[1\]"),
+        (
+            [1],
+            "budget must be one of train_flops, train_seconds, train_hours, steps, samples_seen, epochs, "
+            r"e.g. .*, got \[1\]",
+        ),
         ({"epoch": 1}, r"budget: unknown kind 'epoch'; did you mean 'epochs'\?"),
         ({"steps": 0.5}, "budget.steps must be a whole number > 0, got 0.5"),
         ({"samples_seen": 2.5}, "budget.samples_seen must be a whole number > 0, got 2.5"),

@@ -380,6 +380,7 @@ def test_a_teacher_is_asked_for_the_velocities_that_are_read(name):
 def test_velocities_that_no_residual_reads_change_no_loss(name):
     module = flow_map(name=name, conditional=True, target_guidance=2.0)
     sparing = loss(module).total
+    assert module.map_objective.needs_velocity is False
     module.map_objective.needs_velocity = True
     torch.testing.assert_close(loss(module).total, sparing)
 
@@ -502,10 +503,13 @@ def test_one_jump_comes_near_the_map_and_two_agree_with_it(name):
         return off, (ends[-1] - ends[0]).square().mean().sqrt().item()
 
     trained(module, until=STEPS // 4)
-    _, early = errors()
+    first, early = errors()
     trained(module, since=STEPS // 4)
     found, composition = errors()
+    if name == "consistency":  # near the map early, and by finer steps, which are noisier, not nearer
+        assert found[0] < 0.25
     assert found[0] < 0.35
     if len(found) > 1:
         assert found[1] < 0.2
+        assert found[0] < first[0]
         assert composition < early
