@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import math
 import time
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families.base import FlowModule
@@ -19,6 +19,7 @@ from flowbench.families.pairing.pair_store import PairStore, weights_checksum
 from flowbench.flows import Source
 
 __all__ = [
+    "FrozenTeacher",
     "TeacherPairing",
     "check_dropout",
     "check_noise",
@@ -30,6 +31,59 @@ __all__ = [
 ]
 
 ENCODING_BATCH = 256
+
+AnyFlow = TypeVar("AnyFlow", bound=FlowModule)
+
+
+class FrozenTeacher(Generic[AnyFlow]):
+    """A trained flow in evaluation mode that is no module of its student.
+
+    Its weights enter neither optimiser nor average nor checkpoint, and copies of the student share it.
+
+    Attributes:
+        flow: the teacher itself, wherever it lies.
+
+    Args:
+        flow: trained.
+
+    Example:
+        >>> from functools import partial
+        >>> from flowbench.data import DataSpec
+        >>> from flowbench.networks import MLP
+        >>> teacher = FrozenTeacher(FlowMatching(DataSpec("points", "1", (2,)), partial(MLP, width=16, depth=1)))
+        >>> teacher.on(torch.device("meta")).weights_device, teacher.flow.weights_device
+        (device(type='meta'), device(type='cpu'))
+        >>> copy.deepcopy(teacher).flow is teacher.flow
+        True
+    """
+
+    def __init__(self, flow: AnyFlow) -> None:
+        self.flow: AnyFlow = flow.requires_grad_(False).eval()
+        self._shapes: AnyFlow | None = None
+        self._checksum = ""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FrozenTeacher[AnyFlow]:
+        """The same: nothing changes the weights."""
+        return self
+
+    def on(self, device: torch.device) -> AnyFlow:
+        """The flow on a device; on the meta device, where a move would lose the weights, a copy of their shapes."""
+        if device.type != "meta" or self.flow.weights_device.type == "meta":
+            return self.flow.to(device)
+        if self._shapes is None:
+            shapes: dict[int, Any] = {
+                id(p): nn.Parameter(torch.empty_like(p, device=device), requires_grad=False)
+                for p in self.flow.parameters()
+            }
+            shapes |= {id(buffer): torch.empty_like(buffer, device=device) for buffer in self.flow.buffers()}
+            self._shapes = copy.deepcopy(self.flow, shapes)
+        return self._shapes
+
+    @property
+    def checksum(self) -> str:
+        """Names the weights; computed once."""
+        self._checksum = self._checksum or weights_checksum(self.flow)
+        return self._checksum
 
 
 class TeacherPairing(Pairing):
@@ -54,9 +108,14 @@ class TeacherPairing(Pairing):
     """
 
     def __init__(self, teacher: FlowModule, cache_encodings: bool = False) -> None:
-        self.teacher = teacher.requires_grad_(False).eval()
+        self._frozen = FrozenTeacher(teacher)
         self.cache_encodings = cache_encodings
         self._store: PairStore | None = None
+
+    @property
+    def teacher(self) -> FlowModule:
+        """The flow that encodes."""
+        return self._frozen.flow
 
     def __repr__(self) -> str:
         return f"TeacherPairing({type(self.teacher).__name__})"
@@ -106,7 +165,7 @@ class TeacherPairing(Pairing):
 
     @torch.no_grad()
     def _encode(self, x1: Tensor, std: float, label: Tensor | None, rng: torch.Generator | None) -> Tensor:
-        teacher = self.teacher.to(x1.device)
+        teacher = self._frozen.on(x1.device)
         if std and rng is not None:
             x1 = x1 + std * torch.randn(x1.shape, generator=rng, device=rng.device, dtype=x1.dtype).to(x1.device)
         with teacher.full_precision():
@@ -122,7 +181,7 @@ class TeacherPairing(Pairing):
         identity = {
             "kind": "encodings",
             "data": spec.identity,
-            "teacher": weights_checksum(self.teacher),
+            "teacher": self._frozen.checksum,
             "method": type(self.teacher).__name__ + self.teacher.describe().encoder,
             "dropout": self._dropout(context) > 0,
         }
