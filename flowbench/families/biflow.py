@@ -5,13 +5,16 @@ Shape suffixes: S compared states, B batch, N tokens, D token dimension.
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from flowbench.core.cache import ensure, identity_key, numbers_checksum, read_tensors, write_tensors
 from flowbench.core.checks import check_number
+from flowbench.core.places import cached
 from flowbench.core.seeds import generator as seeded
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.evaluation.override import SamplerOverride
@@ -35,6 +38,7 @@ from flowbench.networks import ReadOutTransformer
 from flowbench.training.config import TrainingConfig
 from flowbench.training.count import Count, forward_flops
 from flowbench.training.module import Loss
+from flowbench.training.preparation import Preparation
 
 __all__ = ["BiFlow"]
 
@@ -56,7 +60,7 @@ class BiFlow(FlowModule):
     student's is an approximate inverse. The teacher is frozen and no part of the student's checkpoint.
 
     A budget in operations counts the teacher's pass in every step, but not the training of the teacher, which is an
-    experiment of its own.
+    experiment of its own. The mean squares are kept in the cache, and every training is charged what they cost.
 
     References:
         BiFlow (2025), arXiv 2512.10953, from a reading note: the number of layers and the normalisation are ours, and
@@ -193,6 +197,33 @@ class BiFlow(FlowModule):
         super().fit_to(data, training=training)
         if not training or self._is_fitted:
             return
+        identity = self._states_identity(data)
+        path = cached("states", f"biflow-{identity_key(identity, 16)}.pt")
+        ensure(path, lambda: write_tensors(path, identity, self._measured_states(data)))
+        found = read_tensors(path, identity, "the mean squares of the teacher's states")
+        self.mean_squares.copy_(found["mean_squares"])
+        self.preparation = Preparation(float(found["flops"]), float(found["seconds"]))
+        self._is_fitted = True
+
+    def _states_identity(self, data: FlowDataModule) -> dict[str, Any]:
+        """All that the mean squares depend on, in plain types."""
+        return {
+            **data.spec.identity,
+            "num_samples": len(data.split("train")),
+            "chosen": numbers_checksum(data.train_indices),
+            "dequantize": data.dequantize,
+            "labels": numbers_checksum(self.fit_labels(data)),
+            "seeds": [self.seed, data.seed],
+            "space": self.space.checksum,
+            "teacher": f"{type(self.teacher).__name__} {self._teacher.checksum}",
+            "noise_std": self.teacher.space.noise_std,
+            "states": self._names,
+            "denoises": self.denoises,
+        }
+
+    def _measured_states(self, data: FlowDataModule) -> dict[str, Tensor]:
+        """Mean squares of the compared states (S,) over the first training points, and what they cost."""
+        began = time.perf_counter()
         points, rng = self.fit_points(data, drawn=True), seeded(self.seed, "fit", "states")
         label = self.fit_labels(data)
         condition = Condition(None if label is None else label.to(points.device))
@@ -200,8 +231,16 @@ class BiFlow(FlowModule):
         for rows in torch.arange(len(points)).split(FIT_CHUNK):
             states = self._states(points[rows], condition.rows(rows), rng)[1]
             total += states.double().square().flatten(2).mean(2).sum(1)
-        self.mean_squares.copy_(total / len(points))
-        self._is_fitted = True
+        mean_squares, seconds = (total / len(points)).cpu(), time.perf_counter() - began
+
+        def one() -> None:
+            self._states(self.fit_points(data, 1, drawn=True), condition.rows(slice(1)), seeded(self.seed, "flops"))
+
+        return {
+            "mean_squares": mean_squares,
+            "flops": torch.tensor(float(forward_flops(one) * len(points)), dtype=torch.float64),
+            "seconds": torch.tensor(seconds, dtype=torch.float64),
+        }
 
     def compiled_modules(self) -> list[nn.Module]:
         """The layers of the transformer: equal layers share what is compiled."""
