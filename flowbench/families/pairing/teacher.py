@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from flowbench.core.devices import preparation_device
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families.base import FlowModule
 from flowbench.families.conditioning.condition import Condition
@@ -17,6 +18,7 @@ from flowbench.families.latents.space import LatentSpace, PixelSpace, Space
 from flowbench.families.pairing.base import Pairing, PairingContext, Pairs, cost_ratio, true_label
 from flowbench.families.pairing.pair_store import PairStore, weights_checksum
 from flowbench.flows import Source
+from flowbench.training.preparation import Preparation
 
 __all__ = [
     "FrozenTeacher",
@@ -110,6 +112,7 @@ class TeacherPairing(Pairing):
     def __init__(self, teacher: FlowModule, cache_encodings: bool = False) -> None:
         self._frozen = FrozenTeacher(teacher)
         self.cache_encodings = cache_encodings
+        self._prepared: PairStore | None = None
         self._store: PairStore | None = None
 
     @property
@@ -136,7 +139,32 @@ class TeacherPairing(Pairing):
         check_teacher(context, self.teacher)
         check_spaces(context, self.teacher)
         if self.cache_encodings and training:
-            self._store = self._encoded(context, data)
+            if not isinstance(data, FlowDataModule):
+                raise ValueError(f"cache_encodings needs a FlowDataModule, got {type(data).__name__}: set it to false")
+            self.prepare(context, data)
+            self._store = self._prepared
+
+    def prepare(self, context: PairingContext, data: FlowDataModule) -> Preparation:
+        """Read the cached encodings, or make them, on a GPU where there is one; nothing without a cache.
+
+        Returns:
+            The seconds that they took when they were made. Their operations are none of it: every step is charged the
+            teacher's pass that the cache replaces, so before :meth:`setup` pairs are encoded and not looked up.
+
+        Raises:
+            ValueError: when teacher and student do not live in the same space, or the data cannot be cached.
+        """
+        if not self.cache_encodings:
+            return Preparation()
+        check_teacher(context, self.teacher)
+        check_spaces(context, self.teacher)
+        self._check_cacheable(context, data)
+        store = PairStore("encodings", self._identity(context, data), len(data.split("train")))
+        if self._prepared is None or self._prepared.folder != store.folder:
+            device = preparation_device(context.device)
+            store.complete(lambda index: self._rows(context, data, index, device))
+            self._prepared = store
+        return Preparation(seconds=self._prepared.seconds)
 
     def pairs(
         self, context: PairingContext, x1: Tensor, label: Tensor | None, batch: Batch, rng: torch.Generator
@@ -173,39 +201,35 @@ class TeacherPairing(Pairing):
 
     # ---- cache ------------------------------------------------------------------------------------------
 
-    def _encoded(self, context: PairingContext, data: FlowDataModule | None) -> PairStore:
-        if not isinstance(data, FlowDataModule):
-            raise ValueError(f"cache_encodings needs a FlowDataModule, got {type(data).__name__}: set it to false")
-        self._check_cacheable(context, data)
-        split, spec = data.split("train"), data.spec
-        identity = {
+    def _identity(self, context: PairingContext, data: FlowDataModule) -> dict[str, Any]:
+        """All that the encodings depend on, in plain types."""
+        return {
             "kind": "encodings",
-            "data": spec.identity,
+            "data": data.spec.identity,
             "teacher": self._frozen.checksum,
             "method": type(self.teacher).__name__ + self.teacher.describe().encoder,
             "dropout": self._dropout(context) > 0,
         }
-        store = PairStore("encodings", identity, len(split))
-        labels = split.label if context.num_classes is not None else None
 
-        def make(index: Tensor) -> dict[str, Tensor]:
-            points = data.model_values("train", index)
-            rows = {"noise": self._in_chunks(context, points, None if labels is None else labels[index])}
-            if self._dropout(context):
-                null = torch.full((len(index),), self.teacher.num_classes or 0)
-                rows["null_noise"] = self._in_chunks(context, points, null)
-            return rows
-
-        store.complete(make)
-        return store
+    def _rows(
+        self, context: PairingContext, data: FlowDataModule, index: Tensor, device: torch.device
+    ) -> dict[str, Tensor]:
+        """Encodings of some training samples."""
+        labels = data.split("train").label if context.num_classes is not None else None
+        points = data.model_values("train", index)
+        rows = {"noise": self._in_chunks(points, None if labels is None else labels[index], device)}
+        if self._dropout(context):
+            null = torch.full((len(index),), self.teacher.num_classes or 0)
+            rows["null_noise"] = self._in_chunks(points, null, device)
+        return rows
 
     def _check_cacheable(self, context: PairingContext, data: FlowDataModule) -> None:
         reason = self._not_cacheable(context, data)
         if reason:
             raise ValueError(f"cache_encodings keeps one encoding per training sample, but {reason}: set it to false")
 
-    def _in_chunks(self, context: PairingContext, points: Tensor, labels: Tensor | None) -> Tensor:
-        device, parts = context.device, []
+    def _in_chunks(self, points: Tensor, labels: Tensor | None, device: torch.device) -> Tensor:
+        parts = []
         for start in range(0, len(points), ENCODING_BATCH):
             rows = slice(start, start + ENCODING_BATCH)
             label = None if labels is None else labels[rows].to(device)
