@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 else:
     torch = lazy_module("torch")
 
-__all__ = ["ensure", "identity_key", "read_tensors", "write_tensors"]
+__all__ = ["ensure", "identity_key", "numbers_checksum", "read_tensors", "write_tensors"]
 
 
 def ensure(
@@ -61,6 +61,11 @@ def identity_key(identity: Mapping[str, Any], digits: int) -> str:
         digits: hex digits, 1 to 64.
     """
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:digits]
+
+
+def numbers_checksum(numbers: torch.Tensor | None) -> str | None:
+    """A plain value that stands for many whole numbers, such as labels or places; None for None."""
+    return None if numbers is None else hashlib.sha256(numbers.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 def write_tensors(path: Path, identity: Mapping[str, Any], content: Mapping[str, Any]) -> None:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["reading_waits", "wait_for"]
+__all__ = ["preparation_device", "reading_waits", "wait_for"]
+
+
+def preparation_device(otherwise: torch.device) -> torch.device:
+    """This process's GPU where there is one: what is made before the training does not wait for its module there.
+
+    Args:
+        otherwise: where there is none, commonly where the module lies by now.
+    """
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else otherwise
 
 
 def reading_waits(device: torch.device) -> bool:

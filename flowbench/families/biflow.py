@@ -5,13 +5,16 @@ Shape suffixes: S compared states, B batch, N tokens, D token dimension.
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from flowbench.core.cache import ensure, identity_key, numbers_checksum, read_tensors, write_tensors
 from flowbench.core.checks import check_number
+from flowbench.core.places import cached
 from flowbench.core.seeds import generator as seeded
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.evaluation.override import SamplerOverride
@@ -22,14 +25,20 @@ from flowbench.families.fitted import FIT_CHUNK
 from flowbench.families.latents.space import LatentSpace, PixelSpace, Space
 from flowbench.families.noise.denoising import DecoderDenoiser
 from flowbench.families.pairing.base import PairingContext
-from flowbench.families.pairing.pair_store import weights_checksum
-from flowbench.families.pairing.teacher import check_dropout, check_spaces, check_teacher, required_teacher, source_of
+from flowbench.families.pairing.teacher import (
+    FrozenTeacher,
+    check_dropout,
+    check_teacher,
+    required_teacher,
+    source_of,
+)
 from flowbench.families.tarflow import TARFlow
 from flowbench.families.token_layout import TokenLayout
 from flowbench.networks import ReadOutTransformer
 from flowbench.training.config import TrainingConfig
 from flowbench.training.count import Count, forward_flops
 from flowbench.training.module import Loss
+from flowbench.training.preparation import Preparation
 
 __all__ = ["BiFlow"]
 
@@ -51,7 +60,7 @@ class BiFlow(FlowModule):
     student's is an approximate inverse. The teacher is frozen and no part of the student's checkpoint.
 
     A budget in operations counts the teacher's pass in every step, but not the training of the teacher, which is an
-    experiment of its own.
+    experiment of its own. The mean squares are kept in the cache, and every training is charged what they cost.
 
     References:
         BiFlow (2025), arXiv 2512.10953, from a reading note: the number of layers and the normalisation are ours, and
@@ -118,7 +127,7 @@ class BiFlow(FlowModule):
             training=training,
         )
         self.source = source_of(known)
-        self._teacher = _Teacher(known)
+        self._teacher = FrozenTeacher(known)
         check_teacher(self.pairing_context, known)
         check_dropout(self.pairing_context, known)
         check_number("guidance", guidance, at_least=0, hint="1 is none")
@@ -183,26 +192,55 @@ class BiFlow(FlowModule):
 
     # ---- training -------------------------------------------------------------------------------------
 
-    def setup(self, stage: str) -> None:
-        """Check that teacher and student live in the same space."""
-        check_spaces(self.pairing_context, self.teacher)
-        super().setup(stage)
-
     def fit_to(self, data: FlowDataModule, *, training: bool) -> None:
         """Take the mean squares of the compared states over the first training points."""
         super().fit_to(data, training=training)
         if not training or self._is_fitted:
             return
+        identity = self._states_identity(data)
+        path = cached("states", f"biflow-{identity_key(identity, 16)}.pt")
+        ensure(path, lambda: write_tensors(path, identity, self._measured_states(data)))
+        found = read_tensors(path, identity, "the mean squares of the teacher's states")
+        self.mean_squares.copy_(found["mean_squares"])
+        self.preparation = Preparation(float(found["flops"]), float(found["seconds"]))
+        self._is_fitted = True
+
+    def _states_identity(self, data: FlowDataModule) -> dict[str, Any]:
+        """All that the mean squares depend on, in plain types."""
+        return {
+            **data.spec.identity,
+            "num_samples": len(data.split("train")),
+            "chosen": numbers_checksum(data.train_indices),
+            "dequantize": data.dequantize,
+            "labels": numbers_checksum(self.fit_labels(data)),
+            "seeds": [self.seed, data.seed],
+            "space": self.space.checksum,
+            "teacher": f"{type(self.teacher).__name__} {self._teacher.checksum}",
+            "noise_std": self.teacher.space.noise_std,
+            "states": self._names,
+            "denoises": self.denoises,
+        }
+
+    def _measured_states(self, data: FlowDataModule) -> dict[str, Tensor]:
+        """Mean squares of the compared states (S,) over the first training points, and what they cost."""
+        began = time.perf_counter()
         points, rng = self.fit_points(data, drawn=True), seeded(self.seed, "fit", "states")
         label = self.fit_labels(data)
-        label = label if label is None else label.to(points.device)
+        condition = Condition(None if label is None else label.to(points.device))
         total = torch.zeros(len(self.mean_squares), dtype=torch.float64, device=points.device)
         for rows in torch.arange(len(points)).split(FIT_CHUNK):
-            given = Condition(None if label is None else label[rows])
-            states = self._states(points[rows], given, rng)[1]
+            states = self._states(points[rows], condition.rows(rows), rng)[1]
             total += states.double().square().flatten(2).mean(2).sum(1)
-        self.mean_squares.copy_(total / len(points))
-        self._is_fitted = True
+        mean_squares, seconds = (total / len(points)).cpu(), time.perf_counter() - began
+
+        def one() -> None:
+            self._states(self.fit_points(data, 1, drawn=True), condition.rows(slice(1)), seeded(self.seed, "flops"))
+
+        return {
+            "mean_squares": mean_squares,
+            "flops": torch.tensor(float(forward_flops(one) * len(points)), dtype=torch.float64),
+            "seconds": torch.tensor(seconds, dtype=torch.float64),
+        }
 
     def compiled_modules(self) -> list[nn.Module]:
         """The layers of the transformer: equal layers share what is compiled."""
@@ -244,7 +282,8 @@ class BiFlow(FlowModule):
             drawn = torch.randn(points.shape, generator=rng, device=rng.device, dtype=points.dtype)
             noisy = points + std * drawn.to(points.device)
         with self.full_precision():
-            *states, noise = self._teacher.states(noisy, condition).to(points.dtype).unbind()
+            teacher = self._teacher.on(points.device)
+            *states, noise = teacher.encoding_states(noisy.float(), condition).to(points.dtype).unbind()
         states = [*states[::-1], points] if self.denoises else states[::-1]
         return noise, torch.stack(states if self.aligned else states[-1:])
 
@@ -262,7 +301,7 @@ class BiFlow(FlowModule):
 
     def flow_encode(self, z: Tensor, condition: Condition) -> Tensor:
         """The teacher's pass; the student undoes it as well as it has learned."""
-        return self._teacher.flow_for(z).flow_encode(z.float(), condition).to(z.dtype)
+        return self._teacher.on(z.device).flow_encode(z.float(), condition).to(z.dtype)
 
     def flow_log_prob(self, x: Tensor, condition: Condition, index: Tensor, seed: int) -> Tensor:
         """Never called: the family has no density."""
@@ -278,32 +317,6 @@ class BiFlow(FlowModule):
         points = torch.stack([noise, *(self.layout.points(state) for state in read)])
         times = torch.linspace(0.0, 1.0, len(points), device=noise.device, dtype=torch.float64)
         return Trajectory(points, times)
-
-
-class _Teacher:
-    """A frozen flow that is no submodule: neither optimiser nor average nor checkpoint has its weights.
-
-    Args:
-        flow: trained.
-    """
-
-    def __init__(self, flow: TARFlow) -> None:
-        self.flow = flow.requires_grad_(False).eval()
-        self._checksum = ""
-
-    def flow_for(self, points: Tensor) -> TARFlow:
-        """The flow on the device of some points."""
-        return self.flow.to(points.device)
-
-    def states(self, points: Tensor, condition: Condition) -> Tensor:
-        """States (B + 1 of them, batch, *flow_shape) from points to noise."""
-        return self.flow_for(points).encoding_states(points.float(), condition)
-
-    @property
-    def checksum(self) -> str:
-        """Names the weights."""
-        self._checksum = self._checksum or weights_checksum(self.flow)
-        return self._checksum
 
 
 def _autoregressive(teacher: FlowModule) -> TARFlow:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +12,7 @@ from flowbench.families.flow_matching import FlowMatching
 from flowbench.families.latents.space import Space
 from flowbench.families.pairing.base import PairingContext
 from flowbench.families.pairing.teacher import (
+    FrozenTeacher,
     check_dropout,
     check_spaces,
     check_teacher,
@@ -76,8 +75,13 @@ class VelocityTeacher:
                 f"{type(found).__name__}: take FlowMatching with LinearPath"
             )
         found.check_guidance(guidance)
-        self.module: FlowMatching = found.requires_grad_(False).eval()
+        self._frozen = FrozenTeacher(found)
         self.guidance = ClassifierFreeGuidance(guidance)
+
+    @property
+    def module(self) -> FlowMatching:
+        """The flow itself."""
+        return self._frozen.flow
 
     @property
     def space(self) -> Space:
@@ -108,16 +112,10 @@ class VelocityTeacher:
 
     def field(self, condition: Condition, device: torch.device) -> Field:
         """The velocity under the conditions of some points, on their device, without gradients."""
-        found = self._on(device).field(condition, self.guidance)
+        found = self._frozen.on(device).field(condition, self.guidance)
 
         def velocity(t: Tensor, x: Tensor) -> Tensor:
             with torch.no_grad():
                 return found(t, x)
 
         return velocity
-
-    def _on(self, device: torch.device) -> FlowMatching:
-        # Where operations are counted from shapes alone, the weights of a trained teacher are to be kept.
-        if device.type == "meta" and self.module.weights_device.type != "meta":
-            return copy.deepcopy(self.module).to(device)
-        return self.module.to(device)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from flowbench.core.checks import check_count, check_number, check_seed
+from flowbench.core.devices import preparation_device
 from flowbench.core.seeds import generator
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.data.samplers import EndlessSampler
@@ -20,8 +20,9 @@ from flowbench.families.distillation import start_from
 from flowbench.families.flow_matching import FlowMatching
 from flowbench.families.latents.space import Space
 from flowbench.families.pairing.base import Pairing, PairingContext, Pairs, cost_ratio
-from flowbench.families.pairing.pair_store import PairStore, weights_checksum
+from flowbench.families.pairing.pair_store import PairStore
 from flowbench.families.pairing.teacher import (
+    FrozenTeacher,
     check_noise,
     check_spaces,
     check_teacher,
@@ -79,7 +80,7 @@ class ReflowPairing(Pairing):
         check_number("hold_out", hold_out, above=0, below=1, hint="validation needs pairs of its own")
         check_seed("pair_seed", seed)
         check_number("pair_guidance", guidance, at_least=0, or_none=True, hint="1 is none")
-        self.teacher = teacher.requires_grad_(False).eval()
+        self._frozen = FrozenTeacher(teacher)
         if solver is not None:
             if not isinstance(teacher, FlowMatching) or not teacher.solves_samples:
                 raise ValueError(
@@ -98,14 +99,13 @@ class ReflowPairing(Pairing):
         self._cost = Preparation()
         self._sampler: EndlessSampler | None = None
 
+    @property
+    def teacher(self) -> FlowModule:
+        """The flow whose samples are paired."""
+        return self._frozen.flow
+
     def __repr__(self) -> str:
         return f"ReflowPairing({type(self.teacher).__name__}, {self.num_training + self.num_held_out} pairs)"
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> ReflowPairing:
-        """A copy that shares the teacher and the pairs, which nothing changes."""
-        made = copy.copy(self)
-        memo[id(self)] = made
-        return made
 
     # ---- generation -------------------------------------------------------------------------------------
 
@@ -131,8 +131,8 @@ class ReflowPairing(Pairing):
         """Read the pairs, or make those that are missing, on a GPU where there is one.
 
         Returns:
-            The operations of the teacher's samples, by those of the first few, and the seconds that the pairs took when
-            they were made; pairs of earlier versions did not note them.
+            The operations of the teacher's samples, by those of a few of each file, and the seconds that the pairs
+            took, both as noted when they were made. Operations that an earlier version did not note are counted now.
 
         Raises:
             ValueError: when teacher and student do not live in the same space.
@@ -143,11 +143,14 @@ class ReflowPairing(Pairing):
         store = PairStore("reflow", self._identity(data), num_pairs)
         if self._store is None or self._store.folder != store.folder:
             labels = self._labels(data, num_pairs)
-            device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else context.device
-            store.complete(lambda index: self._made(index, labels, device))
-            counted = torch.arange(min(COUNTED_PAIRS, num_pairs))
-            flops = forward_flops(lambda: self._made(counted, labels, device))
-            self._cost = Preparation(flops * num_pairs / len(counted), store.seconds)
+            device = preparation_device(context.device)
+
+            def flops(index: Tensor) -> float:
+                counted = index[:COUNTED_PAIRS]
+                return forward_flops(lambda: self._made(counted, labels, device)) * len(index) / len(counted)
+
+            store.complete(lambda index: self._made(index, labels, device), flops)
+            self._cost = Preparation(store.flops, store.seconds)
             self._store = store
         return self._cost
 
@@ -158,7 +161,7 @@ class ReflowPairing(Pairing):
         return {
             "kind": "reflow",
             "seed": self.seed,
-            "teacher": weights_checksum(teacher),
+            "teacher": self._frozen.checksum,
             "shape": list(teacher.flow_shape),
             "source": repr(teacher.source),
             "sampler": f"{type(teacher).__name__} {facts.sampler}",
@@ -177,7 +180,7 @@ class ReflowPairing(Pairing):
 
     @torch.no_grad()
     def _made(self, index: Tensor, labels: Tensor | None, device: torch.device) -> dict[str, Tensor]:
-        teacher = self.teacher.to(device)
+        teacher = self._frozen.on(device)
         parts: list[dict[str, Tensor]] = []
         for rows in index.split(GENERATION_BATCH):
             noise = teacher.source.sample_indexed(rows, teacher.flow_shape, self.seed, "reflow", device=device)

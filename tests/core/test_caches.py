@@ -17,7 +17,7 @@ from flowbench.core import places
 from flowbench.data import FlowDataModule
 from flowbench.evaluation import extractors
 from flowbench.evaluation.samples import RealSet
-from flowbench.families import Autoencoder
+from flowbench.families import Autoencoder, BiFlow, TARFlow
 from flowbench.families.latents.latent_cache import latent_cache
 from flowbench.families.pairing.pair_store import PairStore
 from flowbench.families.pairing.potential_fit import fitted_potentials
@@ -73,10 +73,19 @@ def required() -> object:
 
 def potentials() -> object:
     dual = SemidiscreteDual(torch.eye(2), lambda num, rng: torch.randn(num, 2, generator=rng), batch=4)
-    return fitted_potentials([dual], steps=1, chi2=None, identity={"of": "a test"})
+    return fitted_potentials(lambda: [dual], [2], steps=1, chi2=None, identity={"of": "a test"})
+
+
+def states() -> object:
+    torch.manual_seed(0)
+    data = FlowDataModule("eight_gaussians", train_size=32, batch_size=16)
+    teacher = TARFlow(data.spec, layers=[1], width=16, head_dim=8)
+    flow = BiFlow(data.spec, teacher=teacher, depth=1, width=16, head_dim=8)
+    return flow.fit_to(data, training=True)
 
 
 MAKERS = {
+    "flowbench.families.biflow": [states],
     "flowbench.evaluation.extractors": [classifier],
     "flowbench.evaluation.samples": [features, statistics],
     "flowbench.families.latents.latent_cache": [latents],

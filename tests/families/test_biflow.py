@@ -13,6 +13,8 @@ from flowbench.data import Batch, FlowDataModule
 from flowbench.evaluation.override import SamplerOverride
 from flowbench.families import BiFlow, Condition, DecoderDenoiser, GaussianNoise, TARFlow
 from flowbench.training import load_checkpoint
+from flowbench.training.count import forward_flops
+from flowbench.training.preparation import Preparation
 from tests.closeness import assert_near, magnitude
 from tests.ranks import run_ranks
 
@@ -140,6 +142,46 @@ def test_the_mean_squares_are_those_under_the_labels_of_the_data():
         null = teacher.encoding_states(flow.fit_points(data), Condition(torch.full_like(label, 8)))[:-1].flip(0)
     assert_near(flow.mean_squares, states.square().mean((1, 2)))
     assert not torch.allclose(null.square().mean((1, 2)), flow.mean_squares, rtol=1e-3)
+
+
+def test_the_pass_for_the_mean_squares_is_made_once_and_every_training_is_charged(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLOWBENCH_CACHE", str(tmp_path))
+    data = FlowDataModule("eight_gaussians", batch_size=16, train_size=96)
+    teacher = build("tarflow", data.spec, conditional=True, seed=3).eval()
+    perturb(teacher, std=0.3)
+    first, second = (student(teacher, conditional=True) for _ in range(2))
+    first.fit_to(data, training=False)
+    assert first.preparation == Preparation()
+    first.fit_to(data, training=True)
+    one = forward_flops(lambda: teacher.encoding_states(torch.zeros(1, 2), Condition(torch.tensor([0]))))
+    assert first.preparation.flops == 96 * one > 0
+    assert first.preparation.seconds > 0
+    with monkeypatch.context() as patch:
+        patch.setattr(TARFlow, "encoding_states", lambda *_: pytest.fail("the teacher ran again"))
+        second.fit_to(data, training=True)
+    assert second.preparation == first.preparation
+    assert torch.equal(second.mean_squares, first.mean_squares)
+    assert len(list(tmp_path.glob("states/*.pt"))) == 1
+
+
+@pytest.mark.parametrize("change", ["seed", "teacher", "size", "labels", "end"])
+def test_other_mean_squares_are_another_file(change, tmp_path, monkeypatch):
+    monkeypatch.setenv("FLOWBENCH_CACHE", str(tmp_path))
+    size = {"batch_size": 16, "train_size": 96}
+    data = FlowDataModule("eight_gaussians", **size)
+    teacher = build("tarflow", data.spec, conditional=True, seed=3).eval()
+    student(teacher, conditional=True).fit_to(data, training=True)
+    if change == "size":
+        data = FlowDataModule("eight_gaussians", **{**size, "train_size": 97})
+    if change == "labels":
+        data = FlowDataModule("eight_gaussians", label_noise=0.5, **size)
+    if change == "teacher":
+        teacher = copy.deepcopy(teacher)
+        perturb(teacher, std=0.3)
+    other = student(teacher, conditional=True, alignment="none" if change == "end" else "heads")
+    other.seed = 1 if change == "seed" else 0
+    other.fit_to(data, training=True)
+    assert len(list(tmp_path.glob("states/*.pt"))) == 2
 
 
 # ---- what is learned where the answer is known --------------------------------------------------------

@@ -14,6 +14,8 @@ from flowbench.families.normalized_flow_matching import NormalizedFlowMatching
 from flowbench.families.pairing.teacher import TeacherPairing
 from flowbench.flows import Euler, GaussianSource
 from flowbench.networks import MLP, DiT
+from flowbench.training.count import count_flops
+from flowbench.training.preparation import Preparation
 from tests.closeness import assert_near
 
 from ..contract.builders import IMAGES, autoencoder, batch_of, build, perturb
@@ -138,6 +140,32 @@ def test_a_cache_gives_what_encoding_gives(tmp_path, monkeypatch):
     flow = student(teacher, data.spec, cache_encodings=True)
     flow.pairing.setup(flow.pairing_context, data)
     assert len(list(tmp_path.glob("pairs/encodings-*"))) == 2, "another teacher is another folder"
+
+
+def test_a_cache_is_made_before_the_budget_that_pays_its_seconds(tmp_path, monkeypatch):
+    """Its operations are paid step by step: a step costs what it costs without."""
+    monkeypatch.setenv("FLOWBENCH_CACHE", str(tmp_path))
+    np.savez(tmp_path / "x.npz", train=normal(120).numpy(), val=normal(9).numpy(), test=normal(9).numpy())
+    data = FlowDataModule("npz", path=str(tmp_path / "x.npz"), batch_size=16)
+    torch.manual_seed(0)
+    teacher = TARFlow(data.spec, layers=[1, 1], width=16, head_dim=8).eval()
+    found, operations = [], []
+    for cached in (True, True, False):
+        flow = student(teacher, data.spec, cache_encodings=cached)
+        flow.fit_to(data, training=True)
+        found.append(flow.preparation)
+        batch = data.train_batch_at(0)
+        operations.append(count_flops(lambda flow=flow, batch=batch: flow.training_loss(batch, rng()).total))
+    assert len(list(tmp_path.glob("pairs/encodings-*/*.pt"))) == 1
+    assert found[0] == found[1]
+    assert found[0].seconds > 0
+    assert found[2] == Preparation()
+    assert len(set(operations)) == 1
+    flow = student(teacher, data.spec, cache_encodings=True)
+    flow.fit_to(data, training=True)
+    monkeypatch.setattr(TARFlow, "flow_encode", lambda *_: pytest.fail("encoded again"))
+    flow.pairing.setup(flow.pairing_context, data)
+    assert pairs_of(flow, data.train_batch_at(16)).x0.isfinite().all()
 
 
 @pytest.mark.parametrize("family", [FlowMatching, FlowMap])

@@ -168,6 +168,11 @@ def test_making_the_pairs_is_charged_by_the_operations_of_the_teachers_samples(c
     assert costs[0].flops == costs[1].flops
     assert costs[0].flops == forward_flops(lambda: teacher.network(x, t)) * 2 * steps * num_pairs
     assert costs[0].seconds == costs[1].seconds > 0
+    flow = student(teacher, data.spec, num_pairs=num_pairs, pair_solver=Midpoint(num_steps=steps))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flow.pairing, "_made", lambda *_: pytest.fail("the teacher ran, but the pairs are there"))
+        flow.fit_to(data, training=True)
+    assert flow.preparation == costs[0]
     made = {path: path.stat().st_mtime_ns for path in cache.glob("*/*.pt")}
     flow.pairing.setup(flow.pairing_context, data)
     assert {path: path.stat().st_mtime_ns for path in cache.glob("*/*.pt")} == made
@@ -274,6 +279,31 @@ def test_an_interrupted_generation_goes_on_where_it_stopped(cache):
     PairStore("test", {}, 40, shard_rows=10).complete(lambda index: pytest.fail("made twice"))
     whole = torch.arange(40)
     assert torch.equal(store.take(whole, torch.device("cpu"))["x"], rows(whole)["x"])
+
+
+def test_operations_are_noted_by_file_and_counted_where_they_were_not(cache):
+    PairStore("test", {}, 25, shard_rows=10).complete(rows)  # as an earlier version did
+    asked = []
+
+    def flops(index):
+        asked.append(index.tolist())
+        return 3.0 * len(index)
+
+    for _ in range(2):
+        store = PairStore("test", {}, 25, shard_rows=10)
+        store.complete(rows, flops)
+        assert store.flops == 75.0
+    assert asked == [list(range(25))] * 2
+    next(iter(sorted(store.folder.glob("*.pt")))).unlink()
+    store.complete(rows, flops)
+    assert store.flops == 75.0
+    assert asked[2:] == [list(range(10)), list(range(10, 25))]
+    asked.clear()
+    for _ in range(2):
+        noted = PairStore("noted", {}, 25, shard_rows=10)
+        noted.complete(rows, flops)
+        assert noted.flops == 75.0
+    assert asked == [list(range(10)), list(range(10, 20)), list(range(20, 25))]
 
 
 def test_two_workers_share_the_shards(cache):

@@ -189,7 +189,7 @@ def test_a_fit_is_made_once_and_shared(labelled, cache, monkeypatch):
     first.fit_to(labelled, training=True)
     assert first.preparation.flops == first.pairing._solved.cost.flops > 300 * 256 * 80 * 16 * 2
     assert first.preparation.seconds > 0
-    monkeypatch.setattr(SemidiscreteDual, "step", lambda self: pytest.fail("fitted again"))
+    monkeypatch.setattr(SemidiscretePairing, "_dual", lambda *_: pytest.fail("a fit was prepared"))
     second = flow(labelled)
     second.seed = 7  # of the run, not of the fit
     second.fit_to(labelled, training=True)

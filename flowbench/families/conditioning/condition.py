@@ -88,7 +88,7 @@ class Condition:
         """What a network takes after the time: the labels, and the values on the grid where there are any."""
         return (self.label,) if self.grid is None else (self.label, self.grid.values)
 
-    def rows(self, rows: slice) -> Condition:
+    def rows(self, rows: slice | Tensor) -> Condition:
         """The condition of some samples."""
         grid = None if self.grid is None else SpatialCondition(self.grid.values[rows])
         return Condition(None if self.label is None else self.label[rows], grid)

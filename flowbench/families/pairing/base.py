@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 import lightning as L
 import torch
@@ -103,6 +105,12 @@ class Pairing(ABC):
     is_independent = False
     looks_up_data = False
     described: tuple[str, ...] = ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy that shares what it holds, teachers, stored pairs and potentials: nothing changes them."""
+        made = copy.copy(self)
+        memo[id(self)] = made
+        return made
 
     def prepare(self, context: PairingContext, data: FlowDataModule) -> Preparation:
         """Make what the pairs need of the training data, or read it from the cache; most rules need nothing.

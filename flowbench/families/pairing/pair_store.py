@@ -33,6 +33,7 @@ class PairStore:
 
     Attributes:
         seconds: that it took to make the rows, whenever that was; 0 of files of earlier versions.
+        flops: operations of making them, as told to :meth:`complete`.
 
     Args:
         name: the folder's first word.
@@ -46,14 +47,16 @@ class PairStore:
         self.folder = cached("pairs", f"{name}-{identity_key(self.identity, 16)}")
         self.num_rows = num_rows
         self.shard_rows = shard_rows
-        self.seconds = 0.0
+        self.seconds = self.flops = 0.0
         self._shards: list[Rows] = []
 
-    def complete(self, make: Callable[[Tensor], Rows]) -> None:
+    def complete(self, make: Callable[[Tensor], Rows], flops: Callable[[Tensor], float] | None = None) -> None:
         """Make the shards that are missing, then open all of them.
 
         Args:
             make: gives the rows of some indices, int64 (M,); a function of them alone.
+            flops: operations of making such rows, asked once for each file and kept in it; None counts none. Rows of
+                files of earlier versions are counted again at each call.
 
         Raises:
             ValueError: for a file that is damaged or holds other rows; a cache that cannot be written.
@@ -61,18 +64,31 @@ class PairStore:
         paths = [self.folder / f"{first:09d}.pt" for first in range(0, self.num_rows, self.shard_rows)]
         for wait in (False, True):  # first what no process works on, then wait for the others
             for number, path in enumerate(paths):
-                ensure(path, partial(self._write, path, number * self.shard_rows, make), wait=wait)
+                ensure(path, partial(self._write, path, number, make, flops), wait=wait)
         found = [read_tensors(path, self.identity, "the stored pairs") for path in paths]
         self.seconds = sum(float(content.get("seconds", 0.0)) for content in found)
+        self.flops = sum(float(content.get("flops", 0.0)) for content in found)
+        unknown = [self._rows_of(number) for number, content in enumerate(found) if "flops" not in content]
+        if unknown and flops is not None:
+            self.flops += flops(torch.cat(unknown))
         self._shards = [dict(content["rows"]) for content in found]
         if sum(value.nbytes for shard in self._shards for value in shard.values()) <= IN_MEMORY_BYTES:
             self._shards = [{name: torch.cat([part[name] for part in self._shards]) for name in self._shards[0]}]
 
-    def _write(self, path: Path, first: int, make: Callable[[Tensor], Rows]) -> None:
-        began = time.perf_counter()
-        rows = make(torch.arange(first, min(first + self.shard_rows, self.num_rows)))
+    def _rows_of(self, number: int) -> Tensor:
+        """Indices of the rows of a shard."""
+        first = number * self.shard_rows
+        return torch.arange(first, min(first + self.shard_rows, self.num_rows))
+
+    def _write(
+        self, path: Path, number: int, make: Callable[[Tensor], Rows], flops: Callable[[Tensor], float] | None
+    ) -> None:
+        index, began = self._rows_of(number), time.perf_counter()
+        rows = make(index)
         content: dict[str, Any] = {"rows": {name: value.cpu() for name, value in rows.items()}}
         content["seconds"] = torch.tensor(time.perf_counter() - began, dtype=torch.float64)
+        if flops is not None:
+            content["flops"] = torch.tensor(flops(index), dtype=torch.float64)
         write_tensors(path, self.identity, content)
 
     def take(self, index: Tensor, device: torch.device) -> Rows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,17 @@ class FittedPotentials:
 
 
 def fitted_potentials(
-    duals: Sequence[SemidiscreteDual], steps: int, chi2: float | None, identity: Mapping[str, Any]
+    duals: Callable[[], Sequence[SemidiscreteDual]],
+    sizes: Sequence[int],
+    steps: int,
+    chi2: float | None,
+    identity: Mapping[str, Any],
 ) -> FittedPotentials:
     """Read potentials from the cache, or fit them there: one process fits, the others wait.
 
     Args:
-        duals: the problems, not begun.
+        duals: makes the problems, not begun; called only where there is something to fit.
+        sizes: points of each.
         steps: of each at most.
         chi2: below which each ends; None takes all steps.
         identity: all that the potentials depend on, in plain types.
@@ -53,11 +58,10 @@ def fitted_potentials(
         ValueError: for a damaged file, or a cache that cannot be written.
     """
     path = cached("potentials", f"semidiscrete-{identity_key(identity, 16)}.pt")
-    ensure(path, lambda: _Fit(duals, steps, chi2, path, identity).run())
+    ensure(path, lambda: _Fit(duals(), steps, chi2, path, identity).run())
     found = read_tensors(path, identity, "the semidiscrete potentials")
     cost = Preparation(float(found["flops"]), float(found["seconds"]))
-    sizes = [len(dual.points) for dual in duals]
-    return FittedPotentials(found["potential"].clone().split(sizes), cost, float(found["chi2"]))
+    return FittedPotentials(found["potential"].clone().split(list(sizes)), cost, float(found["chi2"]))
 
 
 class _Fit:

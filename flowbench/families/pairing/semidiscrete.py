@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowbench.core.cache import numbers_checksum
 from flowbench.core.checks import check_count, check_number
+from flowbench.core.devices import preparation_device
 from flowbench.data import Batch, FlowDataModule
 from flowbench.families.pairing.base import Pairing, PairingContext, Pairs, cost_ratio, true_label
 from flowbench.families.pairing.batch_pairing import BatchPairing
@@ -151,12 +152,6 @@ class SemidiscretePairing(Pairing):
         options = f"steps={self.steps}, batch={self.batch}, chi2={self.chi2}, per_label={self.per_label}"
         return f"SemidiscretePairing({options})"
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> SemidiscretePairing:
-        """A copy that shares the points and the fitted potential, which nothing changes."""
-        made = copy.copy(self)
-        memo[id(self)] = made
-        return made
-
     # ---- fit ----------------------------------------------------------------------------------------------
 
     def check(self, context: PairingContext, data: FlowDataModule) -> None:
@@ -205,8 +200,8 @@ class SemidiscretePairing(Pairing):
         return {
             **data.spec.identity,
             "num_samples": len(data.split("train")),
-            "chosen": _checksum(data.train_indices),
-            "labels": _checksum(label),
+            "chosen": numbers_checksum(data.train_indices),
+            "labels": numbers_checksum(label),
             "space": context.space.checksum,
             "shape": list(context.space.shape),
             "source": f"{context.source!r} {weights_checksum(context.source)}",
@@ -214,12 +209,15 @@ class SemidiscretePairing(Pairing):
         }
 
     def _fitted(self, context: PairingContext, data: FlowDataModule, identity: Mapping[str, Any]) -> _Solved:
-        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else context.device
+        device = preparation_device(context.device)
         points = _points(replace(context, device=device), data)
         chosen = torch.arange(len(points)) if data.train_indices is None else data.train_indices
         rows = self._rows(context, data, chosen)
-        duals = [self._dual(points[part.to(device)], number, context) for number, part in enumerate(rows)]
-        found = fitted_potentials(duals, self.steps, self.chi2, identity)
+
+        def duals() -> list[SemidiscreteDual]:
+            return [self._dual(points[part.to(device)], number, context) for number, part in enumerate(rows)]
+
+        found = fitted_potentials(duals, [len(part) for part in rows], self.steps, self.chi2, identity)
         potentials = tuple(
             SemidiscretePotential(points[part.to(device)], g.to(device))
             for part, g in zip(rows, found.potentials, strict=True)
@@ -286,11 +284,6 @@ class SemidiscretePairing(Pairing):
     def describe(self) -> dict[str, float]:
         """Chi squared of the training points' shares: 0 where all are drawn alike."""
         return {} if self._solved is None else {"chi2": self._solved.chi2}
-
-
-def _checksum(numbers: Tensor | None) -> str | None:
-    """Of whole numbers, or None."""
-    return None if numbers is None else hashlib.sha256(numbers.contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 @torch.no_grad()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import math
 import time
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from flowbench.core.devices import preparation_device
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.families.base import FlowModule
 from flowbench.families.conditioning.condition import Condition
@@ -17,8 +18,10 @@ from flowbench.families.latents.space import LatentSpace, PixelSpace, Space
 from flowbench.families.pairing.base import Pairing, PairingContext, Pairs, cost_ratio, true_label
 from flowbench.families.pairing.pair_store import PairStore, weights_checksum
 from flowbench.flows import Source
+from flowbench.training.preparation import Preparation
 
 __all__ = [
+    "FrozenTeacher",
     "TeacherPairing",
     "check_dropout",
     "check_noise",
@@ -30,6 +33,59 @@ __all__ = [
 ]
 
 ENCODING_BATCH = 256
+
+AnyFlow = TypeVar("AnyFlow", bound=FlowModule)
+
+
+class FrozenTeacher(Generic[AnyFlow]):
+    """A trained flow in evaluation mode that is no module of its student.
+
+    Its weights enter neither optimiser nor average nor checkpoint, and copies of the student share it.
+
+    Attributes:
+        flow: the teacher itself, wherever it lies.
+
+    Args:
+        flow: trained.
+
+    Example:
+        >>> from functools import partial
+        >>> from flowbench.data import DataSpec
+        >>> from flowbench.networks import MLP
+        >>> teacher = FrozenTeacher(FlowMatching(DataSpec("points", "1", (2,)), partial(MLP, width=16, depth=1)))
+        >>> teacher.on(torch.device("meta")).weights_device, teacher.flow.weights_device
+        (device(type='meta'), device(type='cpu'))
+        >>> copy.deepcopy(teacher).flow is teacher.flow
+        True
+    """
+
+    def __init__(self, flow: AnyFlow) -> None:
+        self.flow: AnyFlow = flow.requires_grad_(False).eval()
+        self._shapes: AnyFlow | None = None
+        self._checksum = ""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FrozenTeacher[AnyFlow]:
+        """The same: nothing changes the weights."""
+        return self
+
+    def on(self, device: torch.device) -> AnyFlow:
+        """The flow on a device; on the meta device, where a move would lose the weights, a copy of their shapes."""
+        if device.type != "meta" or self.flow.weights_device.type == "meta":
+            return self.flow.to(device)
+        if self._shapes is None:
+            shapes: dict[int, Any] = {
+                id(p): nn.Parameter(torch.empty_like(p, device=device), requires_grad=False)
+                for p in self.flow.parameters()
+            }
+            shapes |= {id(buffer): torch.empty_like(buffer, device=device) for buffer in self.flow.buffers()}
+            self._shapes = copy.deepcopy(self.flow, shapes)
+        return self._shapes
+
+    @property
+    def checksum(self) -> str:
+        """Names the weights; computed once."""
+        self._checksum = self._checksum or weights_checksum(self.flow)
+        return self._checksum
 
 
 class TeacherPairing(Pairing):
@@ -54,9 +110,15 @@ class TeacherPairing(Pairing):
     """
 
     def __init__(self, teacher: FlowModule, cache_encodings: bool = False) -> None:
-        self.teacher = teacher.requires_grad_(False).eval()
+        self._frozen = FrozenTeacher(teacher)
         self.cache_encodings = cache_encodings
+        self._prepared: PairStore | None = None
         self._store: PairStore | None = None
+
+    @property
+    def teacher(self) -> FlowModule:
+        """The flow that encodes."""
+        return self._frozen.flow
 
     def __repr__(self) -> str:
         return f"TeacherPairing({type(self.teacher).__name__})"
@@ -77,7 +139,32 @@ class TeacherPairing(Pairing):
         check_teacher(context, self.teacher)
         check_spaces(context, self.teacher)
         if self.cache_encodings and training:
-            self._store = self._encoded(context, data)
+            if not isinstance(data, FlowDataModule):
+                raise ValueError(f"cache_encodings needs a FlowDataModule, got {type(data).__name__}: set it to false")
+            self.prepare(context, data)
+            self._store = self._prepared
+
+    def prepare(self, context: PairingContext, data: FlowDataModule) -> Preparation:
+        """Read the cached encodings, or make them, on a GPU where there is one; nothing without a cache.
+
+        Returns:
+            The seconds that they took when they were made. Their operations are none of it: every step is charged the
+            teacher's pass that the cache replaces, so before :meth:`setup` pairs are encoded and not looked up.
+
+        Raises:
+            ValueError: when teacher and student do not live in the same space, or the data cannot be cached.
+        """
+        if not self.cache_encodings:
+            return Preparation()
+        check_teacher(context, self.teacher)
+        check_spaces(context, self.teacher)
+        self._check_cacheable(context, data)
+        store = PairStore("encodings", self._identity(context, data), len(data.split("train")))
+        if self._prepared is None or self._prepared.folder != store.folder:
+            device = preparation_device(context.device)
+            store.complete(lambda index: self._rows(context, data, index, device))
+            self._prepared = store
+        return Preparation(seconds=self._prepared.seconds)
 
     def pairs(
         self, context: PairingContext, x1: Tensor, label: Tensor | None, batch: Batch, rng: torch.Generator
@@ -106,7 +193,7 @@ class TeacherPairing(Pairing):
 
     @torch.no_grad()
     def _encode(self, x1: Tensor, std: float, label: Tensor | None, rng: torch.Generator | None) -> Tensor:
-        teacher = self.teacher.to(x1.device)
+        teacher = self._frozen.on(x1.device)
         if std and rng is not None:
             x1 = x1 + std * torch.randn(x1.shape, generator=rng, device=rng.device, dtype=x1.dtype).to(x1.device)
         with teacher.full_precision():
@@ -114,39 +201,35 @@ class TeacherPairing(Pairing):
 
     # ---- cache ------------------------------------------------------------------------------------------
 
-    def _encoded(self, context: PairingContext, data: FlowDataModule | None) -> PairStore:
-        if not isinstance(data, FlowDataModule):
-            raise ValueError(f"cache_encodings needs a FlowDataModule, got {type(data).__name__}: set it to false")
-        self._check_cacheable(context, data)
-        split, spec = data.split("train"), data.spec
-        identity = {
+    def _identity(self, context: PairingContext, data: FlowDataModule) -> dict[str, Any]:
+        """All that the encodings depend on, in plain types."""
+        return {
             "kind": "encodings",
-            "data": spec.identity,
-            "teacher": weights_checksum(self.teacher),
+            "data": data.spec.identity,
+            "teacher": self._frozen.checksum,
             "method": type(self.teacher).__name__ + self.teacher.describe().encoder,
             "dropout": self._dropout(context) > 0,
         }
-        store = PairStore("encodings", identity, len(split))
-        labels = split.label if context.num_classes is not None else None
 
-        def make(index: Tensor) -> dict[str, Tensor]:
-            points = data.model_values("train", index)
-            rows = {"noise": self._in_chunks(context, points, None if labels is None else labels[index])}
-            if self._dropout(context):
-                null = torch.full((len(index),), self.teacher.num_classes or 0)
-                rows["null_noise"] = self._in_chunks(context, points, null)
-            return rows
-
-        store.complete(make)
-        return store
+    def _rows(
+        self, context: PairingContext, data: FlowDataModule, index: Tensor, device: torch.device
+    ) -> dict[str, Tensor]:
+        """Encodings of some training samples."""
+        labels = data.split("train").label if context.num_classes is not None else None
+        points = data.model_values("train", index)
+        rows = {"noise": self._in_chunks(points, None if labels is None else labels[index], device)}
+        if self._dropout(context):
+            null = torch.full((len(index),), self.teacher.num_classes or 0)
+            rows["null_noise"] = self._in_chunks(points, null, device)
+        return rows
 
     def _check_cacheable(self, context: PairingContext, data: FlowDataModule) -> None:
         reason = self._not_cacheable(context, data)
         if reason:
             raise ValueError(f"cache_encodings keeps one encoding per training sample, but {reason}: set it to false")
 
-    def _in_chunks(self, context: PairingContext, points: Tensor, labels: Tensor | None) -> Tensor:
-        device, parts = context.device, []
+    def _in_chunks(self, points: Tensor, labels: Tensor | None, device: torch.device) -> Tensor:
+        parts = []
         for start in range(0, len(points), ENCODING_BATCH):
             rows = slice(start, start + ENCODING_BATCH)
             label = None if labels is None else labels[rows].to(device)
