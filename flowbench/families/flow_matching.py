@@ -235,7 +235,6 @@ class FlowMatching(VelocityFlow):
             parts.append(repr(self.guidance))
         if self.conditioner is not None:
             parts.append(self.conditioner.sampler_name)
-        guidable = self.num_classes is not None or self.drops_conditions
         return replace(
             super().describe(),
             likelihood_method=self._likelihood_method(self.likelihood_solver),
@@ -244,7 +243,7 @@ class FlowMatching(VelocityFlow):
             encoder="+".join(filter(None, (repr(self.solver), self.objective.sampler_name))),
             encoding_evaluations=fixed_cost(self.solver),
             can_choose_evaluations=True,
-            guidance_scale=self.guidance.scale if guidable else None,
+            guidance_scale=self.guidance.scale if self._is_guidable else None,
             is_deterministic=self.solver.source_std is None,
         )
 
@@ -292,9 +291,24 @@ class FlowMatching(VelocityFlow):
     def check_sampling(self, network_evaluations: int | None = None, guidance: float | None = None) -> None:
         """Also refuse evaluations that the solver under this guidance cannot spend exactly."""
         super().check_sampling(network_evaluations, guidance)
-        guide = self.guidance if guidance is None else self.guidance.with_scale(guidance)
-        guided = self.num_classes is not None or self.drops_conditions
+        self._check_evaluations(self._guide(guidance), self._is_guidable, network_evaluations)
+
+    def _check_evaluations(self, guide: Guidance, guided: bool, network_evaluations: int | None) -> None:
+        """Refuse evaluations that samples cannot spend exactly."""
         self._sampler(guide, guided, self._rescheduled(lambda t, x: x), network_evaluations)
+
+    def _guide(self, scale: float | None) -> Guidance:
+        """The guidance at another scale; None is its own."""
+        return self.guidance if scale is None else self.guidance.with_scale(scale)
+
+    @property
+    def _is_guidable(self) -> bool:
+        """Whether there are conditions that guidance acts on."""
+        return self.num_classes is not None or self.drops_conditions
+
+    def _is_guided(self, condition: Condition) -> bool:
+        """Whether guidance acts on samples of this condition."""
+        return condition.label is not None or (condition.grid is not None and self.drops_conditions)
 
     def on_fit_start(self) -> None:
         """Set the pairing up."""
@@ -417,16 +431,19 @@ class FlowMatching(VelocityFlow):
         Raises:
             ValueError: when the solver under this guidance cannot spend exactly those evaluations.
         """
-        guide = self.guidance if override.guidance is None else self.guidance.with_scale(override.guidance)
-        guided = condition.label is not None or (condition.grid is not None and self.drops_conditions)
-        counted = CountedNetwork(self.network)
-        field = self._field(guide, condition, counted)
+        guide = self._guide(override.guidance)
+        field, counted = self._sampling_field(guide, condition)
         rescheduled = self._rescheduled(field)
-        solver, times = self._sampler(guide, guided, rescheduled, override.network_evaluations)
+        solver, times = self._sampler(guide, self._is_guided(condition), rescheduled, override.network_evaluations)
         if rescheduled is None:
             return FlowSamples(solver.solve(field, noise, times).states[-1], counted.rows / len(noise))
         points = solver.solve(rescheduled, rescheduled.start(noise), times).states[-1]
         return FlowSamples(rescheduled.finish(points), counted.rows / len(noise))
+
+    def _sampling_field(self, guide: Guidance, condition: Condition) -> tuple[Field, CountedNetwork]:
+        """The field that samples follow, and what counts the evaluations of its network."""
+        counted = CountedNetwork(self.network)
+        return self._field(guide, condition, counted), counted
 
     def _sampler(
         self, guide: Guidance, guided: bool, rescheduled: RescheduledField | None, network_evaluations: int | None
