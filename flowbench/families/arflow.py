@@ -61,6 +61,11 @@ class AscendingTimes(TimeDistribution):
         """That of one image, drawn from all of a sequence."""
         return self.times.density(t)
 
+    @property
+    def trains_field(self) -> bool:
+        """As of one image."""
+        return self.times.trains_field
+
 
 class ARFlow(FlowMatching):
     """Autoregressive flow: flow matching whose velocity depends on noisier images of the same class before it.
@@ -129,7 +134,7 @@ class ARFlow(FlowMatching):
     @property
     def density(self) -> DensityKind:
         """``none`` where the state is kept: samples then solve no differential equation."""
-        return "none" if self.state == "keep" else "ode"
+        return "none" if self.state == "keep" else super().density
 
     def check_axes(self) -> None:
         """Also refuse a state that the network or the sampler cannot have."""
@@ -161,7 +166,7 @@ class ARFlow(FlowMatching):
         if self.state == "drop":
             return facts
         kept = "state" if self.window is None else f"state[window={self.window}]"
-        return replace(facts, has_velocities=True, sampler=f"{facts.sampler}+{kept}")
+        return replace(facts, has_velocities=self.times.trains_field, sampler=f"{facts.sampler}+{kept}")
 
     # ---- training -------------------------------------------------------------------------------------
 
@@ -230,5 +235,6 @@ class ARFlow(FlowMatching):
         return super().flow_encode(z, condition)
 
     def _check_has_density(self) -> None:
-        if self.density == "none":
+        if self.state == "keep":
             raise ValueError(_REFUSAL.format("density"))
+        super()._check_has_density()

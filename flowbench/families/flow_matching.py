@@ -15,7 +15,7 @@ from flowbench.core.contract import returned, shaped
 from flowbench.core.seeds import generator
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.evaluation.override import SamplerOverride
-from flowbench.families.base import FlowSamples, NetworkFactory, Trajectory
+from flowbench.families.base import DensityKind, FlowSamples, NetworkFactory, Trajectory
 from flowbench.families.conditioning.base import Conditioner, check_condition_channels, guided_network
 from flowbench.families.conditioning.condition import Condition, SpatialCondition
 from flowbench.families.description import Description
@@ -156,6 +156,7 @@ class FlowMatching(VelocityFlow):
         label_dropout: float = 0.1,
         training: TrainingConfig | None = None,
     ) -> None:
+        self.times = times or UniformTimes()  # before the base class asks what density there is
         super().__init__(
             spec,
             space=space,
@@ -177,7 +178,6 @@ class FlowMatching(VelocityFlow):
         self.pairing = pairing or BatchPairing(coupling)
         self.weight = weight or UniformWeight()
         self.objective = objective or VelocityObjective()
-        self.times = times or UniformTimes()
         self.guidance = guidance or ClassifierFreeGuidance()
         self.check_guidance(self.guidance.scale)
         self.solver = solver or Midpoint(num_steps=20)
@@ -186,6 +186,11 @@ class FlowMatching(VelocityFlow):
         self.divergence = divergence or (ExactDivergence() if few else HutchinsonDivergence(num_probes=2))
         self.check_axes()
         self.objective = self.objective.for_path(self.path, self.source_std or 1.0)
+
+    @property
+    def density(self) -> DensityKind:
+        """``none`` where the field is trained at one time alone: no differential equation ends where samples do."""
+        return super().density if self.times.trains_field else "none"
 
     @property
     def source_std(self) -> float | None:
