@@ -13,15 +13,14 @@ from torch import Tensor
 
 from flowbench.core.checks import check_count
 from flowbench.data import Batch, DataSpec, FlowDataModule
-from flowbench.evaluation.override import SamplerOverride
-from flowbench.families.answers import FlowSamples, Trajectory
+from flowbench.families.answers import Trajectory
 from flowbench.families.base import DensityKind, NetworkFactory
 from flowbench.families.conditioning.condition import Condition
 from flowbench.families.description import Description
 from flowbench.families.flow_matching import FlowMatching
-from flowbench.families.network_evaluations import fixed_cost
+from flowbench.families.network_evaluations import CountedNetwork, fixed_cost
 from flowbench.families.recurrent_field import RecurrentField, RecurrentNetwork
-from flowbench.flows import ClassifierFreeGuidance, Guidance, TimeDistribution
+from flowbench.flows import ClassifierFreeGuidance, Field, Guidance, TimeDistribution
 from flowbench.networks import HybridDiT
 
 __all__ = ["ARFlow", "AscendingTimes"]
@@ -61,6 +60,11 @@ class AscendingTimes(TimeDistribution):
     def density(self, t: Tensor) -> Tensor:
         """That of one image, drawn from all of a sequence."""
         return self.times.density(t)
+
+    @property
+    def trains_field(self) -> bool:
+        """As of one image."""
+        return self.times.trains_field
 
 
 class ARFlow(FlowMatching):
@@ -130,7 +134,7 @@ class ARFlow(FlowMatching):
     @property
     def density(self) -> DensityKind:
         """``none`` where the state is kept: samples then solve no differential equation."""
-        return "none" if self.state == "keep" else "ode"
+        return "none" if self.state == "keep" else super().density
 
     def check_axes(self) -> None:
         """Also refuse a state that the network or the sampler cannot have."""
@@ -162,7 +166,7 @@ class ARFlow(FlowMatching):
         if self.state == "drop":
             return facts
         kept = "state" if self.window is None else f"state[window={self.window}]"
-        return replace(facts, has_velocities=True, sampler=f"{facts.sampler}+{kept}")
+        return replace(facts, has_velocities=self.times.trains_field, sampler=f"{facts.sampler}+{kept}")
 
     # ---- training -------------------------------------------------------------------------------------
 
@@ -182,15 +186,9 @@ class ARFlow(FlowMatching):
 
     # ---- sampling -------------------------------------------------------------------------------------
 
-    def flow_sample(self, noise: Tensor, condition: Condition, override: SamplerOverride) -> FlowSamples:
-        """Integrate from 0 to 1; where the state is kept, each step sees those before. Every evaluation counts."""
-        if self.state == "drop":
-            return super().flow_sample(noise, condition, override)
-        guide = self.guidance if override.guidance is None else self.guidance.with_scale(override.guidance)
-        solver, times = self._sampler(guide, condition.label is not None, None, override.network_evaluations)
-        field = self.recurrent_field(condition, guide)
-        points = solver.solve(field, noise, times).states[-1]
-        return FlowSamples(points, field.network.rows / len(noise))
+    def _sampling_field(self, guide: Guidance, condition: Condition) -> tuple[Field, CountedNetwork]:
+        """Where the state is kept, each step sees those before."""
+        return super()._sampling_field(guide, condition) if self.state == "drop" else self._recurrent(guide, condition)
 
     def recurrent_field(self, condition: Condition, guide: Guidance, keeps_path: bool = False) -> RecurrentField:
         """A field of one generation, its memory empty.
@@ -200,8 +198,14 @@ class ARFlow(FlowMatching):
             guide: guidance; each of its branches has a memory.
             keeps_path: keep the starts of the steps.
         """
+        return self._recurrent(guide, condition, keeps_path)[0]
+
+    def _recurrent(
+        self, guide: Guidance, condition: Condition, keeps_path: bool = False
+    ) -> tuple[RecurrentField, CountedNetwork]:
         network = RecurrentNetwork(self.network, self.window)
-        return RecurrentField(self._field(guide, condition, network), network, keeps_path)
+        counted = CountedNetwork(network)
+        return RecurrentField(self._field(guide, condition, counted), network, keeps_path), counted
 
     @torch.no_grad()
     def trajectory(
@@ -231,5 +235,6 @@ class ARFlow(FlowMatching):
         return super().flow_encode(z, condition)
 
     def _check_has_density(self) -> None:
-        if self.density == "none":
+        if self.state == "keep":
             raise ValueError(_REFUSAL.format("density"))
+        super()._check_has_density()

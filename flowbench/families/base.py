@@ -116,6 +116,19 @@ class FlowModule(FittedModule):
         return Description(kind, has_velocities=self.density == "ode")
 
     @property
+    def composes_jumps(self) -> bool:
+        """Whether :meth:`flow_jump` goes from source to data at once, and in two halves that meet at time 1/2."""
+        return False
+
+    def flow_jump(self, x: Tensor, condition: Condition, start: float, end: float) -> Tensor:
+        """Carry points (B, *flow_shape) at one time to another, unguided; a family of flow maps does.
+
+        Raises:
+            ValueError: by any other family.
+        """
+        raise ValueError(f"{type(self).__name__} has no map between two times: take a FlowMap")
+
+    @property
     def checkpoint_identity(self) -> dict[str, Any]:
         """Adds classes, autoencoder checksum and noise; a checkpoint that differs models another density."""
         own = {"classes": self.num_classes, "autoencoder": self.space.identity, "noise_std": self.space.noise_std}

@@ -6,27 +6,29 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from flowbench.flows.autoregressive.affine import told
 from flowbench.training.count import BlockCount, forward_flops
 
 __all__ = ["count_block"]
 
 
-def count_block(block: nn.Module) -> BlockCount:
-    """Count an affine block, on the meta device or elsewhere; a network without ``blocks`` has no layers by name."""
+def count_block(block: nn.Module, level: Tensor | None = None) -> BlockCount:
+    """Count an affine block, on the meta device or elsewhere; a network without ``blocks`` has no layers by name.
+
+    Args:
+        block: the block.
+        level: a noise level, shape (1,), for a network that is told it; else None.
+    """
     network: Any = block.network
     device = next(network.parameters()).device
     label = None if network.num_classes is None else torch.zeros(1, dtype=torch.int64, device=device)
     tokens = torch.empty(1, network.num_tokens, network.token_dim, device=device)
     cache = network.allocate_cache(1)
-    # Only a network that is told the noise level takes one.
-    told = getattr(network, "level_embedding", None) is not None
-    level = torch.ones(1, device=device) if told else None
-    given = {"level": level} if told else {}
 
     def step(position: int) -> int:
-        return forward_flops(lambda: network.step(tokens[:, 0], position, cache, label, **given))
+        return forward_flops(lambda: network.step(tokens[:, 0], position, cache, label, **told(level)))
 
     # Attention sees one token more at every step, so the steps' costs are an arithmetic series.
     first, last = step(network.num_tokens - network.num_slots), step(network.num_tokens - 1)

@@ -26,7 +26,7 @@ from flowbench.families.description import Description
 from flowbench.families.distillation import VelocityTeacher
 from flowbench.families.flow_matching import FlowMatching
 from flowbench.families.latents.space import Space
-from flowbench.families.network_evaluations import CountedNetwork
+from flowbench.families.network_evaluations import CountedNetwork, spending
 from flowbench.families.pairing.base import Pairs
 from flowbench.flows import (
     ClassifierFreeGuidance,
@@ -279,11 +279,9 @@ class FlowMap(FlowMatching):
 
     # ---- samples --------------------------------------------------------------------------------------
 
-    def check_sampling(self, network_evaluations: int | None = None, guidance: float | None = None) -> None:
-        """Also refuse evaluations that guided jumps cannot spend exactly, and jumps that are not trained."""
-        super(FlowMatching, self).check_sampling(network_evaluations, guidance)
-        guide = self.guidance if guidance is None else self.guidance.with_scale(guidance)
-        self._jumps(guide, self.num_classes is not None or self.drops_conditions, network_evaluations)
+    def _check_evaluations(self, guide: Guidance, guided: bool, network_evaluations: int | None) -> None:
+        """Refuse evaluations that guided jumps cannot spend exactly, and jumps that are not trained."""
+        self._jumps(guide, guided, network_evaluations)
 
     def flow_sample(self, noise: Tensor, condition: Condition, override: SamplerOverride) -> FlowSamples:
         """Jump from the source to the data; every evaluation of the network counts.
@@ -294,14 +292,18 @@ class FlowMap(FlowMatching):
         Raises:
             ValueError: for jumps that are not trained, or evaluations that guided jumps cannot spend exactly.
         """
-        guide = self.guidance if override.guidance is None else self.guidance.with_scale(override.guidance)
-        guided = condition.label is not None or (condition.grid is not None and self.drops_conditions)
-        jumps, counted = self._jumps(guide, guided, override.network_evaluations), CountedNetwork(self.network)
+        guide, counted = self._guide(override.guidance), CountedNetwork(self.network)
+        jumps = self._jumps(guide, self._is_guided(condition), override.network_evaluations)
         jump = partial(self._jump, guide, condition, counted)
         return FlowSamples(jumps.sample(jump, noise, self.source), counted.rows / len(noise))
 
+    @property
+    def composes_jumps(self) -> bool:
+        """Where all three jumps are trained."""
+        return all(self.jump_times.covers(*jump) for jump in ((0.0, 0.5), (0.5, 1.0), (0.0, 1.0)))
+
     def flow_jump(self, x: Tensor, condition: Condition, start: float, end: float) -> Tensor:
-        """Carry points (B, *flow_shape) at one time to another, unguided."""
+        """See :meth:`FlowModule.flow_jump`."""
         return self._jump(ClassifierFreeGuidance(), condition, CountedNetwork(self.network), x, start, end)
 
     def _jump(
@@ -320,16 +322,14 @@ class FlowMap(FlowMatching):
         """The jumps that spend so many network evaluations; None is their own number."""
         if network_evaluations is None:
             return self._intervals(self.jumps)
-        # A guided jump may cost twice as much at some times only.
-        for number in range(network_evaluations, (network_evaluations - 1) // 2, -1):
-            jumps = self.jumps.with_number(number)
-            spent = sum(guide.evaluations_at(start) if guided else 1 for start, _ in jumps.intervals)
-            if spent == network_evaluations:
-                return self._intervals(jumps)
-        raise ValueError(
-            f"guided samples of {self.jumps!r} cannot spend exactly {network_evaluations} network evaluations: "
-            "a guided jump takes two"
-        )
+        if not guided:
+            return self._intervals(self.jumps.with_number(network_evaluations))
+
+        def evaluations(jumps: Jumps) -> int:
+            return sum(guide.evaluations_at(start) for start, _ in jumps.intervals)
+
+        with_number = self.jumps.with_number
+        return self._intervals(spending(network_evaluations, with_number, evaluations, repr(self.jumps), "jump"))
 
     def _intervals(self, jumps: Jumps) -> Jumps:
         """The jumps, all of which are trained."""

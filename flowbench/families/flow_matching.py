@@ -15,7 +15,7 @@ from flowbench.core.contract import returned, shaped
 from flowbench.core.seeds import generator
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.evaluation.override import SamplerOverride
-from flowbench.families.base import FlowSamples, NetworkFactory, Trajectory
+from flowbench.families.base import DensityKind, FlowSamples, NetworkFactory, Trajectory
 from flowbench.families.conditioning.base import Conditioner, check_condition_channels, guided_network
 from flowbench.families.conditioning.condition import Condition, SpatialCondition
 from flowbench.families.description import Description
@@ -156,6 +156,7 @@ class FlowMatching(VelocityFlow):
         label_dropout: float = 0.1,
         training: TrainingConfig | None = None,
     ) -> None:
+        self.times = times or UniformTimes()  # before the base class asks what density there is
         super().__init__(
             spec,
             space=space,
@@ -177,7 +178,6 @@ class FlowMatching(VelocityFlow):
         self.pairing = pairing or BatchPairing(coupling)
         self.weight = weight or UniformWeight()
         self.objective = objective or VelocityObjective()
-        self.times = times or UniformTimes()
         self.guidance = guidance or ClassifierFreeGuidance()
         self.check_guidance(self.guidance.scale)
         self.solver = solver or Midpoint(num_steps=20)
@@ -186,6 +186,11 @@ class FlowMatching(VelocityFlow):
         self.divergence = divergence or (ExactDivergence() if few else HutchinsonDivergence(num_probes=2))
         self.check_axes()
         self.objective = self.objective.for_path(self.path, self.source_std or 1.0)
+
+    @property
+    def density(self) -> DensityKind:
+        """``none`` where the field is trained at one time alone: no differential equation ends where samples do."""
+        return super().density if self.times.trains_field else "none"
 
     @property
     def source_std(self) -> float | None:
@@ -235,7 +240,6 @@ class FlowMatching(VelocityFlow):
             parts.append(repr(self.guidance))
         if self.conditioner is not None:
             parts.append(self.conditioner.sampler_name)
-        guidable = self.num_classes is not None or self.drops_conditions
         return replace(
             super().describe(),
             likelihood_method=self._likelihood_method(self.likelihood_solver),
@@ -244,7 +248,7 @@ class FlowMatching(VelocityFlow):
             encoder="+".join(filter(None, (repr(self.solver), self.objective.sampler_name))),
             encoding_evaluations=fixed_cost(self.solver),
             can_choose_evaluations=True,
-            guidance_scale=self.guidance.scale if guidable else None,
+            guidance_scale=self.guidance.scale if self._is_guidable else None,
             is_deterministic=self.solver.source_std is None,
         )
 
@@ -292,9 +296,24 @@ class FlowMatching(VelocityFlow):
     def check_sampling(self, network_evaluations: int | None = None, guidance: float | None = None) -> None:
         """Also refuse evaluations that the solver under this guidance cannot spend exactly."""
         super().check_sampling(network_evaluations, guidance)
-        guide = self.guidance if guidance is None else self.guidance.with_scale(guidance)
-        guided = self.num_classes is not None or self.drops_conditions
+        self._check_evaluations(self._guide(guidance), self._is_guidable, network_evaluations)
+
+    def _check_evaluations(self, guide: Guidance, guided: bool, network_evaluations: int | None) -> None:
+        """Refuse evaluations that samples cannot spend exactly."""
         self._sampler(guide, guided, self._rescheduled(lambda t, x: x), network_evaluations)
+
+    def _guide(self, scale: float | None) -> Guidance:
+        """The guidance at another scale; None is its own."""
+        return self.guidance if scale is None else self.guidance.with_scale(scale)
+
+    @property
+    def _is_guidable(self) -> bool:
+        """Whether there are conditions that guidance acts on."""
+        return self.num_classes is not None or self.drops_conditions
+
+    def _is_guided(self, condition: Condition) -> bool:
+        """Whether guidance acts on samples of this condition."""
+        return condition.label is not None or (condition.grid is not None and self.drops_conditions)
 
     def on_fit_start(self) -> None:
         """Set the pairing up."""
@@ -417,16 +436,19 @@ class FlowMatching(VelocityFlow):
         Raises:
             ValueError: when the solver under this guidance cannot spend exactly those evaluations.
         """
-        guide = self.guidance if override.guidance is None else self.guidance.with_scale(override.guidance)
-        guided = condition.label is not None or (condition.grid is not None and self.drops_conditions)
-        counted = CountedNetwork(self.network)
-        field = self._field(guide, condition, counted)
+        guide = self._guide(override.guidance)
+        field, counted = self._sampling_field(guide, condition)
         rescheduled = self._rescheduled(field)
-        solver, times = self._sampler(guide, guided, rescheduled, override.network_evaluations)
+        solver, times = self._sampler(guide, self._is_guided(condition), rescheduled, override.network_evaluations)
         if rescheduled is None:
             return FlowSamples(solver.solve(field, noise, times).states[-1], counted.rows / len(noise))
         points = solver.solve(rescheduled, rescheduled.start(noise), times).states[-1]
         return FlowSamples(rescheduled.finish(points), counted.rows / len(noise))
+
+    def _sampling_field(self, guide: Guidance, condition: Condition) -> tuple[Field, CountedNetwork]:
+        """The field that samples follow, and what counts the evaluations of its network."""
+        counted = CountedNetwork(self.network)
+        return self._field(guide, condition, counted), counted
 
     def _sampler(
         self, guide: Guidance, guided: bool, rescheduled: RescheduledField | None, network_evaluations: int | None

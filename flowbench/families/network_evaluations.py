@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowbench.flows import FixedStepSolver, Guidance, RescheduledField, Solver
 
-__all__ = ["CountedNetwork", "fixed_cost", "guided_cost", "single_evaluation", "with_evaluations"]
+__all__ = ["CountedNetwork", "fixed_cost", "guided_cost", "single_evaluation", "spending", "with_evaluations"]
+
+Sampler = TypeVar("Sampler")
 
 
 class CountedNetwork:
     """Counts the samples that a network evaluates."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: Callable[..., Tensor]) -> None:
         self.network = network
         self.rows = 0
 
@@ -55,17 +58,43 @@ def with_evaluations(solver: Solver, budget: int, cost: Callable[[float], int], 
     """
     if cost is single_evaluation:
         return solver.with_evaluations(budget)
-    # A guided velocity may cost twice as much at some times only: the number of calls follows from none of them alone.
+
+    def evaluations(candidate: Solver) -> int:
+        assert isinstance(candidate, FixedStepSolver), "an adaptive solver takes no budget"
+        return sum(cost(t) for t in candidate.stage_times(times))
+
+    return spending(budget, solver.with_evaluations, evaluations, repr(solver), "velocity")
+
+
+def spending(
+    budget: int,
+    with_calls: Callable[[int], Sampler],
+    evaluations: Callable[[Sampler], int],
+    name: str,
+    call: str,
+) -> Sampler:
+    """The sampler that spends exactly `budget` network evaluations per sample, where some calls take one, others two.
+
+    Args:
+        budget: how many.
+        with_calls: makes the sampler of a number of calls; a ValueError says that there is none.
+        evaluations: network evaluations of a sampler, one or two a call.
+        name: of the sampler, for the message.
+        call: what a call is, for the message.
+
+    Raises:
+        ValueError: when there is none.
+    """
+    # A guided call may cost twice as much at some times only: their number follows from no single cost.
     for calls in range(budget, (budget - 1) // 2, -1):
         try:
-            candidate = solver.with_evaluations(calls)
+            candidate = with_calls(calls)
         except ValueError:
             continue
-        assert isinstance(candidate, FixedStepSolver), "an adaptive solver takes no budget"
-        if sum(cost(t) for t in candidate.stage_times(times)) == budget:
+        if evaluations(candidate) == budget:
             return candidate
     raise ValueError(
-        f"guided samples of {solver!r} cannot spend exactly {budget} network evaluations: a guided velocity takes two"
+        f"guided samples of {name} cannot spend exactly {budget} network evaluations: a guided {call} takes two"
     )
 
 

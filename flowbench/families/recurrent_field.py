@@ -34,17 +34,14 @@ class RecurrentNetwork:
     Attributes:
         network: gives velocities and entries of the memory.
         window: steps that are remembered, the last ones; None is all.
-        rows: samples that the network has evaluated.
     """
 
     network: HybridDiT
     window: int | None = None
-    rows: int = 0
     _branches: dict[bool, _Branch] = field(default_factory=dict)
 
     def __call__(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """The velocity of states (B, *D), given the committed steps."""
-        self.rows += len(x)
         branch = self._branches.setdefault(label is None, _Branch(self.network.empty_memory()))
         velocity, entries = self.network.extend(x, t, label, branch.memory)
         if branch.x is None:

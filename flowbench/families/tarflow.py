@@ -242,7 +242,8 @@ class TARFlow(FlowModule):
 
     def count(self) -> Count:
         """Adds the blocks; with a cache all steps of the sampler together cost one pass."""
-        blocks = tuple(map(count_block, self.flow.blocks))
+        level = self._level(torch.empty(1, device=self.weights_device))
+        blocks = tuple(count_block(block, level) for block in self.flow.blocks)
         return replace(
             super().count(),
             blocks=blocks,

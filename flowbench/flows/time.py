@@ -37,6 +37,11 @@ class TimeDistribution(ABC):
     def density(self, t: Tensor) -> Tensor:
         """Density at times t in [0, 1], of any shape; it integrates to 1."""
 
+    @property
+    def trains_field(self) -> bool:
+        """Whether velocities are trained over the interval: without, they make no differential equation."""
+        return True
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
@@ -138,6 +143,8 @@ class UShapedTimes(TimeDistribution):
 class PointTimes(TimeDistribution):
     """One time for every sample, as for distilling a flow into its first step (t = 0).
 
+    Velocities at other times are not trained, so a flow of these has no differential equation, and no density.
+
     Args:
         t: the time, in [0, 1].
 
@@ -157,6 +164,11 @@ class PointTimes(TimeDistribution):
     def density(self, t: Tensor) -> Tensor:
         """A point mass: infinite at its time, 0 elsewhere."""
         return torch.where(t == self.t, math.inf, 0.0).to(t)
+
+    @property
+    def trains_field(self) -> bool:
+        """Only at its time."""
+        return False
 
     def __repr__(self) -> str:
         return f"PointTimes(t={self.t:g})"

@@ -26,13 +26,27 @@ def _norm(width: int) -> nn.LayerNorm:
     return nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
 
 
-class DiTBlock(nn.Module):
-    """Attention and MLP branches, each shifted, scaled and gated by the conditioning (adaLN-Zero)."""
+def _xavier(part: nn.Module) -> None:
+    for layer in part.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
-    def __init__(self, width: int, num_heads: int, mlp_width: int) -> None:
+
+class DiTBlock(nn.Module):
+    """Attention and MLP branches, each shifted, scaled and gated by the conditioning (adaLN-Zero).
+
+    Args:
+        width: token size D.
+        attention: attention over the tokens, (B, N, D) -> (B, N, D).
+        mlp_width: hidden size of the MLP.
+    """
+
+    def __init__(self, width: int, attention: nn.Module, mlp_width: int) -> None:
         super().__init__()
         self.norm_attention = _norm(width)
-        self.attention = SelfAttention(width, num_heads)
+        self.attention = attention
         self.norm_mlp = _norm(width)
         self.mlp_in = nn.Linear(width, mlp_width)
         self.mlp_out = nn.Linear(mlp_width, width)
@@ -40,12 +54,24 @@ class DiTBlock(nn.Module):
 
     def forward(self, x_BND: Tensor, condition_BD: Tensor) -> Tensor:
         """Tokens (B, N, D) and activated conditioning (B, D) -> tokens (B, N, D)."""
-        modulation = self.modulation(condition_BD)[:, None].chunk(6, dim=-1)
-        shift_attention, scale_attention, gate_attention, shift_mlp, scale_mlp, gate_mlp = modulation
-        attended = self.attention(_modulate(self.norm_attention(x_BND), shift_attention, scale_attention))
-        x_BND = torch.addcmul(x_BND, gate_attention, attended)
-        hidden = self.mlp_in(_modulate(self.norm_mlp(x_BND), shift_mlp, scale_mlp))
-        return torch.addcmul(x_BND, gate_mlp, self.mlp_out(gelu(hidden, approximate="tanh")))
+        modulation = self.modulations(condition_BD)
+        return self.finish(x_BND, self.attention(self.start(x_BND, modulation)), modulation)
+
+    def modulations(self, condition_BD: Tensor) -> tuple[Tensor, ...]:
+        """Shift, scale and gate of the attention, then of the MLP, each (B, 1, D)."""
+        return self.modulation(condition_BD)[:, None].chunk(6, dim=-1)
+
+    def start(self, x_BND: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
+        """What attention is given."""
+        shift, scale, *_ = modulation
+        return _modulate(self.norm_attention(x_BND), shift, scale)
+
+    def finish(self, x_BND: Tensor, attended_BND: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
+        """Tokens with what attention gives, through the MLP."""
+        _, _, gate_attention, shift, scale, gate = modulation
+        x_BND = torch.addcmul(x_BND, gate_attention, attended_BND)
+        hidden = self.mlp_in(_modulate(self.norm_mlp(x_BND), shift, scale))
+        return torch.addcmul(x_BND, gate, self.mlp_out(gelu(hidden, approximate="tanh")))
 
 
 class DiT(VelocityNetwork):
@@ -115,7 +141,7 @@ class DiT(VelocityNetwork):
         self.grid = (height // patch_size, image_width // patch_size)
         patch_dim = channels * patch_size**2
         self.input = nn.Linear(self.input_channels * patch_size**2, width)
-        self.blocks = nn.ModuleList(DiTBlock(width, num_heads, int(mlp_ratio * width)) for _ in range(depth))
+        self.blocks = nn.ModuleList(self._block(width, num_heads, int(mlp_ratio * width)) for _ in range(depth))
         self.norm = _norm(width)
         self.modulation = nn.Linear(width, 2 * width)
         self.output = nn.Linear(width, patch_dim)
@@ -123,14 +149,15 @@ class DiT(VelocityNetwork):
         self.register_buffer("positions", grid_features(*self.grid, width).to(self.input.weight), persistent=False)
         self._initialise()
 
+    def _block(self, width: int, num_heads: int, mlp_width: int) -> DiTBlock:
+        """One block; the layers are initialised afterwards."""
+        return DiTBlock(width, SelfAttention(width, num_heads), mlp_width)
+
     def _initialise(self) -> None:
-        for name, layer in self.named_modules():
-            if isinstance(layer, nn.Linear) and not name.startswith("embedding.length"):
-                nn.init.xavier_uniform_(layer.weight)
-                nn.init.zeros_(layer.bias)
-        for layer in self.embedding.time:
-            if isinstance(layer, nn.Linear):
-                nn.init.normal_(layer.weight, std=0.02)
+        # The layers of the time draw here too, before the embedding draws them anew: so the draws keep their order.
+        for part in (self.embedding.time, self.input, self.blocks, self.modulation, self.output):
+            _xavier(part)
+        self.embedding.initialise_time()
         for block in self.blocks:
             zeroed(block.get_submodule("modulation"))
         zeroed(self.modulation)
@@ -138,10 +165,16 @@ class DiT(VelocityNetwork):
 
     def velocity(self, x: Tensor, embedding: Tensor) -> Tensor:
         """See :meth:`VelocityNetwork.velocity`."""
-        condition_BD = silu(embedding)
-        x_BND = self.input(self.patchify(x)) + self.positions
+        x_BND, condition_BD = self._start(x, embedding)
         for block in self.blocks:
             x_BND = block(x_BND, condition_BD)
+        return self._finish(x_BND, condition_BD)
+
+    def _start(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, N, D) and activated conditioning (B, D)."""
+        return self.input(self.patchify(x)) + self.positions, silu(embedding)
+
+    def _finish(self, x_BND: Tensor, condition_BD: Tensor) -> Tensor:
         shift, scale = self.modulation(condition_BD)[:, None].chunk(2, dim=-1)
         return self.unpatchify(self.output(_modulate(self.norm(x_BND), shift, scale)))
 

@@ -101,6 +101,13 @@ class TimeLabelEmbedding(nn.Module):
                 self.length = nn.Sequential(nn.Linear(num_features, width), nn.SiLU(), nn.Linear(width, width))
             self.zero_length()
 
+    def initialise_time(self) -> None:
+        """Draw the weights of the time's layers from a normal distribution of small spread, as DiT does; biases 0."""
+        for layer in self.time:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+
     def zero_length(self) -> None:
         """Let the second time have no effect."""
         if self.length is not None:

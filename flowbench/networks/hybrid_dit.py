@@ -5,14 +5,10 @@ Shape suffixes: T images, of all sequences one after the other, B sequences, N t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import cast
 
-import torch
-from torch import Tensor, nn
-from torch.nn.functional import gelu, silu
+from torch import Tensor
 
-from flowbench.networks.blocks import zeroed
 from flowbench.networks.dit import DiT, DiTBlock
 from flowbench.networks.hybrid_attention import Across, Decay, Entry, HybridAttention, Past, image_mixing
 
@@ -25,38 +21,19 @@ Memory = tuple[Past, ...]
 class HybridBlock(DiTBlock):
     """A block of :class:`~flowbench.networks.DiT` whose attention also looks at earlier images of the sequence."""
 
-    attention: HybridAttention  # type: ignore[assignment]
-
-    def __init__(self, width: int, num_heads: int, mlp_width: int, across: Across, decay: Decay | None) -> None:
-        super().__init__(width, num_heads, mlp_width)
-        self.mixing = image_mixing(across, decay)
-        self.attention = HybridAttention(width, num_heads, self.mixing)
-        for layer in self.modules():
-            if isinstance(layer, nn.Linear):
-                nn.init.xavier_uniform_(layer.weight)
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
-        zeroed(self.modulation)
+    attention: HybridAttention
 
     def forward(self, x_TND: Tensor, condition_TD: Tensor, group_size: int = 1) -> Tensor:
         """All images of sequences of ``group_size``; arguments as in :meth:`HybridAttention.forward`."""
-        return self._around(x_TND, condition_TD, lambda x: (self.attention(x, condition_TD, group_size), None))[0]
+        modulation = self.modulations(condition_TD)
+        attended = self.attention(self.start(x_TND, modulation), condition_TD, group_size)
+        return self.finish(x_TND, attended, modulation)
 
     def extend(self, x_BND: Tensor, condition_BD: Tensor, past: Past) -> tuple[Tensor, Entry]:
         """One image of each sequence; see :meth:`HybridAttention.extend`."""
-        x_BND, entry = self._around(x_BND, condition_BD, lambda x: self.attention.extend(x, condition_BD, past))
-        assert entry is not None
-        return x_BND, entry
-
-    def _around(
-        self, x: Tensor, condition: Tensor, attend: Callable[[Tensor], tuple[Tensor, Entry | None]]
-    ) -> tuple[Tensor, Entry | None]:
-        modulation = self.modulation(condition)[:, None].chunk(6, dim=-1)
-        shift_attention, scale_attention, gate_attention, shift_mlp, scale_mlp, gate_mlp = modulation
-        attended, entry = attend(torch.addcmul(shift_attention, self.norm_attention(x), 1 + scale_attention))
-        x = torch.addcmul(x, gate_attention, attended)
-        hidden = self.mlp_in(torch.addcmul(shift_mlp, self.norm_mlp(x), 1 + scale_mlp))
-        return torch.addcmul(x, gate_mlp, self.mlp_out(gelu(hidden, approximate="tanh"))), entry
+        modulation = self.modulations(condition_BD)
+        attended, entry = self.attention.extend(self.start(x_BND, modulation), condition_BD, past)
+        return self.finish(x_BND, attended, modulation), entry
 
 
 class HybridDiT(DiT):
@@ -89,6 +66,7 @@ class HybridDiT(DiT):
         Hui et al. (2025), ARFlow, arXiv 2501.16085, section 3; Peebles and Xie (2022), DiT, arXiv 2212.09748.
 
     Example:
+        >>> import torch
         >>> network = HybridDiT((1, 8, 8), num_classes=10, width=16, depth=1, num_heads=2)
         >>> x, label = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.full((6,), 3)
         >>> network(x, torch.linspace(0, 1, 6), label, group_size=3).shape  # two sequences of three images
@@ -110,6 +88,8 @@ class HybridDiT(DiT):
         across: Across = "linear",
         decay: Decay | None = None,
     ) -> None:
+        self.across = across
+        self._mixing = image_mixing(across, decay)
         super().__init__(
             shape,
             num_classes,
@@ -119,9 +99,9 @@ class HybridDiT(DiT):
             patch_size=patch_size,
             mlp_ratio=mlp_ratio,
         )
-        self.across = across
-        blocks = [HybridBlock(width, num_heads, int(mlp_ratio * width), across, decay) for _ in range(depth)]
-        self.blocks = nn.ModuleList(blocks)
+
+    def _block(self, width: int, num_heads: int, mlp_width: int) -> HybridBlock:
+        return HybridBlock(width, HybridAttention(width, num_heads, self._mixing), mlp_width)
 
     def forward(
         self,
@@ -156,7 +136,7 @@ class HybridDiT(DiT):
             self._check_end(x, end)
         if group_size < 1 or len(x) % group_size:
             raise ValueError(f"group_size is {group_size}; give a divisor of the {len(x)} images")
-        tokens, condition_TD = self._start(x, t, label)
+        tokens, condition_TD = self._start(x, self.embedding(t.expand(len(x)), label))
         for block in self.blocks:
             tokens = block(tokens, condition_TD, group_size)
         return self._finish(tokens, condition_TD)
@@ -178,7 +158,7 @@ class HybridDiT(DiT):
             Velocities, shape (B, *shape), and what :meth:`remembered` adds to the memory where this image is kept.
         """
         self._check(x, t, label)
-        tokens, condition_BD = self._start(x, t, label)
+        tokens, condition_BD = self._start(x, self.embedding(t.expand(len(x)), label))
         entries = []
         for block, past in zip(self._layers(), memory, strict=True):
             tokens, entry = block.extend(tokens, condition_BD, past)
@@ -194,15 +174,7 @@ class HybridDiT(DiT):
             window: images that are kept, the last ones; None keeps all.
         """
         layers = zip(self._layers(), memory, entries, strict=True)
-        return tuple(block.mixing.remembered(past, entry, window) for block, past, entry in layers)
+        return tuple(block.attention.mixing.remembered(past, entry, window) for block, past, entry in layers)
 
     def _layers(self) -> list[HybridBlock]:
         return cast("list[HybridBlock]", list(self.blocks))
-
-    def _start(self, x: Tensor, t: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Tokens (T, N, D) and activated conditioning (T, D)."""
-        return self.input(self.patchify(x)) + self.positions, silu(self.embedding(t.expand(len(x)), label))
-
-    def _finish(self, tokens: Tensor, condition: Tensor) -> Tensor:
-        shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
-        return self.unpatchify(self.output(torch.addcmul(shift, self.norm(tokens), 1 + scale)))

@@ -13,13 +13,16 @@ import torch
 from flowbench.config import Experiment
 from flowbench.core.seeds import indexed_normal
 from flowbench.data import FlowDataModule
+from flowbench.evaluation.prospect import Prospect
 from flowbench.families import FlowMap, FlowMatching
+from flowbench.families.conditioning.condition import Condition
 from flowbench.families.pairing.pair_store import PairStore, weights_checksum
 from flowbench.families.reflow import Reflow, ReflowPairing
 from flowbench.flows import DataObjective, Euler, Midpoint, PointTimes
 from flowbench.metrics import wasserstein2
 from flowbench.metrics.straightness import path_geometry
 from flowbench.networks import MLP
+from flowbench.tasks.generation.map_error import MapError
 from flowbench.training import OptimizerConfig, Preparation, TrainingConfig
 from flowbench.training.count import forward_flops
 from tests.closeness import assert_near
@@ -428,6 +431,25 @@ def test_a_round_straightens_a_trained_flow_and_keeps_its_samples(tmp_path, cach
         for f in (rounds[0], one_step)
     ]
     assert single[1] < 0.5 * single[0]
+
+
+def test_a_field_trained_at_one_time_has_no_density():
+    teacher = FlowMatching(PLANE, NETWORK)
+    perturb(teacher)
+    flow = student(teacher.eval(), network=NETWORK, times=PointTimes(0.0), solver=Euler(num_steps=1)).eval()
+    assert (flow.density, flow.solved_density()) == ("none", None)
+    facts = flow.describe()
+    assert (facts.likelihood, facts.has_velocities) == ("none", False)
+    assert MapError().expected(Prospect(PLANE, flow)) == ()
+    assert MapError().expected(Prospect(PLANE, teacher)) == ("map_error",)
+    with pytest.raises(ValueError, match="no density"):
+        flow.log_prob(torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="no map between two times"):
+        flow.flow_jump(torch.zeros(1, 2), Condition(), 0.0, 1.0)
+    noise = flow.draw_noise(torch.arange(3), seed=0)
+    step = flow.network(noise, torch.zeros(3))
+    assert step.abs().min() > 0
+    torch.testing.assert_close(flow.sample(noise).x, noise + step)
 
 
 # ---- chains of experiments ------------------------------------------------------------------------------

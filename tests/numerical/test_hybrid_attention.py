@@ -39,7 +39,7 @@ def network(across, decay=None, **options) -> HybridDiT:
     module = HybridDiT((1, 4, 4), 3, width=16, depth=2, num_heads=2, across=across, decay=decay, **options).double()
     perturb(module, std=0.2)
     for block in module.blocks:
-        if block.mixing.gated:
+        if block.attention.mixing.gated:
             block.attention.decay.weight.data.mul_(20)
     return module.eval()
 

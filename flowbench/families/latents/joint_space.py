@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowbench.core.checks import check_scale
 from flowbench.data import Batch
-from flowbench.families.latents.space import LatentSpace
+from flowbench.families.latents.space import LatentSpace, draw
 from flowbench.networks import GaussianAutoencoder
 from flowbench.training.module import Loss
 
@@ -61,8 +61,7 @@ class JointLatentSpace(LatentSpace):
 
     def __init__(self, autoencoder: Autoencoder, reconstruction_weight: float = 1.0) -> None:
         check_scale("reconstruction_weight", reconstruction_weight, hint="1 is the evidence lower bound")
-        std = autoencoder.network.posterior_std
-        if std is None:
+        if autoencoder.network.posterior_std is None:
             raise ValueError(
                 "an autoencoder trained with its flow needs a constant posterior_std, this one learns it and could let "
                 "the latents shrink: set posterior_std of the network, e.g. to 0.5"
@@ -72,8 +71,14 @@ class JointLatentSpace(LatentSpace):
         super().__init__(autoencoder)
         self.autoencoder.requires_grad_(True)
         self.autoencoder.latent_second_moment.fill_(1.0)
-        self.posterior_std = std
         self.reconstruction_weight = reconstruction_weight
+
+    @property
+    def posterior_std(self) -> float:
+        """Constant standard deviation of q(z | x)."""
+        std = self.autoencoder.network.posterior_std
+        assert std is not None, "a learned one is refused"
+        return std
 
     @property
     def checksum(self) -> str | None:
@@ -92,8 +97,7 @@ class JointLatentSpace(LatentSpace):
 
     def encode_batch(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """A draw from q(z | x), through which gradients reach the encoder."""
-        mean, std = self._posterior(batch.x)
-        return mean + std * torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        return draw(*self._posterior(batch.x), generator)
 
     def joined(self, loss: Loss, points: Tensor, batch: Batch) -> Loss:
         """The negative evidence lower bound; see the class and :meth:`Space.joined`."""

@@ -254,7 +254,7 @@ class LatentSpace(Space):
     @torch.no_grad()
     def encode(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """A draw from q(z | x)."""
-        return _draw(*self._posterior(x), generator)
+        return draw(*self._posterior(x), generator)
 
     def prepare_training(self, data: object, device: torch.device) -> None:
         """Read or make the file of cached latents, where it is asked for.
@@ -284,7 +284,7 @@ class LatentSpace(Space):
         if self._cache is None or batch.position is None or batch.index is None:
             return self.encode(batch.x, generator)
         self._model(batch.x)
-        return _draw(*self._scaled(*self._cache.take(batch.index, batch.x.device)), generator)
+        return draw(*self._scaled(*self._cache.take(batch.index, batch.x.device)), generator)
 
     @torch.no_grad()
     def encode_indexed(self, x: Tensor, index: Tensor, seed: int) -> Tensor:
@@ -367,7 +367,7 @@ def _no_density(noise_std: float) -> str:
     )
 
 
-def _draw(mean: Tensor, std: Tensor, generator: torch.Generator) -> Tensor:
+def draw(mean: Tensor, std: Tensor, generator: torch.Generator) -> Tensor:
     return mean + std * torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
 
 

@@ -141,6 +141,8 @@ class ConditionedNoise(GaussianNoise):
         (tensor([[1., 1.]]), tensor([0.1000]))
     """
 
+    levels: tuple[float, float]
+
     def __init__(self, low: float, high: float) -> None:
         check_scale("ConditionedNoise low", low)
         check_scale("ConditionedNoise high", high)
@@ -151,7 +153,7 @@ class ConditionedNoise(GaussianNoise):
 
     def raised(self, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Noise of variance n^2 - low^2, so that with the space's it is of level n, drawn for every point."""
-        low, high = self.levels or (self.noise_std, self.noise_std)
+        low, high = self.levels
         share = torch.rand(len(points), generator=generator, device=points.device, dtype=points.dtype)
         above = (high - low) * share
         more = (above * (above + 2 * low)).sqrt()  # n^2 - low^2, without its cancellation

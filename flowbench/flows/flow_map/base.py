@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from flowbench.core.checks import check_number
-from flowbench.flows.flow_map.derivative import AverageVelocity, spread
+from flowbench.flows.flow_map.derivative import AverageVelocity, Derivative, check_derivative, spread
 from flowbench.flows.flow_map.times import JumpTimes, UniformPairs
 from flowbench.flows.solver.base import Field
 
-__all__ = ["ANYWHERE", "TO_DATA", "WEIGHT_OFFSET", "FlowMapObjective", "JumpBatch", "jumped"]
+__all__ = ["ANYWHERE", "TO_DATA", "WEIGHT_OFFSET", "DifferentiatedObjective", "FlowMapObjective", "JumpBatch", "jumped"]
 
 WEIGHT_OFFSET = 1e-3
 ANYWHERE = (1 / 3, 2 / 3)
@@ -143,3 +143,32 @@ class FlowMapObjective(ABC):
     def extra_repr(self) -> str:
         """Options on one line."""
         return f"weight_power={self.weight_power:g}" if self.weight_power else ""
+
+
+class DifferentiatedObjective(FlowMapObjective):
+    """An objective with a derivative of the average velocity.
+
+    Args:
+        derivative: `jvp`, by forward mode, or `difference`, of nearby velocities.
+        weight_power: see :class:`FlowMapObjective`.
+
+    Raises:
+        ValueError: for another derivative or a number out of range.
+
+    Example:
+        >>> from flowbench.flows import Lagrangian
+        >>> objective: DifferentiatedObjective = Lagrangian(derivative="jvp")
+        >>> objective, objective.uses_forward_mode, objective.needs_full_precision
+        (Lagrangian(derivative=jvp), True, False)
+    """
+
+    def __init__(self, derivative: Derivative, weight_power: float = 0.0) -> None:
+        super().__init__(weight_power)
+        check_derivative(derivative)
+        self.derivative = derivative
+        self.uses_forward_mode = derivative == "jvp"
+        self.needs_full_precision = derivative == "difference"
+
+    def extra_repr(self) -> str:
+        """See :meth:`FlowMapObjective.extra_repr`."""
+        return ", ".join(filter(None, (f"derivative={self.derivative}", super().extra_repr())))

@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowbench.flows.flow_map.base import FlowMapObjective, JumpBatch
+from flowbench.flows.flow_map.base import DifferentiatedObjective, JumpBatch
 from flowbench.flows.flow_map.derivative import (
     STEP,
     AverageVelocity,
     Derivative,
-    check_derivative,
     forward_derivative,
     spread,
 )
@@ -18,7 +17,7 @@ from flowbench.flows.flow_map.derivative import (
 __all__ = ["Lagrangian"]
 
 
-class Lagrangian(FlowMapObjective):
+class Lagrangian(DifferentiatedObjective):
     """Lagrangian self-distillation (LSD): ``d_t X(x, s, t) = b(X, t)``.
 
     The residual ``d_t X(x, s, t) - u(X, t, t)``; its gradient flows through the derivative, and neither through X nor
@@ -45,11 +44,7 @@ class Lagrangian(FlowMapObjective):
     needs_velocity = False
 
     def __init__(self, derivative: Derivative = "difference", weight_power: float = 0.0) -> None:
-        super().__init__(weight_power)
-        check_derivative(derivative)
-        self.derivative = derivative
-        self.uses_forward_mode = derivative == "jvp"
-        self.needs_full_precision = derivative == "difference"
+        super().__init__(derivative, weight_power)
 
     def ends(self, batch: JumpBatch) -> tuple[Tensor, ...]:
         """For differences, two ends beside t, where there is room on both sides."""
@@ -79,7 +74,3 @@ class Lagrangian(FlowMapObjective):
 
         arrived, moving = forward_derivative(jump, (batch.end,), (torch.ones_like(batch.end),))
         return arrived.detach(), moving
-
-    def extra_repr(self) -> str:
-        """See :meth:`FlowMapObjective.extra_repr`."""
-        return ", ".join(filter(None, (f"derivative={self.derivative}", super().extra_repr())))

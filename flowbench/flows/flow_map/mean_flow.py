@@ -7,15 +7,15 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from flowbench.flows.flow_map.base import TO_DATA, FlowMapObjective, JumpBatch
-from flowbench.flows.flow_map.derivative import AverageVelocity, Derivative, check_derivative, spread, total_derivative
+from flowbench.flows.flow_map.base import TO_DATA, DifferentiatedObjective, JumpBatch
+from flowbench.flows.flow_map.derivative import AverageVelocity, Derivative, spread, total_derivative
 
 __all__ = ["MeanFlow"]
 
 Tangent = Literal["data", "self"]
 
 
-class MeanFlow(FlowMapObjective):
+class MeanFlow(DifferentiatedObjective):
     """MeanFlow: ``u(x, s, t) = v + (t - s) (d_s u + (d_x u) w)``, the right side without gradient.
 
     v is the velocity of the pair and w the direction of the derivative: v again (`data`, the original), or the
@@ -45,14 +45,10 @@ class MeanFlow(FlowMapObjective):
     needed_jump = TO_DATA
 
     def __init__(self, tangent: Tangent = "data", derivative: Derivative = "jvp", weight_power: float = 0.0) -> None:
-        super().__init__(weight_power)
+        super().__init__(derivative, weight_power)
         if tangent not in get_args(Tangent):
             raise ValueError(f"tangent must be one of {', '.join(get_args(Tangent))}, got {tangent!r}")
-        check_derivative(derivative)
         self.tangent = tangent
-        self.derivative = derivative
-        self.uses_forward_mode = derivative == "jvp"
-        self.needs_full_precision = derivative == "difference"
 
     def residual(self, u: AverageVelocity, batch: JumpBatch, predicted: tuple[Tensor, ...]) -> Tensor:
         """The prediction, less what it should be."""
@@ -65,5 +61,4 @@ class MeanFlow(FlowMapObjective):
 
     def extra_repr(self) -> str:
         """See :meth:`FlowMapObjective.extra_repr`."""
-        own = f"tangent={self.tangent}, derivative={self.derivative}"
-        return ", ".join(filter(None, (own, super().extra_repr())))
+        return f"tangent={self.tangent}, {super().extra_repr()}"

@@ -111,7 +111,7 @@ class Shortcut(FlowMapObjective):
 
     def check_times(self, times: JumpTimes) -> None:
         """Only the grid of its own levels will do."""
-        if repr(times) != repr(self.times):
+        if times != self.times:
             raise ValueError(
                 f"Shortcut(levels={self.levels}) is trained on {self.times!r}, got {times!r}: leave it out"
             )

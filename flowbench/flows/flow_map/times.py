@@ -136,6 +136,12 @@ class DyadicPairs(JumpTimes):
         start = (place * number).floor() / number
         return start.to(device), (start + 1 / number).to(device)
 
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and vars(other) == vars(self)
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.levels))
+
     def covers(self, start: float, end: float) -> bool:
         """Jumps of the grid."""
         number = 1 / (end - start)

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowbench.flows.objective.base import ErrorWeight, Objective
+from flowbench.flows.objective.base import Objective
 from flowbench.flows.path.base import PathCoefficients, PathSample
 
 __all__ = ["DataObjective", "NoiseObjective", "ScoreObjective", "VelocityObjective"]
@@ -40,7 +40,6 @@ class VelocityObjective(Objective):
 
     prediction = "velocity"
     weights = ("natural", "elbo")
-    _clipped_ends = (False, False)
 
     def __init__(self, weight: Literal["natural", "elbo"] = "natural", clip: float | None = None) -> None:
         super().__init__(weight, 0.02 if clip is None else clip)
@@ -107,9 +106,6 @@ class DataObjective(Objective):
     prediction = "data"
     _clipped_ends = (False, True)
 
-    def __init__(self, weight: ErrorWeight = "natural", clip: float = 0.02) -> None:
-        super().__init__(weight, clip)
-
     def target(self, point: PathSample) -> Tensor:
         """The data point."""
         return point.x1
@@ -140,9 +136,6 @@ class NoiseObjective(Objective):
 
     prediction = "noise"
     _clipped_ends = (True, False)
-
-    def __init__(self, weight: ErrorWeight = "natural", clip: float = 0.02) -> None:
-        super().__init__(weight, clip)
 
     def target(self, point: PathSample) -> Tensor:
         """The source point."""

@@ -19,7 +19,7 @@ from flowbench.evaluation.metric import Metric
 from flowbench.evaluation.override import SamplerOverride
 from flowbench.evaluation.probe import Probe, Setup
 from flowbench.evaluation.prospect import Prospect
-from flowbench.families import FlowMap, FlowModule
+from flowbench.families import FlowModule
 from flowbench.families.conditioning.by_index import condition_at
 from flowbench.tasks.generation.paths import space_name
 
@@ -73,7 +73,7 @@ class JumpErrors(Probe[SquaredErrors]):
                 drawn = flow.drawn(noise, condition, SamplerOverride(setup.override.network_evaluations, guidance=1.0))
                 end = flow.trajectory(noise, condition, PATH_POINTS).states[-1]
                 samples.append(_mean_square(drawn.x - end))
-                if isinstance(flow, FlowMap) and _jumps_twice(flow) and not setup.override.axis:
+                if flow.composes_jumps and not setup.override.axis:
                     half = flow.flow_jump(noise, condition, 0.0, 0.5)
                     twice = flow.flow_jump(half, condition, 0.5, 1.0)
                     jumps.append(_mean_square(twice - flow.flow_jump(noise, condition, 0.0, 1.0)))
@@ -92,10 +92,6 @@ def _follows_its_ode(flow: FlowModule) -> bool:
     facts = flow.describe()
     # A sampler with velocities and no density solves no differential equation, so it has no end to be compared with.
     return facts.has_velocities and facts.likelihood != "none" and facts.is_deterministic
-
-
-def _jumps_twice(flow: FlowMap) -> bool:
-    return all(flow.jump_times.covers(*jump) for jump in ((0.0, 0.5), (0.5, 1.0), (0.0, 1.0)))
 
 
 class MapError(Metric):
@@ -137,7 +133,7 @@ class MapError(Metric):
         flow = who.module
         if not isinstance(flow, FlowModule) or not _follows_its_ode(flow) or who.swept == "guidance":
             return ()
-        twice = isinstance(flow, FlowMap) and _jumps_twice(flow) and not who.swept
+        twice = flow.composes_jumps and not who.swept
         return ("map_error", "composition_error") if twice else ("map_error",)
 
     def measure(self, answers: Answers) -> list[Measurement]:
