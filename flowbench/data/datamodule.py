@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from dataclasses import replace
 from functools import cached_property
@@ -212,6 +213,20 @@ class FlowDataModule(LightningDataModule):
         """Number of samples that are trained on: of one epoch."""
         return len(self.split("train")) if self.train_indices is None else len(self.train_indices)
 
+    @property
+    def train_places(self) -> Tensor:
+        """Places in the training split of the samples that are trained on, ascending, int64 (num_train,)."""
+        return torch.arange(len(self.split("train"))) if self.train_indices is None else self.train_indices
+
+    def centred(self) -> FlowDataModule:
+        """The same data at the centres of their bins, without a trainer: training batches are whole global ones.
+
+        Data that are loaded are shared.
+        """
+        made = copy.copy(self)
+        made.trainer, made.dequantize = None, "none"
+        return made
+
     def model_values(self, name: str, indices: Tensor | slice | None = None) -> Tensor:
         """Samples of a split in model space: exactly what evaluation batches hold.
 
@@ -335,8 +350,12 @@ class FlowDataModule(LightningDataModule):
             raise ValueError(
                 f"trainer.overfit_batches: {overfit} does not fit an endless stream; train on a small npz instead"
             )
-        EndlessSampler(1, self.batch_size, self.seed, 0, trainer.world_size)  # has its own refusals
-        check_groups(self.batch_size, self.group_size, trainer.world_size)
+        # Samplers of the smallest split have refusals of their own.
+        if self.group_size == 1:
+            EndlessSampler(1, self.batch_size, self.seed, 0, trainer.world_size)
+        else:
+            group = torch.zeros(self.group_size, dtype=torch.int64)
+            GroupedSampler(group, self.group_size, self.batch_size, self.seed, 0, trainer.world_size)
         if self.label_noise and self.known_spec.num_classes is None:
             raise ValueError(_no_labels(self.dataset, "label_noise", 0))
         if self.group_size > 1 and self.known_spec.num_classes is None:
