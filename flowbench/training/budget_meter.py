@@ -89,9 +89,7 @@ class Budget(L.Callback):
                 f"budget.{self.limit.kind}={self.limit.amount:g} ({seconds:g} s) does not pay for one step after "
                 f"{before:g} s before the first one: raise the budget or make less beforehand"
             )
-        self.max_steps = self.limit.max_steps(
-            self.flops_per_step, self.samples_per_step, self.num_train, spent.flops
-        )
+        self.max_steps = self.limit.max_steps(self.flops_per_step, self.samples_per_step, self.num_train, spent.flops)
         self.preparation = spent
 
     @property
