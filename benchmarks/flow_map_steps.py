@@ -4,7 +4,7 @@ A step is forward, objective, backward and AdamW through the family's own loss; 
 which the objectives take turns. Half of each batch jumps, as in the shipped experiments; ``--diagonal 0.001``
 measures batches that jump whole, which is what papers count.
 
-    OMP_NUM_THREADS=1 python benchmarks/flow_map_steps.py                     # the table of docs/flow_maps.md
+    OMP_NUM_THREADS=1 python benchmarks/flow_map_steps.py --nets dit mlp --rounds 5    # the table of docs/flow_maps.md
     OMP_NUM_THREADS=1 python benchmarks/flow_map_steps.py --nets dit --steps 10 --rounds 5 --only cfm soflow
 """
 

@@ -3,8 +3,8 @@
 Forward and backward of one batch of as many images, whatever the length of their sequences. Time of this process on its
 processor, medians over rounds in which the rules take turns.
 
-    OMP_NUM_THREADS=1 python benchmarks/hybrid_attention.py            # the table of docs/arflow.md
-    OMP_NUM_THREADS=1 python benchmarks/hybrid_attention.py --side 8 --rounds 15
+    OMP_NUM_THREADS=1 python benchmarks/hybrid_attention.py --side 8 16 --rounds 5    # the table of docs/arflow.md
+    OMP_NUM_THREADS=1 python benchmarks/hybrid_attention.py                           # larger images too
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def ours(net: str, overrides: list[str], file: str = "cfm") -> Callable[[int], l
             data = built.datamodule
             clock = StepClock()
             limit = BudgetLimit("steps", num)
-            budget = Budget(limit, flops_per_step=1, samples_per_step=data.batch_size, max_steps=num)
+            budget = Budget(limit, flops_per_step=1, samples_per_step=data.batch_size, num_train=data.num_train)
             built.model.budget = budget  # type: ignore[assignment]
             trainer = L.Trainer(
                 accelerator="cpu",

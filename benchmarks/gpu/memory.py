@@ -38,7 +38,7 @@ def measure(setting: Setting) -> Iterator[Line]:
     for name in ("tarflow", "cfm"):
         found = built(setting, name, ["trainer.precision=bf16-mixed", f"data.batch_size={setting.choose(16, 4)}"])
         size = found.datamodule.batch_size
-        budget = Budget(BudgetLimit("steps", steps[-1]), flops_per_step=1, samples_per_step=size, max_steps=steps[-1])
+        budget = Budget(BudgetLimit("steps", steps[-1]), flops_per_step=1, samples_per_step=size, num_train=100)
         found.model.budget = budget  # type: ignore[assignment]
         watch = _Watch(steps)
         trainer = trainer_of(setting, "bf16-mixed", steps[-1], [budget, watch])

@@ -67,7 +67,7 @@ class _Span(L.Callback):
 
 
 def _budget(steps: int, size: int) -> Budget:
-    return Budget(BudgetLimit("steps", steps), flops_per_step=1, samples_per_step=size, max_steps=steps)
+    return Budget(BudgetLimit("steps", steps), flops_per_step=1, samples_per_step=size, num_train=100)
 
 
 def trainer_of(setting: Setting, precision: str, steps: int, callbacks: list[L.Callback]) -> L.Trainer:

@@ -16,7 +16,7 @@ from flowbench.bench.tables import Entry, TextTable, format_summary
 from flowbench.config.text import plain, read_yaml
 from flowbench.core.rows import Row
 
-__all__ = ["FILE", "Comparison", "PublishedResult", "comparisons", "load_published", "published_table"]
+__all__ = ["FILE", "Comparison", "PublishedResult", "comparisons", "load_published", "page_rows", "published_table"]
 
 FILE = Path(__file__).parents[1] / "reference_results.yaml"
 """What ships: every value in it was read."""
@@ -273,3 +273,30 @@ def published_table(results: Results, problem: str, contenders: Sequence[str]) -
         "Comparable: both numbers were measured in the same way. What was trained, and for how long, is another matter."
     ]
     return table
+
+
+def page_rows(entries: Sequence[PublishedResult]) -> dict[str, list[tuple[str, str, str]]]:
+    """The page of published values, ``docs/results/published.md``, without what is said of ours.
+
+    Args:
+        entries: the values.
+
+    Returns:
+        By family, in order: what was measured (metric, unit, data set, sampler, evaluations), the value, the source.
+
+    Example:
+        >>> page_rows(load_published())["FlowMatching"][1]
+        ('nll, bits/dim, cifar10', '3.11', 'arXiv 2210.02747, Table 4 (FM w/ OT, K = 1), read in a transcription')
+    """
+    rows: dict[str, list[tuple[str, str, str]]] = {}
+    for entry in entries:
+        rows.setdefault(entry.family, []).append((_measured(entry), f"{entry.value:g}", entry.cited))
+    return rows
+
+
+def _measured(entry: PublishedResult) -> str:
+    """What a published value is of; a number of steps in the sampler stands for the evaluations."""
+    sampler = "" if entry.sampler in (None, NOT_STATED) else f"`{entry.sampler}`"
+    number = None if "num_steps" in sampler else entry.network_evaluations
+    spent = "" if number is None else f"{number:g} evaluation{'' if number == 1 else 's'}"
+    return ", ".join(word for word in (entry.metric, entry.unit, entry.dataset, sampler, spent) if word)

@@ -44,9 +44,11 @@ def share_notes(
     ((kind, whole),) = budget.items()
     found: dict[str, None] = {}
     for (_, name), content in experiments.items():
+        if name not in shares:
+            continue
         required = {fingerprint(needed): needed.get("budget") or {} for needed in _required(content)}
         amounts = [given.get(kind) for given in required.values()]
-        if name not in shares or None in amounts:
+        if None in amounts:
             continue
         others = sum(float(amount) for amount in amounts if amount is not None)
         total = shares[name] * whole + others

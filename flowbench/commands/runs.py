@@ -380,9 +380,8 @@ def _budget(experiment: Experiment, built: Built, module: TrainingModule) -> Bud
         flops_per_step = round(flops * per_step / len(batch))
     limit = BudgetLimit.from_mapping(mapping)
     spent = module.preparation
-    max_steps = limit.max_steps(flops_per_step, per_step, data.num_train, spent.flops)
     return Budget(
-        limit, flops_per_step=flops_per_step, samples_per_step=per_step, max_steps=max_steps, preparation=spent
+        limit, flops_per_step=flops_per_step, samples_per_step=per_step, num_train=data.num_train, preparation=spent
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from dataclasses import replace
 from functools import cached_property
@@ -22,7 +23,7 @@ from flowbench.data.columns import check_column_name
 from flowbench.data.dataset_entry import DatasetEntry
 from flowbench.data.declaration import Declaration
 from flowbench.data.grouped_sampler import GroupedSampler
-from flowbench.data.samplers import BatchIndex, EndlessSampler, ShardedSampler
+from flowbench.data.samplers import BatchIndex, EndlessSampler, ShardedSampler, rows_of
 from flowbench.data.spec import DataSpec
 from flowbench.data.split import SPLITS, Split, stratified_order
 from flowbench.data.split_dataset import SplitDataset
@@ -212,6 +213,20 @@ class FlowDataModule(LightningDataModule):
         """Number of samples that are trained on: of one epoch."""
         return len(self.split("train")) if self.train_indices is None else len(self.train_indices)
 
+    @property
+    def train_places(self) -> Tensor:
+        """Places in the training split of the samples that are trained on, ascending, int64 (num_train,)."""
+        return torch.arange(len(self.split("train"))) if self.train_indices is None else self.train_indices
+
+    def centred(self) -> FlowDataModule:
+        """The same data at the centres of their bins, without a trainer: training batches are whole global ones.
+
+        Data that are loaded are shared.
+        """
+        made = copy.copy(self)
+        made.trainer, made.dequantize = None, "none"
+        return made
+
     def model_values(self, name: str, indices: Tensor | slice | None = None) -> Tensor:
         """Samples of a split in model space: exactly what evaluation batches hold.
 
@@ -280,19 +295,19 @@ class FlowDataModule(LightningDataModule):
 
     def train_batch_at(self, position: int) -> Batch:
         """This process's part of the training batch that begins at ``position`` samples of the stream."""
-        sampler = self._stream()
-        return self._train_dataset(sampler)[sampler.batch_at(position)]
+        return self._train_dataset()[self._stream().batch_at(position)]
 
     def train_batch_of(self, indices: Tensor, position: int) -> Batch:
         """This process's part of the training batch at ``position`` with other samples in it than the stream's.
 
-        What a place in the stream keys, mirroring and dequantisation, is as for the stream's own.
+        What a place in the stream keys, mirroring and dequantisation, is as for the stream's own. Such samples are in
+        no groups: the batch's ``group_size`` is 1 whatever ``data.group_size`` says.
 
         Args:
             indices: places in the training split, as many as the stream gives this process, int64 (B,) on the CPU.
             position: of the global batch.
         """
-        return self._train_dataset(self._stream())[BatchIndex(indices, position)]
+        return self._train_dataset()[BatchIndex(indices, position)]
 
     @property
     def train_label(self) -> Tensor | None:
@@ -335,8 +350,12 @@ class FlowDataModule(LightningDataModule):
             raise ValueError(
                 f"trainer.overfit_batches: {overfit} does not fit an endless stream; train on a small npz instead"
             )
-        EndlessSampler(1, self.batch_size, self.seed, 0, trainer.world_size)  # has its own refusals
-        check_groups(self.batch_size, self.group_size, trainer.world_size)
+        # Samplers of the smallest split have refusals of their own.
+        if self.group_size == 1:
+            EndlessSampler(1, self.batch_size, self.seed, 0, trainer.world_size)
+        else:
+            group = torch.zeros(self.group_size, dtype=torch.int64)
+            GroupedSampler(group, self.group_size, self.batch_size, self.seed, 0, trainer.world_size)
         if self.label_noise and self.known_spec.num_classes is None:
             raise ValueError(_no_labels(self.dataset, "label_noise", 0))
         if self.group_size > 1 and self.known_spec.num_classes is None:
@@ -344,8 +363,7 @@ class FlowDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """The endless stream, from :attr:`samples_seen` on; it has no length."""
-        sampler = self._stream()
-        return self._loader(self._train_dataset(sampler), sampler)
+        return self._loader(self._train_dataset(), self._stream())
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """The validation split, once."""
@@ -390,8 +408,8 @@ class FlowDataModule(LightningDataModule):
         keys = (name, self.seed, uniform, batch_size, rows, flip)
         return SplitDataset(self.spec, self.split(name), *keys, spatial, self.condition)
 
-    def _train_dataset(self, sampler: EndlessSampler) -> SplitDataset:
-        dataset = self._dataset("train", sampler.batch_size, sampler.rows)
+    def _train_dataset(self) -> SplitDataset:
+        dataset = self._dataset("train", self.batch_size, rows_of(self.batch_size, *self._shard()))
         if self.label_noise:
             dataset.split = replace(dataset.split, label=self._noisy_labels)
         return dataset

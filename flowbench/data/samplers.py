@@ -18,7 +18,7 @@ from flowbench.core.checks import check_count, check_seed
 from flowbench.core.seeds import generator
 from flowbench.data.batch import check_group_size, check_position
 
-__all__ = ["BatchIndex", "EndlessSampler", "ShardedSampler"]
+__all__ = ["BatchIndex", "EndlessSampler", "ShardedSampler", "rows_of"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,26 @@ def _epoch_order(num_samples: int, seed: int, epoch: int) -> Tensor:
 def _check_rank(rank: int, world_size: int) -> None:
     check_count("world_size", world_size)
     check_count("rank", rank, at_least=0, at_most=world_size - 1, hint=f"there are {world_size} processes")
+
+
+def rows_of(batch_size: int, rank: int, world_size: int) -> slice:
+    """A process's contiguous share of a global batch.
+
+    Args:
+        batch_size: size of the global batch, >= 1.
+        rank: the process, >= 0.
+        world_size: number of processes, >= 1.
+
+    Raises:
+        ValueError: the processes cannot share the batch evenly.
+    """
+    if batch_size % world_size:
+        raise ValueError(
+            f"batch_size: {batch_size} (over all processes) must be a positive multiple of the "
+            f"{world_size} processes; change batch_size or trainer.devices"
+        )
+    local = batch_size // world_size
+    return slice(rank * local, (rank + 1) * local)
 
 
 class EndlessSampler(Sampler[BatchIndex]):
@@ -97,11 +117,7 @@ class EndlessSampler(Sampler[BatchIndex]):
         check_count("num_samples", num_samples, hint="the size of the training split")
         check_count("batch_size", batch_size)
         check_seed("seed", seed)
-        if batch_size % world_size:
-            raise ValueError(
-                f"batch_size: {batch_size} (over all processes) must be a positive multiple of the "
-                f"{world_size} processes; change batch_size or trainer.devices"
-            )
+        rows = rows_of(batch_size, rank, world_size)
         if members is not None and len(members) != num_samples:
             raise ValueError(f"members: must be the places of {num_samples} samples, got {len(members)}")
         self.num_samples = num_samples
@@ -109,8 +125,7 @@ class EndlessSampler(Sampler[BatchIndex]):
         self.batch_size = batch_size
         self.seed = seed
         self.start = start
-        local = batch_size // world_size
-        self.rows = slice(rank * local, (rank + 1) * local)
+        self.rows = rows
 
     group_size: int = 1
     """Consecutive samples that share a class, as far as the stream sees to it."""

@@ -93,7 +93,7 @@ class FittedModule(ConditionedModule):
         Returns:
             Points of shape (N, *flow_shape) on the module's device.
         """
-        values = data.model_values("train", _first(data, num))
+        values = data.model_values("train", data.train_places[:num])
         parts = values.split(FIT_CHUNK)
         if not drawn:
             return torch.cat([self.space.encode_mean(part.to(self.device)) for part in parts])
@@ -111,7 +111,7 @@ class FittedModule(ConditionedModule):
             return None
         label = data.train_label
         assert label is not None, "a conditional flow has labelled data"
-        return label[_first(data, num)]
+        return label[data.train_places[:num]]
 
     def on_fit_start(self) -> None:
         """Let the space keep the training split's latents, where it was asked to."""
@@ -129,8 +129,3 @@ class FittedModule(ConditionedModule):
         """
         source = self.sampling_source or self.source
         return source.sample_indexed(index, self.flow_shape, seed, "sample", device=self.device)
-
-
-def _first(data: FlowDataModule, num: int) -> slice | Tensor:
-    """Places of the first `num` points that are trained on."""
-    return slice(num) if data.train_indices is None else data.train_indices[:num]

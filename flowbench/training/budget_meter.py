@@ -25,6 +25,8 @@ class Budget(L.Callback):
 
     Attributes:
         ended_early: a callback of the experiment ended the training before the limit, as early stopping does.
+        max_steps: the limit in steps, without what was spent before the first; None of a limit in seconds, and of one
+            in hours as long as its plan is not made.
         plan: how many steps a limit in hours gives; None of other limits.
         changed_from: the limit that a loaded checkpoint was trained under, where it was another one.
 
@@ -32,17 +34,16 @@ class Budget(L.Callback):
         limit: what may be spent.
         flops_per_step: operations of one optimiser step over the global batch, >= 0.
         samples_per_step: samples of one optimiser step over all processes, >= 1.
-        max_steps: the limit in steps, >= 1, or None when it is one of time. That of a limit in hours becomes known
-            during the training.
+        num_train: samples that are trained on, >= 1, which a limit in epochs counts.
         preparation: what was spent before the first step, which is a part of what the limit gives in operations or
-            seconds; `max_steps` is without it. None is nothing. A checkpoint brings that of its own training.
+            seconds. None is nothing. A checkpoint brings that of its own training.
         clock: seconds, monotonic; tests pass their own.
 
     Raises:
-        ValueError: for a number out of range, or a limit of time that the preparation has used up.
+        ValueError: for a number out of range, or a limit that does not pay for one step after the preparation.
 
     Example:
-        >>> budget = Budget(BudgetLimit("steps", 10), flops_per_step=10**9, samples_per_step=50, max_steps=10)
+        >>> budget = Budget(BudgetLimit("steps", 10), flops_per_step=10**9, samples_per_step=50, num_train=1000)
         >>> budget.progress, budget.exhausted
         (0.0, False)
         >>> budget.progress_within(5)  # in the middle of the sixth of ten steps
@@ -55,21 +56,20 @@ class Budget(L.Callback):
         *,
         flops_per_step: int,
         samples_per_step: int,
-        max_steps: int | None,
+        num_train: int,
         preparation: Preparation | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         check_count("flops_per_step", flops_per_step, at_least=0, at_most=LARGEST_BUDGET)
         check_count("samples_per_step", samples_per_step)
-        check_count("max_steps", max_steps, at_most=LARGEST_BUDGET, or_none=True)
+        check_count("num_train", num_train)
         self.limit = limit
         self.flops_per_step = flops_per_step
         self.samples_per_step = samples_per_step
-        self.max_steps = max_steps
+        self.num_train = num_train
         self.steps = 0
-        self.preparation = preparation or Preparation()
+        self._prepare(preparation or Preparation())
         self.train_seconds = self.preparation.seconds
-        self._check_preparation()
         self.plan = StepPlan(limit.seconds) if limit.is_planned and limit.seconds is not None else None
         if self.plan is not None:
             self.plan.go_on(0, self.preparation.seconds, None)
@@ -77,13 +77,20 @@ class Budget(L.Callback):
         self.ended_early = False
         self.changed_from: BudgetLimit | None = None
 
-    def _check_preparation(self) -> None:
-        seconds, before = self.limit.seconds, self.preparation.seconds
+    def _prepare(self, spent: Preparation) -> None:
+        """Count what was spent before the first step, and what the limit leaves for steps after it.
+
+        Raises:
+            ValueError: it leaves less than one step.
+        """
+        seconds, before = self.limit.seconds, spent.seconds
         if seconds is not None and before >= seconds:
             raise ValueError(
                 f"budget.{self.limit.kind}={self.limit.amount:g} ({seconds:g} s) does not pay for one step after "
                 f"{before:g} s before the first one: raise the budget or make less beforehand"
             )
+        self.max_steps = self.limit.max_steps(self.flops_per_step, self.samples_per_step, self.num_train, spent.flops)
+        self.preparation = spent
 
     @property
     def samples_seen(self) -> int:
@@ -199,15 +206,13 @@ class Budget(L.Callback):
         spent = self.preparation
         return {} if spent == Preparation() else {"preparation": {"flops": spent.flops, "seconds": spent.seconds}}
 
-    def _take_preparation(self, spent: Preparation) -> None:
-        """Count what the training of a checkpoint spent before its first step, in place of what is known here."""
-        if spent.flops != self.preparation.flops and self.limit.kind == "train_flops":
-            self.max_steps = self.limit.max_steps(self.flops_per_step, self.samples_per_step, 1, spent.flops)
-        self.preparation = spent
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint; what ended training early under another limit does not end it under this one."""
-        self._take_preparation(Preparation(**state_dict.get("preparation", {})))
+        """Go on from a checkpoint; what ended training early under another limit does not end it under this one.
+
+        Raises:
+            ValueError: the limit does not pay for one step after what the checkpoint's training spent before its first.
+        """
+        self._prepare(Preparation(**state_dict.get("preparation", {})))
         self.steps = int(state_dict["steps"])
         self.train_seconds = float(state_dict["train_seconds"])
         before = BudgetLimit(state_dict["kind"], state_dict["amount"])

@@ -12,7 +12,7 @@ import flowbench.families
 import flowbench.flows
 from flowbench.bench import build_report
 from flowbench.bench.plan import make_plan
-from flowbench.bench.published import FILE, PublishedResult, comparisons, load_published, published_table
+from flowbench.bench.published import FILE, PublishedResult, comparisons, load_published, page_rows, published_table
 from flowbench.bench.results import Results
 from flowbench.core.rows import Row, read_rows, write_rows
 from flowbench.data.catalogue import list_datasets
@@ -144,11 +144,16 @@ def test_a_file_without_results_is_refused(tmp_path):
 
 def test_the_page_of_published_values_has_every_one_under_its_family():
     text = (DOCS / "results" / "published.md").read_text(encoding="utf-8")
-    sections = dict(part.split("\n", 1) for part in text.split("\n## ")[1:])
-    families = {name: body for title, body in sections.items() for name in title.split("`")[1::2]}
-    for entry in load_published():
-        rows = families[entry.family].splitlines()
-        assert any(f"| {entry.value:g} | {entry.cited} |" in row and "| no, because" in row for row in rows), entry
+    found = {}
+    for part in text.split("\n## ")[1:]:
+        title, *lines = part.splitlines()
+        cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+        assert cells[0] == ["metric", "published", "source", "ours", "comparable"]
+        assert all(len(row) == 5 and row[4].startswith("no, because ") for row in cells[2:])
+        (family,) = title.split("`")[1::2]
+        found[family] = [tuple(row[:3]) for row in cells[2:]]
+    assert found == page_rows(load_published())
+    assert list(found) == list(page_rows(load_published()))
     assert sum(line.count("| no, because") for line in text.splitlines()) == len(load_published())
 
 

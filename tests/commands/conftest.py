@@ -11,7 +11,10 @@ from flowbench.config import Experiment
 
 from ..bench.conftest import workshop
 
-__all__ = ["DIGITS", "POINTS", "QUALITY", "WEIGHTED", "experiment", "quality", "workshop"]
+__all__ = [
+    "AUTOENCODER", "DIGITS", "POINTS", "QUALITY", "STARFLOW", "WEIGHTED", "experiment", "latent_files", "quality",
+    "workshop",
+]  # fmt: skip
 
 POINTS = """
 seed: 0
@@ -86,6 +89,25 @@ loggers:
     init_args: {name: "", version: tensorboard, default_hp_metric: false}
 """
 
+# A flow that requires a trained autoencoder, and the autoencoder.
+AUTOENCODER = """
+data: {dataset: digits, batch_size: 16}
+model:
+  class_path: flowbench.families.Autoencoder
+  init_args: {network: {class_path: flowbench.networks.KLAutoencoder, init_args: {width: 8, latent_channels: 2}}}
+trainer: {accelerator: cpu, devices: 1}
+budget: {steps: 2}
+"""
+STARFLOW = """
+data: {dataset: digits, batch_size: 16}
+requires: {autoencoder: autoencoder.yaml}
+model:
+  class_path: flowbench.families.STARFlow
+  init_args: {deep_layers: 1, shallow_blocks: 1, shallow_layers: 1, width: 16, head_dim: 8}
+trainer: {accelerator: cpu, devices: 1}
+budget: {steps: 2}
+"""
+
 # What a metric says about quality; costs are measured on a clock.
 QUALITY = ("fd[identity]", "w2", "nll", "straightness", "path_energy", "displacement", "npe", "path_length_ratio")
 
@@ -106,6 +128,21 @@ def experiment(tmp_path) -> Callable[..., Experiment]:
         return Experiment.from_files([file], [f"run.dir={tmp_path / 'runs' / name}", *overrides])
 
     return make
+
+
+def latent_files(folder: Path, *, autoencoder_steps: int = 2, evaluator: str = "") -> Path:
+    """Write a latent flow's file, which is returned, and beside it that of the autoencoder that it requires.
+
+    Args:
+        folder: where to.
+        autoencoder_steps: budget of the autoencoder.
+        evaluator: lines that the flow's file ends with.
+    """
+    budget = f"budget: {{steps: {autoencoder_steps}}}"
+    (folder / "autoencoder.yaml").write_text(AUTOENCODER.replace("budget: {steps: 2}", budget))
+    file = folder / "latent.yaml"
+    file.write_text(STARFLOW + evaluator)
+    return file
 
 
 def quality(run_dir: Path) -> dict[tuple[str, float | None, str], float | None]:

@@ -20,7 +20,7 @@ from flowbench.core.endings import ProcessEnded
 from flowbench.core.rows import read_rows
 from flowbench.evaluation import Evaluator
 
-from .conftest import DIGITS, POINTS, WEIGHTED
+from .conftest import DIGITS, POINTS, WEIGHTED, latent_files
 
 
 @pytest.fixture(scope="module")
@@ -149,35 +149,14 @@ def test_reference_writes_the_rows_that_nobody_owns(experiment):
     assert not (run.run_dir / "checkpoints").exists()
 
 
-AUTOENCODER = """
-data: {dataset: digits, batch_size: 16}
-model:
-  class_path: flowbench.families.Autoencoder
-  init_args: {network: {class_path: flowbench.networks.KLAutoencoder, init_args: {width: 8, latent_channels: 2}}}
-trainer: {accelerator: cpu, devices: 1}
-budget: {steps: 2}
-"""
-LATENT = """
-data: {dataset: digits, batch_size: 16}
-requires: {autoencoder: autoencoder.yaml}
-model:
-  class_path: flowbench.families.STARFlow
-  init_args: {deep_layers: 1, shallow_blocks: 1, shallow_layers: 1, width: 16, head_dim: 8}
-trainer: {accelerator: cpu, devices: 1}
-budget: {steps: 2}
-"""
-
-
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("FLOWBENCH_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
-def latent(tmp_path, *overrides: str, autoencoder: str = AUTOENCODER) -> Experiment:
-    (tmp_path / "autoencoder.yaml").write_text(autoencoder)
-    (tmp_path / "latent.yaml").write_text(LATENT)
-    return Experiment.from_files([tmp_path / "latent.yaml"], overrides)
+def latent(tmp_path, *overrides: str, autoencoder_steps: int = 2) -> Experiment:
+    return Experiment.from_files([latent_files(tmp_path, autoencoder_steps=autoencoder_steps)], overrides)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +218,7 @@ def test_a_requirement_that_fails_names_its_log(tmp_path, cache, capsys):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's death signal")
 def test_the_training_of_a_requirement_dies_with_the_command_that_started_it(tmp_path, cache):
     """It would go on beside the next command, and hold its folder against it."""
-    latent(tmp_path, autoencoder=AUTOENCODER.replace("steps: 2", "steps: 100000"))
+    latent(tmp_path, autoencoder_steps=100_000)
     command = [sys.executable, "-m", "flowbench.cli", "prepare", "-c", str(tmp_path / "latent.yaml")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 

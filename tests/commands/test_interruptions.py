@@ -18,7 +18,7 @@ from flowbench.families import FlowModule
 from flowbench.training import read_checkpoint
 from flowbench.training.progress import is_trained
 
-from .conftest import POINTS, quality
+from .conftest import POINTS, latent_files, quality
 
 SMALL = POINTS.replace("    nll: {class_path: flowbench.tasks.generation.NegativeLogLikelihood}\n", "")
 EARLY = (
@@ -285,31 +285,12 @@ def test_a_trial_leaves_the_run_alone(file, tmp_path):
 
 # ---- what another run requires -------------------------------------------------------------------------
 
-AUTOENCODER = """
-data: {dataset: digits, batch_size: 16}
-model:
-  class_path: flowbench.families.Autoencoder
-  init_args: {network: {class_path: flowbench.networks.KLAutoencoder, init_args: {width: 8, latent_channels: 2}}}
-trainer: {accelerator: cpu, devices: 1}
-budget: {steps: 8}
-"""
-LATENT = """
-data: {dataset: digits, batch_size: 16}
-requires: {autoencoder: autoencoder.yaml}
-model:
-  class_path: flowbench.families.STARFlow
-  init_args: {deep_layers: 1, shallow_blocks: 1, shallow_layers: 1, width: 16, head_dim: 8}
-trainer: {accelerator: cpu, devices: 1}
-budget: {steps: 2}
-"""
-
 
 @pytest.fixture
 def latent(tmp_path, monkeypatch):
     """Words of a latent flow's command; the required training runs in this process."""
     monkeypatch.setenv("FLOWBENCH_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "autoencoder.yaml").write_text(AUTOENCODER)
-    (tmp_path / "latent.yaml").write_text(LATENT)
+    file = latent_files(tmp_path, autoencoder_steps=8)
 
     def child(command, log, environment):
         assert command[:3] == [sys.executable, "-m", "flowbench.cli"]
@@ -320,7 +301,7 @@ def latent(tmp_path, monkeypatch):
             LISTENER.start()
 
     monkeypatch.setattr("flowbench.commands.prerequisites.run_child", child)
-    return ["-c", str(tmp_path / "latent.yaml"), f"run.dir={tmp_path / 'run'}"]
+    return ["-c", str(file), f"run.dir={tmp_path / 'run'}"]
 
 
 def test_a_required_training_that_was_ended_is_not_trained_on(latent, tmp_path, capsys, monkeypatch):

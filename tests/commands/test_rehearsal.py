@@ -20,6 +20,7 @@ from flowbench.evaluation.sample_metric import SampleMetric
 
 from ..contract import outside as dummies
 from ..contract.outside import outside
+from .conftest import AUTOENCODER
 
 BASE = """
 data: {dataset: digits, batch_size: 16}
@@ -51,14 +52,6 @@ model:
   class_path: flowbench.families.STARFlow
   init_args: {width: 16, head_dim: 8, deep_layers: 1, shallow_blocks: 1, shallow_layers: 1}
 requires: {autoencoder: autoencoder.yaml}
-"""
-AUTOENCODER = """
-data: {dataset: digits, batch_size: 16}
-model:
-  class_path: flowbench.families.Autoencoder
-  init_args: {network: {class_path: flowbench.networks.KLAutoencoder, init_args: {width: 8, latent_channels: 2}}}
-trainer: {accelerator: cpu, devices: 1}
-budget: {steps: 2}
 """
 TINY = """
 base: [autoencoder.yaml]

@@ -13,37 +13,21 @@ from flowbench.config import Experiment
 from flowbench.core.rows import read_rows
 from flowbench.training import count_flops
 
-AUTOENCODER = """
-data: {dataset: digits, batch_size: 16}
-model:
-  class_path: flowbench.families.Autoencoder
-  init_args: {network: {class_path: flowbench.networks.KLAutoencoder, init_args: {width: 8, latent_channels: 2}}}
-trainer: {accelerator: cpu, devices: 1}
-budget: {steps: 3}
-"""
-LATENT = """
-data: {dataset: digits, batch_size: 16}
-requires: {autoencoder: autoencoder.yaml}
-model:
-  class_path: flowbench.families.STARFlow
-  init_args: {deep_layers: 1, shallow_blocks: 1, shallow_layers: 1, width: 16, head_dim: 8}
-trainer: {accelerator: cpu, devices: 1}
-evaluator: {num_samples: 8, metrics: {cost: {class_path: flowbench.evaluation.CostReport}}}
-budget: {steps: 2}
-"""
+from .conftest import latent_files
+
+EVALUATOR = "evaluator: {num_samples: 8, metrics: {cost: {class_path: flowbench.evaluation.CostReport}}}\n"
 
 
 def test_what_the_autoencoder_cost_is_a_row_beside_the_flows_own_training(tmp_path, monkeypatch):
     monkeypatch.setenv("FLOWBENCH_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "autoencoder.yaml").write_text(AUTOENCODER)
-    (tmp_path / "latent.yaml").write_text(LATENT)
+    file = latent_files(tmp_path, autoencoder_steps=3, evaluator=EVALUATOR)
 
     def child(command, log, environment):
         runs.fit(Experiment.from_files([command[command.index("-c") + 1]], [command[-1]]))
         return 0
 
     monkeypatch.setattr("flowbench.commands.prerequisites.run_child", child)
-    experiment = Experiment.from_files([tmp_path / "latent.yaml"], [f"run.dir={tmp_path / 'run'}"])
+    experiment = Experiment.from_files([file], [f"run.dir={tmp_path / 'run'}"])
     runs.fit(experiment, test=True)
     rows = {row.metric: row for row in read_rows(tmp_path / "run" / "rows.jsonl")}
     built = Experiment.from_files([tmp_path / "autoencoder.yaml"]).build()

@@ -224,7 +224,7 @@ VALID: dict[str, dict[str, Any] | Callable[[Path], dict[str, Any]]] = {
         "limit": BudgetLimit("steps", 3),
         "flops_per_step": 1,
         "samples_per_step": 1,
-        "max_steps": 3,
+        "num_train": 3,
     },
     "BudgetLimit": {"kind": "steps", "amount": 3},
     "DecoderFineTuning": {"spec": IMAGES, "network": kl, "noise_std": 0.1},
@@ -363,7 +363,7 @@ NEGATIVE: dict[str, set[str]] = {
     },
 }  # fmt: skip
 UNBOUNDED: dict[str, set[str]] = {
-    "operations of a training": {"Budget.flops_per_step", "Budget.max_steps", "BudgetLimit.amount"},
+    "operations of a training": {"Budget.flops_per_step", "BudgetLimit.amount"},
     "squares of the largest number": {"normalized_path_energy.w2_squared"},
 }
 

@@ -23,7 +23,7 @@ def curve(tmp_path) -> list[dict]:
 def fit(tmp_path, steps: int, ckpt=None, **options) -> L.Trainer:
     measure = evaluator({"fd": FrechetDistance("identity"), "nll": NegativeLogLikelihood()}, curve=["fd"])
     limit = BudgetLimit("steps", 6)
-    budget = Budget(limit, flops_per_step=100, samples_per_step=16, max_steps=6)
+    budget = Budget(limit, flops_per_step=100, samples_per_step=16, num_train=100)
     measure.budget = budget
     run = trainer(tmp_path, measure, max_steps=steps, callbacks=[budget, measure], limit_val_batches=1, **options)
     run.fit(flow("tarflow", digits()), digits(), ckpt_path=ckpt, weights_only=True)

@@ -70,7 +70,7 @@ MODULE = SimpleNamespace(device=torch.device("cpu"))
 def test_seconds_are_those_inside_training_steps(durations):
     clock, trainer = Clock(), fake_trainer()
     budget = Budget(
-        BudgetLimit("train_seconds", 5.0), flops_per_step=10, samples_per_step=4, max_steps=None, clock=clock
+        BudgetLimit("train_seconds", 5.0), flops_per_step=10, samples_per_step=4, num_train=100, clock=clock
     )
     spent = 0.0
     for step, duration in enumerate(durations, start=1):
@@ -90,7 +90,7 @@ def test_seconds_are_those_inside_training_steps(durations):
 
 def test_state_round_trip():
     def make() -> Budget:
-        return Budget(BudgetLimit("steps", 8), flops_per_step=1, samples_per_step=1, max_steps=8)
+        return Budget(BudgetLimit("steps", 8), flops_per_step=1, samples_per_step=1, num_train=100)
 
     a, b = make(), make()
     a.steps, a.train_seconds = 4, 1.5
@@ -103,7 +103,7 @@ def test_all_processes_follow_the_clock_of_the_first():
     clocks, trainers = [Clock(), Clock()], [fake_trainer(), fake_trainer()]
     limit = BudgetLimit("train_seconds", 5.0)
     first, second = (
-        Budget(limit, flops_per_step=1, samples_per_step=1, max_steps=None, clock=clock) for clock in clocks
+        Budget(limit, flops_per_step=1, samples_per_step=1, num_train=100, clock=clock) for clock in clocks
     )
     trainers[1].strategy.broadcast = lambda value: first.train_seconds
     for step in range(1, 4):
@@ -127,26 +127,26 @@ def test_what_is_made_before_the_first_step_is_paid_from_the_budget():
 
 def test_preparation_counts_in_operations_and_seconds_and_travels_in_the_checkpoint():
     spent = Preparation(flops=255.0, seconds=2.0)
-    settings = {"flops_per_step": 10, "samples_per_step": 4}
-    budget = Budget(BudgetLimit("train_flops", 1000.0), **settings, max_steps=74, preparation=spent)
+    settings = {"flops_per_step": 10, "samples_per_step": 4, "num_train": 100}
+    budget = Budget(BudgetLimit("train_flops", 1000.0), **settings, preparation=spent)
     budget.steps, budget.train_seconds = 37, 2.0 + 37.0
     assert budget.train_flops == 370 + 255
     assert budget.step_seconds == 37.0
     assert budget.progress == 0.5
     # Where weights are only measured, nothing is prepared: the checkpoint holds what was.
-    other = Budget(BudgetLimit("train_flops", 1000.0), **settings, max_steps=100)
+    other = Budget(BudgetLimit("train_flops", 1000.0), **settings)
     other.load_state_dict(budget.state_dict())
     assert other.preparation == spent
     assert other.max_steps == 74
     assert other.train_flops == 625
-    plain = Budget(BudgetLimit("train_flops", 1000.0), **settings, max_steps=100)
+    plain = Budget(BudgetLimit("train_flops", 1000.0), **settings)
     assert "preparation" not in plain.state_dict(), "as in files of earlier versions"
 
 
 @pytest.mark.parametrize(("kind", "amount"), [("train_seconds", 10.0), ("train_hours", 10.0 / 3600)])
 def test_seconds_before_the_first_step_are_a_part_of_a_limit_of_time(kind, amount):
     """The steps share what is left, and their schedule begins at 0: else warm-up would be skipped."""
-    settings = {"flops_per_step": 1, "samples_per_step": 1, "max_steps": None}
+    settings = {"flops_per_step": 1, "samples_per_step": 1, "num_train": 100}
     budget = Budget(BudgetLimit(kind, amount), **settings, preparation=Preparation(seconds=4.0))
     assert budget.progress == budget.progress_within(0) == 0.0
     budget.steps, budget.train_seconds = 3, 7.0
@@ -156,3 +156,6 @@ def test_seconds_before_the_first_step_are_a_part_of_a_limit_of_time(kind, amoun
     assert budget.exhausted
     with pytest.raises(ValueError, match=rf"{kind}=.* does not pay for one step after 10 s before the first one"):
         Budget(BudgetLimit(kind, amount), **settings, preparation=Preparation(seconds=10.0))
+    lower = Budget(BudgetLimit(kind, 0.3 * amount), **settings)
+    with pytest.raises(ValueError, match=rf"{kind}=.* does not pay for one step after 4 s before the first one"):
+        lower.load_state_dict(budget.state_dict())

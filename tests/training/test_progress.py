@@ -82,7 +82,7 @@ def test_what_begins_is_written_at_once_and_counts_once_a_second(tmp_path, recor
 
 
 def test_a_finished_training_is_no_finished_measurement(tmp_path, records):
-    budget = Budget(BudgetLimit("steps", 5), flops_per_step=1, samples_per_step=1, max_steps=5)
+    budget = Budget(BudgetLimit("steps", 5), flops_per_step=1, samples_per_step=1, num_train=100)
     budget.steps = 5
     file = ProgressFile(tmp_path / "progress.json", budget)
     run = trainer(tmp_path, None)
@@ -95,7 +95,7 @@ def test_whoever_waits_for_a_required_training_is_told_of_it(tmp_path, monkeypat
     note = tmp_path / "note.json"
     monkeypatch.setenv(PROGRESS_FILE, str(note))
     monkeypatch.setattr("flowbench.core.preparation_progress._last", -10.0)
-    budget = Budget(BudgetLimit("steps", 8), flops_per_step=1, samples_per_step=1, max_steps=8)
+    budget = Budget(BudgetLimit("steps", 8), flops_per_step=1, samples_per_step=1, num_train=100)
     budget.steps = 2
     ProgressFile(tmp_path / "autoencoder-0123456789ab" / "progress.json", budget).write(trainer(tmp_path, None), "fit")
     assert json.loads(note.read_text()) == {"what": "training autoencoder, step 2", "fraction": 0.25}

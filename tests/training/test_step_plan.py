@@ -22,7 +22,7 @@ class Training:
         strategy = SimpleNamespace(reduce_boolean_decision=lambda value, all: value, broadcast=lambda value: value)
         self.trainer = SimpleNamespace(global_step=0, should_stop=False, strategy=strategy)
         limit = BudgetLimit("train_hours", hours)
-        settings = {"flops_per_step": 1, "samples_per_step": 1, "max_steps": None}
+        settings = {"flops_per_step": 1, "samples_per_step": 1, "num_train": 100}
         self.budget = Budget(limit, **settings, preparation=Preparation(seconds=before), clock=lambda: self.now)
         if state is not None:
             self.budget.load_state_dict(state)
@@ -126,7 +126,7 @@ def test_fewer_hours_than_are_spent_are_refused():
 
 
 def test_other_limits_have_no_plan():
-    budget = Budget(BudgetLimit("train_seconds", 5), flops_per_step=1, samples_per_step=1, max_steps=None)
+    budget = Budget(BudgetLimit("train_seconds", 5), flops_per_step=1, samples_per_step=1, num_train=100)
     assert budget.plan is None
     assert "planned_steps" not in budget.state_dict()
     assert BudgetLimit("train_hours", 2).seconds == 7200

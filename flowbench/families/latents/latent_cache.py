@@ -51,6 +51,14 @@ class LatentCache:
         rows = index.cpu()
         return self.mean.index_select(0, rows).to(device), self.log_variance.index_select(0, rows).to(device)
 
+    def means(self, index: Tensor) -> Tensor:
+        """Posterior means of some samples as a flow sees them, divided by `scale`, on the CPU.
+
+        Args:
+            index: positions in the training split, int64 (B,), on any device.
+        """
+        return self.mean.index_select(0, index.cpu()) / self.scale
+
 
 def latent_cache(autoencoder: Autoencoder, data: FlowDataModule, device: torch.device) -> LatentCache:
     """Read the cache of a dataset's training split, or make it once per machine.

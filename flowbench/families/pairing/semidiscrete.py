@@ -211,7 +211,7 @@ class SemidiscretePairing(Pairing):
     def _fitted(self, context: PairingContext, data: FlowDataModule, identity: Mapping[str, Any]) -> _Solved:
         device = preparation_device(context.device)
         points = _points(replace(context, device=device), data)
-        chosen = torch.arange(len(points)) if data.train_indices is None else data.train_indices
+        chosen = data.train_places
         rows = self._rows(context, data, chosen)
 
         def duals() -> list[SemidiscreteDual]:
@@ -289,11 +289,10 @@ class SemidiscretePairing(Pairing):
 @torch.no_grad()
 def _points(context: PairingContext, data: FlowDataModule) -> Tensor:
     """The points that are trained on where the flow lives, without what barely moves them, shape (N, d)."""
-    chosen = torch.arange(len(data.split("train"))) if data.train_indices is None else data.train_indices
+    chosen = data.train_places
     latents = cached_latents(context, data)
     if latents is not None:
-        return (latents.mean.index_select(0, chosen) / latents.scale).flatten(1).to(context.device)
-    centres = copy.copy(data)
-    centres.trainer, centres.dequantize = None, "none"
+        return latents.means(chosen).flatten(1).to(context.device)
+    centres = data.centred()
     parts = [centres.model_values("train", rows).to(context.device) for rows in chosen.split(ENCODING_BATCH)]
     return torch.cat([context.space.encode_mean(part).flatten(1) for part in parts])

@@ -165,9 +165,7 @@ class _Stream:
         self.batch_size = data.batch_size
         self.local = data.batch_size // self.world_size
         self.size = options.oversample * (data.batch_size if options.gather else self.local)
-        # A datamodule without a trainer serves whole global batches; bins' centres need no noise drawn.
-        self.data = copy.copy(data)
-        self.data.trainer, self.data.dequantize = None, "none"
+        self.data = data.centred()
         self.latents = cached_latents(context, data)
         self.solves = self.rank == 0 or not options.gather
         self.num_threads = torch.get_num_threads()
@@ -282,7 +280,7 @@ class _Stream:
         """Data of some batches where the flow lives, without noise, on the CPU."""
         if self.latents is not None:
             index = torch.cat([batch.index for batch in batches if batch.index is not None])
-            return self.latents.mean.index_select(0, index.cpu()) / self.latents.scale
+            return self.latents.means(index)
         device = (
             self.context.device if self.context.space.checksum else torch.device("cpu")
         )  # only weights are worth the way
