@@ -436,7 +436,7 @@ def test_a_round_straightens_a_trained_flow_and_keeps_its_samples(tmp_path, cach
 def test_a_field_trained_at_one_time_has_no_density():
     teacher = FlowMatching(PLANE, NETWORK)
     perturb(teacher)
-    flow = student(teacher.eval(), network=NETWORK, times=PointTimes(0.0), solver=Euler(num_steps=1)).eval()
+    flow = student(teacher.eval(), times=PointTimes(0.0), solver=Euler(num_steps=1)).eval()
     assert (flow.density, flow.solved_density()) == ("none", None)
     facts = flow.describe()
     assert (facts.likelihood, facts.has_velocities) == ("none", False)
