@@ -165,18 +165,35 @@ class DiT(VelocityNetwork):
 
     def velocity(self, x: Tensor, embedding: Tensor) -> Tensor:
         """See :meth:`VelocityNetwork.velocity`."""
+        return self.read_out(self.features(x, embedding))
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """Tokens and their width."""
+        return (self.grid[0] * self.grid[1], self.output.in_features)
+
+    def features(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """See :meth:`VelocityNetwork.features`."""
         x_BND, condition_BD = self._start(x, embedding)
         for block in self.blocks:
             x_BND = block(x_BND, condition_BD)
-        return self._finish(x_BND, condition_BD)
+        return self._last(x_BND, condition_BD)
+
+    def read_out(self, features: Tensor) -> Tensor:
+        """See :meth:`VelocityNetwork.read_out`."""
+        return self.unpatchify(self.output(features))
 
     def _start(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B, N, D) and activated conditioning (B, D)."""
         return self.input(self.patchify(x)) + self.positions, silu(embedding)
 
-    def _finish(self, x_BND: Tensor, condition_BD: Tensor) -> Tensor:
+    def _last(self, x_BND: Tensor, condition_BD: Tensor) -> Tensor:
+        """Tokens as the last layer reads them."""
         shift, scale = self.modulation(condition_BD)[:, None].chunk(2, dim=-1)
-        return self.unpatchify(self.output(_modulate(self.norm(x_BND), shift, scale)))
+        return _modulate(self.norm(x_BND), shift, scale)
+
+    def _finish(self, x_BND: Tensor, condition_BD: Tensor) -> Tensor:
+        return self.read_out(self._last(x_BND, condition_BD))
 
     def patchify(self, x: Tensor) -> Tensor:
         """Cut images (B, C, H, W) into row-major patches (B, N, C * patch_size**2)."""

@@ -88,8 +88,21 @@ class MLP(VelocityNetwork):
 
     def velocity(self, x: Tensor, embedding: Tensor) -> Tensor:
         """See :meth:`VelocityNetwork.velocity`."""
+        return self.read_out(self.features(x, embedding))
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """The width."""
+        return (self.output.in_features,)
+
+    def features(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """See :meth:`VelocityNetwork.features`."""
         hidden, embedding = self.input(x), silu(embedding)
         for layer in self.layers:
             hidden = layer(hidden, embedding)
-        velocity: Tensor = self.output(silu(hidden))
+        return silu(hidden)
+
+    def read_out(self, features: Tensor) -> Tensor:
+        """See :meth:`VelocityNetwork.read_out`."""
+        velocity: Tensor = self.output(features)
         return velocity

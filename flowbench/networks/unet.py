@@ -158,6 +158,15 @@ class UNet(VelocityNetwork):
 
     def velocity(self, x: Tensor, embedding: Tensor) -> Tensor:
         """See :meth:`VelocityNetwork.velocity`."""
+        return self.read_out(self.features(x, embedding))
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """The last feature map."""
+        return (self.output.in_channels, *self.shape[1:])
+
+    def features(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """See :meth:`VelocityNetwork.features`."""
         hidden = self.stem(x)
         skips = [hidden]
         for stage in self.encoder:
@@ -168,7 +177,11 @@ class UNet(VelocityNetwork):
         for stage in self.decoder:
             inputs = torch.cat([hidden, skips.pop()], dim=1) if stage.takes_skip else hidden
             hidden = stage(inputs, embedding)
-        velocity: Tensor = self.output(silu(self.norm(hidden)))
+        return silu(self.norm(hidden))
+
+    def read_out(self, features: Tensor) -> Tensor:
+        """See :meth:`VelocityNetwork.read_out`."""
+        velocity: Tensor = self.output(features)
         return velocity
 
 

@@ -86,6 +86,55 @@ class VelocityNetwork(nn.Module, ABC):
             Velocities, shape (B, *shape).
         """
 
+    @property
+    def feature_shape(self) -> tuple[int, ...] | None:
+        """Shape of one sample's :meth:`features`; None for a network that gives none."""
+        return None
+
+    def features(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """What the last layer makes velocities of, for heads that read it too: with :meth:`read_out` it is `velocity`.
+
+        Args:
+            x: as :meth:`velocity` takes them.
+            embedding: likewise.
+
+        Returns:
+            Shape (B, *feature_shape).
+
+        Raises:
+            ValueError: by a network that gives none.
+        """
+        raise self._without_features()
+
+    def read_out(self, features: Tensor) -> Tensor:
+        """Velocities (B, *shape) of features (B, *feature_shape): the last layer.
+
+        Raises:
+            ValueError: by a network that gives none.
+        """
+        raise self._without_features()
+
+    def _without_features(self) -> ValueError:
+        return ValueError(f"{type(self).__name__} gives no features of its last layer: take MLP, DiT or UNet")
+
+    def with_features(
+        self,
+        x: Tensor,
+        t: Tensor,
+        label: Tensor | None = None,
+        condition: Tensor | None = None,
+        end: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Velocities (B, *shape) and the features (B, *feature_shape) that they are made of, by one evaluation.
+
+        The arguments and errors are those of :meth:`forward`.
+
+        Raises:
+            ValueError: by a network that gives no features.
+        """
+        features = self.features(*self._prepared(x, t, label, condition, end))
+        return self.read_out(features), features
+
     def forward(
         self,
         x: Tensor,
@@ -116,13 +165,19 @@ class VelocityNetwork(nn.Module, ABC):
             ValueError: a shape or dtype does not fit, labels, a condition or an end were given to a network without
                 them, or its condition is missing.
         """
+        return self.velocity(*self._prepared(x, t, label, condition, end))
+
+    def _prepared(
+        self, x: Tensor, t: Tensor, label: Tensor | None, condition: Tensor | None, end: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """What :meth:`velocity` is given, checked."""
         self._check(x, t, label)
         self._check_condition(x, condition)
         inputs = x if condition is None else torch.cat([x, condition.to(x)], dim=1)
         if end is None:
-            return self.velocity(inputs, self.embedding(t.expand(x.shape[0]), label))
+            return inputs, self.embedding(t.expand(x.shape[0]), label)
         self._check_end(x, end)
-        return self.velocity(inputs, self.embedding(t.expand(x.shape[0]), label, (end - t).expand(x.shape[0])))
+        return inputs, self.embedding(t.expand(x.shape[0]), label, (end - t).expand(x.shape[0]))
 
     def _check_end(self, x: Tensor, end: Tensor) -> None:
         name, batch = type(self).__name__, tuple(x.shape[:1])
