@@ -9,6 +9,7 @@ from flowbench.families.conditioning.condition import Condition, SpatialConditio
 from flowbench.families.conditioning.inpainting import InpaintingConditioner
 from flowbench.families.conditioning.semantic import SemanticConditioner
 from flowbench.families.description import Description
+from flowbench.families.divergence_head import DivergenceHead
 from flowbench.families.flow_map import FlowMap
 from flowbench.families.flow_matching import FlowMatching
 from flowbench.families.latent_cfm import LatentCFM
@@ -56,6 +57,7 @@ __all__ = [
     "Denoiser",
     "Description",
     "DiffusersAutoencoder",
+    "DivergenceHead",
     "FlowMap",
     "FlowMatching",
     "FlowModule",

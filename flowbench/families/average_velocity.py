@@ -54,13 +54,21 @@ class AverageVelocityNetwork:
             found: Tensor = self.network(x, start, self.condition.label, self.condition.values, end)
             return found
 
+    def with_features(self, x: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+        """As a call, with the features that the velocities are made of, shape (B, *F)."""
+        with self._same_masks():
+            found: tuple[Tensor, Tensor] = self.network.with_features(
+                x, start, self.condition.label, self.condition.values, end
+            )
+            return found
+
     def rows(self, rows: slice) -> AverageVelocityNetwork:
         """The same for some points of the batch."""
-        return self._with(self.condition.rows(rows))
+        return self.under(self.condition.rows(rows))
 
     def without_labels(self) -> AverageVelocityNetwork:
         """The same without labels."""
-        return self._with(replace(self.condition, label=None))
+        return self.under(replace(self.condition, label=None))
 
     def together(self, parts: Sequence[Part]) -> list[Tensor]:
         """Average velocities of several parts by one evaluation; by one each where masks are to be shared."""
@@ -68,9 +76,10 @@ class AverageVelocityNetwork:
             return [self.rows(part.rows)(*part[:3]) for part in parts]
         condition = Condition.joined([self.condition.rows(part.rows) for part in parts])
         inputs = (torch.cat(values) for values in zip(*(part[:3] for part in parts), strict=True))
-        return list(self._with(condition)(*inputs).split([len(part.x) for part in parts]))
+        return list(self.under(condition)(*inputs).split([len(part.x) for part in parts]))
 
-    def _with(self, condition: Condition) -> AverageVelocityNetwork:
+    def under(self, condition: Condition) -> AverageVelocityNetwork:
+        """The same under another condition."""
         found = AverageVelocityNetwork(self.network, condition, training=False)
         found._masks = self._masks
         return found

@@ -198,6 +198,23 @@ class FlowModule(FittedModule):
         """
         return None
 
+    def head_density(self, network_evaluations: int | None = None) -> SolvedDensity | None:
+        """An estimate of the log-density from learned divergences, by so many evaluations; of flow maps with a head.
+
+        It is a likelihood of its own kind, `head`: no density, and no bound. See :meth:`solved_density` for the other
+        kind of estimate.
+
+        Args:
+            network_evaluations: evaluations of the estimate; None takes those of the sampler.
+
+        Returns:
+            None where nothing learned divergences.
+
+        Raises:
+            ValueError: when those evaluations cannot be spent.
+        """
+        return None
+
     @abstractmethod
     def trajectory(
         self, noise: Tensor, condition: Condition | Tensor | None = None, num_points: int = 33

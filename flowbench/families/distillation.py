@@ -112,10 +112,14 @@ class VelocityTeacher:
 
     def field(self, condition: Condition, device: torch.device) -> Field:
         """The velocity under the conditions of some points, on their device, without gradients."""
-        found = self._frozen.on(device).field(condition, self.guidance)
+        found = self.differentiable_field(condition, device)
 
         def velocity(t: Tensor, x: Tensor) -> Tensor:
             with torch.no_grad():
                 return found(t, x)
 
         return velocity
+
+    def differentiable_field(self, condition: Condition, device: torch.device) -> Field:
+        """The same with gradients by the states, which its divergence takes; none reach the weights."""
+        return self._frozen.on(device).field(condition, self.guidance)

@@ -18,30 +18,36 @@ from flowbench.core.checks import check_number
 from flowbench.core.contract import shaped
 from flowbench.data import Batch, DataSpec, FlowDataModule
 from flowbench.evaluation.override import SamplerOverride
+from flowbench.families.answers import SolvedDensity
 from flowbench.families.average_velocity import AverageVelocityNetwork, Part
 from flowbench.families.base import FlowModule, FlowSamples, NetworkFactory
 from flowbench.families.conditioning.base import guided_network
 from flowbench.families.conditioning.condition import Condition
 from flowbench.families.description import Description
 from flowbench.families.distillation import VelocityTeacher
+from flowbench.families.divergence_head import DivergenceHead, JointNetwork, RestingBatch
 from flowbench.families.flow_matching import FlowMatching
 from flowbench.families.latents.space import Space
 from flowbench.families.network_evaluations import CountedNetwork, spending
 from flowbench.families.pairing.base import Pairs
 from flowbench.flows import (
+    BothWays,
     ClassifierFreeGuidance,
     Composition,
+    Field,
     FlowMapObjective,
     Guidance,
     JumpBatch,
     Jumps,
     JumpTimes,
+    Likelihood,
     LinearPath,
     PathSample,
     SolutionConsistency,
     Source,
     UniformWeight,
 )
+from flowbench.flows.flow_map.divergence import jumped_log_likelihood
 from flowbench.training.count import Count, count_flops
 from flowbench.training.module import Loss
 from flowbench.training.parallel import shards_weights
@@ -58,6 +64,7 @@ class FlowMap(FlowMatching):
     A share of every batch, the diagonal, has s = t and learns the velocity as flow matching does; the rest jumps, and
     learns by an objective what average velocities must be. Samples take one evaluation a jump. Paths, encodings and
     likelihoods are those of the ODE of the velocity u(x, t, t), as of any matching flow: one checkpoint gives both.
+    With a divergence head :meth:`head_density` estimates log-densities by a few jumps from the data to the source too.
     Couplings, weights, sources, latents, conditions and guidance are those of :class:`FlowMatching`.
 
     References:
@@ -68,7 +75,8 @@ class FlowMap(FlowMatching):
         spec: the data's shape, classes and value grid.
         network: builds a velocity network of two times (``second_time: true``).
         map_objective: what teaches jumps; None is :class:`~flowbench.flows.SolutionConsistency`.
-        jump_times: between which times; None is the objective's own choice. Samples take no other jumps.
+        jump_times: between which times; None is the objective's own choice, with a divergence head
+            :class:`~flowbench.flows.BothWays` of it. Samples take no other jumps.
         diagonal: share of every batch that learns the velocity at one time, in (0, 1]; rounded to whole samples.
         jumps: how samples are drawn; None is one jump.
         target_guidance: scale w of the guidance that is trained in, >= 0, for conditional flows, so that samples need
@@ -76,6 +84,7 @@ class FlowMap(FlowMatching):
             teacher's is guided. 1 is none.
         teacher: a trained flow whose velocity takes the place of the pairs': distillation; None learns from the data.
         initialise_from_teacher: start from the teacher's weights; it must have the same network but for its one time.
+        divergence_head: what learns the average divergences of jumps; None: nothing does.
         space: where the flow lives; None is beside the teacher, or the data space.
         source: where it starts; None is the teacher's, or the standard normal.
         options: the other axes of :class:`FlowMatching`; `path` is the straight line.
@@ -109,6 +118,7 @@ class FlowMap(FlowMatching):
         target_guidance: float = 1.0,
         teacher: FlowModule | None = None,
         initialise_from_teacher: bool = True,
+        divergence_head: DivergenceHead | None = None,
         space: Space | None = None,
         source: Source | None = None,
         **options: Any,
@@ -116,7 +126,8 @@ class FlowMap(FlowMatching):
         check_number("diagonal", diagonal, above=0, at_most=1, hint="1 is flow matching")
         check_number("target_guidance", target_guidance, at_least=0, hint="1 is none")
         self.map_objective = map_objective or SolutionConsistency()
-        self.jump_times = jump_times or self.map_objective.default_times
+        self.divergence_head = divergence_head
+        self.jump_times = jump_times or self._default_times()
         self.map_objective.check_times(self.jump_times)
         self.diagonal = diagonal
         self.jumps = jumps or Composition()
@@ -133,10 +144,23 @@ class FlowMap(FlowMatching):
             self.check_guidance(target_guidance)
         self._check_weight_power()
         self._intervals(self.jumps)
+        self.head = None if divergence_head is None else divergence_head.build(self.network)
+        self._density_jumps(1)
         if self.teacher is not None:
             self.teacher.check(self.pairing_context)
             if initialise_from_teacher:
                 self.teacher.initialise(self.network)
+
+    def _default_times(self) -> JumpTimes:
+        times = self.map_objective.default_times
+        if self.divergence_head is None:
+            return times
+        if not self.map_objective.goes_back:
+            raise ValueError(
+                f"{self.map_objective!r} trains jumps to later times alone, and the density of a divergence head jumps "
+                "back to the source: take Progressive"
+            )
+        return BothWays(times)
 
     def check_axes(self) -> None:
         """Also refuse other paths than the straight line, and renoising where pairs are not independent."""
@@ -191,8 +215,13 @@ class FlowMap(FlowMatching):
     # ---- training -------------------------------------------------------------------------------------
 
     def check_training(self, data: FlowDataModule, trainer: L.Trainer | None = None) -> None:
-        """Also refuse forward-mode derivatives of sharded weights."""
+        """Also refuse forward-mode derivatives of sharded weights, and a divergence head on them."""
         super().check_training(data, trainer)
+        if self.head is not None and trainer is not None and shards_weights(trainer.strategy):
+            raise ValueError(
+                f"a divergence head reads features, which {type(trainer.strategy).__name__} does not gather: use "
+                "trainer.strategy=ddp, or leave divergence_head out"
+            )
         if self.map_objective.uses_forward_mode and trainer is not None and shards_weights(trainer.strategy):
             raise ValueError(
                 f"{self.map_objective!r} differentiates the network in forward mode, which sharded weights cannot do: "
@@ -208,7 +237,8 @@ class FlowMap(FlowMatching):
     def loss(self, points: Tensor, condition: Condition, batch: Batch, generator: torch.Generator) -> Loss:
         """Mean squared error of the velocity on the diagonal, and of the objective's residual on the samples that jump.
 
-        Both are averaged over dimensions, weighted by the pair, and averaged over the batch.
+        Both are averaged over dimensions, weighted by the pair, and averaged over the batch; those of a divergence head
+        are added.
         """
         pairs = self.pairing.pairs(self.pairing_context, points, condition.label, batch, generator)
         precise = autocast_off(points.device) if self.map_objective.needs_full_precision else nullcontext()
@@ -251,7 +281,15 @@ class FlowMap(FlowMatching):
         if num_jumps < num:
             errors.append((found[-1] - velocity[resting]).float().square().flatten(1).mean(1))
             metrics["diagonal_loss"] = errors[-1].detach().mean()
-        return torch.cat(errors), metrics
+        if self.divergence_head is None or self.head is None:
+            return torch.cat(errors), metrics
+        # Last, so that all the draws of the map are those without a head.
+        rest = RestingBatch(point.xt[resting], start[resting], self._differentiable_teacher(given.rows(resting)))
+        of_head, logged = self.divergence_head.errors(JointNetwork(network, self.head), jumps, rest, generator)
+        return torch.cat(errors) + of_head, {**metrics, **logged}
+
+    def _differentiable_teacher(self, given: Condition) -> Field | None:
+        return None if self.teacher is None else self.teacher.differentiable_field(given, self.weights_device)
 
     def _velocity(self, network: AverageVelocityNetwork, point: PathSample, given: Condition, learned: slice) -> Tensor:
         """What velocities are learned from, of these points; of the others those of the pairs; shape (B, *D)."""
@@ -338,6 +376,33 @@ class FlowMap(FlowMatching):
                 raise ValueError(
                     f"{jumps!r} jumps from {start:g} to {end:g}, but {self.jump_times!r} trains "
                     f"{self.jump_times.covered}: take another number, or Renoise, which jumps to the data"
+                )
+        return jumps
+
+    # ---- densities by jumps -----------------------------------------------------------------------------
+
+    def head_density(self, network_evaluations: int | None = None) -> SolvedDensity | None:
+        """See :meth:`FlowModule.head_density`; by as many jumps of equal length from the data to the source."""
+        if self.head is None:
+            return None
+        number = self.jumps.num_jumps if network_evaluations is None else network_evaluations
+        return SolvedDensity(partial(self._jumped_likelihood, number), repr(self._density_jumps(number)))
+
+    def _jumped_likelihood(
+        self, num_jumps: int, x: Tensor, condition: Condition, index: Tensor, seed: int
+    ) -> Likelihood:
+        assert self.head is not None, "asked above"
+        joint = JointNetwork(AverageVelocityNetwork(self.network, condition, training=False), self.head)
+        return jumped_log_likelihood(joint, x, self.source.log_prob, num_jumps)
+
+    def _density_jumps(self, num_jumps: int) -> Composition:
+        """Jumps of equal length; with a divergence head those from the data to the source are trained."""
+        jumps = Composition(num_jumps)
+        for start, end in jumps.intervals:
+            if self.head is not None and not self.jump_times.covers(end, start):
+                raise ValueError(
+                    f"the density of a divergence head jumps from {end:g} to {start:g}, but {self.jump_times!r} trains "
+                    f"{self.jump_times.covered}: take BothWays"
                 )
         return jumps
 

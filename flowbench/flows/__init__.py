@@ -27,7 +27,7 @@ from flowbench.flows.flow_map.lagrangian import Lagrangian
 from flowbench.flows.flow_map.mean_flow import MeanFlow
 from flowbench.flows.flow_map.semigroup import Progressive, Shortcut
 from flowbench.flows.flow_map.solution import ConsistencyTraining, JumpsToData, SolutionConsistency
-from flowbench.flows.flow_map.times import DyadicPairs, JumpTimes, LogitNormalPairs, UniformPairs
+from flowbench.flows.flow_map.times import BothWays, DyadicPairs, JumpTimes, LogitNormalPairs, UniformPairs
 from flowbench.flows.guidance.classifier_free import ClassifierFreeGuidance, Guidance
 from flowbench.flows.guidance.ratio_aware import RatioAwareGuidance, RatioProfile, ratio_profile
 from flowbench.flows.likelihood.change_of_variables import (
@@ -68,6 +68,7 @@ __all__ = [
     "AutoregressiveFlow",
     "AutoregressiveGuidance",
     "Bijector",
+    "BothWays",
     "ButcherTableau",
     "CausalNetwork",
     "ClassifierFreeGuidance",

@@ -15,6 +15,7 @@ from flowbench.families import (
     BiFlow,
     ConditionedNoise,
     DecoderDenoiser,
+    DivergenceHead,
     FlowMap,
     FlowMatching,
     FlowModule,
@@ -108,12 +109,14 @@ CASES = [
     ("map_lagrangian", POINTS),
     ("map_meanflow", IMAGES),
     ("map_consistency", POINTS),
+    ("map_head", POINTS),
 ]
 IDS = [f"{name}-{spec.name}" for name, spec in CASES]
 # Cases whose code a sibling runs too, but for what has tests of its own: slow tests.
 LIKE_A_SIBLING = {
     "biflow-images", "biflow_noisy-images", "biflow_end-images", "cfm_data-images",
     "cfm_noise-points", "map-images", "map_progressive-points", "map_lagrangian-points", "map_consistency-points",
+    "map_head-points",
     "tarflow_noise_conditioned-images",
 }  # fmt: skip
 
@@ -190,6 +193,7 @@ def variant(name: str) -> dict:
         "map_lagrangian": {"map_objective": Lagrangian()},
         "map_meanflow": {"map_objective": MeanFlow(tangent="self"), "diagonal": 0.25},
         "map_consistency": {"map_objective": ConsistencyTraining(), "jumps": Renoise()},
+        "map_head": {"map_objective": Progressive(), "divergence_head": DivergenceHead(widths=[8])},
     }.get(name, {})
 
 

@@ -24,6 +24,9 @@ GOLDEN_MIXTURE = {
     (0.2, 0.7, -0.4): (-0.722421, 0.629777),
     (0.9, 0.1, 1.7): (0.871816, 1.759947),
 }
+# log |dX/dx| at the same (s, t, x).
+LOG_DETERMINANTS = (-0.693147, -0.559015, -0.419165, 0.670587)
+LOG_DETERMINANTS_MIXTURE = (-0.192520, -0.209698, 1.624397, 0.357690)
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,15 @@ class GaussianMap:
         first, last = self.deviation(s), self.deviation(t)
         rate = ((1 + self.std**2) * (t + s) - 2) / (last + first)  # (S_t - S_s) / (t - s)
         return self.mean + rate / first * (x - s * self.mean)
+
+    def divergence(self, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        """log(S_t / S_s) / (t - s), per dimension, shape (B,); the same for all x."""
+        same = s == t
+        slope = (t * self.std**2 - (1 - t)) / self.deviation(t) ** 2
+        return torch.where(same, slope, (self.deviation(t) / self.deviation(s)).log() / torch.where(same, 1.0, t - s))
+
+    def joint(self, x: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self(x, s, t), self.divergence(x, s, t)
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
         """E[x1 - x0 | x_t = x]."""
@@ -79,6 +91,19 @@ class MixtureMap:
         """The distribution function of x_t."""
         z, weights, _ = self._parts(x, t)
         return (weights * 0.5 * torch.erfc(-z / math.sqrt(2))).sum(-1)
+
+    def log_prob(self, x: Tensor, t: Tensor) -> Tensor:
+        """Log-density of x_t, shape (B, 1)."""
+        z, weights, deviations = self._parts(x, t)
+        return (weights.log() - z.square() / 2 - deviations.log()).logsumexp(-1) - math.log(2 * math.pi) / 2
+
+    def divergence(self, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        """Average divergence along the path, shape (B,); s != t."""
+        change = self.log_prob(x, s) - self.log_prob(self.carried(x, s, t), t)
+        return change.squeeze(1) / (t - s)
+
+    def joint(self, x: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self(x, s, t), self.divergence(x, s, t)
 
     def carried(self, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
         """X(x, s, t), shape (B, 1)."""

@@ -15,6 +15,7 @@ from flowbench.families.average_velocity import AverageVelocityNetwork
 from flowbench.families.conditioning.condition import Condition
 from flowbench.families.family_contract import perturb
 from flowbench.flows import (
+    BothWays,
     Composition,
     ConsistencyTraining,
     DyadicPairs,
@@ -394,6 +395,8 @@ def test_pairs_have_their_distributions():
         LogitNormalPairs(LogitNormalTimes(-2.0), LogitNormalTimes(2.0)),
         DyadicPairs(levels=3),
         JumpsToData(),
+        BothWays(),
+        BothWays(JumpsToData()),
     ],
     ids=repr,
 )
@@ -408,6 +411,9 @@ def test_the_jumps_that_are_drawn_are_covered_and_others_are_far_from_them(times
         (0.3, 1.0),
         (0.25, 0.75),
         (0.5, 0.5625),
+        (1.0, 0.0),
+        (0.7, 0.3),
+        (1.0, 0.3),
     ):
         nearest = (drawn - torch.tensor(jump, dtype=torch.float64)).abs().amax(1).min()
         assert times.covers(*jump) == bool(nearest < 0.03), jump

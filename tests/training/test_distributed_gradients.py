@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from flowbench.data import Batch
-from flowbench.families import Condition
+from flowbench.families import Condition, DivergenceHead
 from flowbench.flows import (
     ConsistencyTraining,
     Lagrangian,
@@ -127,11 +127,13 @@ MAPS = {
     "improved": MeanFlow(tangent="self"),
     "meanflow_difference": MeanFlow(derivative="difference"),
     "consistency": ConsistencyTraining(),
+    "head": Progressive(),  # its divergence is learned from a derivative by the states inside the step
 }
+HEADS = {"head": {"divergence_head": DivergenceHead(widths=[8])}}
 
 
 def flow_map(name: str) -> nn.Module:
-    return build("map", IMAGES, conditional=True, map_objective=MAPS[name])
+    return build("map", IMAGES, conditional=True, map_objective=MAPS[name], **HEADS.get(name, {}))
 
 
 class MapTraining(nn.Module):

@@ -18,10 +18,21 @@ from flowbench.flows.flow_map.derivative import AverageVelocity, Derivative, che
 from flowbench.flows.flow_map.times import JumpTimes, UniformPairs
 from flowbench.flows.solver.base import Field
 
-__all__ = ["ANYWHERE", "TO_DATA", "WEIGHT_OFFSET", "DifferentiatedObjective", "FlowMapObjective", "JumpBatch", "jumped"]
+__all__ = [
+    "ANYWHERE",
+    "BACK",
+    "TO_DATA",
+    "WEIGHT_OFFSET",
+    "DifferentiatedObjective",
+    "FlowMapObjective",
+    "JumpBatch",
+    "jumped",
+]
 
 WEIGHT_OFFSET = 1e-3
 ANYWHERE = (1 / 3, 2 / 3)
+BACK = (2 / 3, 1 / 3)
+FROM_DATA = (1.0, 1 / 3)
 TO_DATA = (1 / 3, 1.0)
 
 
@@ -32,7 +43,7 @@ class JumpBatch:
     Attributes:
         x: points of the path at `start`, shape (B, *D).
         start: s, shape (B,).
-        end: t > s, shape (B,).
+        end: t > s, shape (B,); of jumps back to the source, t < s.
         velocity: what the velocity at (x, s) is learned from, without gradient: that of the pair, or a guided or
             taught one where the objective needs it, shape (B, *D).
         teacher: the velocity field b of a teacher; None: the average velocity's own at equal times.
@@ -55,7 +66,7 @@ class JumpBatch:
 
     @property
     def length(self) -> Tensor:
-        """Of each jump, t - s, shape (B,)."""
+        """Of each jump, t - s, shape (B,); below 0 of one back to the source."""
         return self.end - self.start
 
 
@@ -74,6 +85,7 @@ class FlowMapObjective(ABC):
             and taught ones are not computed.
         needed_jump: a jump (s, t) between times of no grid that must be trained, so that what it compares is: of most,
             from anywhere to anywhere.
+        goes_back: whether it can train jumps from later to earlier times too.
 
     Args:
         weight_power: p of the weight 1 / (e + 0.001)^p of a jump with mean squared residual e, in [0, 1]. Above 0 the
@@ -97,6 +109,7 @@ class FlowMapObjective(ABC):
     needs_full_precision: bool = False
     needs_velocity: bool = True
     needed_jump: tuple[float, float] = ANYWHERE
+    goes_back: bool = False
 
     def __init__(self, weight_power: float = 0.0) -> None:
         check_number("weight_power", weight_power, at_least=0, at_most=1, hint="0 weights all jumps alike")
@@ -109,10 +122,23 @@ class FlowMapObjective(ABC):
 
     def check_times(self, times: JumpTimes) -> None:
         """Refuse (ValueError) pairs of times that it cannot be trained on: its target would rest on untrained jumps."""
+        self._check_direction(times)
         if not times.covers(*self.needed_jump):
             where = "from anywhere to the data" if self.needed_jump == TO_DATA else "from anywhere to anywhere"
             raise ValueError(
                 f"{self!r} compares jumps {where}, but {times!r} trains {times.covered}: take UniformPairs, say"
+            )
+
+    def _check_direction(self, times: JumpTimes) -> None:
+        """Refuse jumps to earlier times of an objective without them, and some such jumps without all."""
+        if not (times.covers(*BACK) or times.covers(*FROM_DATA)):
+            return
+        if not self.goes_back:
+            raise ValueError(f"{self!r} trains jumps to later times alone, got {times!r}: take Progressive")
+        if not times.covers(*BACK):
+            raise ValueError(
+                f"{self!r} compares jumps from anywhere to earlier times, but {times!r} trains {times.covered}: take "
+                "BothWays without times"
             )
 
     def ends(self, batch: JumpBatch) -> tuple[Tensor, ...]:

@@ -42,6 +42,7 @@ class Progressive(FlowMapObjective):
     """
 
     needs_velocity = False
+    goes_back = True
 
     def __init__(self, split: Split = "midpoint", weight_power: float = 0.0) -> None:
         super().__init__(weight_power)

@@ -73,6 +73,7 @@ class SolutionConsistency(_LaterPoint):
     """
 
     needed_jump = TO_DATA
+    goes_back = True
 
     def __init__(self, first: float = 0.1, last: float = 0.002, weight_power: float = 0.0) -> None:
         super().__init__(first, last, weight_power)
@@ -159,6 +160,7 @@ class ConsistencyTraining(_LaterPoint):
 
     def check_times(self, times: JumpTimes) -> None:
         """Only jumps to the data will do, and from anywhere."""
+        self._check_direction(times)
         if times.covers(*ANYWHERE) or not times.covers(*TO_DATA):
             raise ValueError(f"ConsistencyTraining compares jumps to the data, got {times!r}: take JumpsToData")
 

@@ -1,4 +1,4 @@
-"""From where to where a flow map is trained to jump: distributions of pairs of times 0 <= s < t <= 1."""
+"""From where to where a flow map is trained to jump: distributions of pairs of times."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 from flowbench.core.checks import check_count
 from flowbench.flows.time import LogitNormalTimes
 
-__all__ = ["SHORTEST", "DyadicPairs", "JumpTimes", "LogitNormalPairs", "UniformPairs"]
+__all__ = ["SHORTEST", "BothWays", "DyadicPairs", "JumpTimes", "LogitNormalPairs", "UniformPairs"]
 
 # Jumps are never shorter, so that quotients by their length keep three digits in float32.
 SHORTEST = 1e-3
 
 
 class JumpTimes(ABC):
-    """A distribution of the times (s, t) between which a flow map is trained, 0 <= s < t <= 1.
+    """A distribution of the times (s, t) between which a flow map is trained, in [0, 1]: s < t but for `BothWays`.
 
     It weights jumps in the loss: the same map is optimal under all of them, at the jumps that they cover.
 
@@ -35,7 +35,7 @@ class JumpTimes(ABC):
         (tensor([0., 0.]), tensor([1., 1.]))
     """
 
-    covered: str = "all jumps"
+    covered: str = "all jumps to later times"
 
     @abstractmethod
     def sample(self, num: int, generator: torch.Generator, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
@@ -43,7 +43,7 @@ class JumpTimes(ABC):
 
     @abstractmethod
     def covers(self, start: float, end: float) -> bool:
-        """Whether the jump between two times, 0 <= start < end <= 1, is drawn, or others as near to it as one likes."""
+        """Whether the jump between two times, start != end, is drawn, or others as near to it as one likes."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -68,7 +68,7 @@ class UniformPairs(JumpTimes):
 
     def covers(self, start: float, end: float) -> bool:
         """All jumps."""
-        return True
+        return start < end
 
 
 class LogitNormalPairs(JumpTimes):
@@ -99,7 +99,7 @@ class LogitNormalPairs(JumpTimes):
 
     def covers(self, start: float, end: float) -> bool:
         """All jumps."""
-        return True
+        return start < end
 
     def __repr__(self) -> str:
         return f"LogitNormalPairs(start={self.start!r}, end={self.end!r})"
@@ -154,6 +154,42 @@ class DyadicPairs(JumpTimes):
 
     def __repr__(self) -> str:
         return f"DyadicPairs(levels={self.levels})"
+
+
+class BothWays(JumpTimes):
+    """The pairs of another distribution, half of them turned round: jumps to the data, and back to the source.
+
+    Densities of a divergence head jump from the data to the source, so its flow map needs both.
+
+    Args:
+        times: the distribution; None is :class:`UniformPairs`, which fills the whole square then.
+
+    Example:
+        >>> start, end = BothWays().sample(1000, torch.Generator().manual_seed(0))
+        >>> round((start < end).float().mean().item(), 1), UniformPairs().covers(1.0, 0.0), BothWays().covers(1.0, 0.0)
+        (0.5, False, True)
+    """
+
+    def __init__(self, times: JumpTimes | None = None) -> None:
+        self.times = times or UniformPairs()
+
+    def sample(self, num: int, generator: torch.Generator, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """A pair, then whether it is turned round."""
+        start, end = self.times.sample(num, generator, device)
+        turned = (torch.rand(num, generator=generator, device=generator.device) < 0.5).to(device)
+        return torch.where(turned, end, start), torch.where(turned, start, end)
+
+    def covers(self, start: float, end: float) -> bool:
+        """Jumps whose times, in one order or the other, are drawn."""
+        return self.times.covers(start, end) or self.times.covers(end, start)
+
+    @property
+    def covered(self) -> str:  # type: ignore[override]
+        """See :class:`JumpTimes`."""
+        return f"{self.times.covered}, and back"
+
+    def __repr__(self) -> str:
+        return f"BothWays(times={self.times!r})"
 
 
 def _ordered(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
