@@ -51,6 +51,8 @@ def read_sides(claim: Claim, results: Results, problem: str) -> Sides:
             return Sides([], [], obstacle=_missing(side, results, problem))
     if (units := _units(claim, results, problem)) is not None:
         return Sides([], [], obstacle=f"not comparable: {units[0]} against {units[1]}")
+    if (apart := _apart(claim, results, problem)) is not None:
+        return Sides([], [], obstacle=f"not comparable: {apart} is of its own kind")
     if claim.matched is not None:
         return _at_equal(claim, claim.matched, results, problem)
     gaps = tuple(gap for side in claim.quantities for gap in _gaps(side, results, problem))
@@ -128,6 +130,14 @@ def _units(claim: Claim, results: Results, problem: str) -> tuple[str, str] | No
         return None
     left, right = (results.unit_of(problem_of(side, problem), side.contender, side.metric) for side in claim.quantities)
     return (left or "no unit", right or "no unit") if left != right else None
+
+
+def _apart(claim: Claim, results: Results, problem: str) -> str | None:
+    """The side that is the likelihood of a divergence head, where the other is another metric."""
+    if len({side.metric for side in claim.quantities}) < 2:
+        return None
+    protocols = {s.name: results.protocol(problem_of(s, problem), s.contender, s.metric) for s in claim.quantities}
+    return next((name for name, protocol in protocols.items() if protocol.startswith("head/")), None)
 
 
 def _missing(side: Quantity, results: Results, problem: str) -> str:

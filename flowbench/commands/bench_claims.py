@@ -39,7 +39,9 @@ def check_claims(plan: Plan) -> None:
         if found is None:
             continue
         try:
-            _check(side, found.get(side.contender if reference else ""))
+            declared = found.get(side.contender if reference else "")
+            _check(side, declared)
+            _check_company(claim, side, declared)
         except ValueError as error:
             where = f"in problem {problem!r}, " if problem else ""
             raise ValueError(f"{plan.bench.path}: claim {claim.text!r}: {where}{side.contender} {error}") from None
@@ -88,6 +90,26 @@ def _check(side: Quantity, declared: Declared | None) -> None:
     swept = declared.swept[cast(SweepAxis, axis)]
     if swept is not None and side.metric not in swept:
         raise ValueError(f"has no metric {side.metric!r} at the points of a sweep{suggestion(side.metric, swept)}")
+
+
+def _check_company(claim: Claim, side: Quantity, declared: Declared | None) -> None:
+    """Check that a number that means little alone is claimed beside the one that says what it is worth.
+
+    Raises:
+        ValueError: where that one will not be measured, or the claim sets the number against another metric.
+    """
+    beside = "" if declared is None else declared.beside.get(side.metric, "")
+    if not beside or declared is None:
+        return
+    others = sorted({other.metric for other in claim.quantities} - {side.metric})
+    if others:
+        raise ValueError(
+            f"has {side.metric}, which is a number of its own kind and no {others[0]}: claim {beside}, or compare "
+            f"{side.metric} with another contender's"
+        )
+    names = declared.main if side.at is None else declared.swept.get(cast(SweepAxis, side.axis.removeprefix(BEST)))
+    if names is not None and beside not in names:
+        raise ValueError(f"has {side.metric} without {beside}, which says what it is worth: no claim may rest on it")
 
 
 def _declared(plan: Plan, problem: str, contender: str) -> Mapping[str, Declared] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import lightning as L
 
@@ -24,10 +24,12 @@ class Declared:
     Attributes:
         main: outside any sweep; None where a metric does not declare its names, which may then be any.
         swept: at the points of each sweep, by what is swept; what its sampler cannot choose is absent.
+        beside: numbers that mean little without another one, and which, see :attr:`MetricInfo.beside`.
     """
 
     main: frozenset[str] | None
     swept: Mapping[SweptName, frozenset[str] | None]
+    beside: Mapping[str, str] = field(default_factory=dict)
 
 
 def declare(evaluator: Evaluator, data: FlowDataModule, module: L.LightningModule | None) -> dict[str, Declared]:
@@ -46,11 +48,13 @@ def declare(evaluator: Evaluator, data: FlowDataModule, module: L.LightningModul
         name: Declared(_names(metrics, Prospect(data.spec, reference=reference)), {})
         for name, reference in evaluator.references.items()
     }
+    infos = [info for metric in evaluator.metrics.values() for info in metric.declares]
     if module is not None:
         who = Prospect(data.spec, module)
         axes = {point.axis for point in evaluator.overrides(module)}
         swept = {axis: _names(metrics, replace(who, swept=axis)) for axis in sorted(axes)}
-        found[""] = Declared(_names(metrics, who), swept)
+        beside = {info.name: info.beside for info in infos if info.beside}
+        found[""] = Declared(_names(metrics, who), swept, beside)
     return found
 
 

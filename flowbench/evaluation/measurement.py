@@ -25,12 +25,15 @@ class MetricInfo:
         goal: `down` where lower is better, `up`, `zero` (nearer to 0), `none` where neither is.
         group: the table that it belongs to, e.g. `quality`, `transport`, `cost`.
         always: everybody whom the metric measures has this number; else it depends on who that is.
+        beside: the number that says what this one is worth, where it means little alone: a claim on it is refused
+            without that one, and so is one that sets it against another metric.
     """
 
     name: str
     goal: Goal = "none"
     group: str = "quality"
     always: bool = True
+    beside: str = ""
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, Self, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar, cast
 
 import lightning as L
 from torch import Tensor
@@ -22,6 +22,7 @@ from flowbench.training import Budget
 __all__ = ["Probe", "Setup", "merged"]
 
 A = TypeVar("A")
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,7 @@ class Setup:
         budget: what the training spent; None where it was not metered.
         override: what a sweep imposes on the sampler.
         report: is called with the number of steps done and of all steps.
+        kept: what :meth:`once` keeps for the other points of a sweep.
     """
 
     module: L.LightningModule | None
@@ -69,6 +71,18 @@ class Setup:
     budget: Budget | None = None
     override: SamplerOverride = field(default_factory=SamplerOverride)
     report: Steps = uncounted
+    kept: dict[Hashable, Any] = field(default_factory=dict, compare=False)
+
+    def once(self, key: Hashable, compute: Callable[[], Value]) -> Value:
+        """What does not depend on the sampler, computed by the first probe that needs it at any point of a sweep.
+
+        Args:
+            key: names it.
+            compute: on all processes.
+        """
+        if key not in self.kept:
+            self.kept[key] = compute()
+        return cast("Value", self.kept[key])
 
     def shard(self, num: int) -> Tensor:
         """This process's indices below `num`."""

@@ -71,6 +71,25 @@ def test_claims_about_others_are_decided(results):
     assert judge(parse_claim("a.nll < c.nll"), results, PLAN["problems"])[0].verdict == "holds"
 
 
+def test_the_likelihood_of_a_head_is_compared_with_no_other_metric(make_row):
+    """Also where rows were made before anybody looked at the claims."""
+    heads = [
+        make_row(name, metric=metric, value=level + 0.1 * seed, seed=seed, protocol=protocol)
+        for name, level in (("a", 2.0), ("b", 1.0), ("c", 3.0))
+        for metric, protocol in (
+            ("nll_head", "head/test/360/Composition(num_jumps=1)"),
+            ("nll", "ode/test/360/RungeKutta4(num_steps=32)"),
+        )
+        for seed in (0, 1, 2)
+    ]
+    found = Results.of_bench(PLAN, heads)
+    (across,) = judge(parse_claim("b.nll_head < a.nll"), found, PLAN["problems"])
+    assert (across.verdict, across.difference) == ("undecided", None)
+    assert across.reason == "not comparable: b.nll_head is of its own kind"
+    assert judge(parse_claim("b.nll_head < a.nll_head"), found, PLAN["problems"])[0].verdict == "holds"
+    assert judge(parse_claim("b.nll < a.nll"), found, PLAN["problems"])[0].verdict == "holds"
+
+
 def test_tables_show_it_in_grey_and_explain_it(results):
     table = metric_table(PLAN, results, "", "quality")
     by_name = {row[0].text: row[1] for row in table.rows}

@@ -12,6 +12,7 @@ from flowbench.commands import bench_claims as claimed
 from flowbench.commands.bench_claims import check_claims
 from flowbench.evaluation import Measurement
 from flowbench.evaluation.sample_metric import SampleMetric
+from flowbench.flows import RungeKutta4
 
 MODEL, EVALUATION = "model.init_args", "flowbench.evaluation"
 TARFLOW = {
@@ -125,6 +126,67 @@ def test_claims_on_what_will_be_there_pass(workshop):
         "tarflow.step_milliseconds < cfm.train_seconds",
     ]
     check_claims(make_plan(bench(workshop, claims)))
+
+
+HEAD = {
+    f"{MODEL}.network.init_args.second_time": True,
+    f"{MODEL}.map_objective.class_path": "flowbench.flows.Progressive",
+    f"{MODEL}.divergence_head.class_path": "flowbench.families.DivergenceHead",
+    "model.class_path": "flowbench.families.FlowMap",
+    "evaluator.metrics.few.class_path": "flowbench.tasks.generation.FewStepLikelihood",
+}
+
+
+def with_heads(workshop, claim):
+    """Two flow maps with heads; that of `alone` is beside an ODE of which there is no stricter solve."""
+    alone = {f"{MODEL}.likelihood_solver.class_path": "tests.commands.test_bench_claims.Alone"}
+    contenders = {
+        "cfm": {"experiment": "cfm.yaml", "overrides": METRICS},
+        "head": {"experiment": "cfm.yaml", "overrides": {**METRICS, **HEAD}},
+        "alone": {"experiment": "cfm.yaml", "overrides": {**METRICS, **HEAD, **alone}},
+    }
+    check_claims(make_plan(bench(workshop, [claim], contenders=contenders)))
+
+
+class Alone(RungeKutta4):
+    """A solver that cannot be stricter."""
+
+    def __init__(self) -> None:
+        super().__init__(num_steps=4)
+
+    def refined(self):
+        return None
+
+
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [
+        (
+            "head.nll_head < cfm.nll",
+            "head has nll_head, which is a number of its own kind and no nll: claim nll_head_rmse",
+        ),
+        ("cfm.nll > head.nll_head", "head has nll_head, which is a number of its own kind and no nll"),
+        ("head.nll_head@4 < head.nll", "claim nll_head_rmse, or compare nll_head with another contender's"),
+        ("head.w2 < cfm.w2 at nll_head", "head has nll_head, which is a number of its own kind and no w2"),
+        ("alone.nll_head < 3", "alone has nll_head without nll_head_rmse, which says what it is worth"),
+        ("alone.nll_head@4 < head.nll_head@4", "alone has nll_head without nll_head_rmse"),
+        ("cfm.nll_head < 3", "cfm has no metric 'nll_head'"),
+        ("head.nll_rmse < 1", "head has no metric 'nll_rmse'"),
+    ],
+)
+def test_a_heads_likelihood_is_compared_with_its_like_and_beside_its_distance(workshop, claim, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        with_heads(workshop, claim)
+    assert f"claim '{claim}'" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "claim",
+    ["head.nll_head_rmse@2 < cfm.nll_rmse@2", "head.nll_head@2 < head.nll_head", "head.head_mass ~ 1 within 5%"],
+)
+def test_claims_on_the_distance_of_a_head_pass(workshop, claim):
+    with_heads(workshop, claim)
 
 
 def test_a_claim_is_checked_in_every_problem_in_which_it_is_judged(workshop):

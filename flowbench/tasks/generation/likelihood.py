@@ -28,7 +28,15 @@ from flowbench.tasks.generation.likelihood_check import (
     solved_values,
 )
 
-__all__ = ["Densities", "LogDensities", "NegativeLogLikelihood"]
+__all__ = [
+    "Densities",
+    "LogDensities",
+    "NegativeLogLikelihood",
+    "has_likelihood",
+    "protocol_of",
+    "scale_of",
+    "value_of",
+]
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class Densities:
 
     Attributes:
         log_prob: in nats, shape (N,).
-        kind: `exact`, `ode` or `bound`.
+        kind: `exact`, `ode`, `bound`, or the `head` of a flow map.
         method: solver and divergence; empty where they are closed form.
         reports_bits_per_dim: whether they may be given in bits per dimension: not those of a flow of noisy data.
         given_label: whether they are those of the points given their labels.
@@ -61,7 +69,7 @@ class LogDensities(Probe[Densities]):
 
     def check(self, module: L.LightningModule, data: FlowDataModule) -> None:
         """Refuse a density that does not exist in the module's space; a family without any has no rows of it."""
-        if _has_likelihood(module):
+        if has_likelihood(module):
             module.check_density()
 
     def check_sampling(self, module: L.LightningModule, override: SamplerOverride) -> None:
@@ -71,7 +79,7 @@ class LogDensities(Probe[Densities]):
     def ask(self, setup: Setup) -> Densities | None:
         """Batch by batch of the test split; a collective."""
         flow = setup.module
-        if not _has_likelihood(flow):
+        if not has_likelihood(flow):
             return None
         facts = flow.describe()
         method = facts.likelihood_method
@@ -92,7 +100,7 @@ class LogDensities(Probe[Densities]):
         )
 
 
-def _has_likelihood(module: object) -> TypeGuard[FlowModule]:
+def has_likelihood(module: object) -> TypeGuard[FlowModule]:
     """Whether a module is a flow whose family has a density."""
     return isinstance(module, FlowModule) and module.describe().likelihood != "none"
 
@@ -133,7 +141,7 @@ class NegativeLogLikelihood(Metric):
 
     def expected(self, who: Prospect) -> tuple[str, ...]:
         """See :meth:`Metric.expected`; held-out data and noise have none, nor has anybody at a scale of guidance."""
-        has_density = _has_likelihood(who.module) or (who.reference is not None and who.reference.has_density)
+        has_density = has_likelihood(who.module) or (who.reference is not None and who.reference.has_density)
         solved = who.swept != "guidance" and solved_at(who.module, SamplerOverride()) is not None
         if not has_density or (who.swept and not solved):
             return ()
@@ -149,14 +157,7 @@ class NegativeLogLikelihood(Metric):
         found, spec = answers[LogDensities()], answers.spec
         if found is None:
             return []
-        log_prob, n = found.log_prob.double(), len(found.log_prob)
-        protocol = self._protocol(found, spec.levels, spec.units is not None)
-        if spec.levels is None:
-            value, unit = float(-log_prob.mean()) + spec.log_volume, "nats"
-        elif not found.reports_bits_per_dim:
-            value, unit = float(-log_prob.mean()) / spec.num_dims, "nats/dim"
-        else:
-            value, unit = float(bits_per_dim(log_prob.mean(), spec.num_dims, spec.bin_width)), "bits/dim"
+        (value, unit), n, protocol = value_of(found, spec), len(found.log_prob), protocol_of(found, spec)
         error, unconverged, details = self._checked(answers, found, unit)
         return [Measurement("nll", value, n, protocol, unit, unconverged=unconverged, details=details), *error]
 
@@ -171,7 +172,7 @@ class NegativeLogLikelihood(Metric):
             return unmeasured(["nll_error"], reason), f"not converged (its error is not known: {reason})", {}
         if (refined := answers.get(probe)) is None:
             return [], "", {}
-        refined, scale = refined.first(self.num_checked), _scale(answers.spec, unit)
+        refined, scale = refined.first(self.num_checked), scale_of(answers.spec, unit)
         error, num = scale * refined.error_of(found.log_prob), len(refined.log_prob)
         protocol = "/".join([found.kind, "test", f"first-{num}", f"against {refined.method}", found.method])
         details = _over_probes(refined, scale, len(found.log_prob))
@@ -180,21 +181,31 @@ class NegativeLogLikelihood(Metric):
             return [row], "", details
         return [row], f"not converged (error {error:.2g} {unit}, tolerance {self.tolerance:g})", details
 
-    @staticmethod
-    def _protocol(found: Densities, levels: int | None, has_units: bool) -> str:
-        """Kind, split, N, and whatever else moves the value: labels, the place in the bins, the solver."""
-        parts = [found.kind, "test", str(len(found.log_prob))]
-        if found.given_label:
-            parts.append("given-label")
-        if levels is not None:
-            place = "uniform-dequantisation" if found.dequantize == "uniform" else "bin-centres"
-            parts.append(f"{place}-{levels}-levels")
-        if has_units:
-            parts.append("data-units")
-        return "/".join([*parts, found.method] if found.method else parts)
+
+def value_of(found: Densities, spec: DataSpec) -> tuple[float, str]:
+    """The mean negative log-likelihood, and its unit; see :meth:`NegativeLogLikelihood.measure`."""
+    mean = found.log_prob.double().mean()
+    if spec.levels is None:
+        return float(-mean) + spec.log_volume, "nats"
+    if not found.reports_bits_per_dim:
+        return float(-mean) / spec.num_dims, "nats/dim"
+    return float(bits_per_dim(mean, spec.num_dims, spec.bin_width)), "bits/dim"
 
 
-def _scale(spec: DataSpec, unit: str) -> float:
+def protocol_of(found: Densities, spec: DataSpec) -> str:
+    """Kind, split, N, and whatever else moves the value: labels, the place in the bins, the solver."""
+    parts = [found.kind, "test", str(len(found.log_prob))]
+    if found.given_label:
+        parts.append("given-label")
+    if spec.levels is not None:
+        place = "uniform-dequantisation" if found.dequantize == "uniform" else "bin-centres"
+        parts.append(f"{place}-{spec.levels}-levels")
+    if spec.units is not None:
+        parts.append("data-units")
+    return "/".join([*parts, found.method] if found.method else parts)
+
+
+def scale_of(spec: DataSpec, unit: str) -> float:
     """A nat of log-density in a unit of the metric."""
     return {"nats": 1.0, "nats/dim": 1 / spec.num_dims, "bits/dim": 1 / (spec.num_dims * math.log(2))}[unit]
 
