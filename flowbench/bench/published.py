@@ -32,7 +32,7 @@ _FEATURES = re.compile(
     r"(?P<extractor>[^/]+)/(?P<resize>[^/]+(?:/bf16)?)/(?P<reference>[a-z]+-\w+)/(?P<samples>\d+)(?:/(?P<further>.+))?"
 )
 _LIKELIHOOD = re.compile(
-    r"(?P<kind>exact|ode|bound)/(?P<split>\w+)/(?P<samples>\d+)(?:/(?P<condition>given-label))?"
+    r"(?P<kind>exact|ode|bound|head)/(?P<split>\w+)/(?P<samples>\d+)(?:/(?P<condition>given-label))?"
     r"(?:/(?P<dequantisation>uniform-dequantisation-\d+-levels|bin-centres-\d+-levels))?"
     r"(?:/(?P<solver>[^/]+))?(?:/(?P<divergence>[^/]+))?(?:/(?P<further>.+))?"
 )
