@@ -80,14 +80,16 @@ def _check(side: Quantity, declared: Declared | None) -> None:
         raise ValueError("is not measured; the experiment has no evaluator")
     if declared.main is None:
         return
-    if side.metric not in declared.main:
-        raise ValueError(f"has no metric {side.metric!r}{suggestion(side.metric, declared.main)}")
     axis = side.axis.removeprefix(BEST)
-    if (side.at is None and axis == side.axis) or axis == "train_size":
+    is_swept = axis != "train_size" and (side.at is not None or axis != side.axis)
+    swept = declared.swept.get(cast(SweepAxis, axis), frozenset()) if is_swept else frozenset()
+    # Some numbers are measured at the points of a sweep alone.
+    if side.metric not in declared.main and swept is not None and side.metric not in swept:
+        raise ValueError(f"has no metric {side.metric!r}{suggestion(side.metric, declared.main)}")
+    if not is_swept:
         return
     if axis not in declared.swept:
         raise ValueError(f"has no choice of its {_CHOICES[axis]}; claim {side.contender}.{side.metric} without @")
-    swept = declared.swept[cast(SweepAxis, axis)]
     if swept is not None and side.metric not in swept:
         raise ValueError(f"has no metric {side.metric!r} at the points of a sweep{suggestion(side.metric, swept)}")
 

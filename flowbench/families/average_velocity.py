@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from flowbench.families.conditioning.condition import Condition
+from flowbench.networks import VelocityNetwork
 
 __all__ = ["AverageVelocityNetwork", "Part"]
 
@@ -56,11 +57,9 @@ class AverageVelocityNetwork:
 
     def with_features(self, x: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
         """As a call, with the features that the velocities are made of, shape (B, *F)."""
+        network = cast("VelocityNetwork", self.network)
         with self._same_masks():
-            found: tuple[Tensor, Tensor] = self.network.with_features(
-                x, start, self.condition.label, self.condition.values, end
-            )
-            return found
+            return network.with_features(x, start, self.condition.label, self.condition.values, end)
 
     def rows(self, rows: slice) -> AverageVelocityNetwork:
         """The same for some points of the batch."""

@@ -128,12 +128,13 @@ def test_claims_on_what_will_be_there_pass(workshop):
     check_claims(make_plan(bench(workshop, claims)))
 
 
+FEW = {"evaluator.metrics.few.class_path": "flowbench.tasks.generation.FewStepLikelihood"}
 HEAD = {
+    **FEW,
     f"{MODEL}.network.init_args.second_time": True,
     f"{MODEL}.map_objective.class_path": "flowbench.flows.Progressive",
     f"{MODEL}.divergence_head.class_path": "flowbench.families.DivergenceHead",
     "model.class_path": "flowbench.families.FlowMap",
-    "evaluator.metrics.few.class_path": "flowbench.tasks.generation.FewStepLikelihood",
 }
 
 
@@ -141,7 +142,7 @@ def with_heads(workshop, claim):
     """Two flow maps with heads; that of `alone` is beside an ODE of which there is no stricter solve."""
     alone = {f"{MODEL}.likelihood_solver.class_path": "tests.commands.test_bench_claims.Alone"}
     contenders = {
-        "cfm": {"experiment": "cfm.yaml", "overrides": METRICS},
+        "cfm": {"experiment": "cfm.yaml", "overrides": {**METRICS, **FEW}},
         "head": {"experiment": "cfm.yaml", "overrides": {**METRICS, **HEAD}},
         "alone": {"experiment": "cfm.yaml", "overrides": {**METRICS, **HEAD, **alone}},
     }
