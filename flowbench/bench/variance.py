@@ -16,10 +16,10 @@ from flowbench.bench.tables import COST, Entry, TextTable
 __all__ = ["Components", "idle_axes", "variance_components", "variance_table"]
 
 _NOTE = (
-    "Two-way random effects of trainings and evaluation seeds, which all trainings share: the sampling variance is that "
-    "of one training's number over evaluation seeds, what they move in all trainings alike included; the training "
-    "variance is that of the trainings' means beyond what sampling leaves in them, 0 (marked *) where they vary by less. "
-    "Shares are of the variance of one number of one training. Few seeds estimate a variance badly."
+    "Two-way random effects of trainings and evaluation seeds, which all trainings share: the sampling variance is "
+    "that of one training's number over evaluation seeds, with what they move in all trainings alike; the training "
+    "variance is that of the trainings' means beyond what sampling leaves in them, 0 (marked *) where they vary by "
+    "less. Shares are of the variance of one number of one training. Few seeds estimate a variance badly."
 )
 
 
@@ -71,6 +71,9 @@ def variance_components(table: Sequence[Sequence[float]]) -> Components | None:
     if values.size == 0 or values.shape[1] < 2:
         return None
     trainings, evaluations = values.shape
+    if (values == values[:, :1]).all():  # a likelihood draws nothing by this seed: exactly none
+        training = float(values[:, 0].var(ddof=1)) if trainings > 1 else None
+        return Components(trainings, values.size, training, 0.0)
     if trainings == 1:
         return Components(1, evaluations, None, float(values.var(ddof=1)))
     rows, columns = values.mean(1, keepdims=True), values.mean(0, keepdims=True)

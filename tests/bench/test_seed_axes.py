@@ -130,6 +130,8 @@ def test_the_components_of_a_table_worked_by_hand():
     assert (found.training, found.trainings, found.measurements) == (3.0, 3, 6)
     assert found.sampling == pytest.approx(10 / 3)
     assert found.share == pytest.approx(9 / 19)
+    exact = variance_components([[0.1, 0.1, 0.1], [0.3, 0.3, 0.3]])
+    assert (exact.sampling, exact.training, exact.share) == (0.0, pytest.approx(0.02), 1.0)
     assert variance_components([[1.0], [2.0]]) is None
     assert variance_components([]) is None
     assert (variance_components([[1.0, 3.0]]).training, variance_components([[1.0, 3.0]]).sampling) == (None, 2.0)
