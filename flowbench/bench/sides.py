@@ -53,7 +53,7 @@ def read_sides(claim: Claim, results: Results, problem: str) -> Sides:
         return Sides([], [], obstacle=f"not comparable: {units[0]} against {units[1]}")
     if claim.matched is not None:
         return _at_equal(claim, claim.matched, results, problem)
-    gaps = tuple(gap for side in claim.quantities for gap in _gaps(side, results, problem))
+    gaps = (*_shared(results), *(gap for side in claim.quantities for gap in _gaps(side, results, problem)))
     left, right = (_values(side, results, problem) for side in (claim.left, claim.right))
     return _paired(left, right, gaps, tuple(_notes(claim, results, problem)))
 
@@ -111,6 +111,13 @@ def _at_equal(claim: Claim, matched: Matched, results: Results, problem: str) ->
     notes = [f"mean over {matched.metric} {describe_ranges(averages)}"] if averages else []
     left, right = ({seed: getattr(a, end) for seed, a in averages.items()} for end in ("left", "right"))
     return _paired(left, right, tuple(gaps), (*notes, *_notes(claim, results, problem)))
+
+
+def _shared(results: Results) -> Iterable[str]:
+    """A line where trainings share seeds: no interval over them has a known error rate."""
+    if results.crossed:
+        *others, last = results.crossed
+        yield f"trainings share seeds ({', '.join(others)} and {last} are crossed), and no interval allows for that"
 
 
 def _gaps(side: Quantity, results: Results, problem: str) -> Iterable[str]:

@@ -87,7 +87,7 @@ def variance_components(table: Sequence[Sequence[float]]) -> Components | None:
 
 def variance_table(plan: Mapping[str, Any], results: Results, problem: str) -> TextTable | None:
     """Standard deviations of training and of sampling by contender and metric; None without evaluation seeds."""
-    seeds = Seeds(tuple(plan["seeds"]), {name: tuple(axis) for name, axis in plan.get("seed_axes", {}).items()})
+    seeds = Seeds.of_plan(plan)
     if not seeds.evaluations:
         return None
     title = "Spread of training and of sampling" + (f": {problem}" if problem else "")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -73,6 +75,27 @@ def test_the_report_takes_the_spread_apart(workshop):
     assert f"| cfm | fd[fake] | {np.std([2, 2.1, 2.2, 2.3], ddof=1):.3g} | 0 | 100% | 4 | 8 |" in text
     assert "- seed 3: init 1, order 4, noise 2" in text
     assert "are not independent" in text
+
+
+def test_trainings_that_share_seeds_decide_no_claim(workshop):
+    """However far apart the sides are; where one axis alone varies, the trainings are independent."""
+    for name, value in (("cfm", 2.0), ("tarflow", 20.0)):
+        workshop.experiment(name, value=value)
+    contenders = {"cfm": "cfm.yaml", "tarflow": "tarflow.yaml"}
+    found = {}
+    for axes in ({"init": [0, 1], "order": [0, 1]}, {"init": [0, 1, 2, 3], "order": [3]}):
+        bench = workshop.bench(contenders=contenders, seeds={"axes": axes}, claims=["cfm.fd[fake] < tarflow.fd[fake]"])
+        assert workshop.run(bench) == 0
+        directory = workshop.runs / "mini"
+        found[len(axes["init"])] = json.loads((directory / "claims.json").read_text())[0]["verdict"]
+        text = (directory / "report.md").read_text()
+        shared = len(axes["order"]) > 1
+        assert ("trainings share seeds (init and order are crossed)" in text) == shared
+        assert ("Crossed seeds give no verdict" in text) == shared
+        assert ("no claim is decided by them" in text) == shared
+        assert ("4 seeds can show a gap" in text) != shared
+        shutil.rmtree(directory)
+    assert found == {2: "undecided", 4: "holds"}
 
 
 @pytest.mark.parametrize(
