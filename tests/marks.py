@@ -7,6 +7,6 @@ from typing import Any
 import pytest
 
 
-def slow(*values: Any, id: str | None = None) -> Any:
+def slow(*values: Any) -> Any:
     """The values of one case, which only a run of the slow tests takes."""
-    return pytest.param(*values, id=id, marks=pytest.mark.slow)
+    return pytest.param(*values, marks=pytest.mark.slow)

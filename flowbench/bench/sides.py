@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flowbench.bench.claims import Claim, Matched, Quantity
 from flowbench.bench.matched import Averages, average_at_equal, describe_ranges, read_curves, swept_axis
@@ -52,10 +52,12 @@ def read_sides(claim: Claim, results: Results, problem: str) -> Sides:
     if (units := _units(claim, results, problem)) is not None:
         return Sides([], [], obstacle=f"not comparable: {units[0]} against {units[1]}")
     if claim.matched is not None:
-        return _at_equal(claim, claim.matched, results, problem)
-    gaps = (*_shared(results), *(gap for side in claim.quantities for gap in _gaps(side, results, problem)))
-    left, right = (_values(side, results, problem) for side in (claim.left, claim.right))
-    return _paired(left, right, gaps, tuple(_notes(claim, results, problem)))
+        found = _at_equal(claim, claim.matched, results, problem)
+    else:
+        gaps = tuple(gap for side in claim.quantities for gap in _gaps(side, results, problem))
+        left, right = (_values(side, results, problem) for side in (claim.left, claim.right))
+        found = _paired(left, right, gaps, tuple(_notes(claim, results, problem)))
+    return found if found.is_exact else replace(found, gaps=(*_shared(results), *found.gaps))
 
 
 def problem_of(side: Quantity, problem: str) -> str:
