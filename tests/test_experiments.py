@@ -210,8 +210,10 @@ def named(files: list[Path], *slow: str) -> list:
 # Of the files for a GPU, an autoregressive and a matching flow step in their own precision in every run.
 SLOW_STEPS = [
     f"images/gpu/{name}.yaml"
-    for name in ("cfm", "ot_cfm", "starflow", "latent_cfm", "autoencoder", "autoencoder_finetuned")
-]
+    for name in (
+        "cfm", "ot_cfm", "wcfm", "starflow", "tarflow", "latent_cfm", "autoencoder", "autoencoder_finetuned",
+    )
+]  # fmt: skip
 # What the digits have in the same words, and the bench of Fashion-MNIST rehearses.
 SLOW_STEPS += [
     f"images/tiny/{name}.yaml"
@@ -240,9 +242,10 @@ SLOW_STEPS += [
     for name in (
         "arflow_single", "autoencoder_constant_std_01", "autoencoder_constant_std_03", "autoencoder_constant_std_07",
         "biflow_conditional", "biflow_denoising", "biflow_end_loss", "soflow_conditional", "starflow_constant_std",
-        "tarflow_noisy", "tarflow_to_invert",
+        "tarflow_noisy", "tarflow_to_invert", "autoencoder_finetuned", "latent_cfm_semantic",
     )
 ]  # fmt: skip
+SLOW_STEPS += ["anomaly/tarflow.yaml", "toy/reflow_distilled.yaml"]
 SLOW_STEPS += [
     f"toy/{name}.yaml"
     for name in ("semidiscrete", "progressive", "shortcut", "lagrangian", "meanflow", "consistency", "soflow_distilled")
@@ -255,7 +258,8 @@ SLOW_BENCHES = [
         "families_mnist_gpu", "families_fashion_mnist_gpu", "families_cifar10", "families_cifar10_minutes",
         "denoisers_mnist", "likelihood_images", "likelihood_steps", "anomaly_digits", "families_cifar10_gpu",
         "optimizers_digits", "simflow", "noise_conditioned", "learned_inverse", "arflow_time", "objectives_digits",
-        "few_step_2d",
+        "few_step_2d", "few_step_digits", "starflow_ablation", "arflow", "toy_2d", "families_fashion_mnist",
+        "seed_axes_digits", "hours_digits", "raag_few_step",
     )
 ]  # fmt: skip
 

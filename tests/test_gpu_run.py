@@ -17,6 +17,7 @@ from benchmarks.gpu import sections
 from benchmarks.gpu.sections import ALONE, BENCH, BESIDE, LIMITS, Section
 from benchmarks.gpu.setting import Line, Setting
 from flowbench.metrics.weights import inception_weights
+from tests.marks import slow
 
 # Compiling takes minutes on a CPU; networks are compiled in tests of their own.
 SLOW = ("inception", "training", "bench", "tests")
@@ -55,7 +56,7 @@ def test_everything_ends_within_eight_minutes():
     assert max(longest(BENCH), longest(BESIDE)) + longest(ALONE) < 8 * 60
 
 
-@pytest.mark.parametrize("ending", ["raise RuntimeError('no more')", "time.sleep(60)"])
+@pytest.mark.parametrize("ending", ["raise RuntimeError('no more')", slow("time.sleep(60)")])
 def test_what_a_section_has_measured_is_kept_when_it_breaks_off(ending, tmp_path, monkeypatch):
     """A child that writes a line and half of another one, then fails or hangs."""
     child = f"""

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from flowbench.bench.correction import Corrected
 from flowbench.bench.hypotheses import ALPHA, POWER, gap_in_deviations
+from flowbench.bench.seed_axes import Seeds
 from flowbench.bench.verdicts import VerdictName
 
 __all__ = ["claim_notes", "claims_json", "claims_markdown", "claims_rich"]
@@ -52,12 +53,12 @@ def claims_rich(verdicts: Sequence[Corrected]) -> Table:
     return table
 
 
-def claim_notes(verdicts: Sequence[Corrected], seeds: int) -> list[str]:
+def claim_notes(verdicts: Sequence[Corrected], seeds: Seeds) -> list[str]:
     """Lines below the table of claims: what the two verdicts are, and what so many seeds can show.
 
     Args:
         verdicts: those of the file.
-        seeds: planned number of seeds.
+        seeds: those that are planned.
     """
     if not verdicts:
         return []
@@ -67,11 +68,14 @@ def claim_notes(verdicts: Sequence[Corrected], seeds: int) -> list[str]:
             f"alone: each claim by itself, false in at most {ALPHA:.0%} of cases; over all {len(verdicts)}: by Holm's "
             f"correction, so that at most {ALPHA:.0%} of such files hold any verdict by chance."
         )
-    if seeds == 1:
+    number = len(seeds.numbers)
+    if number == 1:
         notes.append("One seed gives no verdict.")
+    elif seeds.crossed:
+        notes.append("Crossed seeds give no verdict: they show where spread comes from, not who is better.")
     else:
         notes.append(
-            f"{seeds} seeds can show a gap of {gap_in_deviations(seeds):.2g} standard deviations of the paired "
+            f"{number} seeds can show a gap of {gap_in_deviations(number):.2g} standard deviations of the paired "
             f"difference (in {POWER:.0%} of cases, a claim alone)."
         )
     return notes

@@ -169,7 +169,8 @@ def compare_with_baseline(baseline: str | Path, run: str | Path) -> Gate:
 
     Contenders meet by their names; two runs of one contender each meet whatever their names. A change is judged by the
     95 % t-interval of the difference, paired by seed where two seeds or more are in both, and by ``TOLERANCES`` where a
-    side has one seed. Numbers of another protocol, unit or version of the data are not compared.
+    side has one seed, or crosses seeds, which leaves no interval. Numbers of another protocol, unit or version of the
+    data are not compared.
 
     Args:
         baseline: directory of a run or bench.
@@ -223,7 +224,7 @@ def _change(before: Results, now: Results, key: _Key, name: str) -> Change:
     elif after is None:
         how, verdict = "not measured", "lost"
     else:
-        difference, how = _difference(old, new)
+        difference, how = _difference(old, new, is_crossed=bool(before.crossed or now.crossed))
         moved = _has_moved(baseline, after, difference, TOLERANCES.get(group, OTHER_TOLERANCE))
         verdict = _direction(goal, baseline.mean, after.mean) if moved else "same"
     return Change(key.problem, key.contender, key.name, group, goal, baseline, after, difference, how, verdict)
@@ -271,8 +272,10 @@ def _unlike(old: Row | None, new: Row | None) -> str:
     return "; ".join(f"{name} {a or 'none'} before, {b or 'none'} now" for name, (a, b) in words.items() if a != b)
 
 
-def _difference(old: Mapping[int, float], new: Mapping[int, float]) -> tuple[Summary, str]:
+def _difference(old: Mapping[int, float], new: Mapping[int, float], is_crossed: bool) -> tuple[Summary, str]:
     """The number now minus that of the baseline, and what this rests on."""
+    if is_crossed:
+        return summarise([_mean(new).mean - _mean(old).mean]), "crossed seeds, tolerance"
     shared = len(old.keys() & new.keys())
     paired = paired_difference(new, old)
     if paired is not None and shared > 1:

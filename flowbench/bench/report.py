@@ -57,7 +57,7 @@ def build_report(bench_dir: str | Path) -> Path:
         f"# {plan['name']}",
         plan["question"],
         _failures(plan, results),
-        claims_markdown(verdicts, claim_notes(verdicts, len(plan["seeds"]))),
+        claims_markdown(verdicts, claim_notes(verdicts, Seeds.of_plan(plan))),
         *_result_sections(plan, results),
         *_pictures(plan, results, directory),
         _per_seed(plan, results),
@@ -85,7 +85,7 @@ def print_summary(bench_dir: str | Path, console: Console) -> None:
     verdicts = _verdicts(plan, results)
     if verdicts:
         console.print(claims_rich(verdicts))
-        for note in claim_notes(verdicts, len(plan["seeds"])):
+        for note in claim_notes(verdicts, Seeds.of_plan(plan)):
             console.print(note, markup=False, highlight=False)
     for row in results.failures():
         console.print(
@@ -151,12 +151,15 @@ def _reading_guide(plan: Mapping[str, Any]) -> str:
         spread = "One seed: there are no intervals, so no difference below is shown to be real."
     else:
         spread = f"Mean ± half width of the 95 % t-interval over {number} training seeds."
-    if plan.get("seed_axes"):
+    seeds = Seeds.of_plan(plan)
+    if seeds.crossed:
         spread += (
             " The trainings are all combinations of the seeds of several axes: those that share a seed are not "
-            "independent, so the intervals are narrower than those of as many independent trainings. The numbers are "
-            "of the first evaluation seed."
+            "independent, so the intervals are narrower than those of as many independent trainings, and no claim is "
+            "decided by them."
         )
+    if seeds.evaluations:
+        spread += " The numbers are of the first evaluation seed."
     return (
         f"{spread} Arrows point to the better value; bold: the best contender and those whose paired "
         "difference to it cannot be told from 0. `≤`: an upper bound. _floor_: held-out real data scored as "
@@ -240,12 +243,11 @@ def _protocol(plan: Mapping[str, Any], results: Results) -> str:
 
 def _seed_lines(plan: Mapping[str, Any]) -> list[str]:
     """What the seeds of crossed axes stand for."""
-    axes = {name: tuple(seeds) for name, seeds in plan.get("seed_axes", {}).items()}
-    if not axes:
+    combined = Seeds.of_plan(plan)
+    if not combined.axes:
         return []
-    combined = Seeds(tuple(plan["seeds"]), axes)
     lines = [f"  - seed {number}: {_named(combined.of(number))}" for number in plan["seeds"]]
-    return [*lines, f"  - each measured with the evaluation seeds {_join(axes['evaluation'])}"]
+    return [*lines, f"  - each measured with the evaluation seeds {_join(combined.axes['evaluation'])}"]
 
 
 def _named(seeds: Mapping[str, int]) -> str:

@@ -11,6 +11,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from flowbench.bench.seed_axes import Seeds
 from flowbench.bench.status import read_status
 from flowbench.config.references import DEFAULT_REFERENCES
 from flowbench.core.rows import FLOOR_FILE, Goal, Row, read_rows, write_rows
@@ -219,6 +220,7 @@ class Results:
         rows: of all cells.
         seeds: training seeds that each contender should have, by name; one that is not named should have those of
             its own rows.
+        crossed: axes of the training seeds that the bench crosses, if it crosses any: trainings then share seeds.
 
     Example:
         >>> from flowbench.core.rows import Row
@@ -229,9 +231,15 @@ class Results:
         ({0: 1.0, 1: 3.0}, 2.0)
     """
 
-    def __init__(self, rows: Iterable[Row], seeds: Mapping[str, Sequence[int]] | None = None) -> None:
+    def __init__(
+        self,
+        rows: Iterable[Row],
+        seeds: Mapping[str, Sequence[int]] | None = None,
+        crossed: Sequence[str] = (),
+    ) -> None:
         self.rows = list(rows)
         self.seeds = dict(seeds or {})
+        self.crossed = tuple(crossed)
         self.notes: list[str] = []
         self._main: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
         self._swept: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
@@ -254,7 +262,7 @@ class Results:
     @classmethod
     def of_bench(cls, plan: Mapping[str, Any], rows: Iterable[Row]) -> Results:
         """The results of a bench directory; its plan lists the seeds."""
-        return cls(rows, {name: plan["seeds"] for name in plan["contenders"]})
+        return cls(rows, {name: plan["seeds"] for name in plan["contenders"]}, Seeds.of_plan(plan).crossed)
 
     def _prefer(self, key: tuple[str, str, str], group: list[Row]) -> list[Row]:
         group = _preferred_weights(group)

@@ -47,6 +47,17 @@ class Seeds:
         combinations = list(itertools.product(*(self.axes[name] for name in TRAINING_AXES)))
         return {**dict(zip(TRAINING_AXES, combinations[number], strict=True)), EVALUATION: self.axes[EVALUATION][0]}
 
+    @classmethod
+    def of_plan(cls, plan: Mapping[str, Any]) -> Seeds:
+        """Those of a bench by its plan, as it is written."""
+        return cls(tuple(plan["seeds"]), {name: tuple(axis) for name, axis in plan.get("seed_axes", {}).items()})
+
+    @property
+    def crossed(self) -> tuple[str, ...]:
+        """Axes whose seeds each stand in several trainings, which are then not independent; none where one varies."""
+        found = tuple(name for name in TRAINING_AXES if len(self.axes.get(name, ())) > 1)
+        return found if len(found) > 1 else ()
+
     @property
     def evaluations(self) -> tuple[int, ...]:
         """Seeds of the evaluation beside the first."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flowbench.bench.claims import Claim, Matched, Quantity
 from flowbench.bench.matched import Averages, average_at_equal, describe_ranges, read_curves, swept_axis
@@ -54,10 +54,12 @@ def read_sides(claim: Claim, results: Results, problem: str) -> Sides:
     if (apart := _apart(claim, results, problem)) is not None:
         return Sides([], [], obstacle=f"not comparable: {apart} is of its own kind")
     if claim.matched is not None:
-        return _at_equal(claim, claim.matched, results, problem)
-    gaps = tuple(gap for side in claim.quantities for gap in _gaps(side, results, problem))
-    left, right = (_values(side, results, problem) for side in (claim.left, claim.right))
-    return _paired(left, right, gaps, tuple(_notes(claim, results, problem)))
+        found = _at_equal(claim, claim.matched, results, problem)
+    else:
+        gaps = tuple(gap for side in claim.quantities for gap in _gaps(side, results, problem))
+        left, right = (_values(side, results, problem) for side in (claim.left, claim.right))
+        found = _paired(left, right, gaps, tuple(_notes(claim, results, problem)))
+    return found if found.is_exact else replace(found, gaps=(*_shared(results), *found.gaps))
 
 
 def problem_of(side: Quantity, problem: str) -> str:
@@ -113,6 +115,13 @@ def _at_equal(claim: Claim, matched: Matched, results: Results, problem: str) ->
     notes = [f"mean over {matched.metric} {describe_ranges(averages)}"] if averages else []
     left, right = ({seed: getattr(a, end) for seed, a in averages.items()} for end in ("left", "right"))
     return _paired(left, right, tuple(gaps), (*notes, *_notes(claim, results, problem)))
+
+
+def _shared(results: Results) -> Iterable[str]:
+    """A line where trainings share seeds: no interval over them has a known error rate."""
+    if results.crossed:
+        *others, last = results.crossed
+        yield f"trainings share seeds ({', '.join(others)} and {last} are crossed), and no interval allows for that"
 
 
 def _gaps(side: Quantity, results: Results, problem: str) -> Iterable[str]:

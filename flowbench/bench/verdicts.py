@@ -4,10 +4,10 @@ The difference left - right is formed seed by seed. A claim of order **holds** w
 difference lies wholly on the claimed side of 0, and **fails** when it lies wholly on the other side. A claim that the
 sides are as good as equal **holds** when the 90 % interval lies within the margins (two one-sided tests at 5 %), and
 **fails** when the 95 % interval lies wholly outside them. Otherwise a claim is **undecided**, and so it is when there
-is one seed only, when a number of any planned seed is missing (a seed that failed, diverged or is not finished), or
-when the sides have different units. The sides are **equal** when they differ on no seed by more than rounding. Against
-a constant, the interval is that of the mean. Reference rows (floor, noise, ...) are computed once and count as
-constants.
+is one seed only, when seeds are crossed over several axes (trainings that share a seed are not independent), when a
+number of any planned seed is missing (a seed that failed, diverged or is not finished), or when the sides have
+different units. The sides are **equal** when they differ on no seed by more than rounding. Against a constant, the
+interval is that of the mean. Reference rows (floor, noise, ...) are computed once and count as constants.
 """
 
 from __future__ import annotations

@@ -103,6 +103,9 @@ class EndlessSampler(Sampler[BatchIndex]):
         [0, 1, 2, 3, 4, 5]
     """
 
+    group_size: int = 1
+    """Consecutive samples that share a class, as far as the stream sees to it."""
+
     def __init__(
         self,
         num_samples: int,
@@ -126,9 +129,6 @@ class EndlessSampler(Sampler[BatchIndex]):
         self.seed = seed
         self.start = start
         self.rows = rows
-
-    group_size: int = 1
-    """Consecutive samples that share a class, as far as the stream sees to it."""
 
     def stream(self, position: int, num: int) -> Tensor:
         """The samples at positions ``position .. position + num - 1`` of the stream, int64, shape (num,)."""

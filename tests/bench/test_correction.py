@@ -125,6 +125,7 @@ def test_report_summary_and_json_show_both_verdicts(workshop):
     assert len(records[1]["ratio"]) == 3
 
 
+@pytest.mark.slow
 def test_one_claim_has_one_verdict(workshop):
     directory = bench(workshop, ["wcfm.straightness < starflow.straightness"])
     text = build_report(directory).read_text()
@@ -141,6 +142,7 @@ def test_one_seed_is_said_to_give_none(workshop):
     assert (first["verdict"], first["p"], first["half_width"]) == ("undecided", None, None)
 
 
+@pytest.mark.slow
 def test_a_bench_without_claims_has_no_section_and_no_file(workshop):
     directory = bench(workshop, [])
     assert "## Claims" not in build_report(directory).read_text()

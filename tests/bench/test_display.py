@@ -19,6 +19,7 @@ from flowbench.bench.plan import make_plan
 from flowbench.bench.preparation import Preparations
 from flowbench.bench.preview import plan_table
 from flowbench.core import preparation_progress as core
+from tests.marks import slow
 
 from .conftest import PROGRAM
 
@@ -72,7 +73,7 @@ def test_what_somebody_wrote_is_shown_as_it_is(text):
     assert f"running: cell {text} preparing: what {text} (50%)" in console.file.getvalue()
 
 
-@pytest.mark.parametrize("text", ["".join(MARKUP), "[/]"])
+@pytest.mark.parametrize("text", ["".join(MARKUP), slow("[/]")])
 def test_nothing_in_a_bench_file_is_markup(workshop, text):
     folder = workshop.folder / text.replace("/", "")
     folder.mkdir(exist_ok=True)

@@ -15,6 +15,7 @@ from flowbench.bench.forked import PROGRAM, Starter
 from flowbench.bench.forked import SERVER as REAL_SERVER
 from flowbench.bench.status import lock_is_held, read_status
 from flowbench.core.rows import read_rows
+from tests.marks import slow
 
 from .conftest import SERVER, start_bench, wait_for
 
@@ -93,8 +94,8 @@ def test_a_server_that_is_killed_takes_no_cell_with_it(workshop):
     ("server", "text"),
     [
         ((sys.executable, "-c", "import sys; sys.exit('out of order')"), "out of order"),
-        ((sys.executable, "-c", "print('0 cells'); import os, sys; os.close(int(sys.argv[1]))"), "0 cells"),
-        (("/nowhere/server",), ""),
+        slow((sys.executable, "-c", "print('0 cells'); import os, sys; os.close(int(sys.argv[1]))"), "0 cells"),
+        slow(("/nowhere/server",), ""),
     ],
 )
 def test_without_a_server_each_cell_is_a_new_process(workshop, server, text):
@@ -123,7 +124,7 @@ def test_no_server_is_left(workshop):
     assert not Path(f"{workshop.calls_file}-server").exists(), "there was nothing to run"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [*(slow(number) for number in (signal.SIGINT, signal.SIGTERM)), signal.SIGKILL])
 def test_cells_and_server_end_with_the_bench(workshop, number):
     path = bench(workshop, a={"steps": 400, "step_seconds": 0.05})
     process = start_bench(path, server=SERVER)

@@ -14,6 +14,7 @@ from flowbench.bench.causes import explain, last_line, was_killed
 from flowbench.bench.machine import memory_limit
 from flowbench.bench.results import load_rows
 from flowbench.bench.status import read_status
+from tests.marks import slow
 
 KILL, SEGV, TERM = (-getattr(signal, name) for name in ("SIGKILL", "SIGSEGV", "SIGTERM"))
 
@@ -36,7 +37,7 @@ def states(workshop, *names):
         ("prepare", KILL),
         ("fit", SEGV),
         ("fit", 137),
-        pytest.param("reference", KILL, marks=pytest.mark.slow),
+        slow("reference", KILL),
         ("reference", 137),
     ],
 )
@@ -60,7 +61,7 @@ def test_a_cell_that_is_killed_again_fails_alone_with_its_cause(workshop):
     assert "was ended by SIGKILL" in (workshop.runs / "mini/report.md").read_text()
 
 
-@pytest.mark.parametrize("code", [TERM, 143, -signal.SIGINT, 1, 2])
+@pytest.mark.parametrize("code", [TERM, *(slow(code) for code in (143, -signal.SIGINT, 2)), 1])
 def test_a_request_to_end_and_an_error_are_not_tried_again(workshop, code):
     assert workshop.run(bench(workshop, die={"fit": [code]})) == 1
     assert workshop.calls().count("fit a 0") == 1
@@ -89,6 +90,7 @@ def test_an_error_in_one_contenders_preparation_fails_that_contender_alone(works
     assert read_status(workshop.cell("b", 0)).message == ""
 
 
+@pytest.mark.slow
 def test_a_cell_that_was_killed_runs_alone_the_second_time(workshop):
     """Two that were killed beside each other, for want of memory perhaps, and would wait for each other's end."""
     workshop.experiment("a", die={"fit": [KILL]}, steps=2, step_seconds=0.2)

@@ -104,3 +104,12 @@ def test_a_range_of_one_value_and_equal_neighbours():
     assert (touching.left, touching.right, touching.low, touching.high) == (3.0, 1.0, 1.0, 1.0)
     saturated = (np.array([0.5, 1.0, 1.0]), np.array([4.0, 4.0, 2.0]))
     assert average_at_equal(saturated, (np.array([1.0, 1.0]), np.array([3.0, 5.0])), "down").left == 2.0
+
+
+def test_trainings_that_share_seeds_decide_no_claim_here_either(make_row):
+    rows = list(swept(make_row, {"a": shifted(0.5, 4.0), "b": shifted(0.35, 5.0)}))
+    for text in ("a.fd < b.fd at recall", "a.fd ~ b.fd within 1.1 at recall", "a.fd@guidance=2 > b.fd@guidance=2"):
+        (got,) = judge(parse_claim(text), Results(rows, crossed=("init", "order")), PROBLEMS)
+        assert got.verdict == "undecided", text
+        assert "trainings share seeds (init and order are crossed)" in got.reason
+        assert judged(rows, text).verdict == "holds", text

@@ -11,6 +11,7 @@ import pytest
 from flowbench.bench.plan import make_plan
 from flowbench.bench.preparation import Preparations
 from flowbench.bench.status import read_status
+from tests.marks import slow
 
 from .conftest import start_bench, wait_for
 
@@ -61,7 +62,7 @@ def test_no_more_run_than_cells_may(workshop):
     assert workshop.run(bench(workshop, a=one, b=one, c=one), jobs=1) == 0
 
 
-@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("deep", [slow(False), True])
 def test_those_that_begin_with_the_same_training_run_one_after_the_other(workshop, deep):
     """And what has a training of its own runs beside them."""
     workshop.experiment("teacher")
@@ -79,6 +80,7 @@ def test_those_that_begin_with_the_same_training_run_one_after_the_other(worksho
     assert [line.split("prerequisites of ")[1] for line in places] == ["a seed 0", "c seed 0", "b seed 0"]
 
 
+@pytest.mark.slow
 def test_two_of_one_data_set_do_not_train_its_classifier_at_once(workshop):
     one = {"training": "classifier", "prepare_notes": NOTES[:2]}
     path = bench(workshop, a=one, b=one)
@@ -114,6 +116,7 @@ def test_trainings_begin_at_once_beside_one_that_needs_none(workshop):
     assert len(preparations.processes) == preparations.places == 2
 
 
+@pytest.mark.slow
 def test_reference_rows_wait_for_the_preparation_of_their_own_problem(workshop):
     """Another one's fetches other feature networks."""
     workshop.experiment("a")
@@ -142,6 +145,7 @@ def test_one_that_fails_leaves_the_others_alone(workshop):
     assert "prepare b 0" not in workshop.calls()
 
 
+@pytest.mark.slow
 def test_one_that_was_killed_is_tried_once_more_with_no_other_beside_it(workshop):
     """The others may have taken the memory."""
     path = bench(workshop, a={"die": {"prepare": [KILL]}, "prepares_after": "b"}, b={"prepare_notes": NOTES}, c={})
@@ -152,7 +156,7 @@ def test_one_that_was_killed_is_tried_once_more_with_no_other_beside_it(workshop
     assert "preparation was ended by SIGKILL" in workshop.output
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, *(slow(number) for number in (signal.SIGTERM, signal.SIGKILL))])
 def test_all_of_them_end_with_the_bench(workshop, number):
     endless = {"prepare_notes": [["training", 0.5]] * 200}
     process = start_bench(bench(workshop, a=endless, b=endless), jobs=2)

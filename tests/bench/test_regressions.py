@@ -253,3 +253,21 @@ def test_benches_are_compared_with_all_their_contenders(workshop, tmp_path):
     assert {(c.contender, c.metric) for c in found.regressions if c.verdict == "worse"} == {("tarflow", "nll")}
     lost = [c for c in found.changes if c.verdict == "lost"]
     assert {(c.contender, c.how) for c in lost} == {("cfm", "seed 1: not finished")}
+
+
+@pytest.mark.parametrize("crossed", [True, False])
+def test_an_interval_over_crossed_seeds_decides_nothing(workshop, tmp_path, crossed):
+    """A shift of one part in a thousand: clear by the interval of four seeds, within the tolerance of one."""
+    axes = {"init": [0, 1], "order": [0, 1]} if crossed else {"init": [0, 1, 2, 3]}
+    workshop.experiment("cfm", value=2.0)
+    assert workshop.run(workshop.bench(contenders={"cfm": "cfm.yaml"}, seeds={"axes": axes})) == 0
+    before, now = workshop.runs / "mini", tmp_path / "now"
+    now.mkdir()
+    (now / "plan.json").write_text((before / "plan.json").read_text())
+    rows = read_rows(before / "results.jsonl")
+    write_rows(
+        now / "results.jsonl", [replace(r, value=1.001 * r.value) if r.metric == "fd[fake]" else r for r in rows]
+    )
+    found = [c for c in compare_with_baseline(before, now).changes if (c.contender, c.metric) == ("cfm", "fd[fake]")]
+    expected = ("same", "crossed seeds, tolerance") if crossed else ("worse", "4 seeds, paired")
+    assert [(change.verdict, change.how) for change in found] == [expected]

@@ -12,6 +12,7 @@ from flowbench.bench.plan import make_plan
 from flowbench.bench.preview import plan_lines
 from flowbench.bench.results import load_rows
 from flowbench.bench.status import Status, lock_is_held, read_status, write_status
+from tests.marks import slow
 
 from .conftest import PROGRAM, start_bench, wait_for
 
@@ -70,6 +71,7 @@ def test_weights_are_measured_again_after_their_training(workshop):
     assert workshop.calls() == []
 
 
+@pytest.mark.slow
 def test_without_the_training_there_is_nothing_to_measure(workshop):
     path = retested(workshop, crash_unless=str(workshop.folder / "mended"))
     assert workshop.run(path) == 1
@@ -164,7 +166,7 @@ def test_sigkill_in_the_middle_of_a_cell(workshop):
     assert row.value == 2.0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [slow(signal.SIGINT), signal.SIGTERM])
 def test_signals_end_the_children(workshop, number):
     path = two(workshop, steps=400, step_seconds=0.05)
     bench = start_bench(path)
@@ -174,6 +176,7 @@ def test_signals_end_the_children(workshop, number):
     assert not lock_is_held(workshop.cell("b", 0))
 
 
+@pytest.mark.slow
 def test_a_cell_that_outlived_its_bench_is_waited_for(workshop):
     path = two(workshop, steps=20, step_seconds=0.1)
     plan = make_plan(path)
@@ -189,6 +192,7 @@ def test_a_cell_that_outlived_its_bench_is_waited_for(workshop):
     assert read_status(cell.directory).attempts == 1
 
 
+@pytest.mark.slow
 def test_a_cell_that_ended_after_its_bench_died_is_not_repeated(workshop):
     path = two(workshop)
     workshop.run(path)
@@ -231,6 +235,7 @@ def test_concurrent_timings_are_announced(workshop):
     assert dict(os.environ) == before, "the policy is for cells, not for this process"
 
 
+@pytest.mark.slow
 def test_what_a_preparation_does_not_concern_runs_beside_it(workshop):
     """Reference rows and contenders that require no training begin while a training is prepared."""
     workshop.experiment("quick")

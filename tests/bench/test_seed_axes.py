@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from flowbench.bench import build_report
 from flowbench.bench.plan import make_plan
 from flowbench.bench.results import Results, load_plan, load_rows
 from flowbench.bench.seed_axes import read_bench_seeds
-from flowbench.bench.variance import variance_components
+from flowbench.bench.variance import idle_axes, variance_components, variance_table
 from flowbench.config import Experiment
 
 AXES = {"axes": {"init": [0, 1], "order": [0, 4], "noise": [2], "evaluation": [0, 7]}}
@@ -74,6 +77,27 @@ def test_the_report_takes_the_spread_apart(workshop):
     assert "are not independent" in text
 
 
+def test_trainings_that_share_seeds_decide_no_claim(workshop):
+    """However far apart the sides are; where one axis alone varies, the trainings are independent."""
+    for name, value in (("cfm", 2.0), ("tarflow", 20.0)):
+        workshop.experiment(name, value=value)
+    contenders = {"cfm": "cfm.yaml", "tarflow": "tarflow.yaml"}
+    found = {}
+    for axes in ({"init": [0, 1], "order": [0, 1]}, {"init": [0, 1, 2, 3], "order": [3]}):
+        bench = workshop.bench(contenders=contenders, seeds={"axes": axes}, claims=["cfm.fd[fake] < tarflow.fd[fake]"])
+        assert workshop.run(bench) == 0
+        directory = workshop.runs / "mini"
+        found[len(axes["init"])] = json.loads((directory / "claims.json").read_text())[0]["verdict"]
+        text = (directory / "report.md").read_text()
+        shared = len(axes["order"]) > 1
+        assert ("trainings share seeds (init and order are crossed)" in text) == shared
+        assert ("Crossed seeds give no verdict" in text) == shared
+        assert ("no claim is decided by them" in text) == shared
+        assert ("4 seeds can show a gap" in text) != shared
+        shutil.rmtree(directory)
+    assert found == {2: "undecided", 4: "holds"}
+
+
 @pytest.mark.parametrize(
     ("seeds", "message"),
     [
@@ -103,19 +127,19 @@ def test_contenders_may_not_set_what_the_axes_set(workshop):
 
 
 @pytest.mark.parametrize(("training", "sampling"), [(1.0, 0.5), (0.3, 2.0), (2.0, 0.1), (0.0, 1.0)])
-@pytest.mark.parametrize("sizes", [[3] * 5, [2, 5, 3, 1, 4]], ids=["balanced", "unbalanced"])
-def test_the_components_of_a_simulation_are_recovered_on_average(training, sampling, sizes):
-    rng, runs = np.random.default_rng(0), 4000
+@pytest.mark.parametrize("shared", [0.0, 1.5])
+def test_the_components_of_a_simulation_are_recovered_on_average(training, sampling, shared):
+    """Whatever part of the sampling moves all trainings alike."""
+    rng, runs, size = np.random.default_rng(0), 4000, (5, 3)
     found = []
     for _ in range(runs):
-        centres = rng.normal(5.0, training, len(sizes))
-        groups = [list(rng.normal(c, sampling, n)) for c, n in zip(centres, sizes, strict=True)]
-        found.append(variance_components(groups))
-    within = np.array([f.sampling for f in found])
-    assert within.mean() == pytest.approx(sampling**2, abs=5 * within.std() / runs**0.5)
+        table = 5.0 + rng.normal(0, training, (size[0], 1)) + rng.normal(0, shared, (1, size[1]))
+        found.append(variance_components((table + rng.normal(0, sampling, size)).tolist()))
+    drawn = np.array([f.sampling for f in found])
+    assert drawn.mean() == pytest.approx(sampling**2 + shared**2, abs=5 * drawn.std() / runs**0.5)
     # The estimate is unbiased before it is cut at 0, so with a clear training variance after it too.
     between = np.array([f.training for f in found])
-    if training > 2 * sampling:
+    if training >= 2 * sampling:
         assert between.mean() == pytest.approx(training**2, abs=5 * between.std() / runs**0.5)
     assert all(f.training == 0 for f in found if f.negative)
     if training == 0:
@@ -123,9 +147,37 @@ def test_the_components_of_a_simulation_are_recovered_on_average(training, sampl
 
 
 def test_the_components_of_a_table_worked_by_hand():
-    # Means 2 and 6, grand mean 4; MSW = (1 + 1 + 1 + 1) / 2 = 2, MSB = 2 (4 + 4) / 1 = 16, (16 - 2) / 2 = 7.
-    found = variance_components([[1.0, 3.0], [5.0, 7.0]])
-    assert (found.sampling, found.training, found.trainings, found.measurements) == (2.0, 7.0, 2, 4)
-    assert found.share == pytest.approx(7 / 9)
+    # Means of rows 2, 6, 4 and of columns 3, 5; the residuals of the rows are 0, -1, 1 and their opposites.
+    # MST = 2 (4 + 4 + 0) / 2 = 8, MSE = 3 (1 + 1) / 1 = 6, MSR = 4 / 2 = 2: (8 - 2) / 2 = 3 and (6 + 2 x 2) / 3.
+    found = variance_components([[1.0, 3.0], [4.0, 8.0], [4.0, 4.0]])
+    assert (found.training, found.trainings, found.measurements) == (3.0, 3, 6)
+    assert found.sampling == pytest.approx(10 / 3)
+    assert found.share == pytest.approx(9 / 19)
+    exact = variance_components([[0.1, 0.1, 0.1], [0.3, 0.3, 0.3]])
+    assert (exact.sampling, exact.training, exact.share) == (0.0, pytest.approx(0.02), 1.0)
     assert variance_components([[1.0], [2.0]]) is None
-    assert variance_components([[1.0, 3.0]]).training is None
+    assert variance_components([]) is None
+    assert (variance_components([[1.0, 3.0]]).training, variance_components([[1.0, 3.0]]).sampling) == (None, 2.0)
+
+
+def test_an_axis_that_changes_nothing_is_found():
+    seeds = read_bench_seeds("seeds", {"axes": {"init": [0, 1], "noise": [0, 1], "evaluation": [0, 1]}})
+    assert [seeds.of(n)["init"] for n in range(4)] == [0, 0, 1, 1]
+    fixed, moved = {0: 2.0, 1: 2.0, 2: 5.0, 3: 5.0}, {0: 2.0, 1: 2.0, 2: 5.0, 3: 5.5}
+    assert idle_axes(seeds, [fixed]) == ["noise"]
+    assert idle_axes(seeds, [fixed, moved]) == []
+    assert idle_axes(seeds, [{0: 2.0, 3: 5.0}]) == []  # nothing to compare
+    assert idle_axes(seeds, []) == []
+
+
+def test_the_report_names_an_axis_that_changes_nothing_and_counts_its_trainings_once(workshop):
+    workshop.experiment("cfm", value=2.0)
+    axes = {"axes": {"init": [0], "noise": [0, 1], "evaluation": [0, 7]}}
+    workshop.run(workshop.bench(contenders={"cfm": "cfm.yaml"}, seeds=axes))
+    directory = workshop.runs / "mini"
+    plan, rows = load_plan(directory), load_rows(directory)
+    assert not variance_table(plan, Results.of_bench(plan, rows), "").notes[1:]
+    alike = [dataclasses.replace(row, value=2.0) for row in rows]
+    table = variance_table(plan, Results.of_bench(plan, alike), "")
+    assert "cfm: the seed of noise changes no number" in table.notes[1]
+    assert [entry.text for entry in table.rows[0]][-2:] == ["1", "2"]

@@ -81,6 +81,7 @@ def test_rows_carry_the_size_and_claims_select_it(workshop):
     assert (directory / "pictures" / "train_sizes.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_size_that_fails_costs_its_own_numbers_alone(workshop):
     assert workshop.run(sized(workshop, crash_at_size=50), "claims=[]") == 1
     directory = workshop.runs / "mini"

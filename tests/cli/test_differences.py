@@ -101,6 +101,7 @@ TREES = st.recursive(
 CONFIGURATIONS = st.dictionaries(st.sampled_from(["seed", "data", "model", "trainer", "run"]), TREES)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(CONFIGURATIONS, CONFIGURATIONS)
 def test_there_are_differences_exactly_where_fingerprints_differ(one, other):

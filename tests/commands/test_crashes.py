@@ -14,6 +14,7 @@ import pytest
 
 from flowbench.core.rows import read_rows
 from flowbench.training import read_checkpoint
+from tests.marks import slow
 
 from .conftest import POINTS, quality
 
@@ -121,12 +122,13 @@ def test_two_kills_in_a_row(server, whole, tmp_path):
     assert left(tmp_path / "run") == left(whole / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("point", "call"),
     [
         ("before rows.jsonl", 2),
         *(
-            pytest.param(f"{when} {name}", call, marks=pytest.mark.slow)
+            slow(f"{when} {name}", call)
             for when in ("before", "after")
             for name in ("samples.npz", "rows.jsonl")
             for call in (1, 2)

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from flowbench.commands import runs
 from flowbench.core.rows import read_rows
 from flowbench.training import read_checkpoint
+from tests.marks import slow
 
 from .conftest import DIGITS, POINTS, WEIGHTED, quality
 
@@ -86,6 +87,7 @@ def test_the_saved_configuration_reproduces_the_weights_bit_for_bit(experiment, 
     same_weights(run.run_dir, other)
 
 
+@pytest.mark.slow
 def test_never_resuming_starts_over(experiment):
     run = experiment(DIGITS)
     runs.fit(run)
@@ -100,9 +102,9 @@ def test_never_resuming_starts_over(experiment):
     "step",
     [
         9,
-        pytest.param(8, marks=pytest.mark.slow),
-        pytest.param(6, marks=pytest.mark.slow),
-        pytest.param(20, marks=pytest.mark.slow),
+        slow(8),
+        slow(6),
+        slow(20),
     ],
 )
 def test_a_run_that_died_goes_on_as_if_it_had_not(experiment, monkeypatch, step):
@@ -158,10 +160,10 @@ def test_a_run_killed_by_sigkill_goes_on_as_if_it_had_not(experiment):
     ("budget", "steps"),
     [
         ("budget.steps=7", 7),
-        ("budget.samples_seen=100", 6),  # 16 per step; the rest does not pay for another
-        pytest.param("budget.epochs=0.1", 6, marks=pytest.mark.slow),  # 1077 training digits: 6.73 batches
+        slow("budget.samples_seen=100", 6),  # 16 per step; the rest does not pay for another
+        slow("budget.epochs=0.1", 6),  # 1077 training digits: 6.73 batches
         ("budget.train_flops={flops}", 5),
-        ("trainer.max_steps=4", 4),
+        slow("trainer.max_steps=4", 4),
     ],
 )
 def test_budgets_end_where_they_should(experiment, budget, steps):
@@ -211,6 +213,7 @@ def test_measuring_again_leaves_a_finished_run_finished(experiment):
     assert progress_of(run.run_dir)["phase"] == "done"
 
 
+@pytest.mark.slow
 def test_commands_after_training_write_no_step_zero_into_tensorboard(experiment):
     run = experiment(WEIGHTED)
     runs.fit(run, test=True)

@@ -54,6 +54,7 @@ def test_a_coupling_says_itself_what_it_refuses(coupling, message, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "axis", [pytest.param(axis, marks=[pytest.mark.slow] * (number > 0)) for number, axis in enumerate(AXES)]
 )

@@ -92,6 +92,7 @@ def test_densities_and_losses_of_held_out_images_are_those_under_their_masks(tra
     assert loss < 0.5 * np.mean(opposite)
 
 
+@pytest.mark.slow
 def test_the_evaluator_draws_and_scores_under_the_masks_of_the_held_out_split(folder: Path, tmp_path: Path) -> None:
     metrics = {
         "fd": {"class_path": "flowbench.evaluation.FrechetDistance", "init_args": {"features": "identity"}},

@@ -17,6 +17,7 @@ from flowbench.data import FlowDataModule
 from flowbench.families import FlowModule
 from flowbench.training import read_checkpoint
 from flowbench.training.progress import is_trained
+from tests.marks import slow
 
 from .conftest import POINTS, latent_files, quality
 
@@ -83,7 +84,7 @@ def at_step(monkeypatch, step, act, hook="on_train_batch_start", cls=FlowModule)
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU]
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", [SIGNALS[0], *(slow(number) for number in SIGNALS[1:])])
 def test_a_signal_in_a_training_step_ends_at_its_end_and_the_same_command_goes_on(
     file, tmp_path, capsys, monkeypatch, whole, number
 ):
@@ -138,7 +139,11 @@ def test_a_signal_in_the_last_step_leaves_a_finished_training(file, tmp_path, ca
 
 
 @pytest.mark.parametrize(
-    "place", ["families.FlowModule.on_test_batch_start", "evaluation.evaluator.Evaluator._measure"]
+    "place",
+    [
+        slow("families.FlowModule.on_test_batch_start"),
+        "evaluation.evaluator.Evaluator._measure",
+    ],
 )
 def test_a_signal_while_measuring_costs_the_rows_and_not_the_training(
     file, tmp_path, capsys, monkeypatch, whole, place
@@ -175,9 +180,9 @@ class Foreign(Exception):
     [
         ("setup", lambda: Foreign("of a library")),
         ("on_fit_start", lambda: KeyError("x")),
-        ("on_train_batch_start", lambda: ValueError("of a tensor")),
-        ("on_validation_start", lambda: MemoryError()),
-        ("on_train_end", lambda: RuntimeError("shapes")),
+        slow("on_train_batch_start", lambda: ValueError("of a tensor")),
+        slow("on_validation_start", lambda: MemoryError()),
+        slow("on_train_end", lambda: RuntimeError("shapes")),
     ],
 )
 def test_an_error_anywhere_in_training_is_one_line_with_its_log_and_where_the_run_stood(
@@ -304,6 +309,7 @@ def latent(tmp_path, monkeypatch):
     return ["-c", str(file), f"run.dir={tmp_path / 'run'}"]
 
 
+@pytest.mark.slow
 def test_a_required_training_that_was_ended_is_not_trained_on(latent, tmp_path, capsys, monkeypatch):
     from flowbench.families import Autoencoder
 

@@ -72,6 +72,7 @@ def test_what_is_measured_is_there(printed):
     assert {row.contender for row in read_rows(folder / "reference" / "rows.jsonl")} >= {"floor", "noise"}
 
 
+@pytest.mark.slow
 def test_lists_and_help_have_their_texts(tmp_path):
     commands = [["--help"], ["fit", "--help"], ["list"], ["data", "list"], ["fit", "-c", str(FILE), "--print-config"]]
     command = [sys.executable, "-OO", "-c", CODE, json.dumps(commands)]

@@ -17,6 +17,7 @@ from flowbench.commands.prediction.request import OPTIONS, Request
 from flowbench.commands.prediction.tasks import _cost
 from flowbench.config import Experiment
 from flowbench.families import FlowSamples
+from tests.marks import slow
 
 from .conftest import DIGITS, POINTS
 
@@ -241,7 +242,7 @@ def test_classify_takes_the_whole_split_and_the_prior_of_the_training_split(trai
 
 
 @pytest.mark.parametrize("task", ["reconstruct", "interpolate", "inpaint"])
-@pytest.mark.parametrize("name", ["points", "plain"])
+@pytest.mark.parametrize("name", ["points", slow("plain")])
 def test_points_have_pictures_too(trained, tmp_path, name, task):
     options = {"mask": "right"} if task == "inpaint" else {}
     arrays, manifest = predicted(trained[name], tmp_path, task=task, num_samples=20, **options)

@@ -10,6 +10,7 @@ import torch
 from flowbench.commands import runs
 from flowbench.core.rows import read_rows
 from flowbench.families import FlowModule
+from tests.marks import slow
 
 from .conftest import DIGITS, POINTS
 
@@ -81,7 +82,7 @@ def measured(folder) -> dict[tuple[str, str], float | None]:
     return {(row.metric, row.protocol): row.value for row in rows if row.protocol != "cost"}
 
 
-@pytest.mark.parametrize("kind", ["autoregressive", "matching, exact divergence"])
+@pytest.mark.parametrize("kind", ["autoregressive", slow("matching, exact divergence")])
 def test_all_switches_together_go_through_fit_test_and_predict(kind, experiment, quick_compiler):
     text, overrides = KINDS[kind]
     first, second = run_everything(

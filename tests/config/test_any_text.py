@@ -139,6 +139,7 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 @settings(max_examples=60, **relaxed)
 @given(mutations, values, st.data())
 def test_over_every_shipped_file_as_override_as_file_and_as_base(folder, mutation, value, data):
@@ -167,6 +168,7 @@ def test_to_the_end_of_the_validation(mutation, value, data):
     assert fault(lambda: Experiment.from_files([file], [f"{dotted(place)}={data.draw(texts(value))}"])) is None
 
 
+@pytest.mark.slow
 @settings(max_examples=20, **relaxed)
 @given(bench_mutations, values, st.data())
 def test_as_the_text_of_every_shipped_bench(folder, mutation, value, data):

@@ -161,6 +161,7 @@ def test_a_mapping_given_to_a_bench_merges_into_its_file():
     assert [c.name for c in plan.bench.contenders] == ["cfm", "ot_cfm", "wcfm", "tarflow", "again"]
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(trees, st.lists(keys, min_size=1, max_size=4), scalars)
 def test_setting_a_key_is_what_omegaconf_updates(tree, parts, value):

@@ -264,6 +264,7 @@ def test_paths_are_expanded_in_one_place():
             assert not {"expanduser", "expandvars"} & set(names), file
 
 
+@pytest.mark.slow
 def test_shipped_files_name_nothing_by_a_number():
     """So that a shipped fingerprint cannot depend on how a number is written."""
     count = 0

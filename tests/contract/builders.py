@@ -116,8 +116,8 @@ IDS = [f"{name}-{spec.name}" for name, spec in CASES]
 LIKE_A_SIBLING = {
     "biflow-images", "biflow_noisy-images", "biflow_end-images", "cfm_data-images",
     "cfm_noise-points", "map-images", "map_progressive-points", "map_lagrangian-points", "map_consistency-points",
-    "map_head-points",
-    "tarflow_noise_conditioned-images",
+    "map_head-points", "tarflow_noise_conditioned-images", "tarflow_widths-images", "tarflow_temperature-images",
+    "starflow_score_matching-images", "cfm_rescheduled-images", "map_shortcut-images",
 }  # fmt: skip
 
 # The families without a density; of all others the contract checks it.

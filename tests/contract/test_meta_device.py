@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from flowbench.flows import JacobiInverse
+from tests.marks import slow
 
 from .builders import CASES, IDS, LIKE_A_SIBLING, batch_of, build
 
@@ -58,14 +59,16 @@ def steps(module, batch, conditional: bool):
 
 
 # Variants whose operations others have, with other numbers.
-ALIKE = {"tarflow_widths", "tarflow_temperature", "tarflow_tweedie", "cfm_cosine"}
+ALIKE = {"tarflow_tweedie", "cfm_cosine"}
+# Points, where images have the same variant.
+ON_IMAGES = {f"{name}-points" for name, spec in CASES if spec.name == "images"}
 FIRST = [
-    pytest.param(name, spec, id=case, marks=[pytest.mark.slow] * (name in ALIKE or case in LIKE_A_SIBLING))
+    pytest.param(name, spec, id=case, marks=[pytest.mark.slow] * (name in ALIKE or case in LIKE_A_SIBLING | ON_IMAGES))
     for (name, spec), case in zip(CASES, IDS, strict=True)
 ]
 
 
-@pytest.mark.parametrize("conditional", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("conditional", [slow(False), True])
 @pytest.mark.parametrize(("name", "spec"), FIRST)
 def test_nothing_is_read_and_nothing_is_left_on_another_device(name, spec, conditional, monkeypatch):
     for check in READ_ONCE_A_CALL:

@@ -32,6 +32,7 @@ def work(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_find_the_same(tmp_path):
     run_ranks(work, str(tmp_path))
     for rank in range(2):

@@ -60,7 +60,8 @@ def guarded(forks: subprocess.Popen[str], tmp_path: Path) -> Callable[[str, str]
     return run
 
 
-@pytest.mark.parametrize("first", ["data.FlowDataModule", pytest.param("families.FlowModule", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["data.FlowDataModule", "families.FlowModule"])
 def test_everything_imports_after_a_class_that_is_used(first: str) -> None:
     """A room alone imports nothing: lists need no torch."""
     room, _, name = first.partition(".")

@@ -30,6 +30,7 @@ def fit(tmp_path, steps: int, ckpt=None, **options) -> L.Trainer:
     return run
 
 
+@pytest.mark.slow
 def test_the_curve_grows_with_training_and_is_not_doubled_by_resuming(tmp_path):
     fit(tmp_path, 4).save_checkpoint(tmp_path / "four.ckpt")
     first = curve(tmp_path)

@@ -61,6 +61,7 @@ from flowbench.tasks.generation import (
     Reconstruction,
     TrainingPairs,
 )
+from tests.marks import slow
 
 from ..contract.builders import build, perturb
 from ..tasks.generation.test_conditions import flow as conditioned
@@ -144,7 +145,11 @@ def small(monkeypatch):
     monkeypatch.setattr("flowbench.tasks.generation.paths.TRANSPORT_POINTS", 50)
 
 
-@pytest.mark.parametrize("name", FLOWS)
+# What others have in the same words, of another coupling, objective or data set.
+ALIKE = ("ot_cfm on points", "consistency on points", "conditional cfm on labelled", "inpainting on digits")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ALIKE)) for name in FLOWS])
 def test_a_flow_has_the_metrics_that_were_declared_and_no_others(tmp_path, name):
     data = data_of(name.split(" on ")[1], tmp_path)
     sweep = {"network_evaluations": [2], "guidance": [2.0]}
@@ -172,7 +177,7 @@ def test_a_flow_has_the_metrics_that_were_declared_and_no_others(tmp_path, name)
     assert {r.metric for r in rows} <= known, "every number is declared"
 
 
-@pytest.mark.parametrize("kind", ["points", "digits", "labelled"])
+@pytest.mark.parametrize("kind", [slow("points"), "digits", slow("labelled")])
 def test_reference_rows_have_the_metrics_that_were_declared(tmp_path, kind):
     data = data_of(kind, tmp_path)
     measure = evaluator(everything(data.spec.modality), num_samples=40)
@@ -212,7 +217,7 @@ def few_of_eight_gaussians(path) -> FlowDataModule:
     return FlowDataModule("npz", path=str(path / "few.npz"))
 
 
-@pytest.mark.parametrize("kind", ["points", "digits"])
+@pytest.mark.parametrize("kind", [slow("points"), "digits"])
 def test_the_goal_of_a_metric_ranks_held_out_data_before_noise(tmp_path, kind):
     data = digits() if kind == "digits" else few_of_eight_gaussians(tmp_path)
     measure = Evaluator(everything(data.spec.modality), references=default_references(), num_samples=100)

@@ -40,6 +40,7 @@ def test_rows_of_points():
     assert few[0].protocol == "points/forest/5-folds/val-40/40"
 
 
+@pytest.mark.slow
 def test_labels_are_judged_with_the_points():
     """With labels at random places of the law, only their company can tell."""
     alone, error = values(ClassifierTwoSample(), labelled(swapped=True))

@@ -36,6 +36,7 @@ from flowbench.flows import (
 )
 from flowbench.networks import MLP, DiT
 from flowbench.training.count import count_flops
+from tests.marks import slow
 
 from ..contract.builders import IMAGES, POINTS, batch_of
 from ..numerical.flow_map_oracles import GOLDEN, GaussianMap
@@ -173,7 +174,7 @@ def test_the_loss_under_autocast_is_near_that_in_full_precision(name):
 
 
 @every_objective
-@pytest.mark.parametrize("diagonal", [0.25, 0.5, 1.0])
+@pytest.mark.parametrize("diagonal", [slow(0.25), 0.5, slow(1.0)])
 def test_operations_per_sample_are_those_of_a_whole_batch(name, diagonal):
     module = flow_map(name=name, diagonal=diagonal)
     whole = count_flops(lambda: loss(module, 64).total)

@@ -25,6 +25,7 @@ from flowbench.flows.weight.tilt import effective_share
 from flowbench.metrics import path_geometry
 from flowbench.networks import MLP
 from tests.closeness import assert_near
+from tests.marks import slow
 
 from ..contract.builders import POINTS, perturb
 from .test_trained import matching, train
@@ -59,7 +60,7 @@ def data(num: int, seed: int = 0) -> Tensor:
     return torch.tensor([1.0, -0.5]) + 1.5 * torch.randn(num, 2, generator=generator(seed, "data"))
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seed", [0, slow(1)])
 def test_a_thin_bridge_trains_on_the_pairs_and_targets_of_ot_cfm(seed: int):
     x1 = data(8, seed)
     optimal = trained_on(OTCFM(POINTS, NETWORK), x1, seed)
@@ -154,7 +155,7 @@ def test_the_effective_sample_is_whole_for_constant_weights_and_for_no_others(se
 # ---- learned fields: no path is cheaper than optimal transport --------------------------------------------
 
 
-@pytest.fixture(scope="module", params=[pytest.param("cfm", marks=pytest.mark.slow), "ot_cfm"])
+@pytest.fixture(scope="module", params=[slow("cfm"), "ot_cfm"])
 def learned(request) -> tuple[str, FlowMatching]:
     flow = matching(OTCFM if request.param == "ot_cfm" else FlowMatching)
     before = [p.detach().clone() for p in flow.parameters()]
@@ -175,6 +176,7 @@ def paths_of(flow: FlowMatching, num: int):
     return path.states[0], path.states[-1], path_geometry(path.states, path.velocities, path.times)
 
 
+@pytest.mark.slow
 def test_a_learned_flow_spends_at_least_the_transport_cost_between_its_ends(learned):
     """Benamou-Brenier on the points themselves: their own map is one of the couplings, so nothing is left to chance."""
     name, flow = learned

@@ -28,6 +28,7 @@ from flowbench.flows import (
 )
 from flowbench.tasks.generation.latent_bound import held_out_loss
 from flowbench.training import load_checkpoint
+from tests.marks import slow
 
 from ..contract.builders import IMAGES, POINTS, batch_of, build
 from ..numerical.gaussian_flow import GaussianFlow
@@ -76,7 +77,7 @@ def noise_and_labels(flow: FlowMatching, num: int = 6) -> tuple[Tensor, Tensor]:
 # ---- one field ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", [LinearPath(), CosinePath()], ids=repr)
+@pytest.mark.parametrize("path", [LinearPath(), slow(CosinePath())], ids=repr)
 @every_objective
 def test_every_prediction_has_the_samples_and_the_density_of_the_closed_form(kind, path):
     flow = known(kind, path)

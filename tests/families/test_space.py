@@ -11,6 +11,7 @@ from torch import nn
 from flowbench.data import DataSpec
 from flowbench.families import LatentSpace, PixelSpace
 from flowbench.networks import KLAutoencoder
+from tests.marks import slow
 
 SPEC = DataSpec("pca", "1", (4, 1, 1), levels=17)
 
@@ -158,7 +159,7 @@ def test_noise_beyond_the_posterior_lowers_the_bound_by_its_divergence():
     torch.testing.assert_close(bound.mean()[None], wanted, atol=4 * bound.std().item() / 20000**0.5, rtol=0)
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.4])
+@pytest.mark.parametrize("noise", [slow(0.0), 0.4])
 def test_the_bound_of_a_network_against_quadrature(noise):
     """A random nonlinear autoencoder with two latent numbers: both the bound and log p(x) as sums over a grid."""
     torch.manual_seed(0)

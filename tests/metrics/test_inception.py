@@ -94,6 +94,7 @@ def test_half_precision_is_near_but_another_network(made, pictures, expected):
     assert 1e-4 < relative(found, expected[0]) < 0.1
 
 
+@pytest.mark.slow
 def test_features_do_not_depend_on_batches_or_on_what_surrounds_them(made, pictures, expected, monkeypatch):
     extractor = made()
     assert relative(extract(extractor, pictures, batch_size=1), expected[0]) < 1e-5
@@ -112,6 +113,7 @@ def test_features_do_not_depend_on_batches_or_on_what_surrounds_them(made, pictu
         torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.slow
 def test_grey_pictures_are_replicated(made, pictures):
     extractor, grey = made(), pictures[:, :1]
     assert torch.equal(extractor(grey), extractor(grey.repeat(1, 3, 1, 1)))
@@ -121,6 +123,7 @@ def test_grey_pictures_are_replicated(made, pictures):
             extractor(wrong)
 
 
+@pytest.mark.slow
 def test_the_score_needs_the_classifier(made, random_state, pictures):
     headless = {name: value for name, value in random_state.items() if not name.startswith("fc.")}
     extractor = made(state=headless)

@@ -33,6 +33,7 @@ def test_a_shift_is_told_as_well_as_the_best_rule_can_and_no_better():
     assert best - 0.1 < found.accuracy < best + 3 * found.standard_error
 
 
+@pytest.mark.slow
 def test_is_that_of_scikit_learn_in_any_units():
     """Powers of two change no digit of what the forest sees."""
     x, y = normal(60, "x") * 1.5, normal(60, "y")

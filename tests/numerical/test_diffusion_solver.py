@@ -20,6 +20,7 @@ from flowbench.flows.solver.diffusion import DDIM, DiffusionSolver, DPMSolverPlu
 from flowbench.flows.solver.fixed_step import Euler, Heun, Midpoint, RungeKutta4
 from flowbench.flows.solver.time_grid import EDMGrid, TimeGrid
 from tests.closeness import assert_near
+from tests.marks import slow
 
 UNIT = torch.tensor([0.0, 1.0], dtype=torch.float64)
 INNER = torch.tensor([0.01, 0.99], dtype=torch.float64)
@@ -145,7 +146,7 @@ def test_the_last_step_to_no_noise_is_the_expected_data_point(method, path):
 
 
 @every_method
-@every_path
+@pytest.mark.parametrize("path", [PATHS[0], *map(slow, PATHS[1:])], ids=repr)
 def test_encoding_and_decoding_return(method, path: Path):
     times = torch.tensor([0.02, 0.95], dtype=torch.float64)
     x = end(RungeKutta4(500), path, points(), times)

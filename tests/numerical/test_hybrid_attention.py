@@ -191,6 +191,7 @@ def test_every_weight_gets_a_gradient_from_sequences():
             assert bool(parameter.grad.abs().max() > 0), (across, name)
 
 
+@pytest.mark.slow
 def test_a_network_in_half_precision_stays_near_that_of_full_precision():
     """The state forgets, so that roundings do not add up over a long sampling."""
     module, rng = network("linear", "cumsum").float(), torch.Generator().manual_seed(3)

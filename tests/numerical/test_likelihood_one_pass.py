@@ -16,6 +16,7 @@ from flowbench.flows.solver.base import ConditionedField
 from flowbench.flows.solver.fixed_step import Euler, Heun, RungeKutta4
 from flowbench.flows.source.base import GaussianSource
 from flowbench.networks import MLP
+from tests.marks import slow
 
 EXACT, STANDARD = ExactDivergence(), GaussianSource()
 ROOT = torch.tensor([[1.5, 0.4, 0.0], [0.4, 0.8, -0.2], [0.0, -0.2, 0.6]], dtype=torch.float64)
@@ -94,7 +95,7 @@ def test_divergence_of_transport_sums_to_the_log_determinant_forward():
 
 
 @pytest.mark.parametrize("solver", [RungeKutta4(100), DormandPrince(1e-9, 1e-9), DormandPrince(1e-9, 1e-9, 999, True)])
-@pytest.mark.parametrize("divergence", [EXACT, HutchinsonDivergence(3)], ids=repr)
+@pytest.mark.parametrize("divergence", [EXACT, slow(HutchinsonDivergence(3))], ids=repr)
 def test_forward_and_backward_agree(solver, divergence):
     """Fixed probes make the estimate an integral along one path: it agrees as the exact one does."""
     field, z = smooth_field(), points(8, 2)

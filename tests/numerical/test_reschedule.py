@@ -14,6 +14,7 @@ from flowbench.flows.path.bridge import SchrodingerBridgePath
 from flowbench.flows.path.diffusion import VariancePreservingPath
 from flowbench.flows.path.reschedule import RescheduledField
 from flowbench.flows.solver.fixed_step import RungeKutta4
+from tests.marks import slow
 
 from .gaussian_flow import GaussianFlow
 
@@ -45,7 +46,7 @@ def test_the_field_is_that_of_the_new_path(trained: Path, path: Path):
 
 
 @pytest.mark.parametrize("trained", PATHS, ids=repr)
-@pytest.mark.parametrize("path", [LinearPath(), CosinePath()], ids=repr)
+@pytest.mark.parametrize("path", [LinearPath(), slow(CosinePath())], ids=repr)
 def test_paths_that_reach_every_ratio_lead_to_the_same_end(trained: Path, path: Path):
     flow = GaussianFlow(trained, 1.0, 0.6, MEAN)
     field = RescheduledField(flow, trained, path)

@@ -21,7 +21,7 @@ from flowbench.training.module import Loss
 if TYPE_CHECKING:
     from flowbench.families.latents.autoencoder import Autoencoder
 
-__all__ = ["Denoise", "Density", "LatentSpace", "PixelSpace", "Space", "latent_space"]
+__all__ = ["Denoise", "Density", "LatentSpace", "PixelSpace", "Space", "draw", "latent_space"]
 
 Density = Callable[[Tensor], Tensor]
 Denoise = Callable[[Tensor], Tensor]
@@ -368,6 +368,7 @@ def _no_density(noise_std: float) -> str:
 
 
 def draw(mean: Tensor, std: Tensor, generator: torch.Generator) -> Tensor:
+    """A point of a normal distribution, of the mean's shape; gradients reach both."""
     return mean + std * torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
 
 

@@ -28,6 +28,7 @@ from flowbench.flows import (
 from flowbench.networks import MLP
 from flowbench.tasks.generation import NegativeLogLikelihood
 from flowbench.tasks.generation.likelihood_check import RefinedDensities, RefinedLogDensities
+from tests.marks import slow
 
 from ...contract.builders import build
 from ...evaluation.evaluator_runs import evaluator, points, rows_of, trainer
@@ -126,9 +127,9 @@ def test_the_long_solve_is_that_of_more_steps(cfm, solved):
     ("solver", "status"),
     [
         (Euler(8), "unconverged"),
-        pytest.param(Midpoint(4), "unconverged", marks=pytest.mark.slow),
+        slow(Midpoint(4), "unconverged"),
         (RungeKutta4(32), "ok"),
-        pytest.param(DormandPrince(1e-5, 1e-5), "ok", marks=pytest.mark.slow),
+        slow(DormandPrince(1e-5, 1e-5), "ok"),
     ],
 )
 def test_a_trained_cfm_has_converged_with_enough_steps_only(cfm, solved, tmp_path, solver, status):
@@ -195,6 +196,7 @@ def test_closed_forms_and_bounds_have_no_error(name):
     assert metric.expected(Prospect(data.spec, flow, swept="network_evaluations")) == ()
 
 
+@pytest.mark.slow
 def test_the_probes_standard_error_is_in_the_row(tmp_path):
     """Of a linear field with Jacobian A of symmetric part S the variance of a sign probe is 2 (|S|^2 - sum S_ii^2)."""
     jacobian = torch.tensor([[0.3, 1.0], [0.6, -0.2]])
