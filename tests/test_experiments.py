@@ -211,7 +211,7 @@ def named(files: list[Path], *slow: str) -> list:
 SLOW_STEPS = [
     f"images/gpu/{name}.yaml"
     for name in (
-        "cfm", "ot_cfm", "wcfm", "starflow", "tarflow", "latent_cfm", "autoencoder", "autoencoder_finetuned",
+        "cfm", "ot_cfm", "starflow", "latent_cfm", "autoencoder", "autoencoder_finetuned",
     )
 ]  # fmt: skip
 # What the digits have in the same words, and the bench of Fashion-MNIST rehearses.
@@ -351,7 +351,7 @@ def test_a_published_configuration_has_its_published_size(name):
     assert found.sampling_flops < found.evaluation_flops < found.training_flops / 3 * 1.001
 
 
-@pytest.mark.parametrize("file", EXPERIMENTS, ids=str)
+@pytest.mark.parametrize("file", named(EXPERIMENTS, *SLOW_STEPS))
 def test_an_experiment_as_shipped_has_an_end(file):
     experiment = shipped(file)
     experiment.require_budget()

@@ -10,6 +10,8 @@ from types import ModuleType
 
 import pytest
 
+from tests.marks import slow
+
 SCRIPT = Path(__file__).parents[1] / ".ci" / "install.py"
 
 
@@ -50,7 +52,7 @@ index-url = https://other.example
 """
 
 
-@pytest.mark.parametrize("variable", ["", "PIP_QUIET", "PIP_VERBOSE"])
+@pytest.mark.parametrize("variable", ["", *map(slow, ["PIP_QUIET", "PIP_VERBOSE"])])
 def test_settings_of_a_file_and_of_the_environment_are_handed_on(install, pip_file, monkeypatch, variable):
     pip_file.write_text(SETTINGS)
     monkeypatch.setenv("PIP_FIND_LINKS", "/e /f")

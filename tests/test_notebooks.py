@@ -9,8 +9,6 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tests.marks import slow
-
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 TIMEOUT = 300  # seconds for one cell on a busy machine
 # How long a walk trains and how much it draws; a short one shows the same kinds of outputs.
@@ -35,9 +33,9 @@ def shorten(notebook: nbformat.NotebookNode) -> None:
     assert found == 1, "a notebook names its numbers once"
 
 
-@pytest.mark.parametrize("short", [True, slow(False)])
-# The first in every run.
-@pytest.mark.parametrize("path", [NOTEBOOKS[0], *map(slow, NOTEBOOKS[1:])], ids=lambda path: path.stem)
+@pytest.mark.parametrize("short", [True, False])
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_and_shows_what_it_ships_with(path, short, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel's own backend puts pictures into the notebook

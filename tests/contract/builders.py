@@ -114,7 +114,7 @@ CASES = [
 IDS = [f"{name}-{spec.name}" for name, spec in CASES]
 # Cases whose code a sibling runs too, but for what has tests of its own: slow tests.
 LIKE_A_SIBLING = {
-    "biflow-images", "biflow_noisy-images", "biflow_end-images", "cfm_data-images",
+    "biflow-images", "biflow_noisy-images", "biflow_end-images", "cfm_data-images", "cfm_data-points",
     "cfm_noise-points", "map-images", "map_progressive-points", "map_lagrangian-points", "map_consistency-points",
     "map_head-points", "tarflow_noise_conditioned-images", "tarflow_widths-images", "tarflow_temperature-images",
     "starflow_score_matching-images", "cfm_rescheduled-images", "map_shortcut-images",

@@ -16,6 +16,7 @@ import pytest
 
 from flowbench.data import DENSITIES, list_datasets
 from flowbench.data.discovery import own_offers
+from tests.marks import slow
 
 ROOT = Path(__file__).parents[2]
 
@@ -119,7 +120,11 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("entry_points", "module", "expected"), BROKEN, ids=[case[2][:20] for case in BROKEN])
+@pytest.mark.parametrize(
+    ("entry_points", "module", "expected"),
+    [*BROKEN[:3], *(slow(*case) for case in BROKEN[3:])],
+    ids=[case[2][:20] for case in BROKEN],
+)
 def test_a_broken_package_is_one_line_and_hides_no_other(
     install: Callable[..., Path], entry_points: str, module: str | None, expected: str
 ) -> None:

@@ -14,7 +14,6 @@ from flowbench.data import DataSpec
 from flowbench.evaluation.gather import shard
 from flowbench.evaluation.samples import Collector
 from flowbench.metrics import FeatureStatistics, IdentityFeatures, kernel_distance, precision_recall
-from tests.marks import slow
 from tests.ranks import run_ranks
 
 SPEC = DataSpec("pictures", "1", (1, 4, 4), levels=256)
@@ -52,7 +51,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.mark.parametrize("world_size", [slow(2), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [2, 3])
 def test_any_number_of_processes_collects_the_same_set(tmp_path, world_size):
     run_ranks(worker, world_size, free_port(), str(tmp_path), number=world_size)
     alone = collect(0, 1)

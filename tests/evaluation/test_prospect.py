@@ -52,6 +52,7 @@ from flowbench.networks import DiT, KLAutoencoder
 from flowbench.tasks import generation
 from flowbench.tasks.generation import (
     ConditionAgreement,
+    FewStepLikelihood,
     Floor,
     LatentBound,
     MapError,
@@ -82,6 +83,7 @@ def everything(modality: str) -> dict[str, Metric]:
         ConditionAgreement(8),
         LatentBound(8, 1),
         MapError(16),
+        FewStepLikelihood(8, mass_points=16),
     ]
     if modality == "vector":
         both += [Wasserstein2(), SlicedWasserstein2(), MaximumMeanDiscrepancy(), NearestData(0.1), ModeRecovery()]
@@ -127,6 +129,7 @@ FLOWS = {
     "ot_cfm on points": lambda data: unlabelled("ot_cfm", data),
     "wcfm on points": lambda data: unlabelled("wcfm", data),
     "flow map on points": lambda data: unlabelled("map", data),
+    "divergence head on points": lambda data: unlabelled("map_head", data),
     "consistency on points": lambda data: unlabelled("map_consistency", data),
     "tarflow on points": lambda data: unlabelled("tarflow", data),
     "conditional cfm on labelled": lambda data: flow("cfm", data, conditional=True),

@@ -222,6 +222,7 @@ def test_the_last_block_learns_the_mean_of_the_clean_point_given_the_noisy_one()
     torch.testing.assert_close(denoised, shrinkage * torch.eye(2).double(), atol=0.02, rtol=0)
 
 
+@pytest.mark.slow
 def test_the_student_comes_closer_to_its_teachers_inverse():
     teacher = build("tarflow", POINTS).eval()
     flow = BiFlow(POINTS, teacher=teacher, depth=1, width=32, head_dim=8)

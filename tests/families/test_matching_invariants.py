@@ -60,7 +60,8 @@ def data(num: int, seed: int = 0) -> Tensor:
     return torch.tensor([1.0, -0.5]) + 1.5 * torch.randn(num, 2, generator=generator(seed, "data"))
 
 
-@pytest.mark.parametrize("seed", [0, slow(1)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
 def test_a_thin_bridge_trains_on_the_pairs_and_targets_of_ot_cfm(seed: int):
     x1 = data(8, seed)
     optimal = trained_on(OTCFM(POINTS, NETWORK), x1, seed)

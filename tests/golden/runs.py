@@ -16,7 +16,12 @@ from tests.contract.builders import CASES, batch_of, build
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 STEPS = 20
-IMAGES = ["evaluator.num_samples=96", "evaluator.num_likelihood=8", "evaluator.num_trajectories=16"]
+IMAGES = [
+    "evaluator.num_samples=96",
+    "evaluator.num_likelihood=8",
+    "evaluator.num_trajectories=16",
+    "evaluator.metrics.nll.init_args.num_checked=2",
+]
 POINTS = ["evaluator.num_samples=200", "evaluator.num_likelihood=64", "evaluator.num_trajectories=32"]
 MEASURED: dict[str, list[str]] = {
     "digits/wcfm": IMAGES,

@@ -121,7 +121,8 @@ def test_the_table_equals_brute_force_for_a_rotation_invariant_source(cost):
     torch.testing.assert_close(stored(y, 1.5, cost).exp().double(), brute, rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize("dim", [pytest.param(2, marks=pytest.mark.slow), 16])
+@pytest.mark.slow
+@pytest.mark.parametrize("dim", [2, 16])
 def test_a_kernel_that_falls_between_the_strata_of_the_norms_is_refused(dim):
     """Where it is not refused the table is that of the Gaussian whose norms they are."""
     norms = torch.randn(8192, dim, generator=rng("norms"), dtype=torch.float64).norm(dim=1)
