@@ -16,6 +16,7 @@ from flowbench.bench.results import Results, load_plan, load_rows
 from flowbench.bench.seed_axes import read_bench_seeds
 from flowbench.bench.variance import idle_axes, variance_components, variance_table
 from flowbench.config import Experiment
+from tests.marks import slow
 
 AXES = {"axes": {"init": [0, 1], "order": [0, 4], "noise": [2], "evaluation": [0, 7]}}
 
@@ -127,7 +128,7 @@ def test_contenders_may_not_set_what_the_axes_set(workshop):
 
 
 @pytest.mark.parametrize(("training", "sampling"), [(1.0, 0.5), (0.3, 2.0), (2.0, 0.1), (0.0, 1.0)])
-@pytest.mark.parametrize("shared", [0.0, 1.5])
+@pytest.mark.parametrize("shared", [slow(0.0), 1.5])
 def test_the_components_of_a_simulation_are_recovered_on_average(training, sampling, shared):
     """Whatever part of the sampling moves all trainings alike."""
     rng, runs, size = np.random.default_rng(0), 4000, (5, 3)
